@@ -1,0 +1,41 @@
+"""iostreamsrv: the TCP server you subclass. Tornado's API, fast, safe by default, nothing lost."""
+
+from .errors import (
+    CloseReason,
+    ConcurrentReadError,
+    ListenError,
+    OptionError,
+    StreamBufferFullError,
+    StreamClosedError,
+    StreamError,
+    StreamTimeoutError,
+    UnsatisfiableReadError,
+)
+from .ioloop import IOLoop, run
+from .iostream import BaseIOStream, IOStream, PipeIOStream
+from .netutil import bind_sockets
+from .options import ServerOptions
+from .tcpserver import TCPServer
+from .version import __version__
+
+
+__all__ = [
+    "BaseIOStream",
+    "CloseReason",
+    "ConcurrentReadError",
+    "IOLoop",
+    "IOStream",
+    "ListenError",
+    "OptionError",
+    "PipeIOStream",
+    "ServerOptions",
+    "StreamBufferFullError",
+    "StreamClosedError",
+    "StreamError",
+    "StreamTimeoutError",
+    "TCPServer",
+    "UnsatisfiableReadError",
+    "__version__",
+    "bind_sockets",
+    "run",
+]

@@ -1,0 +1,107 @@
+"""The accept loop of one listener."""
+
+import errno
+import socket
+from asyncio import TimerHandle
+from collections.abc import Callable
+from typing import Any
+
+from tornado.ioloop import IOLoop
+from tornado.log import gen_log
+
+ACCEPTS_PER_TURN = 16
+"""Connections taken before the loop has its turn: enough to work off a rush, few enough for those who are in already."""
+
+PAUSE_FIRST = 0.1
+PAUSE_LONGEST = 1.0
+"""Seconds not to accept for when descriptors or memory ran out, doubled from first to longest until one accept succeeds. A
+listener stays readable meanwhile: whoever just tries again spins (Ranch and Go's net/http pause likewise)."""
+
+# What accept(2) can fail with, in five kinds:
+NONE_WAITING = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
+# The client left the queue before its turn, or its network failed; accept(2) of Linux says to go on.
+CLIENT_GONE = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.EHOSTDOWN,
+        errno.ECONNRESET,
+    }
+)
+INTERRUPTED = frozenset({errno.EINTR, errno.EPERM})  # EPERM: a firewall rule forbade this one connection
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+LISTENER_GONE = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})  # somebody closed it behind our back
+
+
+class Acceptor:
+    """Accepts what comes to ``listener`` while a loop runs, and hands it to ``accepted(connection, address)``."""
+
+    def __init__(self, listener: socket.socket, accepted: Callable[[socket.socket, Any], None]) -> None:
+        self.listener = listener
+        self._accepted = accepted
+        self._io_loop: IOLoop | None = None
+        self._fd = listener.fileno()
+        self._timer: TimerHandle | None = None
+        self._pause = PAUSE_FIRST
+
+    def start(self, io_loop: IOLoop) -> None:
+        """Accept on ``io_loop``, and no longer on the loop before."""
+        if self._io_loop is io_loop:
+            return
+        self.stop()
+        self._io_loop = io_loop
+        io_loop.add_handler(self._fd, self._on_ready, IOLoop.READ)
+
+    def stop(self) -> None:
+        """Stop accepting; the listener stays open."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif self._io_loop is not None and not _is_closed(self._io_loop):
+            self._io_loop.remove_handler(self._fd)
+        self._io_loop = None
+
+    def close(self) -> None:
+        """Stop accepting and close the listener."""
+        self.stop()
+        self.listener.close()
+
+    def _on_ready(self, _fd: int, _events: int) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            if self._io_loop is None:
+                return  # stopped by what the last client caused
+            try:
+                connection, address = self.listener.accept()
+            except OSError as error:
+                if error.errno in CLIENT_GONE or error.errno in INTERRUPTED:
+                    continue
+                if error.errno in EXHAUSTED:
+                    self._rest(error)
+                elif error.errno in LISTENER_GONE:
+                    self.stop()
+                elif error.errno not in NONE_WAITING:
+                    raise
+                return
+            self._pause = PAUSE_FIRST
+            self._accepted(connection, address)
+
+    def _rest(self, error: OSError) -> None:
+        assert self._io_loop is not None
+        if self._pause == PAUSE_FIRST:
+            gen_log.error("accepting is paused: %s", error)
+        self._io_loop.remove_handler(self._fd)
+        loop = self._io_loop.asyncio_loop  # type: ignore[attr-defined]
+        self._timer = loop.call_later(self._pause, self._go_on)
+        self._pause = min(self._pause * 2, PAUSE_LONGEST)
+
+    def _go_on(self) -> None:
+        assert self._io_loop is not None
+        self._timer = None
+        self._io_loop.add_handler(self._fd, self._on_ready, IOLoop.READ)
+
+
+def _is_closed(io_loop: IOLoop) -> bool:
+    return bool(io_loop.asyncio_loop.is_closed())  # type: ignore[attr-defined]

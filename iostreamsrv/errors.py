@@ -1,0 +1,186 @@
+"""Every exception iostreamsrv raises, and the reasons a stream can end with.
+
+The tree, with the classes of Tornado and of Python that each also is::
+
+    StreamError                       operation, reason
+    ├── StreamClosedError             tornado.iostream.StreamClosedError, OSError
+    ├── StreamTimeoutError            TimeoutError
+    ├── StreamBufferFullError         tornado.iostream.StreamBufferFullError
+    ├── UnsatisfiableReadError        tornado.iostream.UnsatisfiableReadError
+    └── ConcurrentReadError           AssertionError
+    OptionError                       ValueError
+    ListenError                       OSError
+
+So ``except tornado.iostream.StreamClosedError`` keeps working after a change of imports. errno values become reasons
+in one place, :func:`reason_for`.
+"""
+
+import errno
+from enum import StrEnum
+from typing import Literal
+
+import tornado.iostream
+
+
+__all__ = [
+    "CloseReason",
+    "ConcurrentReadError",
+    "ListenError",
+    "Operation",
+    "OptionError",
+    "StreamBufferFullError",
+    "StreamClosedError",
+    "StreamError",
+    "StreamTimeoutError",
+    "UnsatisfiableReadError",
+    "reason_for",
+]
+
+Operation = Literal["read", "write", "connect", "handshake"]
+"""What a stream was asked to do when an error arose."""
+
+
+class CloseReason(StrEnum):
+    """Why a stream ended. Members are strings: ``stream.close_reason == "eof"``.
+
+    The first reason given is the one that stays.
+    """
+
+    LOCAL = "local"
+    """This side called ``close()`` or ``aclose()``, or its handler returned."""
+    EOF = "eof"
+    """The peer closed its side in order."""
+    RESET = "reset"
+    """The peer's host refused, reset or lost the connection."""
+    BUFFER_FULL = "buffer_full"
+    """A size limit was reached: ``max_buffer_size``, ``max_write_buffer_size`` or a read's ``max_bytes``."""
+    READ_TIMEOUT = "read_timeout"
+    """A read's ``timeout`` passed and the handler did not catch it."""
+    HANDLER_ERROR = "handler_error"
+    """``handle_stream`` raised."""
+    SHUTDOWN = "shutdown"
+    """The server ended while the stream was open."""
+    ABORTED = "aborted"
+    """This side called ``abort()``."""
+
+    @property
+    def by_peer(self) -> bool:
+        """True where the other side ended the connection."""
+        return self in (CloseReason.EOF, CloseReason.RESET)
+
+
+# What the kernel reports when the connection ended elsewhere. EPROTOTYPE is what macOS says when a send meets a
+# teardown; ETIMEDOUT, EHOSTUNREACH and their kin come from keepalive and retransmission giving up.
+_PEER_GONE = frozenset(
+    {
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.EPIPE,
+        errno.ETIMEDOUT,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ENETDOWN,
+        errno.ESHUTDOWN,
+        errno.EPROTOTYPE,
+    }
+)
+
+
+def reason_for(error: BaseException | None) -> CloseReason:
+    """The reason that ``error``, raised by an operating system call on a stream, amounts to."""
+    if isinstance(error, tornado.iostream.StreamBufferFullError | tornado.iostream.UnsatisfiableReadError):
+        return CloseReason.BUFFER_FULL
+    if isinstance(error, OSError) and error.errno in _PEER_GONE:
+        return CloseReason.RESET
+    return CloseReason.LOCAL
+
+
+class StreamError(Exception):
+    """Base of what a stream raises.
+
+    :ivar operation: what was being done, an :data:`Operation`; ``None`` where no operation was under way.
+    :ivar reason: the :class:`CloseReason` of the stream, or ``None`` while the stream stays open.
+    """
+
+    operation: Operation | None = None
+    reason: CloseReason | None = None
+
+
+class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
+    """The stream is closed: the operation cannot be done, now or later.
+
+    :ivar real_error: the error that closed the stream (often an `OSError`), or ``None`` after an orderly close.
+    """
+
+    def __init__(
+        self,
+        real_error: BaseException | None = None,
+        operation: Operation | None = None,
+        reason: CloseReason | None = None,
+    ) -> None:
+        super().__init__(real_error)
+        self.operation = operation
+        self.reason = reason
+
+    def __str__(self) -> str:
+        text = "Stream is closed"
+        if self.reason is not None:
+            side = "by the peer" if self.reason.by_peer else "on this side"
+            text += f" {side} ({self.reason})"
+        if self.operation is not None:
+            text += f", during {self.operation}"
+        if self.real_error is not None:
+            text += f": {self.real_error}"
+        return text
+
+
+class StreamTimeoutError(TimeoutError, StreamError):
+    """The ``timeout`` of one operation passed. The stream and its bytes stay usable."""
+
+    def __init__(self, operation: Operation, seconds: float) -> None:
+        super().__init__(f"{operation} not finished within {seconds:g} s")
+        self.operation = operation
+
+
+class StreamBufferFullError(tornado.iostream.StreamBufferFullError, StreamError):
+    """A buffer's limit was reached: the write was not taken, or the stream was closed for what it was sent."""
+
+    def __init__(self, message: str, operation: Operation) -> None:
+        super().__init__(message)
+        self.operation = operation
+        if operation == "read":
+            self.reason = CloseReason.BUFFER_FULL
+
+
+class UnsatisfiableReadError(tornado.iostream.UnsatisfiableReadError, StreamError):
+    """A read found no match within its ``max_bytes``; the stream was closed."""
+
+    operation: Operation | None = "read"
+    reason: CloseReason | None = CloseReason.BUFFER_FULL
+
+
+class ConcurrentReadError(AssertionError, StreamError):
+    """A read was started while another one is pending; the pending one is unharmed."""
+
+    operation: Operation | None = "read"
+
+    def __init__(self) -> None:
+        super().__init__("Already reading: another read is pending on this stream")
+
+
+class OptionError(ValueError):
+    """An option has a value it cannot have. Raised before anything is bound.
+
+    :ivar option: the option's name.
+    :ivar value: the value that was given.
+    """
+
+    def __init__(self, option: str, value: object, problem: str) -> None:
+        super().__init__(f"{option}={value!r}: {problem}")
+        self.option = option
+        self.value = value
+
+
+class ListenError(OSError):
+    """An address cannot be listened on. ``str()`` names the address; ``errno`` is the operating system's."""

@@ -1,0 +1,302 @@
+"""One readiness set per loop: it dispatches streams, and wakes the tasks that wait for them at once.
+
+**Why not ``loop.add_reader`` for each stream.** It costs a handle, a call through the loop's queue and, for a task that
+waits, a second turn of the loop, per message. The :class:`EpollHub` has one epoll of its own for all streams of a loop, which
+is itself registered with the loop once: inside any asyncio loop, plain or uvloop, one callback takes a whole batch of events.
+Each stream is registered edge-triggered and then left alone; that nobody reads it is a flag on the stream, not a system call.
+
+**Why the wake-up is immediate.** A future's result normally reaches its task through ``call_soon``, a turn of the loop
+later. :func:`complete` steps the task within the dispatch instead. This saves the turn; it lets a stream know that the
+handler's writes belong to the packet it is being dispatched for, so that it can send them together; and it closes the gap
+between completion and wake-up, in which a cancelled task would lose the bytes it had been given.
+
+**Fairness.** A run of the hub returns to the loop after :data:`SLICE` seconds and goes on in the loop's next turn.
+
+**Where there is no epoll** the :class:`LoopHub` does the same through ``IOLoop.add_handler``, level-triggered.
+"""
+
+import asyncio
+import select
+import types
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from functools import partial
+from time import monotonic
+from typing import Any, Protocol
+
+from tornado.ioloop import IOLoop
+
+# Events as epoll numbers them, which are IOLoop.READ and IOLoop.WRITE as well.
+READABLE = 0x001  # EPOLLIN
+WRITABLE = 0x004  # EPOLLOUT
+HANGUP = 0x2000 | 0x010 | 0x008  # EPOLLRDHUP | EPOLLHUP | EPOLLERR: the end may be near, so a short read proves nothing
+
+SLICE = 0.005
+"""Seconds after which a run of the hub lets the loop's timers and other callbacks have their turn. The promise is
+that a 10 ms timer is at most 15 ms late however busy the streams are."""
+
+_EDGE = 1 << 31  # EPOLLET
+_ON_READ = READABLE | 0x2000 | _EDGE
+_ON_BOTH = _ON_READ | WRITABLE
+
+
+class Dispatched(Protocol):
+    """What the hub needs of a stream.
+
+    :ivar hub_key: for the hub to write: the descriptor the stream is registered under, or -1.
+    """
+
+    hub_key: int
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+    def dispatch(self, events: int) -> None:
+        """Do what the events allow. Never called from within a task."""
+
+
+def _is_task_wakeup(callback: Callable[..., object]) -> bool:
+    return type(callback) is types.BuiltinMethodType and callback.__name__ == "task_wakeup"
+
+
+def _knows_wakeups() -> bool:
+    """Whether a task that awaits a future leaves there the one callback that :func:`complete` knows how to use."""
+    loop = asyncio.new_event_loop()
+    try:
+        future: asyncio.Future[str] = loop.create_future()
+
+        async def waiter() -> str:
+            return await future
+
+        task = loop.create_task(waiter())
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        try:
+            ((callback, context),) = future._callbacks  # type: ignore[attr-defined]
+            if not _is_task_wakeup(callback):
+                return False
+            future.remove_done_callback(callback)
+            future.set_result("woken")
+            context.run(callback, future)
+            return task.done() and task.result() == "woken"
+        except Exception:
+            return False
+        finally:
+            future.cancel()
+            task.cancel()
+            loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+    finally:
+        loop.close()
+
+
+IMMEDIATE = _knows_wakeups()
+"""Whether this interpreter's tasks can be stepped at once. False means :func:`complete` goes through ``call_soon``."""
+
+
+def complete(future: "asyncio.Future[Any]", result: object) -> None:
+    """Give ``future`` its result and, where all that waits for it is one task, step that task now.
+
+    Only for callers outside any task, as a dispatch is: a task cannot be entered from within another one. Every other
+    kind of callback goes through ``call_soon`` as usual: `IOLoop.add_future` promises the next turn of the loop.
+    """
+    callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks  # type: ignore[attr-defined]
+    if IMMEDIATE and callbacks is not None and len(callbacks) == 1:
+        callback, context = callbacks[0]
+        if _is_task_wakeup(callback):
+            future.remove_done_callback(callback)
+            future.set_result(result)
+            context.run(callback, future)
+            return
+    future.set_result(result)
+
+
+class Hub:
+    """What the two hubs share: the streams that wait for a turn, and the turn's end.
+
+    :ivar loop: the asyncio loop below ``io_loop``.
+    :ivar now: `time.monotonic` at the beginning of the latest run: the time of all that happens in it.
+    :ivar done: a finished future, given to everybody whose write went out at once.
+    """
+
+    def __init__(self, io_loop: IOLoop) -> None:
+        self.io_loop = io_loop
+        self.loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
+        self.now = monotonic()
+        self.done: asyncio.Future[None] = self.loop.create_future()
+        self.done.set_result(None)
+        self._due: deque[tuple[Dispatched, int]] = deque()
+        self._scheduled = False
+
+    def watch_reads(self, stream: Dispatched) -> bool:
+        """Have ``stream`` dispatched when it can be read.
+
+        :returns: whether that holds for good; otherwise it is to be asked for again after each dispatch.
+        """
+        raise NotImplementedError
+
+    def watch_writes(self, stream: Dispatched) -> bool:
+        """Have ``stream`` dispatched when it can be written to; as :meth:`watch_reads`."""
+        raise NotImplementedError
+
+    def unwatch(self, stream: Dispatched) -> None:
+        """Forget ``stream``; its descriptor is about to be closed."""
+        raise NotImplementedError
+
+    def dispatch_again(self, stream: Dispatched) -> None:
+        """Dispatch ``stream`` as readable in the loop's next turn: it had enough for this one."""
+        self._due.append((stream, READABLE))
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        self._scheduled = False
+        self._run()
+
+    def _run(self) -> None:
+        """Dispatch what is due now, for up to :data:`SLICE`; the rest, and what becomes due meanwhile, is for later."""
+        self.now = now = monotonic()
+        end = now + SLICE
+        due = self._due
+        count = len(due)
+        try:
+            while count and now < end:
+                count -= 1
+                stream, events = due.popleft()
+                stream.dispatch(events)
+                now = monotonic()
+        finally:
+            # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
+            if due:
+                self._schedule()
+
+
+class EpollHub(Hub):
+    """The hub where there is epoll. Its epoll exists while there are streams in it."""
+
+    def __init__(self, io_loop: IOLoop) -> None:
+        super().__init__(io_loop)
+        self._epoll: select.epoll | None = None
+        self._streams: dict[int, Dispatched] = {}
+
+    def fileno(self) -> int:
+        """The epoll's descriptor, for the loop."""
+        assert self._epoll is not None
+        return self._epoll.fileno()
+
+    def watch_reads(self, stream: Dispatched) -> bool:
+        self._register(stream, _ON_READ)
+        return True
+
+    def watch_writes(self, stream: Dispatched) -> bool:
+        # Writes seldom have to wait, and an idle stream that is registered for them reports "writable" once, for
+        # nothing. So it is added for those that need it, once and for good.
+        self._register(stream, _ON_BOTH)
+        return True
+
+    def _register(self, stream: Dispatched, events: int) -> None:
+        epoll = self._epoll or self._open()
+        if stream.hub_key >= 0:
+            epoll.modify(stream.hub_key, events)
+            return
+        number = stream.fileno()
+        epoll.register(number, events)
+        self._streams[number] = stream
+        stream.hub_key = number
+
+    def unwatch(self, stream: Dispatched) -> None:
+        if self._epoll is None or self._streams.pop(stream.hub_key, None) is None:
+            return
+        try:
+            self._epoll.unregister(stream.hub_key)
+        except OSError:
+            pass  # somebody closed the descriptor behind our back, which unregisters it as well
+        if not self._streams:
+            self.io_loop.remove_handler(self)
+            self.close()
+
+    def _open(self) -> select.epoll:
+        self._epoll = select.epoll()
+        self.io_loop.add_handler(self, self._on_ready, IOLoop.READ)
+        return self._epoll
+
+    def close(self) -> None:
+        """Close the epoll. `IOLoop.close` calls this too with ``all_fds=True``, after which late closes are harmless."""
+        if self._epoll is not None:
+            self._epoll.close()
+            self._epoll = None
+            self._streams.clear()
+
+    def _on_ready(self, _fd: object, _events: int) -> None:
+        if self._epoll is None:
+            return
+        # The streams are looked up before any of them is dispatched: a number may be closed and used anew meanwhile.
+        streams = self._streams
+        self._due.extend([(streams[number], events) for number, events in self._epoll.poll(0)])
+        self._run()
+
+
+class LoopHub(Hub):
+    """The hub everywhere else: one handler of the loop for each stream, level-triggered."""
+
+    def __init__(self, io_loop: IOLoop) -> None:
+        super().__init__(io_loop)
+        self._wanted: dict[Dispatched, int] = {}
+        self._dispatching: Dispatched | None = None
+
+    def watch_reads(self, stream: Dispatched) -> bool:
+        self._want(stream, IOLoop.READ)
+        return False
+
+    def watch_writes(self, stream: Dispatched) -> bool:
+        self._want(stream, IOLoop.WRITE)
+        return False
+
+    def _want(self, stream: Dispatched, events: int) -> None:
+        before = self._wanted.get(stream)
+        if before is None:
+            self._wanted[stream] = events
+            stream.hub_key = stream.fileno()
+            self.io_loop.add_handler(stream.hub_key, partial(self._on_ready, stream), events)
+        elif not before & events:
+            self._wanted[stream] = before | events
+            if stream is not self._dispatching:
+                self.io_loop.update_handler(stream.hub_key, before | events)
+
+    def _on_ready(self, stream: Dispatched, _fd: object, events: int) -> None:
+        before = self._wanted.get(stream)
+        if before is None:
+            return
+        # An event uses its interest up; a stream that wants more asks again while it is dispatched, and most do, so
+        # the loop is told only of what has changed by the end.
+        self._wanted[stream] = before & ~events
+        self._dispatching = stream
+        self._due.append((stream, events))
+        try:
+            self._run()
+        finally:
+            self._dispatching = None
+            after = self._wanted.get(stream)
+            if after is not None and after != before:
+                self.io_loop.update_handler(stream.hub_key, after)
+
+    def unwatch(self, stream: Dispatched) -> None:
+        if self._wanted.pop(stream, None) is not None:
+            self.io_loop.remove_handler(stream.hub_key)
+
+
+driver: Callable[[IOLoop], Hub] = EpollHub if hasattr(select, "epoll") else LoopHub
+"""What :func:`hub_of` makes. Tests set it, to have the whole suite run on either."""
+
+
+def hub_of(io_loop: IOLoop) -> Hub:
+    """The hub of ``io_loop``, made when first asked for."""
+    hub: Hub | None = io_loop.__dict__.get("_iostreamsrv_hub")
+    if hub is None:
+        hub = driver(io_loop)
+        io_loop.__dict__["_iostreamsrv_hub"] = hub
+    return hub

@@ -1,0 +1,87 @@
+"""The event loop, which is Tornado's (and so wraps any asyncio loop, uvloop's too), and :func:`run`."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from tornado.ioloop import IOLoop
+
+__all__ = ["IOLoop", "run"]
+
+
+class Servable(Protocol):
+    """What :func:`run` takes as a server."""
+
+    def serve_forever(self) -> Awaitable[None]:
+        """Serve until stopped or cancelled."""
+
+
+def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
+    """Run a server, or a coroutine, until it ends or SIGINT (Ctrl-C) or SIGTERM comes; then return.
+
+    :param main: a server that was told to ``listen``, a coroutine, or a function that makes one.
+
+    A signal cancels what runs: a server stops listening and closes its streams (reason ``shutdown``), then the
+    remaining tasks of the loop are cancelled and the loop is closed. A second signal kills. For a program that has a
+    loop of its own there is ``await server.serve_forever()``. Must be called from the main thread, outside any loop.
+
+    The manner is that of `asyncio.run`::
+
+        server = EchoServer()
+        server.listen(8888)
+        iostreamsrv.run(server)
+
+    :raises RuntimeError: a loop is running in this thread already.
+    """
+    loop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]  # the loop a listen() before run() registered with
+    if loop.is_running():
+        raise RuntimeError("iostreamsrv.run() inside a running loop: use `await server.serve_forever()` there")
+    try:
+        loop.run_until_complete(_until_signal(loop, main))
+        loop.run_until_complete(_cancel_the_rest())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        IOLoop.current().close()
+        asyncio.set_event_loop(None)
+
+
+async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
+    if hasattr(main, "serve_forever"):
+        main = main.serve_forever()
+    elif callable(main):
+        main = main()
+    task = asyncio.ensure_future(main)
+
+    def on_signal(number: int) -> None:
+        loop.remove_signal_handler(number)  # the next one has its default effect
+        task.cancel()
+
+    handled = _add_signal_handlers(loop, on_signal)
+    try:
+        await asyncio.wait([task])
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+    if not task.cancelled():
+        task.result()
+
+
+def _add_signal_handlers(loop: asyncio.AbstractEventLoop, on_signal: Callable[[int], None]) -> list[int]:
+    """Those of SIGINT and SIGTERM that could be handled: Windows has neither way, and Ctrl-C raises there."""
+    handled: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(number, on_signal, number)
+        except NotImplementedError:
+            continue
+        handled.append(number)
+    return handled
+
+
+async def _cancel_the_rest() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

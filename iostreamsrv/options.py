@@ -1,0 +1,93 @@
+"""Every option of a server: one frozen place that knows their names, defaults, limits and reasons.
+
+What is wrong raises `OptionError` here, before anything is bound.
+"""
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import OptionError
+
+MEBIBYTE = 1 << 20
+
+
+def check_size(name: str, value: float | None) -> int | None:
+    """A size in bytes: an int, or a float's floor; None stays None, and ``math.inf`` becomes `sys.maxsize`'s like.
+
+    :raises OptionError: anything else, or less than 1.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+        raise OptionError(name, value, "must be a number of bytes, 1 or more (math.inf for no limit)")
+    return UNLIMITED if value == math.inf else int(value)
+
+
+UNLIMITED = 1 << 62
+"""What ``math.inf`` becomes: more bytes than there are, yet an integer."""
+
+
+def check_timeout(name: str, value: float) -> float:
+    """A duration in seconds.
+
+    :raises OptionError: not a number, NaN, or not above 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise OptionError(name, value, "must be a number of seconds above 0 (None for no limit)")
+    return float(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False, nothing that is merely like one.
+
+    :raises OptionError: anything else.
+    """
+    if not isinstance(value, bool):
+        raise OptionError(name, value, "must be True or False")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """The options of a `TCPServer`, which takes them as keywords.
+
+    :ivar max_buffer_size: most bytes a stream holds unread; 1 MiB. (Tornado's 100 MiB let one client's line without an
+        end take 105 MB.) A read that needs more closes the stream, reason ``buffer_full``.
+    :ivar max_write_buffer_size: most bytes queued on a stream; 1 MiB. More raises `StreamBufferFullError` in the handler.
+        One larger write into an empty queue is taken.
+    :ivar read_chunk_size: most bytes received at once; 64 KiB, and never over half of ``max_buffer_size``.
+    :ivar cork: whether replies to pipelined requests are sent together; True. See `BaseIOStream.write`.
+    :ivar close_on_return: whether a stream is closed, after all it was given has left, once a coroutine
+        ``handle_stream`` returns; True. It is left open all the same if a read is pending or a close callback is set,
+        and a plain function never closes it. Tornado never closes: False.
+    """
+
+    max_buffer_size: int = MEBIBYTE
+    max_write_buffer_size: int = MEBIBYTE
+    read_chunk_size: int | None = None
+    cork: bool = True
+    close_on_return: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_buffer_size", "max_write_buffer_size"):
+            object.__setattr__(self, name, check_size(name, getattr(self, name)) or MEBIBYTE)
+        object.__setattr__(self, "read_chunk_size", check_size("read_chunk_size", self.read_chunk_size))
+        for name in ("cork", "close_on_return"):
+            check_flag(name, getattr(self, name))
+
+    @classmethod
+    def of(cls, keywords: dict[str, Any]) -> "ServerOptions":
+        """Options from the keywords of a call.
+
+        :raises OptionError: a value that cannot be.
+        :raises TypeError: a name there is not; the nearest one is suggested.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in keywords:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                hint = f" (did you mean {near[0]!r}?)" if near else f" (there are {', '.join(names)})"
+                raise TypeError(f"no such option: {name!r}{hint}")
+        return cls(**keywords)

@@ -1,0 +1,1 @@
+"""Bytes in, bytes out: buffers and reads without a socket, a loop or a clock, so that they can be tested alone."""

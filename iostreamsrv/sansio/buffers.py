@@ -1,0 +1,182 @@
+"""The two buffers of a stream: what came in and was not read, what was written and has not left.
+
+Both are written for the common case in which they are empty: a chunk that arrives at an empty :class:`ReadBuffer`
+is kept as it is, and leaves as it is when one read takes all of it, so a request that comes in one packet is never
+copied. Only what is left over when more arrives is joined into a ``bytearray``.
+"""
+
+from collections import deque
+from re import Pattern
+
+# Below this a written piece is copied behind the one before it, so that many small writes leave in one send; above
+# it a copy costs more than the extra system call.
+SMALL_WRITE = 65536
+
+
+class ReadBuffer:
+    """Bytes that were received and not yet read.
+
+    It never searches a byte twice for the same delimiter: how far a fruitless search came is kept until the next.
+
+    :ivar size: how many bytes there are.
+    """
+
+    __slots__ = ("_data", "_needle", "_searched", "_start", "size")
+
+    def __init__(self) -> None:
+        self._data: bytes | bytearray = b""
+        self._start = 0
+        self.size = 0
+        self._needle: bytes | None = None
+        self._searched = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Append what arrived."""
+        if not self.size:
+            self._data = chunk
+            self._start = 0
+            self._needle = None
+        else:
+            data = self.contents()
+            try:
+                data += chunk
+            except BufferError:  # somebody kept a memoryview of what contents() gave them: leave that one to them
+                self._data = data = bytearray(data)
+                data += chunk
+        self.size += len(chunk)
+
+    def take(self, count: int) -> bytes:
+        """Remove and return the first ``count`` bytes; there must be so many."""
+        data = self._data
+        start = self._start
+        end = start + count
+        self.size -= count
+        if type(data) is bytes:
+            self._start = end
+            taken = data if count == len(data) else data[start:end]
+        else:
+            with memoryview(data) as view:
+                taken = bytes(view[start:end])
+            self._start = end
+        if not self.size:
+            self.clear()
+        return taken
+
+    def take_until(self, needle: bytes, limit: int | None) -> bytes | None:
+        """Remove and return all up to and including ``needle``, or return None where there is none yet.
+
+        :raises OverflowError: the first ``limit`` bytes don't have it.
+        """
+        data = self._data
+        start = self._start
+        begin = start if self._needle is not needle or self._searched < start else self._searched
+        found = data.find(needle, begin)
+        count = found + len(needle) - start if found >= 0 else self.size
+        if limit is not None and count > limit:
+            raise OverflowError
+        if found < 0:
+            # The needle may have begun in the last bytes.
+            self._needle = needle
+            self._searched = start + max(0, self.size - len(needle) + 1)
+            return None
+        return self.take(count)
+
+    def search(self, pattern: Pattern[bytes], limit: int) -> int:
+        """How many bytes there are up to the end of the first match within ``limit`` bytes, or -1."""
+        match = pattern.search(self.contents(), 0, limit)
+        return match.end() if match else -1
+
+    def contents(self) -> bytearray:
+        """All there is, as the buffer itself: to look at, not to keep or change."""
+        data = self._data
+        start = self._start
+        if type(data) is not bytearray:
+            self._data = data = bytearray(data[start:] if start else data)
+        elif start:
+            try:
+                del data[:start]
+            except BufferError:  # as in feed()
+                self._data = data = bytearray(data[start:])
+        if start:
+            self._start = 0
+            self._searched = max(0, self._searched - start)
+        return data
+
+    def unread(self, taken: bytes) -> None:
+        """Put back in front what a read took and could not deliver."""
+        if taken:
+            self._data = bytearray(taken) + self.contents()
+            self.size += len(taken)
+            self._needle = None
+
+    def truncate(self, count: int) -> None:
+        """Forget everything after the first ``count`` bytes."""
+        if count < self.size:
+            self._data = self.contents()[:count]
+            self.size = count
+            self._needle = None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._data = b""
+        self._start = 0
+        self.size = 0
+        self._needle = None
+
+
+class WriteBuffer:
+    """Bytes that were written and have not left, in pieces.
+
+    ``bytes`` are kept by reference, what the caller could change afterwards is copied, and small pieces are joined.
+
+    :ivar size: how many bytes there are.
+    """
+
+    __slots__ = ("_offset", "_pieces", "size")
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytes | bytearray | memoryview] = deque()
+        self._offset = 0  # into the first piece
+        self.size = 0
+
+    def append(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue ``data``; it is the caller's again as soon as this returns."""
+        count = len(data)
+        self.size += count
+        pieces = self._pieces
+        if count < SMALL_WRITE:
+            last = pieces[-1] if pieces else None
+            if type(last) is bytearray and len(last) < SMALL_WRITE:
+                last += data
+            elif count:
+                pieces.append(bytearray(data))
+        elif type(data) is bytes or (type(data) is memoryview and type(data.obj) is bytes):
+            pieces.append(data)
+        else:
+            pieces.append(bytes(data))
+
+    def peek(self) -> memoryview:
+        """A view of what is to leave next: release it before the buffer is touched again."""
+        first = self._pieces[0]
+        return memoryview(first)[self._offset :]
+
+    def advance(self, count: int) -> None:
+        """Forget the first ``count`` bytes, which must be within what :meth:`peek` gave: they have left."""
+        self.size -= count
+        self._offset += count
+        if self._offset == len(self._pieces[0]):
+            self._pieces.popleft()
+            self._offset = 0
+
+    def truncate(self, count: int) -> None:
+        """Forget everything after the first ``count`` bytes."""
+        while self.size > count:
+            last = self._pieces.pop()
+            begin = self._offset if not self._pieces else 0
+            self.size -= len(last) - begin
+            if self.size < count:
+                kept = memoryview(last)[: begin + count - self.size]
+                self._pieces.append(kept.tobytes())
+                self.size = count
+        if not self.size:
+            self._offset = 0

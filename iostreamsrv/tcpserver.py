@@ -1,0 +1,366 @@
+"""The server you subclass."""
+
+import asyncio
+import contextlib
+import inspect
+import socket
+from collections.abc import Awaitable, Collection, Iterable, Iterator
+from functools import cached_property, partial
+from typing import Any
+
+import tornado.iostream
+from tornado import gen
+from tornado.ioloop import IOLoop
+from tornado.log import app_log, gen_log
+
+from .acceptor import Acceptor
+from .errors import CloseReason, OptionError, StreamTimeoutError, reason_for
+from .iostream import CLOSE_TIMEOUT, BaseIOStream, IOStream
+from .netutil import BACKLOG, bind_sockets
+from .options import ServerOptions
+
+__all__ = ["Streams", "TCPServer"]
+
+
+class Streams(Collection[IOStream]):
+    """The open streams of a server. Iterating goes over those there are at that moment."""
+
+    def __init__(self, streams: dict[int, IOStream]) -> None:
+        self._streams = streams
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def __iter__(self) -> Iterator[IOStream]:
+        return iter(list(self._streams.values()))
+
+    def __contains__(self, stream: object) -> bool:
+        return isinstance(stream, IOStream) and self._streams.get(stream.id) is stream
+
+    def get(self, id: int) -> IOStream | None:
+        """The open stream with this ``id``, or None."""
+        return self._streams.get(id)
+
+
+class TCPServer:
+    """A TCP server: subclass it and write :meth:`handle_stream`, or assign ``handle_stream`` on the instance. ::
+
+        class Echo(TCPServer):
+            async def handle_stream(self, stream, address):
+                while True:
+                    await stream.write(await stream.read_until(b"\\n"))
+
+        server = Echo()
+        server.listen(8888)
+        iostreamsrv.run(server)
+
+    There are three ways to start: :meth:`listen`, which binds and accepts; :meth:`bind` and later :meth:`start`; and
+    :meth:`add_sockets` for sockets that exist already. Each accepts as soon as a loop runs: the running one, else ``io_loop``,
+    else the thread's current one; :func:`iostreamsrv.run` and :meth:`serve_forever` take their own.
+
+    :param ssl_options: None. TLS is not in this release.
+    :param io_loop: the `IOLoop` to accept on; None: see above.
+    :param options: ``max_buffer_size``, ``read_chunk_size``, ``close_on_return`` and the others of `ServerOptions`, by keyword.
+    :raises OptionError: an option cannot have this value.
+    :raises TypeError: there is no such option.
+
+    :ivar options: the `ServerOptions` that are in force.
+    """
+
+    def __init__(
+        self,
+        ssl_options: None = None,
+        max_buffer_size: float | None = None,
+        read_chunk_size: int | None = None,
+        *,
+        io_loop: IOLoop | None = None,
+        **options: Any,
+    ) -> None:
+        if ssl_options is not None:
+            raise OptionError("ssl_options", ssl_options, "this release of iostreamsrv has no TLS")
+        if io_loop is not None and not isinstance(io_loop, IOLoop):
+            raise OptionError("io_loop", io_loop, "must be an IOLoop, or None")
+        self.options = ServerOptions.of(
+            {"max_buffer_size": max_buffer_size, "read_chunk_size": read_chunk_size, **options}
+        )
+        self._io_loop = io_loop
+        self._streams: dict[int, IOStream] = {}
+        self._acceptors: list[Acceptor] = []
+        self._pending: list[socket.socket] = []
+        self._started = False
+        self._stopped: asyncio.Event | None = None
+        self._handling: set[asyncio.Future[Any]] = set()
+        self._told_no_handler = False
+        if self._handler() is not None:
+            self._check_handler()
+
+    # ---- what users override
+
+    def handle_stream(self, stream: IOStream, address: Any) -> Awaitable[None] | None:
+        """Serve one client: to be overridden, by a coroutine or a plain function.
+
+        When a coroutine returns, what it wrote is delivered and the stream closed (``close_on_return``). When it raises, the stream
+        is closed, and the exception logged once with the client's address, unless the client caused it: a closed stream, a
+        timeout, a full buffer. A plain function's stream stays open when the function returns.
+
+        :param stream: the client.
+        :param address: its address as `socket.socket.accept` gives it, for IPv4 ``(host, port)``.
+        """
+        raise NotImplementedError
+
+    # ---- listening
+
+    def listen(
+        self,
+        port: int | str,
+        address: str | None = None,
+        family: socket.AddressFamily = socket.AF_UNSPEC,
+        backlog: int = BACKLOG,
+        flags: int | None = None,
+        reuse_port: bool = False,
+    ) -> None:
+        """Bind ``port`` and accept on it; may be called again for more ports and addresses. Parameters: `bind_sockets`.
+
+        :raises OptionError: an argument cannot be.
+        :raises ListenError: the address does not resolve, or cannot be bound.
+        :raises NotImplementedError: there is no ``handle_stream``.
+        """
+        self._need_handler()
+        self.add_sockets(bind_sockets(port, address, family, backlog, flags, reuse_port))
+
+    def bind(
+        self,
+        port: int | str,
+        address: str | None = None,
+        family: socket.AddressFamily = socket.AF_UNSPEC,
+        backlog: int = BACKLOG,
+        flags: int | None = None,
+        reuse_port: bool = False,
+    ) -> None:
+        """Bind ``port`` and let clients queue until :meth:`start`; after it, the same as :meth:`listen`."""
+        self._need_handler()
+        sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
+        if self._started:
+            self.add_sockets(sockets)
+        else:
+            self._pending += sockets
+
+    def start(self, num_processes: int | None = 1) -> None:
+        """Accept on all that was bound.
+
+        :param num_processes: 1. More processes are not in this release.
+        :raises RuntimeError: started already.
+        """
+        self._need_handler()
+        if self._started:
+            raise RuntimeError("the server has been started already: call stop() first")
+        if num_processes != 1 or isinstance(num_processes, bool):
+            raise OptionError("num_processes", num_processes, "must be 1: this release of iostreamsrv does not fork")
+        self._started = True
+        pending, self._pending = self._pending, []
+        self.add_sockets(pending)
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Accept on listening sockets that exist; they belong to the server and are closed by :meth:`stop`.
+
+        :raises OptionError: one is closed, is not listening, or was added before; none of them is added then.
+        """
+        sockets = list(sockets)
+        known = {acceptor.listener.fileno() for acceptor in self._acceptors}
+        for listener in sockets:
+            _check_listener(listener, known)
+            known.add(listener.fileno())
+        io_loop = self._loop_to_use() if sockets else None
+        for listener in sockets:
+            listener.setblocking(False)
+            acceptor = Acceptor(listener, self._accepted)
+            self._acceptors.append(acceptor)
+            if io_loop is not None:
+                acceptor.start(io_loop)
+
+    def add_socket(self, socket: socket.socket) -> None:
+        """:meth:`add_sockets` for one."""
+        self.add_sockets([socket])
+
+    def stop(self) -> None:
+        """Stop listening: new clients are refused, open streams go on. Then it may listen, or bind and start, again."""
+        acceptors, self._acceptors = self._acceptors, []
+        for acceptor in acceptors:
+            acceptor.close()
+        pending, self._pending = self._pending, []
+        for listener in pending:
+            listener.close()
+        self._started = False
+        if self._stopped is not None:
+            self._stopped.set()
+
+    async def serve_forever(self) -> None:
+        """Accept on the running loop until :meth:`stop` is called, or until cancelled.
+
+        Cancelled, it stops listening, ends the handlers and closes their streams, reason ``shutdown``.
+
+        :raises NotImplementedError: there is no ``handle_stream``.
+        """
+        self._need_handler()
+        io_loop = IOLoop.current()
+        for acceptor in self._acceptors:
+            acceptor.start(io_loop)
+        self._stopped = asyncio.Event()
+        try:
+            await self._stopped.wait()
+        except asyncio.CancelledError:
+            self.stop()
+            await self._end_streams()
+            raise
+
+    async def _end_streams(self) -> None:
+        for task in list(self._handling):
+            task.cancel()
+        for stream in self._streams.copy().values():
+            stream._close(CloseReason.SHUTDOWN)
+        await asyncio.gather(*self._handling, return_exceptions=True)
+
+    @property
+    def addresses(self) -> list[Any]:
+        """The addresses of all sockets that are bound, as `socket.socket.getsockname` gives them: port 0 became a real one."""
+        return [listener.getsockname() for listener in [*(a.listener for a in self._acceptors), *self._pending]]
+
+    @cached_property
+    def streams(self) -> Streams:
+        """The streams that are open: count them, iterate over them, ``get(id)`` one.
+
+        A subclass may use the name for something of its own.
+        """
+        return Streams(self._streams)
+
+    @property
+    def max_buffer_size(self) -> int:
+        """``options.max_buffer_size``, where Tornado has it."""
+        return self.options.max_buffer_size
+
+    @property
+    def read_chunk_size(self) -> int | None:
+        """``options.read_chunk_size``, where Tornado has it."""
+        return self.options.read_chunk_size
+
+    def _loop_to_use(self) -> IOLoop:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._io_loop or IOLoop.current()
+        return self._io_loop or IOLoop.current()
+
+    # ---- the handler
+
+    def _handler(self) -> Any | None:
+        """The user's ``handle_stream``, if there is one."""
+        handler = self.handle_stream
+        return None if getattr(handler, "__func__", None) is TCPServer.handle_stream else handler
+
+    def _need_handler(self) -> None:
+        if self._handler() is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no handle_stream(stream, address): override it, or assign it on the server"
+            )
+        self._check_handler()
+
+    def _check_handler(self) -> None:
+        handler = self.handle_stream
+        if not callable(handler):
+            raise OptionError("handle_stream", handler, "must be a function of (stream, address)")
+        try:
+            signature = inspect.signature(handler)
+        except (TypeError, ValueError):
+            return  # some builtins don't tell
+        try:
+            signature.bind(None, None)
+        except TypeError:
+            raise OptionError("handle_stream", handler, f"must take (stream, address), takes {signature}") from None
+
+    # ---- a client's way: accepted, handled, finished
+
+    def _accepted(self, connection: socket.socket, address: Any) -> None:
+        if self._handler() is None:
+            return self._refuse_unhandled(connection)
+        options = self.options
+        stream = IOStream(
+            connection,
+            options.max_buffer_size,
+            options.read_chunk_size,
+            options.max_write_buffer_size,
+            cork=options.cork,
+        )
+        stream._remote_address = address
+        stream._on_end = self._finish
+        self._streams[stream.id] = stream
+        try:
+            result = self.handle_stream(stream, address)
+            if result is None:
+                return
+            if inspect.iscoroutine(result):
+                handling: asyncio.Future[Any] = stream._hub.loop.create_task(result)
+            else:
+                handling = gen.convert_yielded(result)
+        except Exception as error:
+            return self._handler_failed(stream, error)
+        self._handling.add(handling)
+        handling.add_done_callback(partial(self._handled, stream))
+
+    def _handled(self, stream: IOStream, handling: "asyncio.Future[Any]") -> None:
+        """A handler has ended."""
+        self._handling.discard(handling)
+        if handling.cancelled():
+            stream._close(CloseReason.SHUTDOWN)
+        elif (error := handling.exception()) is not None:
+            self._handler_failed(stream, error)
+        elif self.options.close_on_return and not stream.reading() and stream._close_callback is None:
+            self._retire(stream, CloseReason.LOCAL)
+
+    def _handler_failed(self, stream: IOStream, error: BaseException) -> None:
+        if isinstance(error, tornado.iostream.StreamClosedError):
+            reason = CloseReason.LOCAL
+        elif isinstance(error, tornado.iostream.StreamBufferFullError):
+            reason = reason_for(error)
+            gen_log.warning("closing %s: %s", _host(stream.remote_address), error)
+        elif isinstance(error, StreamTimeoutError):
+            reason = CloseReason.READ_TIMEOUT
+        else:
+            reason = CloseReason.HANDLER_ERROR
+            app_log.error("Exception in callback handle_stream for %s", _host(stream.remote_address), exc_info=error)
+        self._retire(stream, reason)
+
+    def _retire(self, stream: IOStream, reason: CloseReason) -> None:
+        """Close a stream in order, so that its client reads all that was written and then the end."""
+        if not stream.closed():
+            closing = stream._hub.loop.create_task(stream._aclose(reason, CLOSE_TIMEOUT))
+            self._handling.add(closing)
+            closing.add_done_callback(self._handling.discard)
+
+    def _finish(self, stream: BaseIOStream) -> None:
+        """The only exit: every accepted stream comes by, once, when its descriptor has been closed."""
+        self._streams.pop(stream.id, None)
+
+    def _refuse_unhandled(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.close()
+        if not self._told_no_handler:
+            self._told_no_handler = True
+            app_log.error("%s has no handle_stream: its clients are closed", type(self).__name__)
+
+
+def _check_listener(listener: socket.socket, known: set[int]) -> None:
+    if not isinstance(listener, socket.socket):
+        raise OptionError("sockets", listener, "must be listening sockets")
+    if listener.fileno() < 0:
+        raise OptionError("sockets", listener, "is closed")
+    if listener.fileno() in known:
+        raise OptionError("sockets", listener, "was added before")
+    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise OptionError("sockets", listener, "is not listening")
+
+
+def _host(address: Any) -> str:
+    """An address for a log line."""
+    if isinstance(address, tuple) and len(address) >= 2:
+        return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+    return str(address)
