@@ -55,9 +55,11 @@ class Dispatched(Protocol):
     def dispatch(self, events: int) -> None:
         """Do what the events allow. Never called from within a task."""
 
+    def uncork(self) -> None:
+        """Send what was corked."""
 
-def _is_task_wakeup(callback: Callable[..., object]) -> bool:
-    return type(callback) is types.BuiltinMethodType and callback.__name__ == "task_wakeup"
+
+_WAKEUP = "task_wakeup"  # what the C Task of CPython names the method that it leaves with a future
 
 
 def _knows_wakeups() -> bool:
@@ -74,7 +76,7 @@ def _knows_wakeups() -> bool:
         loop.run_forever()
         try:
             ((callback, context),) = future._callbacks  # type: ignore[attr-defined]
-            if not _is_task_wakeup(callback):
+            if type(callback) is not types.BuiltinMethodType or callback.__name__ != _WAKEUP:
                 return False
             future.remove_done_callback(callback)
             future.set_result("woken")
@@ -103,7 +105,7 @@ def complete(future: "asyncio.Future[Any]", result: object) -> None:
     callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks  # type: ignore[attr-defined]
     if IMMEDIATE and callbacks is not None and len(callbacks) == 1:
         callback, context = callbacks[0]
-        if _is_task_wakeup(callback):
+        if type(callback) is types.BuiltinMethodType and callback.__name__ == _WAKEUP:
             future.remove_done_callback(callback)
             future.set_result(result)
             context.run(callback, future)
@@ -115,8 +117,11 @@ class Hub:
     """What the two hubs share: the streams that wait for a turn, and the turn's end.
 
     :ivar loop: the asyncio loop below ``io_loop``.
-    :ivar now: `time.monotonic` at the beginning of the latest run: the time of all that happens in it.
-    :ivar done: a finished future, given to everybody whose write went out at once.
+    :ivar now: `time.monotonic` as of the latest dispatch.
+    :ivar done: a finished future, given to everybody whose write went out at once, or is corked.
+    :ivar running: a dispatch is under way, so what is corked now will be sent soon.
+    :ivar crowded: more streams wait for their turn in the run that is under way.
+    :ivar corked: the streams to uncork at the end of the run.
     """
 
     def __init__(self, io_loop: IOLoop) -> None:
@@ -125,6 +130,9 @@ class Hub:
         self.now = monotonic()
         self.done: asyncio.Future[None] = self.loop.create_future()
         self.done.set_result(None)
+        self.running = False
+        self.crowded = False
+        self.corked: list[Dispatched] = []
         self._due: deque[tuple[Dispatched, int]] = deque()
         self._scheduled = False
 
@@ -159,20 +167,31 @@ class Hub:
 
     def _run(self) -> None:
         """Dispatch what is due now, for up to :data:`SLICE`; the rest, and what becomes due meanwhile, is for later."""
-        self.now = now = monotonic()
+        now = monotonic()
         end = now + SLICE
         due = self._due
         count = len(due)
+        self.running = True
         try:
             while count and now < end:
                 count -= 1
+                self.crowded = count > 0
+                self.now = now
                 stream, events = due.popleft()
                 stream.dispatch(events)
                 now = monotonic()
         finally:
             # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
+            self.running = self.crowded = False
+            if self.corked:
+                self._uncork()
             if due:
                 self._schedule()
+
+    def _uncork(self) -> None:
+        corked, self.corked = self.corked, []
+        for stream in corked:
+            stream.uncork()
 
 
 class EpollHub(Hub):

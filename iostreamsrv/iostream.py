@@ -32,7 +32,7 @@ from asyncio import Future
 from collections import deque
 from collections.abc import Callable
 from re import Pattern
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any, Self, cast
 
 import tornado.iostream
@@ -122,13 +122,13 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
     """
 
     __slots__ = (
-        "_blocked",
         "_buffer",
         "_close_callback",
         "_closed",
         "_closing",
         "_connect_future",
-        "_corking",
+        "_corked",
+        "_corked_size",
         "_data",
         "_eof",
         "_hangup",
@@ -204,9 +204,9 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
         self._reads_watched = False
         self._inline_reads = INLINE_READS
         # writing
-        self._output: WriteBuffer | None = None
-        self._blocked = False  # the kernel takes no more for now
-        self._corking = False
+        self._corked: list[bytes] | None = None  # to be sent at the end of the hub's run
+        self._corked_size = 0
+        self._output: WriteBuffer | None = None  # what waits for room in the kernel: None while there is room
         self._owed = 0  # value of bytes_written at which all that was reported done has left
         self._write_futures: deque[tuple[int, Future[None]]] | None = None
         self._writes_watched = False
@@ -289,7 +289,7 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
 
     def writing(self) -> bool:
         """Whether written bytes wait to be taken by the kernel."""
-        return self._output is not None
+        return self._corked is not None or (self._output is not None and self._output.size > 0)
 
     def closed(self) -> bool:
         """Whether the stream was closed. Bytes that came before can still be read."""
@@ -337,7 +337,7 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
         if not num_bytes:
             return self._finished(b"")
         if partial and self._readable and 0 < self._buffer.size < num_bytes and self._read is None:
-            self._receive_some()
+            self._receive_ahead()
         return self._start_read(read, timeout)
 
     def read_into(
@@ -478,9 +478,15 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
                 return result
         turns = RECEIVES_PER_TURN
         while self._readable and turns:
-            if not self._receive_some():
-                break
             turns -= 1
+            chunk = self._receive_some()
+            if chunk is None:
+                break
+            if not buffer.size:
+                result = read.accept(chunk)
+                if result is not MORE:
+                    return result
+            buffer.feed(chunk)
             result = read.take(buffer)
             if result is not MORE:
                 return result
@@ -488,38 +494,47 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
                 raise StreamBufferFullError("Reached maximum read buffer size", "read")
         return MORE
 
-    def _receive_some(self) -> bool:
-        """Receive once into the buffer. False where nothing came: none there now, the end, or an error that closed us."""
+    def _receive_some(self) -> bytes | None:
+        """Receive once. None where nothing came: none there now, the end, or an error that closed the stream."""
         size = self.read_chunk_size
-        buffer = self._buffer
-        if buffer.size:
-            size = max(1, min(size, self.max_buffer_size + 1 - buffer.size))
+        buffered = self._buffer.size
+        if buffered:
+            size = max(1, min(size, self.max_buffer_size + 1 - buffered))
         try:
             chunk = self._receive(size)
         except BlockingIOError:
             chunk = None
         except OSError as error:
-            self._readable = False
-            reason = reason_for(error)
-            self._close(reason, error)
-            if reason is CloseReason.RESET:
-                return False
-            raise
+            self._receive_failed(error)
+            return None
         if not chunk:
             self._readable = False
             if chunk is not None:
                 self._input_ended()
-            return False
+            return None
         if len(chunk) < size and not self._hangup:
             self._readable = False
-        buffer.feed(chunk)
         self.bytes_read += len(chunk)
-        self._received_at = time.monotonic()
-        return True
+        self._received_at = self._hub.now
+        return chunk
+
+    def _receive_failed(self, error: OSError) -> None:
+        self._readable = False
+        reason = reason_for(error)
+        self._close(reason, error)
+        if reason is not CloseReason.RESET:
+            raise error
+
+    def _receive_ahead(self) -> None:
+        """Receive into the buffer, for no read in particular."""
+        chunk = self._receive_some()
+        if chunk is not None:
+            self._buffer.feed(chunk)
 
     def _input_ended(self) -> None:
         """The peer has sent its last byte."""
         self._eof = True
+        self.uncork()
         if self._output is None and not self._closing:
             self._close(CloseReason.EOF)
         else:  # what is queued still goes out; _flush closes then
@@ -569,26 +584,21 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
 
     def dispatch(self, events: int) -> None:
         """For the hub: go on with what waits for ``events``."""
-        if self._closed:
-            return self._deliver_owed()
-        if self._connect_future is not None:
-            return self._connected()
-        if events & ~WRITABLE:
-            self._readable = True
+        if self._closed or self._connect_future is not None:
+            return self._dispatch_at_the_ends()
+        if events != READABLE:
             if events & HANGUP:
                 self._hangup = True
-        if self._output is not None and events & ~READABLE:
-            self._flush()
-            if self._closed:
-                return
-        if self._read is not None:
-            self._resume_read()
-        elif self._close_callback is not None:
-            self._look_for_end()
-
-    def _resume_read(self) -> None:
+            if self._output is not None and events & ~READABLE:
+                self._flush()
+            if self._closed or events == WRITABLE:
+                return None
+        self._readable = True
         read, future = self._read, self._read_future
-        assert read is not None and future is not None
+        if read is None or future is None:
+            if self._close_callback is not None:
+                self._look_for_end()
+            return None
         if future.done():  # cancelled; what has come stays where it is
             return self._abandon_read()
         try:
@@ -596,23 +606,28 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
         except Exception as error:
             return self._failed_in_dispatch(error)
         if result is MORE:
-            if self._readable:
-                self._hub.dispatch_again(self)
-            elif not self._reads_watched and not self._closed:
-                self._reads_watched = self._hub.watch_reads(self)
-            return
+            return self._wait_for_more()
         self._read = self._read_future = None
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
         self._inline_reads = INLINE_READS
-        self._corking = self.cork
         complete(future, result)
-        self._corking = False
-        if self._output is not None and not self._blocked:
-            self._flush()
         if self._close_callback is not None:
             self._look_for_end_later()
+        return None
+
+    def _dispatch_at_the_ends(self) -> None:
+        if self._closed:
+            self._deliver_owed()
+        else:
+            self._connected()
+
+    def _wait_for_more(self) -> None:
+        if self._readable:
+            self._hub.dispatch_again(self)
+        elif not self._reads_watched and not self._closed:
+            self._reads_watched = self._hub.watch_reads(self)
 
     def _failed_in_dispatch(self, error: Exception) -> None:
         if isinstance(error, UnsatisfiableReadError):
@@ -642,7 +657,7 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
             return
         if self._readable:
             try:
-                self._receive_some()
+                self._receive_ahead()
             except OSError as error:
                 gen_log.warning("error on read: %s", error)
         if not self._reads_watched and not self._closed:
@@ -653,45 +668,83 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
     def write(self, data: bytes | bytearray | memoryview) -> "Future[None]":
         """Write ``data``; the future is done when the kernel has taken all of it, or, corked, at once.
 
-        Bytes that the kernel does not take now are queued; ``bytes`` by reference, anything else is copied. While the handler answers one of several
-        requests that have already arrived, writes are *corked*: their futures are done at once and the bytes are sent together when
-        the input is used up, at 64 KiB, or when the handler waits for something, whichever comes first. So "done" means
-        *accepted and owed*: ``close()`` still delivers it. ``await stream.drain()`` says that the kernel has it, ``cork=False`` makes every write mean that.
+        Bytes that the kernel does not take now are queued: ``bytes`` by reference, anything else as a copy, so that the caller may
+        change it as soon as this returns.
+
+        **Cork.** While requests wait that have already arrived, on this stream or on others of the loop, writes are
+        *corked*: done at once, and sent together when those have been dispatched, at most some milliseconds later, or at 64 KiB. So
+        "done" means *accepted and owed*: ``close()`` still delivers it. ``await stream.drain()`` says that the kernel has
+        it; ``cork=False`` makes every write mean that.
 
         :raises StreamClosedError: at the call, when the stream is closed; from the future, when it is closed before.
         :raises StreamBufferFullError: ``max_write_buffer_size`` bytes are queued; nothing of ``data`` was taken.
         """
-        if self._closed or self._sending_eof or self._closing:
+        if self._closed or self._closing or self._sending_eof:
             raise self._closed_error("write")
         if type(data) is not bytes:
             data = _as_bytes(data)
-        size = len(data)
-        output = self._output
-        if output is None:
-            if self._corking and self._buffer.size and size <= CORK_SIZE:
-                self._output = output = WriteBuffer()
-                output.append(data)
-                self._owed = self.bytes_written + size
+        if self._output is None:
+            hub = self._hub
+            if (hub.crowded or self._buffer.size or self._corked is not None) and self._cork(data):
+                return hub.done
+            if self._corked is not None:
+                self.uncork()
+        if self._output is None:
+            if self._closed:
+                return self._failed(self._closed_error("write"))
+            try:
+                sent = self.write_to_fd(data) or 0
+            except OSError as error:
+                sent = self._send_failed(error)
+            self.bytes_written += sent
+            if sent == len(data):
                 return self._hub.done
-            if self._connect_future is None:
-                sent = self._send(data)
-                if sent == size:
-                    return self._hub.done
-                if self._closed:
-                    return self._failed(self._closed_error("write"))
-                data = memoryview(data)[sent:]
-            self._output = output = WriteBuffer()
+            if self._closed:
+                return self._failed(self._closed_error("write"))
+            data = memoryview(data)[sent:]
             self._wait_for_room()
-        elif not self._blocked:
-            output.append(data)
-            if self._buffer.size and output.size <= CORK_SIZE:
-                self._owed = self.bytes_written + output.size
-                return self._hub.done
-            return self.drain()
-        elif self.max_write_buffer_size is not None and output.size + size > self.max_write_buffer_size:
+        return self._queue(data)
+
+    def _cork(self, data: bytes | bytearray | memoryview) -> bool:
+        """Keep ``data`` for the end of the hub's run, if there is one and it is not too much."""
+        hub = self._hub
+        size = self._corked_size + len(data)
+        if not hub.running or not self.cork or size > CORK_SIZE:
+            return False
+        if type(data) is not bytes:
+            data = bytes(data)
+        self._corked_size = size
+        if self._corked is None:
+            self._corked = [data]
+            hub.corked.append(self)
+        else:
+            self._corked.append(data)
+        return True
+
+    def uncork(self) -> None:
+        """For the hub, and for whoever must have everything sent before he goes on: send what was corked."""
+        corked = self._corked
+        if corked is None:
+            return
+        self._corked = None
+        data = corked[0] if len(corked) == 1 else b"".join(corked)
+        self._corked_size = 0
+        try:
+            sent = self.write_to_fd(data) or 0
+        except OSError as error:
+            sent = self._send_failed(error)
+        self.bytes_written += sent
+        if sent < len(data) and not self._closed:
+            self._wait_for_room().append(memoryview(data)[sent:])
+            self._owed = self.bytes_written + len(data) - sent
+
+    def _queue(self, data: bytes | bytearray | memoryview) -> "Future[None]":
+        output = self._output
+        assert output is not None
+        limit = self.max_write_buffer_size
+        if limit is not None and output.size and output.size + len(data) > limit:
             raise StreamBufferFullError(
-                f"Reached maximum write buffer size: {output.size} of {self.max_write_buffer_size} bytes are queued",
-                "write",
+                f"Reached maximum write buffer size: {output.size} of {limit} bytes are queued", "write"
             )
         output.append(data)
         return self._future_of_queued()
@@ -701,8 +754,7 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
 
         :raises StreamClosedError: as :meth:`write`.
         """
-        if self._output is not None and not self._blocked:
-            self._flush()
+        self.uncork()
         if self._closed:
             return self._failed(self._closed_error("write"))
         return self._hub.done if self._output is None else self._future_of_queued()
@@ -718,30 +770,23 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
         if self._closed:
             raise self._closed_error("write")
         if not self._sending_eof:
-            if self._output is None and self._connect_future is None:
+            self.uncork()
+            if self._output is None and not self._closed:
                 self._shutdown_writes()
             self._sending_eof = True
         return self.drain()
 
-    def _send(self, data: bytes | memoryview) -> int:
-        """How many bytes the kernel took. An error closes the stream."""
-        try:
-            sent = self.write_to_fd(data) or 0
-        except BlockingIOError:
+    def _send_failed(self, error: OSError) -> int:
+        """The 0 bytes that a failed attempt to send has sent. What is not merely "not now" closes the stream."""
+        if isinstance(error, BlockingIOError):
             return 0
-        except OSError as error:
-            self._write_failed(error)
-            return 0
-        self.bytes_written += sent
-        return sent
-
-    def _write_failed(self, error: OSError) -> None:
         reason = reason_for(error)
         if reason is not CloseReason.RESET:
             gen_log.warning("Write error on %s: %s", self.fileno(), error)
         self._rescue_input()
-        self._output = None
+        self._corked = self._output = None
         self._close(reason, error)
+        return 0
 
     def _rescue_input(self) -> None:
         """Bytes that came before the connection broke are still to be read."""
@@ -752,11 +797,14 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
         except OSError:
             pass
 
-    def _wait_for_room(self) -> None:
-        self._blocked = True
-        if not self._writes_watched and self._connect_future is None:
+    def _wait_for_room(self) -> WriteBuffer:
+        """Where to queue what the kernel has no room for; _flush goes on with it."""
+        if self._output is None:
+            self._output = WriteBuffer()
+        if not self._writes_watched:
             self._writes_watched = self._hub.watch_writes(self)
             self._reads_watched = self._writes_watched or self._reads_watched
+        return self._output
 
     def _future_of_queued(self) -> "Future[None]":
         """Done when all that is queued now has left."""
@@ -773,7 +821,11 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
         assert output is not None
         while output.size:
             with output.peek() as piece:
-                sent = self._send(piece)
+                try:
+                    sent = self.write_to_fd(piece) or 0
+                except OSError as error:
+                    sent = self._send_failed(error)
+            self.bytes_written += sent
             if self._output is not output:
                 return  # an error closed the stream
             if not sent:
@@ -782,7 +834,6 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
             output.advance(sent)
         else:
             self._output = None
-            self._blocked = False
         self._settle_writes()
         if self._output is None:
             self._all_sent()
@@ -880,7 +931,7 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
 
     def abort(self) -> None:
         """Close the stream now and throw away what is queued; a TCP peer gets a reset. Reason ``aborted``."""
-        self._output = None
+        self._corked = self._output = None
         self._close(CloseReason.ABORTED)
 
     def _closed_error(self, operation: Operation) -> StreamClosedError:
@@ -889,6 +940,8 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
 
     def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""
+        if self._corked is not None:
+            self.uncork()  # which may find the stream broken, and close it
         if self._closed:
             return
         self._closed = True
@@ -906,15 +959,11 @@ class BaseIOStream(tornado.iostream.BaseIOStream):
             self._run_close_callback()
 
     def _keep_what_is_owed(self) -> None:
-        """Of what is queued, keep what was reported done, and send it if the kernel takes it: _deliver_owed does the rest."""
-        output = self._output
-        if output is None:
-            return
-        output.truncate(max(0, self._owed - self.bytes_written))
-        if not output.size:
-            self._output = None
-        elif not self._blocked:
-            self._flush()
+        """Of what is queued, what was reported done still leaves, as the kernel finds room."""
+        if self._output is not None:
+            self._output.truncate(max(0, self._owed - self.bytes_written))
+            if not self._output.size:
+                self._output = None
 
     def _deliver_owed(self) -> None:
         if self._output is not None:
@@ -1022,7 +1071,8 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
 
     def _receive(self, size: int) -> bytes | None:
         # bytes straight from the socket, unless somebody has a read_from_fd of their own, perhaps on this very stream
-        if getattr(self.read_from_fd, "__func__", None) is _READ_FROM_SOCKET:
+        method = self.read_from_fd
+        if type(method) is MethodType and method.__func__ is _READ_FROM_SOCKET:
             return self.socket.recv(size)
         return BaseIOStream._receive(self, size)
 
@@ -1068,6 +1118,7 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
         future: Future[Self] = Future(loop=self._hub.loop)
         self._connect_future = future
         self._readable = False
+        self._output = WriteBuffer()  # for what is written meanwhile
         try:
             self.socket.connect(address)
         except BlockingIOError:
@@ -1094,7 +1145,6 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
         self._connect_future = None
         if not future.done():
             future.set_result(self)
-        self._blocked = False
         self.dispatch(READABLE | WRITABLE)
         if self._sending_eof and self._output is None and not self._closed:
             self._try_shutdown_writes()

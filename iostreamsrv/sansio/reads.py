@@ -44,6 +44,13 @@ class Read:
         """
         raise NotImplementedError
 
+    def accept(self, chunk: bytes) -> Any | More:
+        """``chunk`` itself, where it arrived at an empty buffer and is just what this read waits for; else :data:`MORE`.
+
+        Most requests come in one packet, and this way they never see the buffer.
+        """
+        return MORE
+
     def finish(self, buffer: ReadBuffer) -> Any | More:
         """The result when the stream has ended and ``take`` gave none, or :data:`MORE` where that is a failure."""
         return MORE
@@ -77,6 +84,12 @@ class ReadUntil(Read):
         if type(delimiter) is not bytes or not delimiter:
             raise OptionError("delimiter", delimiter, "must be bytes, at least one")
         return ReadUntil(delimiter, _limit(max_bytes))
+
+    def accept(self, chunk: bytes) -> bytes | More:
+        delimiter = self.delimiter
+        if chunk.find(delimiter) + len(delimiter) != len(chunk) or len(chunk) < len(delimiter):
+            return MORE
+        return chunk if self.max_bytes is None or len(chunk) <= self.max_bytes else MORE
 
     def take(self, buffer: ReadBuffer) -> bytes | More:
         try:
@@ -149,6 +162,9 @@ class ReadPartial(Read):
     @lru_cache(READS_KEPT)
     def of(count: int) -> "ReadPartial":
         return ReadPartial(_count(count))
+
+    def accept(self, chunk: bytes) -> bytes | More:
+        return chunk if len(chunk) <= self.count else MORE
 
     def take(self, buffer: ReadBuffer) -> bytes | More:
         if not self.count:
