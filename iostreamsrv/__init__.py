@@ -18,7 +18,6 @@ from .options import ServerOptions
 from .tcpserver import TCPServer
 from .version import __version__
 
-
 __all__ = [
     "BaseIOStream",
     "CloseReason",

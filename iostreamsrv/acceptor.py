@@ -10,12 +10,16 @@ from tornado.ioloop import IOLoop
 from tornado.log import gen_log
 
 ACCEPTS_PER_TURN = 16
-"""Connections taken before the loop has its turn: enough to work off a rush, few enough for those who are in already."""
+"""Connections taken before the loop has its turn: enough to work off a rush, few enough for those who are in
+already.
+"""
 
 PAUSE_FIRST = 0.1
 PAUSE_LONGEST = 1.0
-"""Seconds not to accept for when descriptors or memory ran out, doubled from first to longest until one accept succeeds. A
-listener stays readable meanwhile: whoever just tries again spins (Ranch and Go's net/http pause likewise)."""
+"""Seconds not to accept for when descriptors or memory ran out, doubled from first to longest until one accept
+succeeds. A listener stays readable meanwhile: whoever just tries again spins (Ranch and Go's net/http pause
+likewise).
+"""
 
 # What accept(2) can fail with, in five kinds:
 NONE_WAITING = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})

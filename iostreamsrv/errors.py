@@ -21,7 +21,6 @@ from typing import Literal
 
 import tornado.iostream
 
-
 __all__ = [
     "CloseReason",
     "ConcurrentReadError",

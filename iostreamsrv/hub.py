@@ -1,14 +1,15 @@
 """One readiness set per loop: it dispatches streams, and wakes the tasks that wait for them at once.
 
 **Why not ``loop.add_reader`` for each stream.** It costs a handle, a call through the loop's queue and, for a task that
-waits, a second turn of the loop, per message. The :class:`EpollHub` has one epoll of its own for all streams of a loop, which
-is itself registered with the loop once: inside any asyncio loop, plain or uvloop, one callback takes a whole batch of events.
-Each stream is registered edge-triggered and then left alone; that nobody reads it is a flag on the stream, not a system call.
+waits, a second turn of the loop, per message. The :class:`EpollHub` has one epoll of its own for all streams of a
+loop, which is itself registered with the loop once: inside any asyncio loop, plain or uvloop, one callback takes a
+whole batch of events. Each stream is registered edge-triggered and then left alone; that nobody reads it is a flag on
+the stream, not a system call.
 
 **Why the wake-up is immediate.** A future's result normally reaches its task through ``call_soon``, a turn of the loop
 later. :func:`complete` steps the task within the dispatch instead. This saves the turn; it lets a stream know that the
-handler's writes belong to the packet it is being dispatched for, so that it can send them together; and it closes the gap
-between completion and wake-up, in which a cancelled task would lose the bytes it had been given.
+handler's writes belong to the packet it is being dispatched for, so that it can send them together; and it closes the
+gap between completion and wake-up, in which a cancelled task would lose the bytes it had been given.
 
 **Fairness.** A run of the hub returns to the loop after :data:`SLICE` seconds and goes on in the loop's next turn.
 
@@ -75,7 +76,7 @@ def _knows_wakeups() -> bool:
         loop.call_soon(loop.stop)
         loop.run_forever()
         try:
-            ((callback, context),) = future._callbacks  # type: ignore[attr-defined]
+            ((callback, context),) = future._callbacks
             if type(callback) is not types.BuiltinMethodType or callback.__name__ != _WAKEUP:
                 return False
             future.remove_done_callback(callback)
@@ -102,7 +103,7 @@ def complete(future: "asyncio.Future[Any]", result: object) -> None:
     Only for callers outside any task, as a dispatch is: a task cannot be entered from within another one. Every other
     kind of callback goes through ``call_soon`` as usual: `IOLoop.add_future` promises the next turn of the loop.
     """
-    callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks  # type: ignore[attr-defined]
+    callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks
     if IMMEDIATE and callbacks is not None and len(callbacks) == 1:
         callback, context = callbacks[0]
         if type(callback) is types.BuiltinMethodType and callback.__name__ == _WAKEUP:
@@ -244,7 +245,7 @@ class EpollHub(Hub):
         return self._epoll
 
     def close(self) -> None:
-        """Close the epoll. `IOLoop.close` calls this too with ``all_fds=True``, after which late closes are harmless."""
+        """Close the epoll. `IOLoop.close` with ``all_fds=True`` calls this too; late closes are harmless then."""
         if self._epoll is not None:
             self._epoll.close()
             self._epoll = None

@@ -34,7 +34,7 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
 
     :raises RuntimeError: a loop is running in this thread already.
     """
-    loop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]  # the loop a listen() before run() registered with
+    loop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
     if loop.is_running():
         raise RuntimeError("iostreamsrv.run() inside a running loop: use `await server.serve_forever()` there")
     try:

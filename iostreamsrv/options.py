@@ -55,8 +55,8 @@ class ServerOptions:
 
     :ivar max_buffer_size: most bytes a stream holds unread; 1 MiB. (Tornado's 100 MiB let one client's line without an
         end take 105 MB.) A read that needs more closes the stream, reason ``buffer_full``.
-    :ivar max_write_buffer_size: most bytes queued on a stream; 1 MiB. More raises `StreamBufferFullError` in the handler.
-        One larger write into an empty queue is taken.
+    :ivar max_write_buffer_size: most bytes queued on a stream; 1 MiB. More raises `StreamBufferFullError` in the
+        handler. One larger write into an empty queue is taken.
     :ivar read_chunk_size: most bytes received at once; 64 KiB, and never over half of ``max_buffer_size``.
     :ivar cork: whether replies to pipelined requests are sent together; True. See `BaseIOStream.write`.
     :ivar close_on_return: whether a stream is closed, after all it was given has left, once a coroutine

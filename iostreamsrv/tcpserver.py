@@ -55,12 +55,13 @@ class TCPServer:
         iostreamsrv.run(server)
 
     There are three ways to start: :meth:`listen`, which binds and accepts; :meth:`bind` and later :meth:`start`; and
-    :meth:`add_sockets` for sockets that exist already. Each accepts as soon as a loop runs: the running one, else ``io_loop``,
-    else the thread's current one; :func:`iostreamsrv.run` and :meth:`serve_forever` take their own.
+    :meth:`add_sockets` for sockets that exist already. Each accepts as soon as a loop runs: the running one, else
+    ``io_loop``, else the thread's current one; :func:`iostreamsrv.run` and :meth:`serve_forever` take their own.
 
     :param ssl_options: None. TLS is not in this release.
     :param io_loop: the `IOLoop` to accept on; None: see above.
-    :param options: ``max_buffer_size``, ``read_chunk_size``, ``close_on_return`` and the others of `ServerOptions`, by keyword.
+    :param options: ``max_buffer_size``, ``read_chunk_size``, ``close_on_return`` and the others of `ServerOptions`,
+    by keyword.
     :raises OptionError: an option cannot have this value.
     :raises TypeError: there is no such option.
 
@@ -99,9 +100,10 @@ class TCPServer:
     def handle_stream(self, stream: IOStream, address: Any) -> Awaitable[None] | None:
         """Serve one client: to be overridden, by a coroutine or a plain function.
 
-        When a coroutine returns, what it wrote is delivered and the stream closed (``close_on_return``). When it raises, the stream
-        is closed, and the exception logged once with the client's address, unless the client caused it: a closed stream, a
-        timeout, a full buffer. A plain function's stream stays open when the function returns.
+        When a coroutine returns, what it wrote is delivered and the stream closed (``close_on_return``). When it
+        raises, the stream is closed, and the exception logged once with the client's address, unless the client
+        caused it: a closed stream, a timeout, a full buffer. A plain function's stream stays open when the function
+        returns.
 
         :param stream: the client.
         :param address: its address as `socket.socket.accept` gives it, for IPv4 ``(host, port)``.
@@ -222,8 +224,9 @@ class TCPServer:
 
     @property
     def addresses(self) -> list[Any]:
-        """The addresses of all sockets that are bound, as `socket.socket.getsockname` gives them: port 0 became a real one."""
-        return [listener.getsockname() for listener in [*(a.listener for a in self._acceptors), *self._pending]]
+        """What is bound, as `socket.socket.getsockname` gives it: port 0 has become a real one."""
+        listeners = [*(acceptor.listener for acceptor in self._acceptors), *self._pending]
+        return [listener.getsockname() for listener in listeners]
 
     @cached_property
     def streams(self) -> Streams:

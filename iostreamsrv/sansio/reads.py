@@ -1,8 +1,9 @@
 """What a pending read waits for: one object each, which takes its result from a :class:`ReadBuffer` or wants more.
 
 ``take(buffer)`` returns the result, or :data:`MORE`; ``finish(buffer)`` is asked once no more bytes will come;
-``abandon(buffer)`` gives back what a cancelled or timed-out read had already taken. A read that has no state of its own is
-shared by every stream that waits for the same thing: get it from its ``of`` method, which checks the arguments as well.
+``abandon(buffer)`` gives back what a cancelled or timed-out read had already taken. A read that has no state of its
+own is shared by every stream that waits for the same thing: get it from its ``of`` method, which checks the arguments
+as well.
 
 The shape is that of ``websockets.streams`` and h11's receive buffer.
 """
@@ -45,7 +46,8 @@ class Read:
         raise NotImplementedError
 
     def accept(self, chunk: bytes) -> Any | More:
-        """``chunk`` itself, where it arrived at an empty buffer and is just what this read waits for; else :data:`MORE`.
+        """``chunk`` itself, where it arrived at an empty buffer and is just what this read waits for; else
+        :data:`MORE`.
 
         Most requests come in one packet, and this way they never see the buffer.
         """
@@ -79,7 +81,7 @@ class ReadUntil(Read):
         self.max_bytes = max_bytes
 
     @staticmethod
-    @lru_cache(READS_KEPT)
+    @lru_cache(READS_KEPT, typed=True)
     def of(delimiter: bytes, max_bytes: int | None) -> "ReadUntil":
         if type(delimiter) is not bytes or not delimiter:
             raise OptionError("delimiter", delimiter, "must be bytes, at least one")
@@ -112,7 +114,7 @@ class ReadUntilRegex(Read):
         self.max_bytes = max_bytes
 
     @staticmethod
-    @lru_cache(READS_KEPT)
+    @lru_cache(READS_KEPT, typed=True)
     def of(regex: bytes | re.Pattern[bytes], max_bytes: int | None) -> "ReadUntilRegex":
         pattern = re.compile(regex)
         if not isinstance(pattern.pattern, bytes):
@@ -140,7 +142,7 @@ class ReadBytes(Read):
         self.count = count
 
     @staticmethod
-    @lru_cache(READS_KEPT)
+    @lru_cache(READS_KEPT, typed=True)
     def of(count: int) -> "ReadBytes":
         return ReadBytes(_count(count))
 
@@ -159,7 +161,7 @@ class ReadPartial(Read):
         self.count = count
 
     @staticmethod
-    @lru_cache(READS_KEPT)
+    @lru_cache(READS_KEPT, typed=True)
     def of(count: int) -> "ReadPartial":
         return ReadPartial(_count(count))
 
@@ -224,6 +226,14 @@ Matcher = Callable[[bytearray], tuple[int, Any] | None]
 """What :class:`ReadMatch` asks: given all that is buffered, None for "more", or (bytes consumed, result)."""
 
 
+class MatchFailed(Exception):
+    """The function of a :class:`ReadMatch` raised ``error``, or returned what it must not. No byte was taken."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class ReadMatch(Read):
     """Whatever a function of the caller's makes of the buffered bytes."""
 
@@ -237,12 +247,15 @@ class ReadMatch(Read):
     def take(self, buffer: ReadBuffer) -> Any | More:
         if not buffer.size:
             return MORE
-        found = self.match(buffer.contents())
-        if found is None:
-            return MORE
-        consumed, result = found
-        if type(consumed) is not int or not 0 <= consumed <= buffer.size:
-            raise OptionError("match", consumed, f"must consume 0 to {buffer.size} bytes, as many as it was given")
+        try:
+            found = self.match(buffer.contents())
+            if found is None:
+                return MORE
+            consumed, result = found
+            if type(consumed) is not int or not 0 <= consumed <= buffer.size:
+                raise OptionError("match", consumed, f"must consume 0 to {buffer.size} bytes, as many as it was given")
+        except Exception as error:
+            raise MatchFailed(error) from error
         if consumed:
             buffer.take(consumed)
         return result
