@@ -12,7 +12,9 @@ import asyncio
 import errno
 import io
 import os
+import select
 import socket
+import struct
 import sys
 from asyncio import Future
 from collections.abc import Callable
@@ -193,7 +195,10 @@ class BaseIOStream(ReadSide):
 
     def abort(self) -> None:
         """Close the stream now and throw away what is queued; a TCP peer gets a reset. Reason ``aborted``."""
-        self._corked = self._write_buffer = None
+        self._corked = None
+        if self._closed:
+            return self._give_up_owed()
+        self._write_buffer = None
         self._close(CloseReason.ABORTED)
 
     def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
@@ -278,6 +283,12 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
         if type(method) is MethodType and method.__func__ is _READ_FROM_SOCKET:
             return self.socket.recv(size)
         return BaseIOStream._receive(self, size)
+
+    def abort(self) -> None:
+        if self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6):
+            # Lingering for 0 seconds is how one asks for a reset.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        BaseIOStream.abort(self)
 
     def _shutdown_writes(self) -> None:
         self.socket.shutdown(socket.SHUT_WR)
@@ -400,9 +411,12 @@ class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):
         try:
             return self._file.readinto(buf)
         except OSError as error:
-            if error.errno == errno.EBADF and not self._hangup:
-                return None  # the writing end: nothing to read, as long as the reader is there
-            raise
+            if error.errno != errno.EBADF:
+                raise
+            # The writing end: it has nothing to read, but an end when the reader is gone.
+            poll = select.poll()
+            poll.register(self.fd, 0)  # errors are always reported
+            return 0 if poll.poll(0) else None
 
     def write_to_fd(self, data: bytes | bytearray | memoryview) -> int | None:  # type: ignore[override]
         return os.write(self.fd, data)

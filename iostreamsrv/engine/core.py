@@ -16,9 +16,9 @@ from ..hub import Hub
 from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.reads import Read
 
-INLINE_READS = 16
-"""Reads in a row that may be satisfied without the task being suspended, so that a peer who sends faster than the
-handler reads cannot keep the loop for itself (asyncio would not see a timer before the handler waits for something)."""
+INLINE = 16
+"""Reads and writes in a row that may be done at once, without the task being suspended, so that a peer who is faster
+than the handler cannot keep the loop for itself: asyncio sees no timer before the handler waits for something."""
 
 _ids = itertools.count(1)
 
@@ -38,7 +38,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_eof",
         "_hangup",
         "_hub",
-        "_inline_reads",
+        "_inline",
         "_on_end",
         "_owed",
         "_owed_timer",
@@ -94,7 +94,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._hangup = False  # an end was announced: a short read is no sign that the kernel has no more
         self._eof = False
         self._reads_watched = False
-        self._inline_reads = INLINE_READS
+        self._inline = INLINE
         # writing
         self._corked: list[bytes] | None = None  # to be sent at the end of the hub's run
         self._corked_size = 0

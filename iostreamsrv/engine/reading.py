@@ -2,6 +2,7 @@
 
 from asyncio import Future
 from re import Pattern
+from time import monotonic
 from typing import Any
 
 from tornado.log import gen_log
@@ -11,6 +12,7 @@ from ..errors import (
     ConcurrentReadError,
     OptionError,
     StreamBufferFullError,
+    StreamClosedError,
     StreamTimeoutError,
     UnsatisfiableReadError,
     reason_for,
@@ -31,7 +33,7 @@ from ..sansio.reads import (
     ReadUntilClose,
     ReadUntilRegex,
 )
-from .core import INLINE_READS
+from .core import INLINE
 from .writing import WriteSide
 
 RECEIVES_PER_TURN = 4
@@ -146,9 +148,11 @@ class ReadSide(WriteSide):
             self._expect_no_read()
         if timeout is not None:
             timeout = check_timeout("timeout", timeout)
-        if self._buffer.size or self._readable or self._eof or self._closed:
-            if self._inline_reads > 0 or self._closed:
-                self._inline_reads -= 1
+        if self._closed or self._eof:
+            return self._read_after_the_end(read)
+        if self._buffer.size or self._readable:
+            if self._inline > 0:
+                self._inline -= 1
                 try:
                     result = self._attempt(read)
                 except Exception as error:
@@ -156,7 +160,7 @@ class ReadSide(WriteSide):
                 if result is not MORE:
                     return self._finished(result)
                 if self._closed or self._eof:
-                    return self._read_at_end(read)
+                    return self._read_at_the_end(read)
             if self._readable or self._buffer.size:
                 self._hub.dispatch_again(self)
         future: Future[Any] = Future(loop=self._hub.loop)
@@ -169,7 +173,7 @@ class ReadSide(WriteSide):
         return future
 
     def _finished(self, result: Any) -> "Future[Any]":
-        """A future that is done: also to be asked first whether a read may be made at all."""
+        """A future that is done already."""
         if self._read is not None:
             self._expect_no_read()
         if self._close_callback is not None:
@@ -188,13 +192,25 @@ class ReadSide(WriteSide):
             return self._failed(error.error)
         raise error
 
-    def _read_at_end(self, read: Read) -> "Future[Any]":
-        """What a read returns that began when no more bytes could come."""
-        result = read.finish(self._buffer)
-        if result is not MORE:
-            return self._finished(result)
-        read.abandon(self._buffer)
-        raise self._closed_error("read")
+    def _read_after_the_end(self, read: Read) -> "Future[Any]":
+        """What a read returns, or raises, when no more bytes can come and the buffer is all there is."""
+        try:
+            result = read.take(self._buffer) if self._buffer.size else MORE
+        except Exception as error:
+            return self._failed_inline(read, error)
+        if result is MORE:
+            result = read.finish(self._buffer)
+        if result is MORE:
+            read.abandon(self._buffer)
+            raise self._closed_error("read")
+        return self._finished(result)
+
+    def _read_at_the_end(self, read: Read) -> "Future[Any]":
+        """What a read returns that itself met the end."""
+        try:
+            return self._read_after_the_end(read)
+        except StreamClosedError as error:
+            return self._failed(error)
 
     def _attempt(self, read: Read) -> Any | More:
         """The result of ``read`` from what is buffered and what can be received without waiting, or MORE."""
@@ -242,7 +258,8 @@ class ReadSide(WriteSide):
         if len(chunk) < size and not self._hangup:
             self._readable = False
         self.bytes_read += len(chunk)
-        self._received_at = self._hub.now
+        hub = self._hub
+        self._received_at = hub.now if hub.running else monotonic()
         return chunk
 
     def _receive_failed(self, error: OSError) -> None:
@@ -277,7 +294,7 @@ class ReadSide(WriteSide):
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
-        self._inline_reads = INLINE_READS
+        self._inline = INLINE
         complete(future, result)
         if self._close_callback is not None:
             self._look_for_end_later()

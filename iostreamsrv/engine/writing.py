@@ -7,7 +7,7 @@ from tornado.log import gen_log
 
 from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for
 from ..sansio.buffers import WriteBuffer
-from .core import StreamCore
+from .core import INLINE, StreamCore
 
 CORK_SIZE = 65536
 """Corked bytes that are sent without waiting for the end of the hub's run."""
@@ -43,8 +43,8 @@ class WriteSide(StreamCore):
             raise self._closed_error("write")
         if type(data) is not bytes:
             data = _as_bytes(data)
+        hub = self._hub
         if self._write_buffer is None:
-            hub = self._hub
             if (hub.crowded or self._buffer.size or self._corked is not None) and self._cork(data):
                 return hub.done
             if self._corked is not None:
@@ -58,7 +58,8 @@ class WriteSide(StreamCore):
                 sent = self._send_failed(error)
             self.bytes_written += sent
             if sent == len(data):
-                return self._hub.done
+                self._inline -= 1
+                return hub.done if self._inline > 0 else self._done_next_turn()
             if self._closed:
                 return self._failed(self._closed_error("write"))
             data = memoryview(data)[sent:]
@@ -197,12 +198,17 @@ class WriteSide(StreamCore):
         if self._write_buffer is None:
             self._all_sent()
 
+    def _done_next_turn(self) -> "Future[None]":
+        """For a write that is done: a future that lets the loop have a turn first."""
+        self._inline = INLINE
+        future: Future[None] = Future(loop=self._hub.loop)
+        self._call_soon(_set_done, future)
+        return future
+
     def _settle_writes(self) -> None:
         futures = self._unsent_futures
         while futures and futures[0][0] <= self.bytes_written:
-            _, future = futures.popleft()
-            if not future.done():
-                future.set_result(None)
+            _set_done(futures.popleft()[1])
         if not futures:
             self._unsent_futures = None
 
@@ -249,6 +255,11 @@ class WriteSide(StreamCore):
         if self._write_buffer is not None:
             self._write_buffer = None
             self._close_descriptor()
+
+
+def _set_done(future: "Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _as_bytes(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
