@@ -26,8 +26,8 @@ from tornado.ioloop import IOLoop
 
 from .engine.reading import ReadSide
 from .errors import CloseReason, reason_for
-from .hub import HANGUP, READABLE, WRITABLE, hub_of
-from .options import check_size, check_timeout
+from .hub import READABLE, WRITABLE
+from .options import READ_CHUNK_SIZE, ServerOptions, check_flag, check_size, check_timeout
 from .sansio.buffers import WriteBuffer
 from .sansio.reads import Discard
 
@@ -35,11 +35,6 @@ __all__ = ["BaseIOStream", "IOStream", "PipeIOStream"]
 
 MAX_BUFFER_SIZE = 100 * 1024 * 1024
 """Tornado's default for a stream made by hand. `TCPServer` gives its streams 1 MiB."""
-
-READ_CHUNK_SIZE = 65536
-"""Most that is received at once. Above 128 KiB malloc maps and unmaps memory for each call, at a quarter of the
-speed.
-"""
 
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1 << 20
@@ -83,29 +78,13 @@ class BaseIOStream(ReadSide):
         *,
         cork: bool = True,
     ) -> None:
-        self.io_loop = IOLoop.current()
-        self.max_buffer_size = check_size("max_buffer_size", max_buffer_size) or MAX_BUFFER_SIZE
-        chunk = check_size("read_chunk_size", read_chunk_size) or READ_CHUNK_SIZE
-        self.read_chunk_size = min(chunk, max(1, self.max_buffer_size // 2))
-        self.max_write_buffer_size = check_size("max_write_buffer_size", max_write_buffer_size)
-        self.cork = cork
-        self._start(hub_of(self.io_loop))
-
-    # ---- dispatching
-
-    def dispatch(self, events: int) -> None:
-        if self._closed or self._connect_future is not None:
-            return self._dispatch_at_the_ends()
-        if events != READABLE:
-            if events & HANGUP:
-                self._hangup = True
-            if self._write_buffer is not None and events & ~READABLE:
-                self._flush()
-            if self._closed or events == WRITABLE:
-                return None
-        self._readable = True
-        self._go_on_reading()
-        return None
+        self._start(
+            IOLoop.current(),
+            check_size("max_buffer_size", max_buffer_size) or MAX_BUFFER_SIZE,
+            check_size("read_chunk_size", read_chunk_size) or READ_CHUNK_SIZE,
+            check_size("max_write_buffer_size", max_write_buffer_size),
+            check_flag("cork", cork),
+        )
 
     def _dispatch_at_the_ends(self) -> None:
         if self._closed:
@@ -256,6 +235,29 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
         socket.setblocking(False)
         self._remote_address: Any = None
         BaseIOStream.__init__(self, max_buffer_size, read_chunk_size, max_write_buffer_size, cork=cork)
+
+    @classmethod
+    def _of_client(
+        cls,
+        connection: socket.socket,
+        address: Any,
+        options: ServerOptions,
+        on_end: Callable[["IOStream"], None],
+    ) -> "IOStream":
+        """A stream for a server's client. What the constructor checks, the options have checked."""
+        stream = cls.__new__(cls)
+        stream.socket = connection
+        connection.setblocking(False)
+        stream._remote_address = address
+        stream._start(
+            IOLoop.current(),
+            options.max_buffer_size,
+            options.read_chunk_size,
+            options.max_write_buffer_size,
+            options.cork,
+        )
+        stream._on_end = on_end
+        return stream
 
     def fileno(self) -> int:
         return -1 if self.socket is None else self.socket.fileno()

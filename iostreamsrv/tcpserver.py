@@ -5,7 +5,7 @@ import contextlib
 import inspect
 import socket
 from collections.abc import Awaitable, Collection, Iterable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import tornado.iostream
@@ -90,7 +90,11 @@ class TCPServer:
         self._pending: list[socket.socket] = []
         self._started = False
         self._stopped: asyncio.Event | None = None
-        self._handling: set[asyncio.Future[Any]] = set()
+        self._handling: dict[asyncio.Future[Any], IOStream] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        # One bound method of each for all streams: a new one for every stream costs 64 bytes.
+        self._on_handled = self._handled
+        self._on_end = self._finish
         self._told_no_handler = False
         if self._handler() is not None:
             self._check_handler()
@@ -172,13 +176,12 @@ class TCPServer:
         for listener in sockets:
             _check_listener(listener, known)
             known.add(listener.fileno())
-        io_loop = self._loop_to_use() if sockets else None
+        io_loop = self._io_loop or IOLoop.current()
         for listener in sockets:
             listener.setblocking(False)
             acceptor = Acceptor(listener, self._accepted)
             self._acceptors.append(acceptor)
-            if io_loop is not None:
-                acceptor.start(io_loop)
+            acceptor.start(io_loop)
 
     def add_socket(self, socket: socket.socket) -> None:
         """:meth:`add_sockets` for one."""
@@ -216,11 +219,12 @@ class TCPServer:
             raise
 
     async def _end_streams(self) -> None:
-        for task in list(self._handling):
+        ending = [*self._handling, *self._closing]
+        for task in ending:
             task.cancel()
-        for stream in self._streams.copy().values():
+        for stream in list(self._streams.values()):
             stream._close(CloseReason.SHUTDOWN)
-        await asyncio.gather(*self._handling, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
 
     @property
     def addresses(self) -> list[Any]:
@@ -242,16 +246,9 @@ class TCPServer:
         return self.options.max_buffer_size
 
     @property
-    def read_chunk_size(self) -> int | None:
+    def read_chunk_size(self) -> int:
         """``options.read_chunk_size``, where Tornado has it."""
         return self.options.read_chunk_size
-
-    def _loop_to_use(self) -> IOLoop:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return self._io_loop or IOLoop.current()
-        return self._io_loop or IOLoop.current()
 
     # ---- the handler
 
@@ -285,16 +282,7 @@ class TCPServer:
     def _accepted(self, connection: socket.socket, address: Any) -> None:
         if self._handler() is None:
             return self._refuse_unhandled(connection)
-        options = self.options
-        stream = IOStream(
-            connection,
-            options.max_buffer_size,
-            options.read_chunk_size,
-            options.max_write_buffer_size,
-            cork=options.cork,
-        )
-        stream._remote_address = address
-        stream._on_end = self._finish
+        stream = IOStream._of_client(connection, address, self.options, self._on_end)
         self._streams[stream.id] = stream
         try:
             result = self.handle_stream(stream, address)
@@ -306,12 +294,12 @@ class TCPServer:
                 handling = gen.convert_yielded(result)
         except Exception as error:
             return self._handler_failed(stream, error)
-        self._handling.add(handling)
-        handling.add_done_callback(partial(self._handled, stream))
+        self._handling[handling] = stream
+        handling.add_done_callback(self._on_handled)
 
-    def _handled(self, stream: IOStream, handling: "asyncio.Future[Any]") -> None:
+    def _handled(self, handling: "asyncio.Future[Any]") -> None:
         """A handler has ended."""
-        self._handling.discard(handling)
+        stream = self._handling.pop(handling)
         if handling.cancelled():
             stream._close(CloseReason.SHUTDOWN)
         elif (error := handling.exception()) is not None:
@@ -336,8 +324,8 @@ class TCPServer:
         """Close a stream in order, so that its client reads all that was written and then the end."""
         if not stream.closed():
             closing = stream._hub.loop.create_task(stream._aclose(reason, CLOSE_TIMEOUT))
-            self._handling.add(closing)
-            closing.add_done_callback(self._handling.discard)
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def _finish(self, stream: BaseIOStream) -> None:
         """The only exit: every accepted stream comes by, once, when its descriptor has been closed."""

@@ -12,7 +12,7 @@ import tornado.iostream
 from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason, Operation, StreamClosedError
-from ..hub import Hub
+from ..hub import Hub, hub_of
 from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.reads import Read
 
@@ -74,7 +74,16 @@ class StreamCore(tornado.iostream.BaseIOStream):
     read_chunk_size: int
     cork: bool
 
-    def _start(self, hub: Hub) -> None:
+    def _start(
+        self, io_loop: IOLoop, max_buffer_size: int, read_chunk_size: int, max_write_buffer_size: int | None, cork: bool
+    ) -> None:
+        """The constructor, for arguments that have been checked."""
+        self.io_loop = io_loop
+        self.max_buffer_size = max_buffer_size
+        # A chunk near the limit would go over it with bytes that nobody asked for.
+        self.read_chunk_size = min(read_chunk_size, max(1, max_buffer_size // 2))
+        self.max_write_buffer_size = max_write_buffer_size
+        self.cork = cork
         self.id = next(_ids)
         self.opened_at = time.time()
         self.error = None
@@ -82,7 +91,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self.bytes_read = 0
         self.bytes_written = 0
         self.hub_key = -1
-        self._hub = hub
+        self._hub: Hub = hub_of(io_loop)
         self._received_at = time.monotonic()
         self._data: dict[Any, Any] | None = None
         # reading
@@ -205,6 +214,10 @@ class StreamCore(tornado.iostream.BaseIOStream):
 
     def dispatch(self, events: int) -> None:
         """For the hub: go on with what waits for ``events``."""
+        raise NotImplementedError
+
+    def _dispatch_at_the_ends(self) -> None:
+        """A dispatch of a stream that is connecting, or closed and delivering what it owes."""
         raise NotImplementedError
 
     def uncork(self) -> None:

@@ -17,7 +17,7 @@ from ..errors import (
     UnsatisfiableReadError,
     reason_for,
 )
-from ..hub import complete
+from ..hub import HANGUP, READABLE, WRITABLE, complete
 from ..options import check_timeout
 from ..sansio.reads import (
     MORE,
@@ -275,8 +275,19 @@ class ReadSide(WriteSide):
         if chunk is not None:
             self._buffer.feed(chunk)
 
-    def _go_on_reading(self) -> None:
-        """In a dispatch: the kernel may have what the pending read waits for."""
+    # ---- dispatching
+
+    def dispatch(self, events: int) -> None:
+        if self._closed or self._connect_future is not None:
+            return self._dispatch_at_the_ends()
+        if events != READABLE:
+            if events & HANGUP:
+                self._hangup = True
+            if self._write_buffer is not None and events & ~READABLE:
+                self._flush()
+            if self._closed or events == WRITABLE:
+                return None
+        self._readable = True
         read, future = self._read, self._read_future
         if read is None or future is None:
             if self._close_callback is not None:
