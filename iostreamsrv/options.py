@@ -13,7 +13,9 @@ from .errors import OptionError
 MEBIBYTE = 1 << 20
 
 READ_CHUNK_SIZE = 65536
-"""Most that is received at once. From 128 KiB on malloc maps and unmaps memory for each call: a quarter of the speed."""
+"""Most that is received at once. From 128 KiB on malloc maps and unmaps memory for each call, at a quarter of the
+speed.
+"""
 
 
 def check_size(name: str, value: float | None) -> int | None:

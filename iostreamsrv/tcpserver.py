@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import inspect
 import socket
+import threading
 from collections.abc import Awaitable, Collection, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
 import tornado.iostream
-from tornado import gen
+from tornado import gen, process
 from tornado.ioloop import IOLoop
 from tornado.log import app_log, gen_log
 
@@ -151,17 +152,27 @@ class TCPServer:
         else:
             self._pending += sockets
 
-    def start(self, num_processes: int | None = 1) -> None:
+    def start(self, num_processes: int | None = 1, max_restarts: int | None = None) -> None:
         """Accept on all that was bound.
 
-        :param num_processes: 1. More processes are not in this release.
-        :raises RuntimeError: started already.
+        :param num_processes: 1 for this process; more to fork so many workers, which share the listeners; None or 0
+            for as many as there are cores. Each worker returns from here; the first process waits for them in here,
+            starts those anew that die, and exits when all have ended. Not on Windows.
+        :param max_restarts: how many dead workers are replaced in all; None for Tornado's 100.
+        :raises RuntimeError: started already; or to fork, where this thread has a loop or is not the main one.
+        :raises OptionError: a number that cannot be.
         """
         self._need_handler()
         if self._started:
             raise RuntimeError("the server has been started already: call stop() first")
-        if num_processes != 1 or isinstance(num_processes, bool):
-            raise OptionError("num_processes", num_processes, "must be 1: this release of iostreamsrv does not fork")
+        if isinstance(num_processes, bool) or not isinstance(num_processes, int | None) or (num_processes or 0) < 0:
+            raise OptionError("num_processes", num_processes, "must be 1 or more, or None for one for each core")
+        if num_processes != 1:
+            if self._acceptors:
+                raise RuntimeError(
+                    "start() with more than one process forks, and this server listens on a loop already"
+                )
+            _fork(num_processes, max_restarts)
         self._started = True
         pending, self._pending = self._pending, []
         self.add_sockets(pending)
@@ -337,6 +348,14 @@ class TCPServer:
         if not self._told_no_handler:
             self._told_no_handler = True
             app_log.error("%s has no handle_stream: its clients are closed", type(self).__name__)
+
+
+def _fork(num_processes: int | None, max_restarts: int | None) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("start() with more than one process forks, which only the main thread may do")
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError("start() with more than one process forks, and a loop is running already: start it after")
+    process.fork_processes(num_processes, max_restarts)
 
 
 def _check_listener(listener: socket.socket, known: set[int]) -> None:

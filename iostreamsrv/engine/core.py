@@ -50,6 +50,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_received_at",
         "_sending_eof",
         "_unsent_futures",
+        "_untried",
         "_write_buffer",
         "_writes_watched",
         "bytes_read",
@@ -102,6 +103,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._readable = True  # bytes may be there already, and their edge past
         self._hangup = False  # an end was announced: a short read is no sign that the kernel has no more
         self._eof = False
+        self._untried = False  # there are bytes that the pending read has not been offered
         self._reads_watched = False
         self._inline = INLINE
         # writing

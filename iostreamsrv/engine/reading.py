@@ -150,17 +150,20 @@ class ReadSide(WriteSide):
             timeout = check_timeout("timeout", timeout)
         if self._closed or self._eof:
             return self._read_after_the_end(read)
+        self._untried = False
         if self._buffer.size or self._readable:
             if self._inline > 0:
                 self._inline -= 1
                 try:
-                    result = self._attempt(read)
+                    result = self._attempt(read, self._buffer.size > 0)
                 except Exception as error:
                     return self._failed_inline(read, error)
                 if result is not MORE:
                     return self._finished(result)
                 if self._closed or self._eof:
                     return self._read_at_the_end(read)
+            else:
+                self._untried = True
             if self._readable or self._buffer.size:
                 self._hub.dispatch_again(self)
         future: Future[Any] = Future(loop=self._hub.loop)
@@ -212,10 +215,13 @@ class ReadSide(WriteSide):
         except StreamClosedError as error:
             return self._failed(error)
 
-    def _attempt(self, read: Read) -> Any | More:
-        """The result of ``read`` from what is buffered and what can be received without waiting, or MORE."""
+    def _attempt(self, read: Read, untried: bool) -> Any | More:
+        """The result of ``read`` from what can be received without waiting, or MORE.
+
+        :param untried: there are buffered bytes that this read has not been offered yet.
+        """
         buffer = self._buffer
-        if buffer.size:
+        if untried:
             result = read.take(buffer)
             if result is not MORE:
                 return result
@@ -296,7 +302,7 @@ class ReadSide(WriteSide):
         if future.done():  # cancelled; what has come stays where it is
             return self._abandon_read()
         try:
-            result = self._attempt(read)
+            result = self._attempt(read, self._untried)
         except Exception as error:
             return self._failed_in_dispatch(error)
         if result is MORE:
@@ -342,6 +348,7 @@ class ReadSide(WriteSide):
                 future.set_exception(StreamTimeoutError("read", timeout))
 
     def _wait_for_more(self) -> None:
+        self._untried = False
         if self._readable:
             self._hub.dispatch_again(self)
         elif not self._reads_watched and not self._closed:

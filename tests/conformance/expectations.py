@@ -6,7 +6,6 @@ that makes a stream or server of ours although it is said to be vacuous, has fai
 
 TLS = "TLS is not in this release: SSLIOStream, start_tls() and ssl_options are to come."
 
-FORKING = "Forking is not in this release: start() with more than one process is to come."
 
 # These are of a mixin; the suites run them on SSLIOStream twice.
 ON_TLS_STREAMS = [
@@ -76,7 +75,6 @@ CANNOT_PASS = {
     "iostream_test.TestIOStream.test_read_until_close_with_error": (
         "It replaces a private method of Tornado's streams, _try_inline_read, which ours don't have."
     ),
-    "tcpserver_test.TestMultiprocess.test_bind_start": FORKING,
 }
 
 PRIVATE_BUFFER = "It tests a private class of Tornado's, _StreamBuffer, which nothing of ours uses."
