@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -15,6 +16,14 @@ class Servable(Protocol):
 
     def serve_forever(self) -> Awaitable[None]:
         """Serve until stopped or cancelled."""
+
+
+def current_loop() -> IOLoop:
+    """The running loop, else the one that is set for this thread, made and set if there is none yet."""
+    with warnings.catch_warnings():
+        # What Python 3.12 and 3.13 say of a program that listens first and runs a loop afterwards, as ours may.
+        warnings.filterwarnings("ignore", "There is no current event loop", DeprecationWarning)
+        return IOLoop.current()
 
 
 def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
@@ -34,7 +43,8 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
 
     :raises RuntimeError: a loop is running in this thread already.
     """
-    loop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
+    io_loop = current_loop()
+    loop = io_loop.asyncio_loop  # type: ignore[attr-defined]
     if loop.is_running():
         raise RuntimeError("iostreamsrv.run() inside a running loop: use `await server.serve_forever()` there")
     try:
@@ -43,7 +53,7 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
-        IOLoop.current().close()
+        io_loop.close()
         asyncio.set_event_loop(None)
 
 

@@ -16,6 +16,7 @@ from tornado.log import app_log, gen_log
 
 from .acceptor import Acceptor
 from .errors import CloseReason, OptionError, StreamTimeoutError, reason_for
+from .ioloop import current_loop
 from .iostream import CLOSE_TIMEOUT, BaseIOStream, IOStream
 from .netutil import BACKLOG, bind_sockets
 from .options import ServerOptions
@@ -187,7 +188,7 @@ class TCPServer:
         for listener in sockets:
             _check_listener(listener, known)
             known.add(listener.fileno())
-        io_loop = self._io_loop or IOLoop.current()
+        io_loop = self._io_loop or current_loop()
         for listener in sockets:
             listener.setblocking(False)
             acceptor = Acceptor(listener, self._accepted)
