@@ -145,7 +145,7 @@ class StreamTimeoutError(TimeoutError, StreamError):
 class StreamBufferFullError(tornado.iostream.StreamBufferFullError, StreamError):
     """A buffer's limit was reached: the write was not taken, or the stream was closed for what it was sent."""
 
-    def __init__(self, message: str, operation: Operation) -> None:
+    def __init__(self, message: str = "", operation: Operation | None = None) -> None:
         super().__init__(message)
         self.operation = operation
         if operation == "read":

@@ -17,8 +17,9 @@ from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.reads import Read
 
 INLINE = 16
-"""Reads and writes in a row that may be done at once, without the task being suspended, so that a peer who is faster
-than the handler cannot keep the loop for itself: asyncio sees no timer before the handler waits for something."""
+"""Reads and writes in a row that are done at once before a look at the clock: when the loop's turn is old, the next one
+waits for the next turn. So a peer who is faster than the handler cannot keep the loop for itself: asyncio sees no timer
+before the handler waits for something."""
 
 _ids = itertools.count(1)
 
@@ -199,6 +200,12 @@ class StreamCore(tornado.iostream.BaseIOStream):
         return f"<{type(self).__name__} {self.id} {state}>"
 
     # ---- what both sides need
+
+    def _may_go_on(self) -> bool:
+        """Whether another read or write may be done at once."""
+        if self._inline <= 0 and self._hub.may_go_on():
+            self._inline = INLINE
+        return self._inline > 0
 
     def _closed_error(self, operation: Operation) -> StreamClosedError:
         reason = self.close_reason or (CloseReason.EOF if self._eof else CloseReason.LOCAL)

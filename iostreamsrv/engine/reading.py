@@ -22,10 +22,10 @@ from ..options import check_timeout
 from ..sansio.reads import (
     MORE,
     Matcher,
-    MatchFailed,
     More,
     Read,
     ReadBytes,
+    ReadFailed,
     ReadInto,
     ReadMatch,
     ReadPartial,
@@ -152,7 +152,7 @@ class ReadSide(WriteSide):
             return self._read_after_the_end(read)
         self._untried = False
         if self._buffer.size or self._readable:
-            if self._inline > 0:
+            if self._inline > 0 or self._may_go_on():
                 self._inline -= 1
                 try:
                     result = self._attempt(read, self._buffer.size > 0)
@@ -191,7 +191,7 @@ class ReadSide(WriteSide):
         if isinstance(error, UnsatisfiableReadError | StreamBufferFullError):
             self._close_for_limit(error)
             return self._failed(self._closed_error("read"))
-        if isinstance(error, MatchFailed):
+        if isinstance(error, ReadFailed):
             return self._failed(error.error)
         raise error
 
@@ -357,7 +357,7 @@ class ReadSide(WriteSide):
     def _failed_in_dispatch(self, error: Exception) -> None:
         if isinstance(error, UnsatisfiableReadError):
             self._close_for_limit(error)
-        elif isinstance(error, MatchFailed):
+        elif isinstance(error, ReadFailed):
             self._fail_read(error.error)  # the function's own trouble: the stream goes on
         else:
             if isinstance(error, StreamBufferFullError):

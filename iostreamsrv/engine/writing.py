@@ -59,7 +59,7 @@ class WriteSide(StreamCore):
             self.bytes_written += sent
             if sent == len(data):
                 self._inline -= 1
-                return hub.done if self._inline > 0 else self._done_next_turn()
+                return hub.done if self._inline > 0 or self._may_go_on() else self._done_next_turn()
             if self._closed:
                 return self._failed(self._closed_error("write"))
             data = memoryview(data)[sent:]

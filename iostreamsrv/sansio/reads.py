@@ -33,6 +33,14 @@ MORE: Final = _More.MORE
 More = Literal[_More.MORE]
 
 
+class ReadFailed(Exception):
+    """A read fails with ``error``, by a fault of the caller's. The stream goes on, and no byte of it is lost."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class Read:
     """A pending read. Each subclass is one way to read."""
 
@@ -198,6 +206,8 @@ class ReadInto(Read):
 
     def take(self, buffer: ReadBuffer) -> int | More:
         with memoryview(self.target) as view, view.cast("B") as target:
+            if len(target) < self.filled:
+                raise ReadFailed(BufferError("the buffer of a pending read_into was cut"))
             count = min(buffer.size, len(target) - self.filled)
             if count:
                 target[self.filled : self.filled + count] = buffer.take(count)
@@ -226,14 +236,6 @@ Matcher = Callable[[bytearray], tuple[int, Any] | None]
 """What :class:`ReadMatch` asks: given all that is buffered, None for "more", or (bytes consumed, result)."""
 
 
-class MatchFailed(Exception):
-    """The function of a :class:`ReadMatch` raised ``error``, or returned what it must not. No byte was taken."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
 class ReadMatch(Read):
     """Whatever a function of the caller's makes of the buffered bytes."""
 
@@ -255,7 +257,7 @@ class ReadMatch(Read):
             if type(consumed) is not int or not 0 <= consumed <= buffer.size:
                 raise OptionError("match", consumed, f"must consume 0 to {buffer.size} bytes, as many as it was given")
         except Exception as error:
-            raise MatchFailed(error) from error
+            raise ReadFailed(error) from error
         if consumed:
             buffer.take(consumed)
         return result
