@@ -23,7 +23,7 @@ from .workloads import WORKLOADS, Loaded, Workload
 ROUNDS = 3
 SECONDS = 0.5
 ATTEMPTS = 3
-NO_COMPILER = "cc, a C compiler, is missing (on Debian and Ubuntu: apt install gcc libc6-dev)"
+NO_COMPILER = "There is no working C compiler, cc (on Debian and Ubuntu: apt install gcc libc6-dev)"
 
 
 class Benchmark:
@@ -109,8 +109,8 @@ def options() -> argparse.Namespace:
         parser.error(f"no such workload: {', '.join(unknown)} (there are {', '.join(WORKLOADS)})")
     if chosen.rounds < 1 or not chosen.secs > 0:
         parser.error("--rounds must be 1 or more, and --secs above 0")
-    if chosen.write_docs and (chosen.workloads or not Load.compiler()):
-        parser.error("--write-docs is for all workloads" + ("" if Load.compiler() else f", and {NO_COMPILER}"))
+    if chosen.write_docs and chosen.workloads:
+        parser.error("--write-docs is for a run of all workloads")
     return chosen
 
 
@@ -130,30 +130,33 @@ def main() -> int:
     chosen = options()
     workloads = [WORKLOADS[name] for name in dict.fromkeys(chosen.workloads or WORKLOADS)]
     with tempfile.TemporaryDirectory() as folder:
-        load = Load(Path(folder)) if Load.compiler() else None
-        benchmark = Benchmark(workloads, load, chosen.rounds, chosen.secs)
-        if left_out := [workload.name for workload in workloads if workload not in benchmark.workloads]:
-            say(f"{NO_COMPILER}; not measured without it: {', '.join(left_out)}")
-        if benchmark.cores.server == benchmark.cores.load:
-            say("There is one core only, which the servers share with their load: the figures mean little.")
-        try:
-            benchmark.run()
-        except KeyboardInterrupt:
-            say("stopped; this is what there was")
-            chosen.write_docs = False
+        benchmark = Benchmark(workloads, Load.compiled(Path(folder)), chosen.rounds, chosen.secs)
+        complete = run(benchmark, workloads)
     text = table.report(benchmark.results, machine.describe(), benchmark.manner())
     print(text)
     if chosen.json:
         chosen.json.write_text(as_json(benchmark), encoding="utf-8")
-    if benchmark.results.failures:
-        say(
-            "Some could not be measured (see above)" + (", so the docs stay as they are." if chosen.write_docs else ".")
-        )
-        return 1
-    if chosen.write_docs:
+    if chosen.write_docs and complete:
         table.write_docs(text)
         say(f"written into {table.DOCS}")
-    return 0
+    elif chosen.write_docs:
+        say("Not all was measured, so the docs stay as they are.")
+    return 0 if complete else 1
+
+
+def run(benchmark: Benchmark, wanted: Sequence[Workload]) -> bool:
+    """Whether all that is wanted was measured; what was not, and why, is said."""
+    left_out = [workload.name for workload in wanted if workload not in benchmark.workloads]
+    if left_out:
+        say(f"{NO_COMPILER}: not measured without it: {', '.join(left_out)}")
+    if benchmark.cores.server == benchmark.cores.load:
+        say("There is one core only, which the servers share with their load: the figures mean little.")
+    try:
+        benchmark.run()
+    except KeyboardInterrupt:
+        say("stopped; this is what there was")
+        return False
+    return not (left_out or benchmark.results.failures)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
-from .servers import MeasurementError, Server
+from .servers import MeasurementError
 
 Kind = Literal["lines", "churn", "bulk"]
 
@@ -28,20 +28,32 @@ class Counted(NamedTuple):
         return self.end - self.start
 
 
+class Target(Protocol):
+    """What is put under load: a process that serves a port."""
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def pid(self) -> int: ...
+
+
 class Load:
-    """A compiled load generator. ``folder`` is where to put it."""
+    """A compiled load generator."""
 
-    def __init__(self, folder: Path) -> None:
-        compiler = self.compiler()
-        assert compiler is not None
-        self._program = folder / "load"
-        subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", self._program, SOURCE], check=True)
+    def __init__(self, program: Path) -> None:
+        self._program = program
 
-    @staticmethod
-    def compiler() -> str | None:
-        return shutil.which("cc")
+    @classmethod
+    def compiled(cls, folder: Path) -> "Load | None":
+        """One that is put into ``folder``; None where there is no C compiler, or it fails and says why."""
+        compiler, program = shutil.which("cc"), folder / "load"
+        if not compiler:
+            return None
+        ended = subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", program, SOURCE])
+        return None if ended.returncode else cls(program)
 
-    def run(self, server: Server, kind: Kind, connections: int, size: int, depth: int, seconds: float) -> Counted:
+    def run(self, server: Target, kind: Kind, connections: int, size: int, depth: int, seconds: float) -> Counted:
         words = (server.port, server.pid, kind, connections, size, depth, WARM, seconds)
         command = [str(self._program), *map(str, words)]
         try:

@@ -6,7 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .load import Counted, Kind, Load
@@ -28,6 +28,7 @@ class Workload:
     :ivar name: what it is called on the command line.
     :ivar title: its column in the table.
     :ivar about: what is done, for people.
+    :ivar rounds: as many are enough, because the figure hardly differs between them.
     """
 
     name: str
@@ -35,8 +36,7 @@ class Workload:
     about: str
     mode: ClassVar[Mode] = "lines"
     peers: ClassVar[Sequence[Peer]] = PEERS
-    rounds: ClassVar[float] = math.inf
-    """As many are enough: the figure hardly differs between rounds."""
+    rounds: float = field(default=math.inf, kw_only=True)
 
     def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
         raise NotImplementedError
@@ -108,8 +108,8 @@ class Fairness(Loaded):
 
     mode: ClassVar[Mode] = "timed"
     peers: ClassVar[Sequence[Peer]] = (OURS, TORNADO, STREAMS, PROTOCOL)
-    longer: ClassVar[int] = 4
-    """Times the usual, because a timer fires but 100 times a second."""
+    longer: ClassVar[int] = 3
+    """Times the usual, because the timer fires no more than 100 times a second."""
 
     def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
         counted = self.count(server, load, self.longer * seconds)
@@ -125,7 +125,6 @@ class Idle(Workload):
     """What a connection that waits costs in resident memory, in bytes: the server's process, not the kernel."""
 
     connections: int
-    rounds: ClassVar[float] = 1
 
     def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:  # noqa: ARG002
         time.sleep(SETTLE)
@@ -156,7 +155,6 @@ class Drip(Workload):
     gap: float
     mode: ClassVar[Mode] = "length"
     peers: ClassVar[Sequence[Peer]] = (OURS, TORNADO, STREAMS)
-    rounds: ClassVar[float] = 2
 
     def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:  # noqa: ARG002
         return {str(size): self._cost(server, size) for size in self.sizes}
@@ -195,7 +193,13 @@ WORKLOADS: dict[str, Workload] = {
         Rate("many", "1000x64", "1,000 connections, each with one line of 64 bytes under way", 1000, 64),
         Churn("churn", "churn", "20 clients, each connects, has one line of 64 bytes answered, and closes", 20, 64),
         Bulk("bulk", "bulk", "4 connections, each sends all it can and reads it back", 4, 65536),
-        Idle("idle", "memory per idle connection", "5,000 connections that were served a line and now wait", 5000),
+        Idle(
+            "idle",
+            "memory per idle connection",
+            "5,000 connections that were served a line and now wait",
+            5000,
+            rounds=1,
+        ),
         Drip(
             "line",
             "one line in 4 KB writes",
@@ -207,10 +211,11 @@ WORKLOADS: dict[str, Workload] = {
         Drip(
             "bytes",
             "one line byte by byte",
-            "one line of 16, 32, 64 KB that comes byte by byte, 25 µs apart",
+            "one line of 16, 32, 64 KB that comes byte by byte, 50 µs apart",
             (16 * KILOBYTE, 32 * KILOBYTE, 64 * KILOBYTE),
             1,
-            25e-6,
+            50e-6,
+            rounds=1,
         ),
         Fairness(
             "fairness",
