@@ -11,7 +11,9 @@ import asyncio
 import importlib
 import importlib.util
 import json
+import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -206,6 +208,8 @@ async def serve(name: str, mode: Mode) -> None:
 def main(name: str, loop: str, mode: Mode, core: str) -> None:
     os.sched_setaffinity(0, {int(core)})
     allow_files()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the measuring process, and that this one's input
+    logging.disable(logging.WARNING)  # when the load breaks off, asyncio warns of every line that is still to be sent
     importlib.import_module(STARTS[name].module)
     if loop == "uvloop":
         import uvloop
