@@ -21,6 +21,7 @@ import select
 import types
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from functools import partial
 from time import monotonic
@@ -94,7 +95,13 @@ def _knows_wakeups() -> bool:
         loop.close()
 
 
-IMMEDIATE = _knows_wakeups()
+def _probe() -> bool:
+    # In a thread of its own: this module may be imported while a loop runs.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_knows_wakeups).result()
+
+
+IMMEDIATE = _probe()
 """Whether this interpreter's tasks can be stepped at once. False means :func:`complete` goes through ``call_soon``."""
 
 
