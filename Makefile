@@ -45,8 +45,8 @@ clean: ## remove the venv and all that was made
 	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamp files: they are made anew when pyproject.toml has changed. The package is installed "editable", so its code needs
-# no new install.
+# Stamp files, made anew when pyproject.toml has changed. The package is installed "editable": its code needs no new
+# install.
 $(VENV)/.has-package: EXTRAS :=
 $(VENV)/.has-tests: EXTRAS := [test]
 $(VENV)/.has-tools: EXTRAS := [test,dev]
