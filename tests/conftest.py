@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture
 def io_loop(engine: str) -> Iterator[IOLoop]:
-    """A loop of the test's own, in place of pytest-tornado's; neither tasks nor descriptors may be left when it ends."""
+    """A loop of the test's own, in place of pytest-tornado's; no task and no descriptor may be left in the end."""
     _warm_up(engine)
     before = open_descriptors()
     loop = _new_loop(engine)
@@ -74,11 +75,14 @@ MakePair = Callable[..., tuple[IOStream, Peer]]
 
 @pytest.fixture
 def make_pair(io_loop: IOLoop) -> Iterator[MakePair]:
-    """Makes a stream with the options it is given, connected over TCP to a `Peer`. All are closed in the end."""
+    """Makes a stream with the options it is given, connected to a `Peer`, over TCP unless it is given ``sockets``.
+
+    All are closed in the end.
+    """
     made: list[tuple[IOStream, Peer]] = []
 
-    def make(**options: Any) -> tuple[IOStream, Peer]:
-        ours, theirs = tcp_pair()
+    def make(sockets: tuple[socket.socket, socket.socket] | None = None, **options: Any) -> tuple[IOStream, Peer]:
+        ours, theirs = sockets or tcp_pair()
         pair = IOStream(ours, **options), Peer(theirs)
         made.append(pair)
         return pair

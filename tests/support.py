@@ -1,16 +1,17 @@
 """What several test files need: the engines to run on, and a peer that is a plain socket."""
 
 import asyncio
-import contextlib
 import importlib.util
 import os
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+
+from iostreamsrv import IOStream
 
 PROJECT = Path(__file__).parent.parent
 
@@ -54,12 +55,12 @@ class Peer:
 
     async def receive(self, count: int) -> bytes:
         """Exactly ``count`` bytes."""
-        received = b""
+        received = bytearray()
         while len(received) < count:
             chunk = await asyncio.get_running_loop().sock_recv(self.socket, count - len(received))
-            assert chunk, f"the stream ended after {received!r}"
+            assert chunk, f"the stream ended after {len(received)} bytes"
             received += chunk
-        return received
+        return bytes(received)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """What arrives, as it arrives, until the end."""
@@ -125,10 +126,10 @@ def open_descriptors() -> set[int]:
     return {number for entry in directory.iterdir() if is_open(number := int(entry.name))}
 
 
-@contextlib.contextmanager
-def small_buffers(*sockets: socket.socket) -> Iterator[None]:
-    """Have the kernel hold little for these sockets, so that writes soon have to wait."""
-    for sock in sockets:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    yield
+def fill(stream: IOStream) -> int:
+    """Write until the kernel takes no more; how many bytes, of which some are queued now."""
+    count = 0
+    while not stream.writing():
+        stream.write(bytes(65536)).add_done_callback(lambda future: future.exception())
+        count += 65536
+    return count

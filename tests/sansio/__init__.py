@@ -1,1 +1,1 @@
-"""Bytes in, bytes out: no sockets, no loop, no clock. These alone cover every line and branch of `iostreamsrv.sansio`."""
+"""No sockets, no loop, no clock: these tests alone cover every line and branch of `iostreamsrv.sansio`."""
