@@ -183,3 +183,6 @@ class OptionError(ValueError):
 
 class ListenError(OSError):
     """An address cannot be listened on. ``str()`` names the address; ``errno`` is the operating system's."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)

@@ -39,6 +39,8 @@ SLICE = 0.003
 have to wait for three runs: the one its timer falls into, and one each before its timer and its wake-up are seen. With
 what is sent at the end of a run that is to stay below 15 ms, however busy the streams are."""
 
+_AGAIN = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
+
 _EDGE = 1 << 31  # EPOLLET
 _ON_READ = READABLE | 0x2000 | _EDGE
 _ON_BOTH = _ON_READ | WRITABLE
@@ -54,6 +56,9 @@ class Dispatched(Protocol):
 
     def fileno(self) -> int:
         """The descriptor."""
+
+    def close(self) -> None:
+        """What a loop that closes all it knows calls."""
 
     def dispatch(self, events: int) -> None:
         """Do what the events allow. Never called from within a task."""
@@ -143,6 +148,7 @@ class Hub:
         self.crowded = False
         self.corked: list[Dispatched] = []
         self._due: deque[tuple[Dispatched, int]] = deque()
+        self._again: set[Dispatched] = set()
         self._scheduled = False
         self._turn_ends = 0.0
 
@@ -163,7 +169,9 @@ class Hub:
 
     def dispatch_again(self, stream: Dispatched) -> None:
         """Dispatch ``stream`` as readable in the loop's next turn: it had enough for this one."""
-        self._due.append((stream, READABLE))
+        if stream not in self._again:  # or each edge would add one more entry that goes round and round
+            self._again.add(stream)
+            self._due.append((stream, _AGAIN))
         self._schedule()
 
     def may_go_on(self) -> bool:
@@ -199,6 +207,9 @@ class Hub:
                 self.crowded = count > 0
                 self.now = now
                 stream, events = due.popleft()
+                if events == _AGAIN:
+                    self._again.discard(stream)
+                    events = READABLE
                 stream.dispatch(events)
                 now = monotonic()
         finally:
@@ -302,11 +313,11 @@ class LoopHub(Hub):
         if before is None:
             self._wanted[stream] = events
             stream.hub_key = stream.fileno()
-            self.io_loop.add_handler(stream.hub_key, partial(self._on_ready, stream), events)
+            self.io_loop.add_handler(stream, partial(self._on_ready, stream), events)
         elif not before & events:
             self._wanted[stream] = before | events
             if stream is not self._dispatching:
-                self.io_loop.update_handler(stream.hub_key, before | events)
+                self.io_loop.update_handler(stream, before | events)
 
     def _on_ready(self, stream: Dispatched, _fd: object, events: int) -> None:
         before = self._wanted.get(stream)
@@ -323,11 +334,11 @@ class LoopHub(Hub):
             self._dispatching = None
             after = self._wanted.get(stream)
             if after is not None and after != before:
-                self.io_loop.update_handler(stream.hub_key, after)
+                self.io_loop.update_handler(stream, after)
 
     def unwatch(self, stream: Dispatched) -> None:
         if self._wanted.pop(stream, None) is not None:
-            self.io_loop.remove_handler(stream.hub_key)
+            self.io_loop.remove_handler(stream)
 
 
 driver: Callable[[IOLoop], Hub] = EpollHub if hasattr(select, "epoll") else LoopHub

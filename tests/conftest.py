@@ -1,0 +1,111 @@
+"""The loop each test runs on, and streams on it. Whoever uses them is checked for leaks when the test has ended."""
+
+import asyncio
+import functools
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from iostreamsrv import IOLoop, IOStream, hub
+from tests.support import PATIENCE, Peer, open_descriptors, tcp_pair
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which hub and which loop to run on; see `tests.support.EVERY_ENGINE`."""
+    name: str = getattr(request, "param", "epoll")
+    monkeypatch.setattr(hub, "driver", hub.LoopHub if name == "loop" else hub.EpollHub)
+    return name
+
+
+@pytest.fixture
+def io_loop(engine: str) -> Iterator[IOLoop]:
+    """A loop of the test's own, in place of pytest-tornado's; no task and no descriptor may be left in the end."""
+    _warm_up(engine)
+    before = open_descriptors()
+    loop = _new_loop(engine)
+    asyncio.set_event_loop(loop)
+    complaints: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    io_loop = IOLoop.current()
+    yield io_loop
+    try:
+        unfinished = loop.run_until_complete(_unfinished_tasks())
+    finally:
+        io_loop.close()
+        asyncio.set_event_loop(None)
+    assert not complaints
+    assert not unfinished
+    assert open_descriptors() == before
+
+
+@functools.cache
+def _warm_up(engine: str) -> None:
+    """The first loop of its kind may open descriptors that the process then keeps, as libuv does for signals."""
+    loop = _new_loop(engine)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+def _new_loop(engine: str) -> asyncio.AbstractEventLoop:
+    if engine != "uvloop":
+        return asyncio.new_event_loop()
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+async def _unfinished_tasks() -> set[asyncio.Task[Any]]:
+    """The tasks that don't end by themselves; they are cancelled, lest they trouble the next test as well."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    if not tasks:
+        return set()
+    _, unfinished = await asyncio.wait(tasks, timeout=PATIENCE)
+    for task in unfinished:
+        task.cancel()
+    if unfinished:
+        await asyncio.wait(unfinished, timeout=PATIENCE)
+    return unfinished
+
+
+MakePair = Callable[..., tuple[IOStream, Peer]]
+
+
+@pytest.fixture
+def make_pair(io_loop: IOLoop) -> Iterator[MakePair]:
+    """Makes a stream with the options it is given, connected to a `Peer`, over TCP unless it is given ``sockets``.
+
+    All are closed in the end.
+    """
+    made: list[tuple[IOStream, Peer]] = []
+
+    def make(sockets: tuple[socket.socket, socket.socket] | None = None, **options: Any) -> tuple[IOStream, Peer]:
+        ours, theirs = sockets or tcp_pair()
+        pair = IOStream(ours, **options), Peer(theirs)
+        made.append(pair)
+        return pair
+
+    yield make
+    for stream, peer in made:
+        stream.abort()
+        peer.close()
+
+
+@pytest.fixture
+def pair(make_pair: MakePair) -> tuple[IOStream, Peer]:
+    """A stream and its peer."""
+    return make_pair()
+
+
+@pytest.fixture
+def stream(pair: tuple[IOStream, Peer]) -> IOStream:
+    """The stream of ``pair``."""
+    return pair[0]
+
+
+@pytest.fixture
+def peer(pair: tuple[IOStream, Peer]) -> Peer:
+    """The peer of ``pair``."""
+    return pair[1]

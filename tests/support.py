@@ -1,0 +1,135 @@
+"""What several test files need: the engines to run on, and a peer that is a plain socket."""
+
+import asyncio
+import importlib.util
+import os
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from iostreamsrv import IOStream
+
+PROJECT = Path(__file__).parent.parent
+
+EVERY_ENGINE = [
+    "epoll",
+    "loop",
+    pytest.param(
+        "uvloop",
+        marks=pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"),
+    ),
+]
+"""The hub on its own epoll, the hub on the loop's readers and writers, and the first of them inside uvloop."""
+
+on_every_engine = [
+    pytest.mark.usefixtures("io_loop"),
+    pytest.mark.parametrize("engine", EVERY_ENGINE, indirect=True),
+]
+"""``pytestmark`` of a file whose tests are to run on every engine."""
+
+PATIENCE = 5.0
+"""Seconds after which something that must happen is taken not to: far more than it ever takes."""
+
+
+class Peer:
+    """The other end of a stream: a plain socket that does as it is told.
+
+    What is sent goes out at once; it must be less than the kernel takes without anybody reading.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, data: bytes) -> None:
+        assert self.socket.send(data) == len(data)
+
+    async def send_all(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.socket, data)
+
+    async def receive(self, count: int) -> bytes:
+        """Exactly ``count`` bytes."""
+        received = bytearray()
+        while len(received) < count:
+            chunk = await asyncio.get_running_loop().sock_recv(self.socket, count - len(received))
+            assert chunk, f"the stream ended after {len(received)} bytes"
+            received += chunk
+        return bytes(received)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What arrives, as it arrives, until the end."""
+        while chunk := await asyncio.get_running_loop().sock_recv(self.socket, 1 << 20):
+            yield chunk
+
+    async def receive_all(self) -> bytes:
+        """Everything until the end of the stream."""
+        return b"".join([chunk async for chunk in self.chunks()])
+
+    def has_input(self) -> bool:
+        """Whether bytes, or an end, wait to be received."""
+        try:
+            self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        return True
+
+    def half_close(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def reset(self) -> None:
+        """End the connection with a RST."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a TCP connection over the loopback interface."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    return one, other
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Return once ``condition`` holds; for what has no event to wait for."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def turns(count: int = 5) -> None:
+    """Let the loop run ``count`` times."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def open_descriptors() -> set[int]:
+    """The descriptors this process has open."""
+
+    def is_open(number: int) -> bool:
+        try:
+            os.fstat(number)
+        except OSError:
+            return False
+        return True
+
+    directory = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
+    return {number for entry in directory.iterdir() if is_open(number := int(entry.name))}
+
+
+def fill(stream: IOStream) -> int:
+    """Write until the kernel takes no more; how many bytes, of which some are queued now."""
+    count = 0
+    while not stream.writing():
+        stream.write(bytes(65536)).add_done_callback(lambda future: future.exception())
+        count += 65536
+    return count

@@ -1,0 +1,144 @@
+"""Imports go down only, and nothing of Tornado's streams shows through ours."""
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tornado.iostream
+
+import iostreamsrv
+from tests.support import PROJECT
+
+PACKAGE = PROJECT / "iostreamsrv"
+
+LAYERS = """
+    version errors options
+    sansio sansio.buffers sansio.reads sansio.tls sansio.proxy
+    ioloop hub iostream netutil acceptor deadlines certificates tcpserver tcpclient events framing httpserver
+    styles styles.callbacks styles.blocking styles.queues testing
+""".split()
+"""The rooms of the house from the ground up. Each may import from those before it."""
+
+FRONT_DOOR = "__init__"
+"""Imports from all; nobody imports it."""
+
+BELOW_SOCKETS = {
+    "asyncio",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+    "socketserver",
+    "ssl",
+    "threading",
+    "time",
+    "tornado",
+}
+"""What ``sansio`` does without. (TLS in memory is `_ssl`'s business, and to be admitted when it comes.)"""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package under its name within it; a subpackage under the subpackage's name."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def absolute(node: ast.ImportFrom, path: Path) -> str:
+    """The full name of the module that ``from ... import`` names."""
+    if not node.level:
+        return node.module or ""
+    package = path.relative_to(PROJECT).parts[: -node.level]
+    return ".".join([*package, *([node.module] if node.module else [])])
+
+
+def imports(path: Path, source: str | None = None) -> Iterator[str]:
+    """The full names of the modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text() if source is None else source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = absolute(node, path)
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            submodules = [name for name in names if name.removeprefix("iostreamsrv.") in modules()]
+            yield from submodules if len(submodules) == len(names) else [module, *submodules]
+
+
+def own_imports(path: Path, source: str | None = None) -> list[str]:
+    """Those of them that are of this package, by their names within it."""
+    return [
+        name.removeprefix("iostreamsrv").removeprefix(".") or FRONT_DOOR
+        for name in imports(path, source)
+        if name.split(".")[0] == "iostreamsrv"
+    ]
+
+
+inside = {name: path for name, path in modules().items() if name != FRONT_DOOR}
+
+
+@pytest.mark.parametrize("name", inside)
+def test_every_module_has_its_layer(name: str) -> None:
+    assert name in LAYERS, f"give {name} its place in LAYERS"
+
+
+@pytest.mark.parametrize("name", inside)
+def test_imports_go_down_only(name: str) -> None:
+    upward = [imported for imported in own_imports(inside[name]) if imported not in LAYERS[: LAYERS.index(name)]]
+    assert upward == []
+
+
+@pytest.mark.parametrize("name", [name for name in inside if name.startswith("sansio")])
+def test_sansio_knows_neither_sockets_nor_loops_nor_clocks(name: str) -> None:
+    roots = {imported.split(".")[0] for imported in imports(inside[name])}
+    assert roots & BELOW_SOCKETS == set()
+    assert roots <= sys.stdlib_module_names | {"iostreamsrv"}
+    assert set(own_imports(inside[name])) <= {"errors", "sansio.buffers", "sansio.reads"}
+
+
+def test_the_front_door_only_re_exports() -> None:
+    body = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    docstring, *imported, exported = body
+    assert isinstance(docstring, ast.Expr)
+    assert all(isinstance(node, ast.ImportFrom) and node.level == 1 for node in imported)
+    assert isinstance(exported, ast.Assign)
+    assert iostreamsrv.__all__ == sorted(iostreamsrv.__all__)
+    names = {alias.asname or alias.name for node in imported for alias in node.names}  # type: ignore[attr-defined]
+    assert names == set(iostreamsrv.__all__)
+
+
+@pytest.mark.parametrize(
+    "source, seen",
+    [
+        ("import iostreamsrv.hub", ["hub"]),
+        ("from iostreamsrv import hub", ["hub"]),
+        ("from iostreamsrv import IOStream", [FRONT_DOOR]),
+        ("from . import hub as hubs", ["hub"]),
+        ("from .hub import Hub", ["hub"]),
+        ("def f():\n    from .sansio.buffers import ReadBuffer", ["sansio.buffers"]),
+        ("from .sansio import buffers, reads", ["sansio.buffers", "sansio.reads"]),
+        ("import os", []),
+    ],
+)
+def test_every_form_of_import_is_seen(source: str, seen: list[str]) -> None:
+    assert own_imports(PACKAGE / "imaginary.py", source) == seen
+
+
+PAIRS = [
+    (iostreamsrv.BaseIOStream, tornado.iostream.BaseIOStream),
+    (iostreamsrv.IOStream, tornado.iostream.IOStream),
+    (iostreamsrv.PipeIOStream, tornado.iostream.PipeIOStream),
+]
+
+
+@pytest.mark.parametrize("ours, tornados", PAIRS, ids=lambda kind: kind.__module__)
+def test_no_public_name_of_tornados_streams_resolves_to_tornados_code(ours: type, tornados: type) -> None:
+    public = [name for name in dir(tornados) if not name.startswith("_")] + ["__init__"]
+    assert "read_until" in public
+    inherited = [
+        name for name in public if inspect.getattr_static(ours, name) is inspect.getattr_static(tornados, name)
+    ]
+    assert inherited == []
