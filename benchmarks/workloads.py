@@ -126,7 +126,7 @@ class Idle(Workload):
 
     connections: int
 
-    def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:  # noqa: ARG002
+    def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
         time.sleep(SETTLE)
         before = server.resident_bytes()
         with contextlib.ExitStack() as clients:
@@ -156,7 +156,7 @@ class Drip(Workload):
     mode: ClassVar[Mode] = "length"
     peers: ClassVar[Sequence[Peer]] = (OURS, TORNADO, STREAMS)
 
-    def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:  # noqa: ARG002
+    def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
         return {str(size): self._cost(server, size) for size in self.sizes}
 
     def _cost(self, server: Server, size: int) -> float:

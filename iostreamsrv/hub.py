@@ -35,9 +35,10 @@ WRITABLE = 0x004  # EPOLLOUT
 HANGUP = 0x2000 | 0x010 | 0x008  # EPOLLRDHUP | EPOLLHUP | EPOLLERR: the end may be near, so a short read proves nothing
 
 SLICE = 0.003
-"""Seconds after which a run of the hub lets the loop's timers and other callbacks have their turn. A task that sleeps may
-have to wait for three runs: the one its timer falls into, and one each before its timer and its wake-up are seen. With
-what is sent at the end of a run that is to stay below 15 ms, however busy the streams are."""
+"""Seconds after which a run of the hub lets the loop's timers and other callbacks have their turn. A task that sleeps
+may have to wait for three runs: the one its timer falls into, and one each before its timer and its wake-up are seen.
+With what is sent at the end of a run that is to stay below 15 ms, however busy the streams are.
+"""
 
 _AGAIN = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
 

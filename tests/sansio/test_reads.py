@@ -12,6 +12,7 @@ from iostreamsrv.sansio.reads import (
     Discard,
     Read,
     ReadBytes,
+    ReadFailed,
     ReadInto,
     ReadMatch,
     ReadPartial,
@@ -289,15 +290,17 @@ def test_match_may_have_none_for_a_result() -> None:
 @pytest.mark.parametrize("consumed", [-1, 4, 1.0, "1", True])
 def test_match_must_consume_what_there_is(consumed: Any) -> None:
     buffer = filled(b"abc")
-    with pytest.raises(OptionError, match="must consume 0 to 3 bytes"):
+    with pytest.raises(ReadFailed, match="must consume 0 to 3 bytes") as failed:
         ReadMatch(lambda _: (consumed, None)).take(buffer)
+    assert isinstance(failed.value.error, OptionError)
     assert rest(buffer) == b"abc"
 
 
 def test_match_leaves_the_bytes_when_the_function_raises() -> None:
     buffer = filled(b"abc")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ReadFailed) as failed:
         ReadMatch(lambda _: (0, 1 // 0)).take(buffer)
+    assert isinstance(failed.value.error, ZeroDivisionError)
     assert rest(buffer) == b"abc"
 
 
