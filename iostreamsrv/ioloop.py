@@ -49,12 +49,14 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
         raise RuntimeError("iostreamsrv.run() inside a running loop: use `await server.serve_forever()` there")
     try:
         loop.run_until_complete(_until_signal(loop, main))
-        loop.run_until_complete(_cancel_the_rest())
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
     finally:
-        io_loop.close()
-        asyncio.set_event_loop(None)
+        try:
+            loop.run_until_complete(_cancel_the_rest())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            io_loop.close()
+            asyncio.set_event_loop(None)
 
 
 async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
