@@ -77,11 +77,13 @@ class Peer:
         return b"".join([chunk async for chunk in self.chunks()])
 
     def has_input(self) -> bool:
-        """Whether bytes, or an end, wait to be received."""
+        """Whether bytes, an end or an error wait to be received."""
         try:
             self.socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
+        except ConnectionError:
+            pass
         return True
 
     def half_close(self) -> None:
