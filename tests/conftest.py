@@ -25,7 +25,7 @@ def io_loop(engine: str) -> Iterator[IOLoop]:
     """A loop of the test's own, in place of pytest-tornado's; no task and no descriptor may be left in the end."""
     _warm_up(engine)
     before = open_descriptors()
-    loop = _new_loop(engine)
+    loop = new_loop(engine)
     asyncio.set_event_loop(loop)
     complaints: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: complaints.append(context))
@@ -44,12 +44,13 @@ def io_loop(engine: str) -> Iterator[IOLoop]:
 @functools.cache
 def _warm_up(engine: str) -> None:
     """The first loop of its kind may open descriptors that the process then keeps, as libuv does for signals."""
-    loop = _new_loop(engine)
+    loop = new_loop(engine)
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
 
 
-def _new_loop(engine: str) -> asyncio.AbstractEventLoop:
+def new_loop(engine: str) -> asyncio.AbstractEventLoop:
+    """A loop of the kind an engine runs in."""
     if engine != "uvloop":
         return asyncio.new_event_loop()
     import uvloop

@@ -1,13 +1,18 @@
 """What several test files need: the engines to run on, and a peer that is a plain socket."""
 
+import ast
 import asyncio
+import contextlib
 import importlib.util
 import os
 import socket
 import struct
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+import textwrap
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,11 +77,13 @@ class Peer:
         return b"".join([chunk async for chunk in self.chunks()])
 
     def has_input(self) -> bool:
-        """Whether bytes, or an end, wait to be received."""
+        """Whether bytes, an end or an error wait to be received."""
         try:
             self.socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
+        except ConnectionError:
+            pass
         return True
 
     def half_close(self) -> None:
@@ -133,3 +140,27 @@ def fill(stream: IOStream) -> int:
         stream.write(bytes(65536)).add_done_callback(lambda future: future.exception())
         count += 65536
     return count
+
+
+@contextlib.contextmanager
+def program(source: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python program in a process of its own, with text pipes to read what it prints; killed if it is still there."""
+    with subprocess.Popen(
+        [sys.executable, "-u", "-W", "error", "-c", textwrap.dedent(source), *arguments],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def printed(process: "subprocess.Popen[str]") -> Any:
+    """The next line that a `program` printed, as the Python value it is."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.communicate()[1]
+    return ast.literal_eval(line)
