@@ -1,9 +1,9 @@
 """A stream against a string of bytes.
 
-Programs made by hypothesis are carried out on both ends of a real connection: the peer sends in any segmentation, half-closes,
-closes or resets; the stream reads in any way, with and without timeouts, is cancelled, writes, drains, ends. The model knows
-what was sent and what was read. No byte may be lost, doubled or reordered, nothing may hang, and errors come where, and only
-where, the model has them.
+Programs made by hypothesis are carried out on both ends of a real connection: the peer sends in any segmentation,
+half-closes, closes or resets; the stream reads in any way, with and without timeouts, is cancelled, writes, drains,
+ends. The model knows what was sent and what was read. No byte may be lost, doubled or reordered, nothing may hang,
+and errors come where, and only where, the model has them.
 """
 
 import asyncio
@@ -518,9 +518,7 @@ async def reply_to_all(stream: IOStream, requests: int, size: int, ending: str) 
         await stream.drain()
 
 
-async def pipeline(
-    requests: list[bytes], cuts: list[int], size: int, ending: str, rest: bytes, pause: int
-) -> None:
+async def pipeline(requests: list[bytes], cuts: list[int], size: int, ending: str, rest: bytes, pause: int) -> None:
     sockets = socket.socketpair()
     stream, peer = IOStream(sockets[0]), Peer(sockets[1])
     replying = asyncio.create_task(reply_to_all(stream, len(requests), size, ending))
