@@ -150,7 +150,7 @@ def test_an_option_there_is_not_comes_with_a_suggestion(wrong: str, right: str) 
 
 
 def test_an_option_like_none_there_is_comes_with_a_list() -> None:
-    with pytest.raises(TypeError, match="'zzz'.*max_buffer_size"):
+    with pytest.raises(TypeError, match=r"'zzz'.*max_buffer_size"):
         Silent(zzz=1)
 
 
@@ -254,7 +254,7 @@ def sockets() -> Iterator[dict[str, Any]]:
 )
 def test_sockets_that_cannot_be_listened_on_are_refused(sockets: dict[str, Any], io_loop: IOLoop, which: str) -> None:
     server = Silent()
-    with pytest.raises(OptionError, match="^sockets="):
+    with pytest.raises(OptionError, match=r"^sockets="):
         server.add_sockets(sockets[which])
     assert server.addresses == [], "one of them was added"
 
@@ -350,7 +350,7 @@ def test_256_mb_written_to_one_who_does_not_read_are_refused() -> None:
 
 @pytest.mark.gen_test
 async def test_a_regex_that_backtracks_costs_no_more_than_its_max_bytes(stream: IOStream, peer: Peer) -> None:
-    # Each "a" is tried as the beginning, and all that follow are gone through each time: a million bytes would take hours.
+    # Each "a" is tried as the beginning, and all that follow are gone through each time: a million would take hours.
     sending = asyncio.create_task(peer.send_all(b"a" * 1_000_000))
     with pytest.raises(StreamClosedError) as caught:
         await stream.read_until_regex(rb"a+b", max_bytes=2000)
@@ -385,7 +385,7 @@ async def test_a_regex_that_backtracks_costs_no_more_than_its_max_bytes(stream: 
 async def test_a_bad_argument_of_a_read_is_named_and_does_no_harm(
     stream: IOStream, peer: Peer, read: Callable[[IOStream], Any]
 ) -> None:
-    with pytest.raises(OptionError, match="^(delimiter|max_bytes|regex|num_bytes|buf|match)="):
+    with pytest.raises(OptionError, match=r"^(delimiter|max_bytes|regex|num_bytes|buf|match)="):
         read(stream)
     peer.send(b"abc\n")
     assert await stream.read_until(b"\n") == b"abc\n"

@@ -502,7 +502,7 @@ async def test_a_waiting_writer_notices_that_the_reader_went(pipe: Pipe) -> None
 
 @pytest.mark.gen_test
 async def test_a_closed_pipe_has_no_descriptor(pipe: Pipe) -> None:
-    reader, writer = pipe
+    reader, _ = pipe
     assert reader.fileno() == reader.fd
     reader.close()
     assert reader.fileno() == -1

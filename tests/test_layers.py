@@ -14,12 +14,13 @@ from tests.support import PROJECT
 
 PACKAGE = PROJECT / "iostreamsrv"
 
-LAYERS = """
-    version errors options
-    sansio sansio.buffers sansio.reads sansio.tls sansio.proxy
-    ioloop hub iostream netutil acceptor deadlines certificates tcpserver tcpclient events framing httpserver
-    styles styles.callbacks styles.blocking styles.queues testing
-""".split()
+LAYERS = [
+    *("version", "errors", "options"),
+    *("sansio", "sansio.buffers", "sansio.reads", "sansio.tls", "sansio.proxy"),
+    *("ioloop", "hub", "iostream", "netutil", "acceptor", "deadlines", "certificates", "tcpserver", "tcpclient"),
+    *("events", "framing", "httpserver"),
+    *("styles", "styles.callbacks", "styles.blocking", "styles.queues", "testing"),
+]
 """The rooms of the house from the ground up. Each may import from those before it."""
 
 FRONT_DOOR = "__init__"

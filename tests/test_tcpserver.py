@@ -240,7 +240,7 @@ async def test_an_address_in_use_is_named_and_nothing_is_left_bound(serving: Ser
 @pytest.mark.gen_test
 async def test_a_host_that_does_not_resolve_is_named(io_loop: IOLoop) -> None:
     server = Echo()
-    with pytest.raises(ListenError, match="999.1.1.1:0"):
+    with pytest.raises(ListenError, match=r"999\.1\.1\.1:0"):
         server.listen(0, "999.1.1.1")
     assert server.addresses == []
 
