@@ -370,12 +370,8 @@ def test_256_mb_written_to_one_who_does_not_read_are_refused() -> None:
 
 @pytest.mark.gen_test
 async def test_a_regex_that_backtracks_costs_no_more_than_its_max_bytes(stream: IOStream, peer: Peer) -> None:
-<<<<<<< HEAD
     # Each "a" is tried as the beginning, and all that follow are gone through each time: a million bytes would take
     # hours.
-=======
-    # Each "a" is tried as the beginning, and all that follow are gone through each time: a million would take hours.
->>>>>>> tests
     sending = asyncio.create_task(peer.send_all(b"a" * 1_000_000))
     with pytest.raises(StreamClosedError) as caught:
         await stream.read_until_regex(rb"a+b", max_bytes=2000)

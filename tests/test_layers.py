@@ -15,7 +15,6 @@ from tests.support import PROJECT
 PACKAGE = PROJECT / "iostreamsrv"
 
 LAYERS = [
-<<<<<<< HEAD
     "version",
     "errors",
     "options",
@@ -45,13 +44,6 @@ LAYERS = [
     "styles.blocking",
     "styles.queues",
     "testing",
-=======
-    *("version", "errors", "options"),
-    *("sansio", "sansio.buffers", "sansio.reads", "sansio.tls", "sansio.proxy"),
-    *("ioloop", "hub", "iostream", "netutil", "acceptor", "deadlines", "certificates", "tcpserver", "tcpclient"),
-    *("events", "framing", "httpserver"),
-    *("styles", "styles.callbacks", "styles.blocking", "styles.queues", "testing"),
->>>>>>> tests
 ]
 """The rooms of the house from the ground up. Each may import from those before it."""
 

@@ -1,15 +1,9 @@
 """A stream against a string of bytes.
 
 Programs made by hypothesis are carried out on both ends of a real connection: the peer sends in any segmentation,
-<<<<<<< HEAD
 half-closes, closes or resets; the stream reads in any way, with and without timeouts, is cancelled, writes, drains,
 ends. The model knows what was sent and what was read. No byte may be lost, doubled or reordered, nothing may hang,
 and errors come where, and only where, the model has them.
-=======
-half-closes, closes or resets; the stream reads in any way, in time and too late, is cancelled, writes, drains, ends.
-The model knows what was sent and what was read. No byte may be lost, doubled or reordered, nothing may hang, and errors
-come where, and only where, the model has them.
->>>>>>> tests
 """
 
 import asyncio
@@ -585,7 +579,9 @@ async def pipeline(requests: list[bytes], cuts: list[int], size: int, ending: st
     await turns(2)
 
 
-lines = st.lists(st.binary(min_size=1, max_size=20).map(lambda line: line.replace(b"\n", b"x") + b"\n"), min_size=2, max_size=60)
+lines = st.lists(
+    st.binary(min_size=1, max_size=20).map(lambda line: line.replace(b"\n", b"x") + b"\n"), min_size=2, max_size=60
+)
 
 
 @every_case
