@@ -7,7 +7,8 @@ The tree, with the classes of Tornado and of Python that each also is::
     ├── StreamTimeoutError            TimeoutError
     ├── StreamBufferFullError         tornado.iostream.StreamBufferFullError
     ├── UnsatisfiableReadError        tornado.iostream.UnsatisfiableReadError
-    └── ConcurrentReadError           AssertionError
+    ├── ConcurrentReadError           AssertionError
+    └── ConcurrentConnectError        AssertionError
     OptionError                       ValueError
     ListenError                       OSError
 
@@ -23,6 +24,7 @@ import tornado.iostream
 
 __all__ = [
     "CloseReason",
+    "ConcurrentConnectError",
     "ConcurrentReadError",
     "ListenError",
     "Operation",
@@ -80,6 +82,7 @@ _PEER_GONE = frozenset(
         errno.EHOSTUNREACH,
         errno.ENETUNREACH,
         errno.ENETDOWN,
+        errno.ENOTCONN,  # of a socket that was connected: the reset came first
         errno.ESHUTDOWN,
         errno.EPROTOTYPE,
     }
@@ -166,6 +169,15 @@ class ConcurrentReadError(AssertionError, StreamError):
 
     def __init__(self) -> None:
         super().__init__("Already reading: another read is pending on this stream")
+
+
+class ConcurrentConnectError(AssertionError, StreamError):
+    """A stream was told to connect while it is connecting; that goes on unharmed."""
+
+    operation: Operation | None = "connect"
+
+    def __init__(self) -> None:
+        super().__init__("Already connecting")
 
 
 class OptionError(ValueError):
