@@ -9,6 +9,7 @@ used. The two sides of a stream are in :mod:`iostreamsrv.engine`; this module ha
 """
 
 import asyncio
+import contextlib
 import errno
 import io
 import os
@@ -300,7 +301,8 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
     def abort(self) -> None:
         if self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6):
             # Lingering for 0 seconds is how one asks for a reset.
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         BaseIOStream.abort(self)
 
     def _shutdown_writes(self) -> None:

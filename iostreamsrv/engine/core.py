@@ -109,7 +109,8 @@ class StreamCore(tornado.iostream.BaseIOStream):
         # writing
         self._corked: list[bytes] | None = None  # to be sent at the end of the hub's run
         self._corked_size = 0
-        self._write_buffer: WriteBuffer | None = None  # type: ignore[assignment]  # what waits for room in the kernel: None while there is room
+        # what waits for room in the kernel; None while there is room
+        self._write_buffer: WriteBuffer | None = None  # type: ignore[assignment]
         self._owed = 0  # value of bytes_written at which all that was reported done has left
         self._owed_timer: TimerHandle | None = None
         self._unsent_futures: deque[tuple[int, Future[None]]] | None = None
