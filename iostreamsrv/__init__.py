@@ -2,6 +2,7 @@
 
 from .errors import (
     CloseReason,
+    ConcurrentConnectError,
     ConcurrentReadError,
     ListenError,
     OptionError,
@@ -18,10 +19,10 @@ from .options import ServerOptions
 from .tcpserver import TCPServer
 from .version import __version__
 
-
 __all__ = [
     "BaseIOStream",
     "CloseReason",
+    "ConcurrentConnectError",
     "ConcurrentReadError",
     "IOLoop",
     "IOStream",

@@ -10,12 +10,16 @@ from tornado.ioloop import IOLoop
 from tornado.log import gen_log
 
 ACCEPTS_PER_TURN = 16
-"""Connections taken before the loop has its turn: enough to work off a rush, few enough for those who are in already."""
+"""Connections taken before the loop has its turn: enough to work off a rush, few enough for those who are in
+already.
+"""
 
 PAUSE_FIRST = 0.1
 PAUSE_LONGEST = 1.0
-"""Seconds not to accept for when descriptors or memory ran out, doubled from first to longest until one accept succeeds. A
-listener stays readable meanwhile: whoever just tries again spins (Ranch and Go's net/http pause likewise)."""
+"""Seconds not to accept for when descriptors or memory ran out, doubled from first to longest until one accept
+succeeds. A listener stays readable meanwhile: whoever just tries again spins (Ranch and Go's net/http pause
+likewise).
+"""
 
 # What accept(2) can fail with, in five kinds:
 NONE_WAITING = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
@@ -53,7 +57,7 @@ class Acceptor:
             return
         self.stop()
         self._io_loop = io_loop
-        io_loop.add_handler(self._fd, self._on_ready, IOLoop.READ)
+        io_loop.add_handler(self.listener, self._on_ready, IOLoop.READ)
 
     def stop(self) -> None:
         """Stop accepting; the listener stays open."""
@@ -69,7 +73,7 @@ class Acceptor:
         self.stop()
         self.listener.close()
 
-    def _on_ready(self, _fd: int, _events: int) -> None:
+    def _on_ready(self, _listener: object, _events: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             if self._io_loop is None:
                 return  # stopped by what the last client caused
@@ -100,7 +104,7 @@ class Acceptor:
     def _go_on(self) -> None:
         assert self._io_loop is not None
         self._timer = None
-        self._io_loop.add_handler(self._fd, self._on_ready, IOLoop.READ)
+        self._io_loop.add_handler(self.listener, self._on_ready, IOLoop.READ)
 
 
 def _is_closed(io_loop: IOLoop) -> bool:

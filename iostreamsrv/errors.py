@@ -7,7 +7,8 @@ The tree, with the classes of Tornado and of Python that each also is::
     ├── StreamTimeoutError            TimeoutError
     ├── StreamBufferFullError         tornado.iostream.StreamBufferFullError
     ├── UnsatisfiableReadError        tornado.iostream.UnsatisfiableReadError
-    └── ConcurrentReadError           AssertionError
+    ├── ConcurrentReadError           AssertionError
+    └── ConcurrentConnectError        AssertionError
     OptionError                       ValueError
     ListenError                       OSError
 
@@ -21,9 +22,9 @@ from typing import Literal
 
 import tornado.iostream
 
-
 __all__ = [
     "CloseReason",
+    "ConcurrentConnectError",
     "ConcurrentReadError",
     "ListenError",
     "Operation",
@@ -81,6 +82,7 @@ _PEER_GONE = frozenset(
         errno.EHOSTUNREACH,
         errno.ENETUNREACH,
         errno.ENETDOWN,
+        errno.ENOTCONN,  # of a socket that was connected: the reset came first
         errno.ESHUTDOWN,
         errno.EPROTOTYPE,
     }
@@ -146,7 +148,7 @@ class StreamTimeoutError(TimeoutError, StreamError):
 class StreamBufferFullError(tornado.iostream.StreamBufferFullError, StreamError):
     """A buffer's limit was reached: the write was not taken, or the stream was closed for what it was sent."""
 
-    def __init__(self, message: str, operation: Operation) -> None:
+    def __init__(self, message: str = "", operation: Operation | None = None) -> None:
         super().__init__(message)
         self.operation = operation
         if operation == "read":
@@ -169,6 +171,15 @@ class ConcurrentReadError(AssertionError, StreamError):
         super().__init__("Already reading: another read is pending on this stream")
 
 
+class ConcurrentConnectError(AssertionError, StreamError):
+    """A stream was told to connect while it is connecting; that goes on unharmed."""
+
+    operation: Operation | None = "connect"
+
+    def __init__(self) -> None:
+        super().__init__("Already connecting")
+
+
 class OptionError(ValueError):
     """An option has a value it cannot have. Raised before anything is bound.
 
@@ -184,3 +195,6 @@ class OptionError(ValueError):
 
 class ListenError(OSError):
     """An address cannot be listened on. ``str()`` names the address; ``errno`` is the operating system's."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)

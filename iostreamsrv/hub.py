@@ -1,14 +1,15 @@
 """One readiness set per loop: it dispatches streams, and wakes the tasks that wait for them at once.
 
 **Why not ``loop.add_reader`` for each stream.** It costs a handle, a call through the loop's queue and, for a task that
-waits, a second turn of the loop, per message. The :class:`EpollHub` has one epoll of its own for all streams of a loop, which
-is itself registered with the loop once: inside any asyncio loop, plain or uvloop, one callback takes a whole batch of events.
-Each stream is registered edge-triggered and then left alone; that nobody reads it is a flag on the stream, not a system call.
+waits, a second turn of the loop, per message. The :class:`EpollHub` has one epoll of its own for all streams of a
+loop, which is itself registered with the loop once: inside any asyncio loop, plain or uvloop, one callback takes a
+whole batch of events. Each stream is registered edge-triggered and then left alone; that nobody reads it is a flag on
+the stream, not a system call.
 
 **Why the wake-up is immediate.** A future's result normally reaches its task through ``call_soon``, a turn of the loop
 later. :func:`complete` steps the task within the dispatch instead. This saves the turn; it lets a stream know that the
-handler's writes belong to the packet it is being dispatched for, so that it can send them together; and it closes the gap
-between completion and wake-up, in which a cancelled task would lose the bytes it had been given.
+handler's writes belong to the packet it is being dispatched for, so that it can send them together; and it closes the
+gap between completion and wake-up, in which a cancelled task would lose the bytes it had been given.
 
 **Fairness.** A run of the hub returns to the loop after :data:`SLICE` seconds and goes on in the loop's next turn.
 
@@ -20,6 +21,7 @@ import select
 import types
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from functools import partial
 from time import monotonic
@@ -30,14 +32,19 @@ from tornado.ioloop import IOLoop
 # Events as epoll numbers them, which are IOLoop.READ and IOLoop.WRITE as well.
 READABLE = 0x001  # EPOLLIN
 WRITABLE = 0x004  # EPOLLOUT
-HANGUP = 0x2000 | 0x010 | 0x008  # EPOLLRDHUP | EPOLLHUP | EPOLLERR: the end may be near, so a short read proves nothing
+URGENT = 0x002  # EPOLLPRI: a receive ends at the urgent mark, however much lies behind it
+HANGUP = 0x2000 | 0x010 | 0x008 | URGENT  # EPOLLRDHUP | EPOLLHUP | EPOLLERR: a short read proves nothing any more
 
-SLICE = 0.005
-"""Seconds after which a run of the hub lets the loop's timers and other callbacks have their turn. The promise is
-that a 10 ms timer is at most 15 ms late however busy the streams are."""
+SLICE = 0.003
+"""Seconds after which a run of the hub lets the loop's timers and other callbacks have their turn. A task that sleeps
+may have to wait for three runs: the one its timer falls into, and one each before its timer and its wake-up are seen.
+With what is sent at the end of a run that is to stay below 15 ms, however busy the streams are.
+"""
+
+_AGAIN = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
 
 _EDGE = 1 << 31  # EPOLLET
-_ON_READ = READABLE | 0x2000 | _EDGE
+_ON_READ = READABLE | URGENT | 0x2000 | _EDGE
 _ON_BOTH = _ON_READ | WRITABLE
 
 
@@ -52,12 +59,17 @@ class Dispatched(Protocol):
     def fileno(self) -> int:
         """The descriptor."""
 
+    def close(self) -> None:
+        """What a loop that closes all it knows calls."""
+
     def dispatch(self, events: int) -> None:
         """Do what the events allow. Never called from within a task."""
 
+    def uncork(self) -> None:
+        """Send what was corked."""
 
-def _is_task_wakeup(callback: Callable[..., object]) -> bool:
-    return type(callback) is types.BuiltinMethodType and callback.__name__ == "task_wakeup"
+
+_WAKEUP = "task_wakeup"  # what the C Task of CPython names the method that it leaves with a future
 
 
 def _knows_wakeups() -> bool:
@@ -73,8 +85,8 @@ def _knows_wakeups() -> bool:
         loop.call_soon(loop.stop)
         loop.run_forever()
         try:
-            ((callback, context),) = future._callbacks  # type: ignore[attr-defined]
-            if not _is_task_wakeup(callback):
+            ((callback, context),) = future._callbacks
+            if type(callback) is not types.BuiltinMethodType or callback.__name__ != _WAKEUP:
                 return False
             future.remove_done_callback(callback)
             future.set_result("woken")
@@ -90,7 +102,13 @@ def _knows_wakeups() -> bool:
         loop.close()
 
 
-IMMEDIATE = _knows_wakeups()
+def _probe() -> bool:
+    # In a thread of its own: this module may be imported while a loop runs.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_knows_wakeups).result()
+
+
+IMMEDIATE = _probe()
 """Whether this interpreter's tasks can be stepped at once. False means :func:`complete` goes through ``call_soon``."""
 
 
@@ -100,10 +118,10 @@ def complete(future: "asyncio.Future[Any]", result: object) -> None:
     Only for callers outside any task, as a dispatch is: a task cannot be entered from within another one. Every other
     kind of callback goes through ``call_soon`` as usual: `IOLoop.add_future` promises the next turn of the loop.
     """
-    callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks  # type: ignore[attr-defined]
+    callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks
     if IMMEDIATE and callbacks is not None and len(callbacks) == 1:
         callback, context = callbacks[0]
-        if _is_task_wakeup(callback):
+        if type(callback) is types.BuiltinMethodType and callback.__name__ == _WAKEUP:
             future.remove_done_callback(callback)
             future.set_result(result)
             context.run(callback, future)
@@ -115,8 +133,11 @@ class Hub:
     """What the two hubs share: the streams that wait for a turn, and the turn's end.
 
     :ivar loop: the asyncio loop below ``io_loop``.
-    :ivar now: `time.monotonic` at the beginning of the latest run: the time of all that happens in it.
-    :ivar done: a finished future, given to everybody whose write went out at once.
+    :ivar now: `time.monotonic` as of the latest dispatch.
+    :ivar done: a finished future, given to everybody whose write went out at once, or is corked.
+    :ivar running: a dispatch is under way, so what is corked now will be sent soon.
+    :ivar crowded: more streams wait for their turn in the run that is under way.
+    :ivar corked: the streams to uncork at the end of the run.
     """
 
     def __init__(self, io_loop: IOLoop) -> None:
@@ -125,8 +146,14 @@ class Hub:
         self.now = monotonic()
         self.done: asyncio.Future[None] = self.loop.create_future()
         self.done.set_result(None)
+        self.running = False
+        self.crowded = False
+        self.corked: list[Dispatched] = []
         self._due: deque[tuple[Dispatched, int]] = deque()
+        self._left = 0  # how many of what is due are of a batch that was begun
+        self._again: set[Dispatched] = set()
         self._scheduled = False
+        self._turn_ends = 0.0
 
     def watch_reads(self, stream: Dispatched) -> bool:
         """Have ``stream`` dispatched when it can be read.
@@ -145,8 +172,21 @@ class Hub:
 
     def dispatch_again(self, stream: Dispatched) -> None:
         """Dispatch ``stream`` as readable in the loop's next turn: it had enough for this one."""
-        self._due.append((stream, READABLE))
+        if stream not in self._again:  # or each edge would add one more entry that goes round and round
+            self._again.add(stream)
+            self._due.append((stream, _AGAIN))
         self._schedule()
+
+    def may_go_on(self) -> bool:
+        """Whether the loop's present turn is younger than :data:`SLICE`, so that a busy stream need not yield yet."""
+        now = monotonic()
+        if not self._turn_ends:
+            self._turn_ends = now + SLICE
+            self.loop.call_soon(self._end_turn)
+        return now < self._turn_ends
+
+    def _end_turn(self) -> None:
+        self._turn_ends = 0.0
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -159,20 +199,35 @@ class Hub:
 
     def _run(self) -> None:
         """Dispatch what is due now, for up to :data:`SLICE`; the rest, and what becomes due meanwhile, is for later."""
-        self.now = now = monotonic()
+        now = monotonic()
         end = now + SLICE
         due = self._due
-        count = len(due)
+        count = self._left or len(due)
+        self.running = True
         try:
             while count and now < end:
                 count -= 1
+                self.crowded = count > 0
+                self.now = now
                 stream, events = due.popleft()
+                if events == _AGAIN:
+                    self._again.discard(stream)
+                    events = READABLE
                 stream.dispatch(events)
                 now = monotonic()
         finally:
             # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
+            self._left = count
+            self.running = self.crowded = False
+            if self.corked:
+                self._uncork()
             if due:
                 self._schedule()
+
+    def _uncork(self) -> None:
+        corked, self.corked = self.corked, []
+        for stream in corked:
+            stream.uncork()
 
 
 class EpollHub(Hub):
@@ -225,19 +280,24 @@ class EpollHub(Hub):
         return self._epoll
 
     def close(self) -> None:
-        """Close the epoll. `IOLoop.close` calls this too with ``all_fds=True``, after which late closes are harmless."""
+        """Close the epoll and its streams: for `IOLoop.close` with ``all_fds=True``. Late closes are harmless then."""
         if self._epoll is not None:
             self._epoll.close()
             self._epoll = None
-            self._streams.clear()
+            streams, self._streams = self._streams, {}
+            for stream in streams.values():
+                stream.close()
 
     def _on_ready(self, _fd: object, _events: int) -> None:
-        if self._epoll is None:
+        if self._epoll is None or self._left:
+            # Not before the last batch is worked off: meanwhile the kernel keeps one event for each stream, where we
+            # would queue one for each packet of a flood.
             return
         # The streams are looked up before any of them is dispatched: a number may be closed and used anew meanwhile.
         streams = self._streams
         self._due.extend([(streams[number], events) for number, events in self._epoll.poll(0)])
-        self._run()
+        if not self._scheduled:  # or the loop's turn has had its run, and the next is to come
+            self._run()
 
 
 class LoopHub(Hub):
@@ -261,11 +321,11 @@ class LoopHub(Hub):
         if before is None:
             self._wanted[stream] = events
             stream.hub_key = stream.fileno()
-            self.io_loop.add_handler(stream.hub_key, partial(self._on_ready, stream), events)
+            self.io_loop.add_handler(stream, partial(self._on_ready, stream), events)
         elif not before & events:
             self._wanted[stream] = before | events
             if stream is not self._dispatching:
-                self.io_loop.update_handler(stream.hub_key, before | events)
+                self.io_loop.update_handler(stream, before | events)
 
     def _on_ready(self, stream: Dispatched, _fd: object, events: int) -> None:
         before = self._wanted.get(stream)
@@ -277,16 +337,19 @@ class LoopHub(Hub):
         self._dispatching = stream
         self._due.append((stream, events))
         try:
-            self._run()
+            if self.may_go_on():
+                self._run()
+            else:  # the streams before this one have used the loop's turn up
+                self._schedule()
         finally:
             self._dispatching = None
             after = self._wanted.get(stream)
             if after is not None and after != before:
-                self.io_loop.update_handler(stream.hub_key, after)
+                self.io_loop.update_handler(stream, after)
 
     def unwatch(self, stream: Dispatched) -> None:
         if self._wanted.pop(stream, None) is not None:
-            self.io_loop.remove_handler(stream.hub_key)
+            self.io_loop.remove_handler(stream)
 
 
 driver: Callable[[IOLoop], Hub] = EpollHub if hasattr(select, "epoll") else LoopHub

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -10,11 +11,23 @@ from tornado.ioloop import IOLoop
 __all__ = ["IOLoop", "run"]
 
 
+CANCEL_ROUNDS = 3
+"""How often run() cancels all tasks at its end: what ends may start another, as a handler's end does with a close."""
+
+
 class Servable(Protocol):
     """What :func:`run` takes as a server."""
 
     def serve_forever(self) -> Awaitable[None]:
         """Serve until stopped or cancelled."""
+
+
+def current_loop() -> IOLoop:
+    """The running loop, else the one that is set for this thread, made and set if there is none yet."""
+    with warnings.catch_warnings():
+        # What Python 3.12 and 3.13 say of a program that listens first and runs a loop afterwards, as ours may.
+        warnings.filterwarnings("ignore", "There is no current event loop", DeprecationWarning)
+        return IOLoop.current()
 
 
 def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
@@ -34,17 +47,20 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
 
     :raises RuntimeError: a loop is running in this thread already.
     """
-    loop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]  # the loop a listen() before run() registered with
+    io_loop = current_loop()
+    loop = io_loop.asyncio_loop  # type: ignore[attr-defined]
     if loop.is_running():
         raise RuntimeError("iostreamsrv.run() inside a running loop: use `await server.serve_forever()` there")
     try:
         loop.run_until_complete(_until_signal(loop, main))
-        loop.run_until_complete(_cancel_the_rest())
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
     finally:
-        IOLoop.current().close()
-        asyncio.set_event_loop(None)
+        try:
+            loop.run_until_complete(_cancel_the_rest())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            io_loop.close()
+            asyncio.set_event_loop(None)
 
 
 async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
@@ -81,7 +97,8 @@ def _add_signal_handlers(loop: asyncio.AbstractEventLoop, on_signal: Callable[[i
 
 
 async def _cancel_the_rest() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    for _ in range(CANCEL_ROUNDS):
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -59,7 +59,11 @@ def bind_sockets(
 
 def _check_port(port: int | str) -> int | str:
     if isinstance(port, str):
-        if port and (not port.isdigit() or int(port) <= 65535):
+        # Numbers are taken apart here: getaddrinfo has 70000 for 4464, and "+70000" as well.
+        if port.isascii() and port.isdigit():
+            if int(port) <= 65535:
+                return int(port)
+        elif port and not port.strip(" +-").isdigit():
             return port
     elif isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= 65535:
         return port
@@ -84,7 +88,7 @@ def _resolve(port: int | str, address: str | None, family: int, flags: int) -> l
         found = socket.getaddrinfo(address, port, family, socket.SOCK_STREAM, 0, flags)
     except (OSError, UnicodeError) as error:
         number = getattr(error, "errno", None) or errno.EADDRNOTAVAIL
-        raise ListenError(number, f"cannot listen on {address or '*'}:{port}: {error}") from error
+        raise ListenError(number, f"cannot listen on {address or '*'}:{port}: {_reason(error)}") from error
     # IPv4 first: where the kernel chooses the port, it is more likely to be free for both.
     return sorted({(info[0], info[4]) for info in found}, key=lambda endpoint: endpoint[0])
 
@@ -113,7 +117,11 @@ def _listener(family: int, sockaddr: Any, backlog: int, reuse_port: bool) -> soc
         if family == socket.AF_INET6 and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) and _is_any(sockaddr):
             return None
         host = f"[{sockaddr[0]}]" if family == socket.AF_INET6 else sockaddr[0]
-        raise ListenError(error.errno, f"cannot listen on {host}:{sockaddr[1]}: {error.strerror}") from error
+        raise ListenError(error.errno, f"cannot listen on {host}:{sockaddr[1]}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _is_any(sockaddr: Any) -> bool:

@@ -4,17 +4,19 @@ import asyncio
 import contextlib
 import inspect
 import socket
+import threading
 from collections.abc import Awaitable, Collection, Iterable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import tornado.iostream
-from tornado import gen
+from tornado import gen, process
 from tornado.ioloop import IOLoop
 from tornado.log import app_log, gen_log
 
 from .acceptor import Acceptor
 from .errors import CloseReason, OptionError, StreamTimeoutError, reason_for
+from .ioloop import current_loop
 from .iostream import CLOSE_TIMEOUT, BaseIOStream, IOStream
 from .netutil import BACKLOG, bind_sockets
 from .options import ServerOptions
@@ -55,12 +57,13 @@ class TCPServer:
         iostreamsrv.run(server)
 
     There are three ways to start: :meth:`listen`, which binds and accepts; :meth:`bind` and later :meth:`start`; and
-    :meth:`add_sockets` for sockets that exist already. Each accepts as soon as a loop runs: the running one, else ``io_loop``,
-    else the thread's current one; :func:`iostreamsrv.run` and :meth:`serve_forever` take their own.
+    :meth:`add_sockets` for sockets that exist already. Each accepts as soon as a loop runs: the running one, else
+    ``io_loop``, else the thread's current one; :func:`iostreamsrv.run` and :meth:`serve_forever` take their own.
 
     :param ssl_options: None. TLS is not in this release.
     :param io_loop: the `IOLoop` to accept on; None: see above.
-    :param options: ``max_buffer_size``, ``read_chunk_size``, ``close_on_return`` and the others of `ServerOptions`, by keyword.
+    :param options: ``max_buffer_size``, ``read_chunk_size``, ``close_on_return`` and the others of `ServerOptions`,
+    by keyword.
     :raises OptionError: an option cannot have this value.
     :raises TypeError: there is no such option.
 
@@ -89,7 +92,11 @@ class TCPServer:
         self._pending: list[socket.socket] = []
         self._started = False
         self._stopped: asyncio.Event | None = None
-        self._handling: set[asyncio.Future[Any]] = set()
+        self._handling: dict[asyncio.Future[Any], IOStream] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        # One bound method of each for all streams: a new one for every stream costs 64 bytes.
+        self._on_handled = self._handled
+        self._on_end = self._finish
         self._told_no_handler = False
         if self._handler() is not None:
             self._check_handler()
@@ -99,9 +106,10 @@ class TCPServer:
     def handle_stream(self, stream: IOStream, address: Any) -> Awaitable[None] | None:
         """Serve one client: to be overridden, by a coroutine or a plain function.
 
-        When a coroutine returns, what it wrote is delivered and the stream closed (``close_on_return``). When it raises, the stream
-        is closed, and the exception logged once with the client's address, unless the client caused it: a closed stream, a
-        timeout, a full buffer. A plain function's stream stays open when the function returns.
+        When a coroutine returns, what it wrote is delivered and the stream closed (``close_on_return``). When it
+        raises, the stream is closed, and the exception logged once with the client's address, unless the client
+        caused it: a closed stream, a timeout, a full buffer. A plain function's stream stays open when the function
+        returns.
 
         :param stream: the client.
         :param address: its address as `socket.socket.accept` gives it, for IPv4 ``(host, port)``.
@@ -145,17 +153,27 @@ class TCPServer:
         else:
             self._pending += sockets
 
-    def start(self, num_processes: int | None = 1) -> None:
+    def start(self, num_processes: int | None = 1, max_restarts: int | None = None) -> None:
         """Accept on all that was bound.
 
-        :param num_processes: 1. More processes are not in this release.
-        :raises RuntimeError: started already.
+        :param num_processes: 1 for this process; more to fork so many workers, which share the listeners; None or 0
+            for as many as there are cores. Each worker returns from here; the first process waits for them in here,
+            starts those anew that die, and exits when all have ended. Not on Windows.
+        :param max_restarts: how many dead workers are replaced in all; None for Tornado's 100.
+        :raises RuntimeError: started already; or to fork, where this thread has a loop or is not the main one.
+        :raises OptionError: a number that cannot be.
         """
         self._need_handler()
         if self._started:
             raise RuntimeError("the server has been started already: call stop() first")
-        if num_processes != 1 or isinstance(num_processes, bool):
-            raise OptionError("num_processes", num_processes, "must be 1: this release of iostreamsrv does not fork")
+        if isinstance(num_processes, bool) or not isinstance(num_processes, int | None) or (num_processes or 0) < 0:
+            raise OptionError("num_processes", num_processes, "must be 1 or more, or None for one for each core")
+        if num_processes != 1:
+            if self._acceptors:
+                raise RuntimeError(
+                    "start() with more than one process forks, and this server listens on a loop already"
+                )
+            _fork(num_processes, max_restarts)
         self._started = True
         pending, self._pending = self._pending, []
         self.add_sockets(pending)
@@ -170,13 +188,12 @@ class TCPServer:
         for listener in sockets:
             _check_listener(listener, known)
             known.add(listener.fileno())
-        io_loop = self._loop_to_use() if sockets else None
+        io_loop = self._io_loop or current_loop()
         for listener in sockets:
             listener.setblocking(False)
             acceptor = Acceptor(listener, self._accepted)
             self._acceptors.append(acceptor)
-            if io_loop is not None:
-                acceptor.start(io_loop)
+            acceptor.start(io_loop)
 
     def add_socket(self, socket: socket.socket) -> None:
         """:meth:`add_sockets` for one."""
@@ -193,6 +210,7 @@ class TCPServer:
         self._started = False
         if self._stopped is not None:
             self._stopped.set()
+            self._stopped = None
 
     async def serve_forever(self) -> None:
         """Accept on the running loop until :meth:`stop` is called, or until cancelled.
@@ -200,30 +218,35 @@ class TCPServer:
         Cancelled, it stops listening, ends the handlers and closes their streams, reason ``shutdown``.
 
         :raises NotImplementedError: there is no ``handle_stream``.
+        :raises RuntimeError: nothing is listening, so it would wait for nothing for ever.
         """
         self._need_handler()
+        if not self._acceptors:
+            raise RuntimeError("the server is not listening: call listen(), or bind() and start(), first")
         io_loop = IOLoop.current()
         for acceptor in self._acceptors:
             acceptor.start(io_loop)
-        self._stopped = asyncio.Event()
+        stopped = self._stopped = self._stopped or asyncio.Event()
         try:
-            await self._stopped.wait()
+            await stopped.wait()
         except asyncio.CancelledError:
             self.stop()
             await self._end_streams()
             raise
 
     async def _end_streams(self) -> None:
-        for task in list(self._handling):
+        ending = [*self._handling, *self._closing]
+        for task in ending:
             task.cancel()
-        for stream in self._streams.copy().values():
+        for stream in list(self._streams.values()):
             stream._close(CloseReason.SHUTDOWN)
-        await asyncio.gather(*self._handling, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
 
     @property
     def addresses(self) -> list[Any]:
-        """The addresses of all sockets that are bound, as `socket.socket.getsockname` gives them: port 0 became a real one."""
-        return [listener.getsockname() for listener in [*(a.listener for a in self._acceptors), *self._pending]]
+        """What is bound, as `socket.socket.getsockname` gives it: port 0 has become a real one."""
+        listeners = [*(acceptor.listener for acceptor in self._acceptors), *self._pending]
+        return [listener.getsockname() for listener in listeners]
 
     @cached_property
     def streams(self) -> Streams:
@@ -239,16 +262,9 @@ class TCPServer:
         return self.options.max_buffer_size
 
     @property
-    def read_chunk_size(self) -> int | None:
+    def read_chunk_size(self) -> int:
         """``options.read_chunk_size``, where Tornado has it."""
         return self.options.read_chunk_size
-
-    def _loop_to_use(self) -> IOLoop:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return self._io_loop or IOLoop.current()
-        return self._io_loop or IOLoop.current()
 
     # ---- the handler
 
@@ -282,33 +298,23 @@ class TCPServer:
     def _accepted(self, connection: socket.socket, address: Any) -> None:
         if self._handler() is None:
             return self._refuse_unhandled(connection)
-        options = self.options
-        stream = IOStream(
-            connection,
-            options.max_buffer_size,
-            options.read_chunk_size,
-            options.max_write_buffer_size,
-            cork=options.cork,
-        )
-        stream._remote_address = address
-        stream._on_end = self._finish
+        stream = IOStream._of_client(connection, address, self.options, self._on_end)
         self._streams[stream.id] = stream
         try:
             result = self.handle_stream(stream, address)
             if result is None:
                 return
-            if inspect.iscoroutine(result):
-                handling: asyncio.Future[Any] = stream._hub.loop.create_task(result)
-            else:
-                handling = gen.convert_yielded(result)
+            if not inspect.iscoroutine(result):
+                result = _wait_for(gen.convert_yielded(result))
+            handling = stream._hub.loop.create_task(result)
         except Exception as error:
             return self._handler_failed(stream, error)
-        self._handling.add(handling)
-        handling.add_done_callback(partial(self._handled, stream))
+        self._handling[handling] = stream
+        handling.add_done_callback(self._on_handled)
 
-    def _handled(self, stream: IOStream, handling: "asyncio.Future[Any]") -> None:
+    def _handled(self, handling: "asyncio.Future[Any]") -> None:
         """A handler has ended."""
-        self._handling.discard(handling)
+        stream = self._handling.pop(handling)
         if handling.cancelled():
             stream._close(CloseReason.SHUTDOWN)
         elif (error := handling.exception()) is not None:
@@ -333,8 +339,8 @@ class TCPServer:
         """Close a stream in order, so that its client reads all that was written and then the end."""
         if not stream.closed():
             closing = stream._hub.loop.create_task(stream._aclose(reason, CLOSE_TIMEOUT))
-            self._handling.add(closing)
-            closing.add_done_callback(self._handling.discard)
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def _finish(self, stream: BaseIOStream) -> None:
         """The only exit: every accepted stream comes by, once, when its descriptor has been closed."""
@@ -346,6 +352,19 @@ class TCPServer:
         if not self._told_no_handler:
             self._told_no_handler = True
             app_log.error("%s has no handle_stream: its clients are closed", type(self).__name__)
+
+
+async def _wait_for(future: Awaitable[Any]) -> None:
+    """A coroutine of one stream's own: the future may be anybody's, even one that several handlers return."""
+    await future
+
+
+def _fork(num_processes: int | None, max_restarts: int | None) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("start() with more than one process forks, which only the main thread may do")
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError("start() with more than one process forks, and a loop is running already: start it after")
+    process.fork_processes(num_processes, max_restarts)
 
 
 def _check_listener(listener: socket.socket, known: set[int]) -> None:

@@ -5,6 +5,7 @@ import math
 import re
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -154,10 +155,29 @@ def test_an_option_like_none_there_is_comes_with_a_list() -> None:
         Silent(zzz=1)
 
 
-@pytest.mark.parametrize("count", [0, 2, -1, None, True])
-def test_processes_there_are_not_yet(server: Silent, count: Any) -> None:
+@pytest.mark.parametrize("count", [-1, 1.5, "2", True])
+def test_a_number_of_processes_is_an_integer_from_zero(server: Silent, count: Any) -> None:
     with pytest.raises(OptionError, match=named("num_processes", count)):
         server.start(count)
+
+
+@pytest.mark.gen_test
+async def test_a_running_loop_does_not_fork(server: Silent) -> None:
+    with pytest.raises(RuntimeError, match="a loop is running already"):
+        server.start(2)
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_listens_does_not_fork(server: Silent) -> None:
+    server.listen(0, "127.0.0.1")
+    with pytest.raises(RuntimeError, match="listens on a loop already"):
+        server.start(2)
+    server.stop()
+
+
+def test_a_thread_does_not_fork(server: Silent) -> None:
+    with ThreadPoolExecutor(1) as thread, pytest.raises(RuntimeError, match="only the main thread"):
+        thread.submit(server.start, 2).result()
 
 
 # ---- handlers
@@ -350,7 +370,8 @@ def test_256_mb_written_to_one_who_does_not_read_are_refused() -> None:
 
 @pytest.mark.gen_test
 async def test_a_regex_that_backtracks_costs_no_more_than_its_max_bytes(stream: IOStream, peer: Peer) -> None:
-    # Each "a" is tried as the beginning, and all that follow are gone through each time: a million would take hours.
+    # Each "a" is tried as the beginning, and all that follow are gone through each time: a million bytes would take
+    # hours.
     sending = asyncio.create_task(peer.send_all(b"a" * 1_000_000))
     with pytest.raises(StreamClosedError) as caught:
         await stream.read_until_regex(rb"a+b", max_bytes=2000)

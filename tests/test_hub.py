@@ -193,12 +193,26 @@ async def test_a_reader_is_stepped_within_the_dispatch(stream: IOStream, peer: P
 
 
 @pytest.mark.gen_test
-async def test_reads_from_the_buffer_let_the_loop_have_its_turns(stream: IOStream, peer: Peer) -> None:
+async def test_reads_from_the_buffer_let_the_loop_have_its_turns(
+    stream: IOStream, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "SLICE", 1e-9)  # each look at the clock finds the turn old
     peer.send(LINE * 2000)
     with Ticker() as ticker:
         for _ in range(2000):
             await stream.read_until(b"\n")
     assert ticker.count >= 2000 // 50
+
+
+@pytest.mark.gen_test
+async def test_writes_let_the_loop_have_its_turns(
+    stream: IOStream, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "SLICE", 1e-9)
+    with Ticker() as ticker:
+        for _ in range(500):
+            await stream.write(LINE)
+    assert ticker.count >= 500 // 50
 
 
 @pytest.mark.gen_test
@@ -231,7 +245,8 @@ async def test_a_run_of_the_hub_ends_with_its_slice(make_pair: MakePair, monkeyp
 
 
 @pytest.mark.gen_test
-async def test_a_busy_stream_does_not_keep_others_waiting(make_pair: MakePair) -> None:
+async def test_a_busy_stream_does_not_keep_others_waiting(make_pair: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "SLICE", 1e-9)
     (busy, busy_peer), (calm, calm_peer) = make_pair(), make_pair()
     served = 0
 

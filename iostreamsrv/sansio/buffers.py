@@ -50,16 +50,15 @@ class ReadBuffer:
         data = self._data
         start = self._start
         end = start + count
-        self.size -= count
         if type(data) is bytes:
-            self._start = end
-            taken = data if count == len(data) else data[start:end]
+            taken = data[start:end]
         else:
             with memoryview(data) as view:
                 taken = bytes(view[start:end])
-            self._start = end
+        self._start = end
+        self.size -= count
         if not self.size:
-            self.clear()
+            self._data = b""
         return taken
 
     def take_until(self, needle: bytes, limit: int | None) -> bytes | None:

@@ -1,8 +1,9 @@
 """What a pending read waits for: one object each, which takes its result from a :class:`ReadBuffer` or wants more.
 
 ``take(buffer)`` returns the result, or :data:`MORE`; ``finish(buffer)`` is asked once no more bytes will come;
-``abandon(buffer)`` gives back what a cancelled or timed-out read had already taken. A read that has no state of its own is
-shared by every stream that waits for the same thing: get it from its ``of`` method, which checks the arguments as well.
+``abandon(buffer)`` gives back what a cancelled or timed-out read had already taken. A read that has no state of its
+own is shared by every stream that waits for the same thing: get it from its ``of`` method, which checks the arguments
+as well.
 
 The shape is that of ``websockets.streams`` and h11's receive buffer.
 """
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
 from numbers import Integral
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from ..errors import OptionError, UnsatisfiableReadError
 from .buffers import ReadBuffer
@@ -32,10 +33,21 @@ MORE: Final = _More.MORE
 More = Literal[_More.MORE]
 
 
+class ReadFailed(Exception):
+    """A read fails with ``error``, by a fault of the caller's. The stream goes on, and no byte of it is lost."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class Read:
     """A pending read. Each subclass is one way to read."""
 
     __slots__ = ()
+
+    holds_bytes: ClassVar[bool] = False
+    """Whether ``take`` may keep bytes although it returns :data:`MORE`, which ``abandon`` then gives back."""
 
     def take(self, buffer: ReadBuffer) -> Any | More:
         """The result, removed from ``buffer``, or :data:`MORE`.
@@ -43,6 +55,14 @@ class Read:
         :raises UnsatisfiableReadError: more bytes would not help.
         """
         raise NotImplementedError
+
+    def accept(self, chunk: bytes) -> Any | More:
+        """``chunk`` itself, where it arrived at an empty buffer and is just what this read waits for; else
+        :data:`MORE`.
+
+        Most requests come in one packet, and this way they never see the buffer.
+        """
+        return MORE
 
     def finish(self, buffer: ReadBuffer) -> Any | More:
         """The result when the stream has ended and ``take`` gave none, or :data:`MORE` where that is a failure."""
@@ -72,11 +92,17 @@ class ReadUntil(Read):
         self.max_bytes = max_bytes
 
     @staticmethod
-    @lru_cache(READS_KEPT)
+    @lru_cache(READS_KEPT, typed=True)
     def of(delimiter: bytes, max_bytes: int | None) -> "ReadUntil":
         if type(delimiter) is not bytes or not delimiter:
             raise OptionError("delimiter", delimiter, "must be bytes, at least one")
         return ReadUntil(delimiter, _limit(max_bytes))
+
+    def accept(self, chunk: bytes) -> bytes | More:
+        delimiter = self.delimiter
+        if chunk.find(delimiter) + len(delimiter) != len(chunk) or len(chunk) < len(delimiter):
+            return MORE
+        return chunk if self.max_bytes is None or len(chunk) <= self.max_bytes else MORE
 
     def take(self, buffer: ReadBuffer) -> bytes | More:
         try:
@@ -99,7 +125,7 @@ class ReadUntilRegex(Read):
         self.max_bytes = max_bytes
 
     @staticmethod
-    @lru_cache(READS_KEPT)
+    @lru_cache(READS_KEPT, typed=True)
     def of(regex: bytes | re.Pattern[bytes], max_bytes: int | None) -> "ReadUntilRegex":
         pattern = re.compile(regex)
         if not isinstance(pattern.pattern, bytes):
@@ -127,7 +153,7 @@ class ReadBytes(Read):
         self.count = count
 
     @staticmethod
-    @lru_cache(READS_KEPT)
+    @lru_cache(READS_KEPT, typed=True)
     def of(count: int) -> "ReadBytes":
         return ReadBytes(_count(count))
 
@@ -146,9 +172,12 @@ class ReadPartial(Read):
         self.count = count
 
     @staticmethod
-    @lru_cache(READS_KEPT)
+    @lru_cache(READS_KEPT, typed=True)
     def of(count: int) -> "ReadPartial":
         return ReadPartial(_count(count))
+
+    def accept(self, chunk: bytes) -> bytes | More:
+        return chunk if len(chunk) <= self.count else MORE
 
     def take(self, buffer: ReadBuffer) -> bytes | More:
         if not self.count:
@@ -170,6 +199,8 @@ class ReadInto(Read):
 
     __slots__ = ("filled", "partial", "target")
 
+    holds_bytes: ClassVar[bool] = True
+
     def __init__(self, target: bytearray | memoryview, partial: bool) -> None:
         with memoryview(target) as view:
             if view.readonly or not view.c_contiguous:
@@ -180,6 +211,8 @@ class ReadInto(Read):
 
     def take(self, buffer: ReadBuffer) -> int | More:
         with memoryview(self.target) as view, view.cast("B") as target:
+            if len(target) < self.filled:
+                raise ReadFailed(BufferError("the buffer of a pending read_into was cut"))
             count = min(buffer.size, len(target) - self.filled)
             if count:
                 target[self.filled : self.filled + count] = buffer.take(count)
@@ -188,8 +221,11 @@ class ReadInto(Read):
         return self.filled if complete else MORE
 
     def abandon(self, buffer: ReadBuffer) -> None:
-        with memoryview(self.target) as view, view.cast("B") as target:
-            buffer.unread(bytes(target[: self.filled]))
+        try:
+            with memoryview(self.target) as view, view.cast("B") as target:
+                buffer.unread(bytes(target[: self.filled]))
+        except ValueError:
+            pass  # the caller has released the view it gave us, and its bytes with it
 
 
 class ReadUntilClose(Read):
@@ -221,12 +257,15 @@ class ReadMatch(Read):
     def take(self, buffer: ReadBuffer) -> Any | More:
         if not buffer.size:
             return MORE
-        found = self.match(buffer.contents())
-        if found is None:
-            return MORE
-        consumed, result = found
-        if type(consumed) is not int or not 0 <= consumed <= buffer.size:
-            raise OptionError("match", consumed, f"must consume 0 to {buffer.size} bytes, as many as it was given")
+        try:
+            found = self.match(buffer.contents())
+            if found is None:
+                return MORE
+            consumed, result = found
+            if type(consumed) is not int or not 0 <= consumed <= buffer.size:
+                raise OptionError("match", consumed, f"must consume 0 to {buffer.size} bytes, as many as it was given")
+        except Exception as error:
+            raise ReadFailed(error) from error
         if consumed:
             buffer.take(consumed)
         return result

@@ -12,6 +12,7 @@ from iostreamsrv.sansio.reads import (
     Discard,
     Read,
     ReadBytes,
+    ReadFailed,
     ReadInto,
     ReadMatch,
     ReadPartial,
@@ -241,6 +242,18 @@ def test_into_gives_back_what_it_had_when_abandoned() -> None:
     assert rest(buffer) == b"abc"
 
 
+def test_into_fails_alone_when_its_target_was_cut() -> None:
+    buffer, target = filled(b"abcde"), bytearray(10)
+    read = ReadInto(target, partial=False)
+    assert read.take(buffer) is MORE
+    del target[2:]
+    with pytest.raises(ReadFailed) as failed:
+        read.take(filled(b"x"))
+    assert isinstance(failed.value.error, BufferError)
+    read.abandon(buffer)
+    assert rest(buffer) == b"ab"
+
+
 @pytest.mark.parametrize("target", [b"abcd", memoryview(b"abcd"), memoryview(bytearray(4))[::2]])
 def test_into_demands_a_writable_contiguous_buffer(target: Any) -> None:
     with pytest.raises(OptionError, match="buf="):
@@ -289,21 +302,51 @@ def test_match_may_have_none_for_a_result() -> None:
 @pytest.mark.parametrize("consumed", [-1, 4, 1.0, "1", True])
 def test_match_must_consume_what_there_is(consumed: Any) -> None:
     buffer = filled(b"abc")
-    with pytest.raises(OptionError, match="must consume 0 to 3 bytes"):
+    with pytest.raises(ReadFailed, match="must consume 0 to 3 bytes") as failed:
         ReadMatch(lambda _: (consumed, None)).take(buffer)
+    assert isinstance(failed.value.error, OptionError)
     assert rest(buffer) == b"abc"
 
 
 def test_match_leaves_the_bytes_when_the_function_raises() -> None:
     buffer = filled(b"abc")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ReadFailed) as failed:
         ReadMatch(lambda _: (0, 1 // 0)).take(buffer)
+    assert isinstance(failed.value.error, ZeroDivisionError)
     assert rest(buffer) == b"abc"
 
 
 def test_match_demands_a_function() -> None:
     with pytest.raises(OptionError, match="match=b'x'"):
         ReadMatch(b"x")  # type: ignore[arg-type]
+
+
+# ---- what comes in one packet
+
+
+def test_until_accepts_a_chunk_that_is_one_line() -> None:
+    read = ReadUntil.of(b"\r\n", None)
+    line = b"one line\r\n"
+    assert read.accept(line) is line
+
+
+@pytest.mark.parametrize("chunk", [b"no end", b"a\r\nb\r\n", b"a\r\nb", b"\n", b"\r"])
+def test_until_accepts_nothing_else(chunk: bytes) -> None:
+    assert ReadUntil.of(b"\r\n", None).accept(chunk) is MORE
+
+
+def test_until_accepts_no_line_beyond_its_limit() -> None:
+    assert ReadUntil.of(b"\n", 4).accept(b"abc\n") == b"abc\n"
+    assert ReadUntil.of(b"\n", 3).accept(b"abc\n") is MORE
+
+
+def test_partial_accepts_a_chunk_that_is_not_too_much() -> None:
+    assert ReadPartial.of(3).accept(b"abc") == b"abc"
+    assert ReadPartial.of(2).accept(b"abc") is MORE
+
+
+def test_other_reads_accept_no_chunk() -> None:
+    assert ReadBytes.of(3).accept(b"abc") is MORE
 
 
 # ---- discard

@@ -1,0 +1,63 @@
+# What there is to type; `make` alone lists it. Everything is installed into .venv and nowhere else.
+# Another Python than python3: make test PYTHON=python3.13
+
+PYTHON ?= python3
+HOST := 127.0.0.1
+PORT := 8888
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all conformance bench style types coverage clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 20
+
+run: $(VENV)/.has-package ## start the echo server on 127.0.0.1:8888 (or HOST=... PORT=...)
+	@echo "An echo server. Talk to it from another terminal: nc $(HOST) $(PORT)    Ctrl-C ends it."
+	@$(BIN)/python examples/echo.py --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.has-tests ## all tests, in less than 4 minutes
+	$(BIN)/python -m pytest tests
+
+test-all: $(VENV)/.has-tests ## the same with ten times as many generated cases
+	IOSTREAMSRV_ALL=1 $(BIN)/python -m pytest tests
+
+conformance: $(VENV)/.has-tests ## Tornado's own tests of streams and servers, run on ours
+	$(BIN)/python -m tests.conformance
+
+bench: $(VENV)/.has-tests ## measure against Tornado and asyncio, and write the table in docs
+	$(BIN)/python -m benchmarks
+
+style: $(VENV)/.has-tools ## format and lint, checked only
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+
+types: $(VENV)/.has-tools ## mypy
+	$(BIN)/python -m mypy
+
+coverage: $(VENV)/.has-tests ## 100 % of sansio, by its own tests
+	$(BIN)/python -m coverage run --branch --source=iostreamsrv/sansio -m pytest tests/sansio
+	$(BIN)/python -m coverage report --fail-under=100
+
+clean: ## remove the venv and all that was made
+	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamp files, made anew when pyproject.toml has changed. The package is installed "editable": its code needs no new
+# install.
+$(VENV)/.has-package: EXTRAS :=
+$(VENV)/.has-tests: EXTRAS := [test]
+$(VENV)/.has-tools: EXTRAS := [test,dev]
+$(VENV)/.has-package $(VENV)/.has-tests $(VENV)/.has-tools: pyproject.toml | $(VENV)/.made
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".$(EXTRAS)"
+	@touch $@
+
+$(VENV)/.made:
+	$(if $(obstacle),$(error $(obstacle)))
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+obstacle = $(shell if command -v $(PYTHON) >/dev/null; then $(PYTHON) .ci/find_obstacle.py $(PYTHON) 2>&1; \
+	else echo "there is no $(PYTHON): sudo apt-get install python3 python3-venv"; fi)

@@ -1,0 +1,163 @@
+"""Measure the servers in turns, and print the table.
+
+In every round each workload is given to each server in turn, so that what slows the machine down slows all of them, and
+each time to a fresh server that has a core to itself. A run that others disturbed is repeated, twice at most.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from . import machine, table
+from .load import Load
+from .peers import PEERS, Peer
+from .results import Results, Run
+from .servers import MeasurementError, Server
+from .workloads import WORKLOADS, Loaded, Workload
+
+ROUNDS = 3
+SECONDS = 0.5
+ATTEMPTS = 3
+NO_COMPILER = "There is no working C compiler, cc (on Debian and Ubuntu: apt install gcc libc6-dev)"
+
+
+class Benchmark:
+    """The runs of one call: which, how often and how long. ``load``: None leaves out what needs it."""
+
+    def __init__(self, workloads: Sequence[Workload], load: Load | None, rounds: int, seconds: float) -> None:
+        self.workloads = [workload for workload in workloads if load or not isinstance(workload, Loaded)]
+        self.peers = [peer for peer in PEERS if peer.installed()]
+        self.rounds = rounds
+        self.seconds = seconds
+        self.cores = machine.Cores.pick()
+        self.results = Results()
+        self._load = load
+
+    def run(self) -> None:
+        machine.allow_files()
+        os.sched_setaffinity(0, {self.cores.load})
+        for number, workload, peer in self._plan():
+            if (workload.name, peer) not in self.results.failures:
+                self._take(number, workload, peer)
+
+    def manner(self) -> str:
+        """How it is measured, for the table."""
+        server, load = self.cores
+        return f"{self.rounds} rounds of {self.seconds:g} s, server on core {server}, load on core {load}"
+
+    def _plan(self) -> Iterator[tuple[int, Workload, Peer]]:
+        for number in range(1, self.rounds + 1):
+            for workload in self.workloads:
+                if number <= workload.rounds:
+                    peers = [peer for peer in self.peers if peer in workload.peers]
+                    for peer in peers if number % 2 else reversed(peers):  # so that none always goes first
+                        yield number, workload, peer
+
+    def _take(self, number: int, workload: Workload, peer: Peer) -> None:
+        try:
+            run = self._undisturbed(workload, peer)
+        except (MeasurementError, OSError) as error:
+            self.results.failures[workload.name, peer] = said = str(error)
+        else:
+            self.results.add(workload.name, peer, run)
+            said = "  ".join(f"{name}: {value:,.6g}" for name, value in run.figures.items())
+            said += "  (disturbed)" if run.disturbed else ""
+        say(f"round {number}  {workload.name:10} {peer!s:24} {said}")
+
+    def _undisturbed(self, workload: Workload, peer: Peer) -> Run:
+        for _ in range(ATTEMPTS):
+            run = self._measure(workload, peer)
+            if not run.disturbed:
+                break
+        return run
+
+    def _measure(self, workload: Workload, peer: Peer) -> Run:
+        start, busy, own = time.monotonic(), machine.busy_seconds(self.cores), machine.own_seconds()
+        server = Server(peer, workload.mode, self.cores.server)
+        try:
+            figures = workload.measure(server, self._load, self.seconds)
+        finally:
+            server.stop()
+        foreign = (machine.busy_seconds(self.cores) - busy) - (machine.own_seconds() - own)
+        return Run(figures, foreign / (time.monotonic() - start))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def options() -> argparse.Namespace:
+    names = "\n".join(f"  {workload.name:10} {workload.about}" for workload in WORKLOADS.values())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog=f"workloads:\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="what to measure; all, if none is named")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often; {ROUNDS}")
+    parser.add_argument("--secs", type=float, default=SECONDS, help=f"how long a run counts, in seconds; {SECONDS}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single run there, too")
+    parser.add_argument("--write-docs", action="store_true", help=f"write the table into {table.DOCS.name}, too")
+    chosen = parser.parse_args()
+    if unknown := [name for name in chosen.workloads if name not in WORKLOADS]:
+        parser.error(f"no such workload: {', '.join(unknown)} (there are {', '.join(WORKLOADS)})")
+    if chosen.rounds < 1 or not chosen.secs > 0:
+        parser.error("--rounds must be 1 or more, and --secs above 0")
+    if chosen.write_docs and chosen.workloads:
+        parser.error("--write-docs is for a run of all workloads")
+    return chosen
+
+
+def as_json(benchmark: Benchmark) -> str:
+    runs = [
+        {"workload": workload, **peer._asdict(), "runs": [run._asdict() for run in runs]}
+        for (workload, peer), runs in benchmark.results.runs.items()
+    ]
+    settings = {"rounds": benchmark.rounds, "seconds": benchmark.seconds}
+    return json.dumps({"machine": machine.describe(), **settings, "measured": runs}, indent=1)
+
+
+def main() -> int:
+    if not sys.platform.startswith("linux"):
+        say("The benchmarks need Linux: they pin processes to cores and read /proc.")
+        return 2
+    chosen = options()
+    workloads = [WORKLOADS[name] for name in dict.fromkeys(chosen.workloads or WORKLOADS)]
+    with tempfile.TemporaryDirectory() as folder:
+        benchmark = Benchmark(workloads, Load.compiled(Path(folder)), chosen.rounds, chosen.secs)
+        complete = run(benchmark, workloads)
+    text = table.report(benchmark.results, machine.describe(), benchmark.manner())
+    print(text)
+    if chosen.json:
+        chosen.json.write_text(as_json(benchmark), encoding="utf-8")
+    if chosen.write_docs and complete:
+        table.write_docs(text)
+        say(f"written into {table.DOCS}")
+    elif chosen.write_docs:
+        say("Not all was measured, so the docs stay as they are.")
+    return 0 if complete else 1
+
+
+def run(benchmark: Benchmark, wanted: Sequence[Workload]) -> bool:
+    """Whether all that is wanted was measured; what was not, and why, is said."""
+    left_out = [workload.name for workload in wanted if workload not in benchmark.workloads]
+    if left_out:
+        say(f"{NO_COMPILER}: not measured without it: {', '.join(left_out)}")
+    if benchmark.cores.server == benchmark.cores.load:
+        say("There is one core only, which the servers share with their load: the figures mean little.")
+    try:
+        benchmark.run()
+    except KeyboardInterrupt:
+        say("stopped; this is what there was")
+        return False
+    return not (left_out or benchmark.results.failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The load generator: ``load.c``, compiled when needed, for one in Python would be slower than what it measures."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+from .servers import MeasurementError
+
+Kind = Literal["lines", "churn", "bulk"]
+
+SOURCE = Path(__file__).with_name("load.c")
+WARM = 0.25  # seconds; by then the interpreter has specialised its code, and malloc its thresholds
+PATIENCE = 30.0
+
+
+class Counted(NamedTuple):
+    """What came back, between which instants of the monotonic clock, and the CPU seconds it took on either side."""
+
+    bytes: int
+    start: float
+    end: float
+    server_cpu: float
+    load_cpu: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+class Target(Protocol):
+    """What is put under load: a process that serves a port."""
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def pid(self) -> int: ...
+
+
+class Load:
+    """A compiled load generator."""
+
+    def __init__(self, program: Path) -> None:
+        self._program = program
+
+    @classmethod
+    def compiled(cls, folder: Path) -> "Load | None":
+        """One that is put into ``folder``; None where there is no C compiler, or it fails and says why."""
+        compiler, program = shutil.which("cc"), folder / "load"
+        if not compiler:
+            return None
+        ended = subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", program, SOURCE])
+        return None if ended.returncode else cls(program)
+
+    def run(self, server: Target, kind: Kind, connections: int, size: int, depth: int, seconds: float) -> Counted:
+        words = (server.port, server.pid, kind, connections, size, depth, WARM, seconds)
+        command = [str(self._program), *map(str, words)]
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=WARM + seconds + PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise MeasurementError("the load generator hung") from None
+        if ended.returncode:
+            raise MeasurementError(ended.stderr.strip() or f"the load generator ended with {ended.returncode}")
+        count, *seconds_of = ended.stdout.split()
+        if not int(count):
+            raise MeasurementError("nothing came back")
+        return Counted(int(count), *map(float, seconds_of))

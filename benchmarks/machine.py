@@ -1,0 +1,83 @@
+"""The machine: what it is, its cores, and how busy others keep them."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class Cores(NamedTuple):
+    """Where the server runs and where all else does."""
+
+    server: int
+    load: int
+
+    @classmethod
+    def pick(cls) -> "Cores":
+        """Two of those this process may use; both are the same one if there is no other."""
+        cores = sorted(os.sched_getaffinity(0))
+        return cls(cores[0], cores[-1])
+
+
+def allow_files() -> int:
+    """Have this process open as many files as it is ever allowed to; say how many those are."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
+
+
+def busy_seconds(cores: Cores) -> float:
+    """CPU seconds spent on these cores since boot, whatever for: also what a hypervisor took."""
+    total = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in {f"cpu{core}" for core in cores}:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+            total += user + nice + system + irq + softirq + steal
+    return total / TICKS_PER_SECOND
+
+
+def own_seconds() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process, all threads, to the nanosecond."""
+    return time.clock_gettime((~pid << 3) | 2)  # Linux's number for the CPU clock of another process
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process. Exact, which the figure in ``/proc/PID/status`` is not."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Rss:"):
+            return int(line.split()[1]) << 10
+    raise OSError(f"no Rss in /proc/{pid}/smaps_rollup")
+
+
+def describe() -> dict[str, str]:
+    """What figures depend on, and so must stand beside them."""
+    found = {
+        "CPU": f"{_cpu_model()}, {os.cpu_count()} cores",
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "Python": f"{platform.python_implementation()} {platform.python_version()}",
+    }
+    for package in ("tornado", "uvloop"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"

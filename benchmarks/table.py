@@ -1,0 +1,159 @@
+"""The results in words and figures: Markdown, for the terminal and for the docs."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from .peers import OURS, PEERS, STREAMS, TORNADO, Peer
+from .results import LOAD_SPENT, MOST_FOREIGN, Results
+from .thresholds import THRESHOLDS, Threshold
+from .workloads import WORKLOADS, Drip, Fairness, Idle, Rate, Workload
+
+DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+BEGIN = "<!-- measured: begin -->"
+END = "<!-- measured: end -->"
+
+
+def report(results: Results, machine: dict[str, str], manner: str) -> str:
+    """Everything there is to say, in Markdown. ``manner``: how it was measured, in a few words."""
+    sections = [
+        "\n".join([*(f"- {name}: {value}" for name, value in machine.items()), f"- {manner}"]),
+        _asked(results),
+        *_rates(results),
+        *(_costs(workload, results) for workload in WORKLOADS.values()),
+        _notes(results),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def write_docs(text: str, path: Path = DOCS) -> None:
+    """Put ``text`` between the marks in the docs.
+
+    :raises ValueError: the marks are not there.
+    """
+    page = path.read_text(encoding="utf-8")
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path} has no {BEGIN} and {END} to write between")
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+
+
+class Column(NamedTuple):
+    """A column: what heads it, the workload it is about, and its text for a peer."""
+
+    head: str
+    workload: str
+    text: Callable[[Peer], str]
+
+
+def _asked(results: Results) -> str:
+    rows = [_threshold(threshold, results) for threshold in THRESHOLDS if threshold.measured(results)]
+    return _section(f"Asked of {OURS} on asyncio, and reached", ("", "asked", "reached", "by CPU", ""), rows)
+
+
+def _threshold(threshold: Threshold, results: Results) -> list[str]:
+    return [
+        threshold.what,
+        f"{threshold.sense} {_number(threshold.limit)}{threshold.unit}",
+        _number(threshold.figure(results)) + _marks(results, threshold.workload, OURS),
+        _number(threshold.by_cpu(results)) if threshold.by_cpu else "",
+        "met" if threshold.met(results) else "**missed**",
+    ]
+
+
+def _rates(results: Results) -> list[str]:
+    """Speed, and beside it the server's CPU time, which tells servers apart where the load is the slower side."""
+    rates = [w for w in WORKLOADS.values() if isinstance(w, Rate) and results.has(w.name, TORNADO)]
+    speed = [Column(rate.title, rate.name, partial(_speed, results, rate.name)) for rate in rates]
+    cpu = [Column(rate.title, rate.name, partial(_thrift, results, rate.name)) for rate in rates]
+    one = [f"{_number(results.median(rate.name, TORNADO, 'rate'))}{rate.unit}" for rate in rates]
+    return [
+        _table("Speed, times Tornado on asyncio", results, speed, ["*1.00 is*", *one]),
+        _table("The server's CPU time for the same, times less than Tornado on asyncio", results, cpu),
+    ]
+
+
+def _speed(results: Results, workload: str, peer: Peer) -> str:
+    return f"{results.ratio(workload, peer, 'rate'):.2f}"
+
+
+def _thrift(results: Results, workload: str, peer: Peer) -> str:
+    return f"{results.ratio(workload, TORNADO, 'cpu', base=peer):.2f}"
+
+
+def _costs(workload: Workload, results: Results) -> str:
+    name = workload.name
+    if isinstance(workload, Idle):
+        columns = [Column("bytes", name, lambda peer: _number(results.median(name, peer, "bytes")))]
+    elif isinstance(workload, Fairness):
+        columns = [Column(f"{share} %", name, partial(_milliseconds, results, name, f"p{share}")) for share in (50, 99)]
+    elif isinstance(workload, Drip):
+        columns = [
+            *(Column(f"{_size(size)}: CPU s", name, partial(_seconds, results, name, size)) for size in workload.sizes),
+            Column("growth", name, lambda peer: f"{results.growth(name, peer):.2f}"),
+            Column("longest: times streams", name, partial(_times_streams, results, name, workload.sizes[-1])),
+        ]
+    else:
+        return ""
+    return _table(workload.title[0].upper() + workload.title[1:], results, columns)
+
+
+def _milliseconds(results: Results, workload: str, figure: str, peer: Peer) -> str:
+    return f"{results.median(workload, peer, figure):.1f} ms"
+
+
+def _seconds(results: Results, workload: str, size: int, peer: Peer) -> str:
+    return f"{results.median(workload, peer, str(size)):.3f}"
+
+
+def _times_streams(results: Results, workload: str, size: int, peer: Peer) -> str:
+    return f"{results.ratio(workload, peer, str(size), STREAMS):.2f}" if results.has(workload, STREAMS) else "-"
+
+
+def _notes(results: Results) -> str:
+    notes = [f"- {peer}, {workload}: {why}" for (workload, peer), why in results.failures.items()]
+    if any(results.disturbed(*key) for key in results.runs):
+        notes.append(f"- `!`: others took more than {MOST_FOREIGN:.0%} of a core, and again when the run was repeated.")
+    if any(results.load_spent(*key) for key in results.runs):
+        notes.append(
+            f"- `^`: the load used its core to {LOAD_SPENT:.0%} or more, so the server may have been waiting for it:"
+            " compare CPU time."
+        )
+    return "\n".join(notes)
+
+
+def _table(title: str, results: Results, columns: Sequence[Column], last: Sequence[str] = ()) -> str:
+    """A row for each peer that has a figure in it, and perhaps a last one; nothing if there are no figures."""
+    peers = [peer for peer in PEERS if any(results.has(column.workload, peer) for column in columns)]
+    rows = [[str(peer), *(_cell(results, column, peer) for column in columns)] for peer in peers]
+    return _section(title, ("", *(column.head for column in columns)), [*rows, last] if rows and last else rows)
+
+
+def _cell(results: Results, column: Column, peer: Peer) -> str:
+    if results.has(column.workload, peer):
+        return column.text(peer) + _marks(results, column.workload, peer)
+    return "fails" if (column.workload, peer) in results.failures else "-"
+
+
+def _marks(results: Results, workload: str, peer: Peer) -> str:
+    spent = "^" if results.load_spent(workload, peer) else ""
+    return spent + ("!" if results.disturbed(workload, peer) else "")
+
+
+def _section(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table under its title; nothing if there are no rows."""
+    if not rows:
+        return ""
+    lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
+    lines.insert(1, "|---|" + "---:|" * (len(heads) - 1))
+    return "\n".join([f"### {title}", "", *lines])
+
+
+def _size(size: int) -> str:
+    return f"{size >> 20} MB" if size >> 20 else f"{size >> 10} KB"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"

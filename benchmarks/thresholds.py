@@ -1,0 +1,85 @@
+"""What is asked of iostreamsrv on the asyncio loop, in figures."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .peers import OURS, STREAMS, TORNADO, Peer
+from .results import Results
+from .workloads import MEGABYTE
+
+
+class Threshold(NamedTuple):
+    """A figure that is asked, as least or most.
+
+    :ivar by_cpu: the same by the server's CPU time, where there is that: true also where the load is the slower side.
+    :ivar against: whom else it takes to tell.
+    """
+
+    what: str
+    workload: str
+    sense: str
+    limit: float
+    unit: str
+    figure: Callable[[Results], float]
+    by_cpu: Callable[[Results], float] | None = None
+    against: tuple[Peer, ...] = ()
+
+    def measured(self, results: Results) -> bool:
+        return results.has(self.workload, OURS, *self.against)
+
+    def met(self, results: Results) -> bool:
+        figure = self.figure(results)
+        return figure >= self.limit if self.sense == "≥" else figure <= self.limit
+
+
+def _faster(what: str, workload: str, limit: float) -> Threshold:
+    def ratio(results: Results) -> float:
+        return results.ratio(workload, OURS, "rate")
+
+    def by_cpu(results: Results) -> float:
+        return results.ratio(workload, TORNADO, "cpu", base=OURS)
+
+    return Threshold(what, workload, "≥", limit, " times Tornado", ratio, by_cpu, (TORNADO,))
+
+
+LONGEST_LINE = str(16 * MEGABYTE)
+
+THRESHOLDS = (
+    _faster("echo, 50 connections, 64 bytes", "echo", 2.4),
+    _faster("echo, 50 connections, 64 bytes, 16 lines in flight", "pipelined", 5.0),
+    _faster("echo, 50 connections, 4,096 bytes", "large", 2.4),
+    _faster("echo, 1,000 connections, 64 bytes", "many", 2.3),
+    _faster("connect, one line, close", "churn", 2.0),
+    _faster("bulk echo", "bulk", 1.0),
+    Threshold(
+        "memory per idle connection, at 5,000", "idle", "≤", 2300, " bytes", lambda r: r.median("idle", OURS, "bytes")
+    ),
+    Threshold(
+        "CPU for a line of 16 MB in 4 KB writes",
+        "line",
+        "≤",
+        0.8,
+        " times asyncio streams",
+        lambda r: r.ratio("line", OURS, LONGEST_LINE, STREAMS),
+        against=(STREAMS,),
+    ),
+    Threshold(
+        "growth of CPU for a line in 4 KB writes, 4 to 16 MB (linear: 1)",
+        "line",
+        "≤",
+        1.2,
+        "",
+        lambda r: r.growth("line", OURS),
+    ),
+    Threshold(
+        "growth of CPU for a line byte by byte, 16 to 64 KB", "bytes", "≤", 1.2, "", lambda r: r.growth("bytes", OURS)
+    ),
+    Threshold(
+        "lateness of a 10 ms timer, 99 %, 50x256 lines in flight",
+        "fairness",
+        "≤",
+        15,
+        " ms",
+        lambda r: r.median("fairness", OURS, "p99"),
+    ),
+)

@@ -1,0 +1,229 @@
+"""What is measured: each workload is a kind of traffic and the figures taken while a server has it."""
+
+import contextlib
+import math
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from .load import Counted, Kind, Load
+from .peers import OURS, PEERS, PROTOCOL, STREAMS, TORNADO, Mode, Peer
+from .servers import MeasurementError, Server
+
+Figures = dict[str, float]
+
+KILOBYTE = 1 << 10
+MEGABYTE = 1 << 20
+SETTLE = 0.3  # seconds until a server has nothing left to do
+PATIENCE = 30.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A kind of traffic.
+
+    :ivar name: what it is called on the command line.
+    :ivar title: its column in the table.
+    :ivar about: what is done, for people.
+    :ivar rounds: as many are enough, because the figure hardly differs between them.
+    """
+
+    name: str
+    title: str
+    about: str
+    mode: ClassVar[Mode] = "lines"
+    peers: ClassVar[Sequence[Peer]] = PEERS
+    rounds: float = field(default=math.inf, kw_only=True)
+
+    def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Loaded(Workload):
+    """Echo under a load from the load generator.
+
+    :ivar connections: how many there are at a time.
+    :ivar size: bytes in a line, or in a write.
+    :ivar depth: lines a connection sends at once.
+    """
+
+    connections: int
+    size: int
+    depth: int = 1
+    kind: ClassVar[Kind] = "lines"
+
+    def count(self, server: Server, load: Load | None, seconds: float) -> Counted:
+        if load is None:
+            raise MeasurementError("it needs a C compiler")
+        return load.run(server, self.kind, self.connections, self.size, self.depth, seconds)
+
+
+@dataclass(frozen=True)
+class Rate(Loaded):
+    """How much comes back in a second, what CPU time that takes the server, and how much of its core the load."""
+
+    unit: ClassVar[str] = "/s"
+
+    def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
+        counted = self.count(server, load, seconds)
+        units = counted.bytes / self.bytes_per_unit
+        return {
+            "rate": units / counted.seconds,
+            "cpu": counted.server_cpu / units,
+            "load": counted.load_cpu / counted.seconds,
+        }
+
+    @property
+    def bytes_per_unit(self) -> float:
+        return self.size
+
+
+@dataclass(frozen=True)
+class Churn(Rate):
+    """How many connections are served in a second."""
+
+    kind: ClassVar[Kind] = "churn"
+
+
+@dataclass(frozen=True)
+class Bulk(Rate):
+    """How many megabytes (10⁶) come back in a second."""
+
+    mode: ClassVar[Mode] = "chunks"
+    kind: ClassVar[Kind] = "bulk"
+    unit: ClassVar[str] = " MB/s"
+
+    @property
+    def bytes_per_unit(self) -> float:
+        return 1e6
+
+
+@dataclass(frozen=True)
+class Fairness(Loaded):
+    """How late a 10 ms timer of the server fires, in milliseconds."""
+
+    mode: ClassVar[Mode] = "timed"
+    peers: ClassVar[Sequence[Peer]] = (OURS, TORNADO, STREAMS, PROTOCOL)
+    longer: ClassVar[int] = 3
+    """Times the usual, because the timer fires no more than 100 times a second."""
+
+    def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
+        counted = self.count(server, load, self.longer * seconds)
+        seen = server.stop()
+        late = sorted(late * 1e3 for when, late in seen if counted.start <= when <= counted.end)
+        if not late:
+            raise MeasurementError("the timer never fired")
+        return {"p50": percentile(late, 0.50), "p99": percentile(late, 0.99)}
+
+
+@dataclass(frozen=True)
+class Idle(Workload):
+    """What a connection that waits costs in resident memory, in bytes: the server's process, not the kernel."""
+
+    connections: int
+
+    def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
+        time.sleep(SETTLE)
+        before = server.resident_bytes()
+        with contextlib.ExitStack() as clients:
+            for _ in range(self.connections):
+                client = clients.enter_context(server.connect())
+                # Closed with a reset: thousands in TIME_WAIT would stay behind.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sendall(b"hello\n")
+                if client.recv(100) != b"hello\n":
+                    raise MeasurementError("a connection was not served")
+            time.sleep(SETTLE)
+            return {"bytes": (server.resident_bytes() - before) / self.connections}
+
+
+@dataclass(frozen=True)
+class Drip(Workload):
+    """What lines that come in pieces cost the server, in CPU seconds, by the line's length.
+
+    :ivar sizes: lengths of the lines, in bytes.
+    :ivar piece: bytes written at once.
+    :ivar gap: seconds between two writes, so that the server reads each by itself.
+    """
+
+    sizes: tuple[int, ...]
+    piece: int
+    gap: float
+    mode: ClassVar[Mode] = "length"
+    peers: ClassVar[Sequence[Peer]] = (OURS, TORNADO, STREAMS)
+
+    def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
+        return {str(size): self._cost(server, size) for size in self.sizes}
+
+    def _cost(self, server: Server, size: int) -> float:
+        with server.connect() as client:
+            client.settimeout(PATIENCE)
+            time.sleep(0.05)  # the accept is not the line's
+            before = server.cpu_seconds()
+            self._send(client, size)
+            if client.recv(100) != b"%d\n" % size:
+                raise MeasurementError("the line did not arrive as it was sent")
+            return server.cpu_seconds() - before
+
+    def _send(self, client: socket.socket, size: int) -> None:
+        piece = b"x" * self.piece
+        start = time.perf_counter()
+        for i in range(size // self.piece - 1):
+            client.sendall(piece)
+            while time.perf_counter() < start + (i + 1) * self.gap:
+                pass  # a sleep is not that exact
+        client.sendall(piece[:-1] + b"\n")
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that ``share`` of all are not above."""
+    return ordered[math.ceil(share * len(ordered)) - 1]
+
+
+WORKLOADS: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        Rate("echo", "50x64", "50 connections, each with one line of 64 bytes under way", 50, 64),
+        Rate("pipelined", "16 in flight", "50 connections, each sends 16 lines of 64 bytes at once", 50, 64, 16),
+        Rate("large", "50x4096", "50 connections, each with one line of 4,096 bytes under way", 50, 4096),
+        Rate("many", "1000x64", "1,000 connections, each with one line of 64 bytes under way", 1000, 64),
+        Churn("churn", "churn", "20 clients, each connects, has one line of 64 bytes answered, and closes", 20, 64),
+        Bulk("bulk", "bulk", "4 connections, each sends all it can and reads it back", 4, 65536),
+        Idle(
+            "idle",
+            "memory per idle connection",
+            "5,000 connections that were served a line and now wait",
+            5000,
+            rounds=1,
+        ),
+        Drip(
+            "line",
+            "one line in 4 KB writes",
+            "one line of 4, 8, 16 MB that comes in writes of 4 KB, 0.25 ms apart",
+            (4 * MEGABYTE, 8 * MEGABYTE, 16 * MEGABYTE),
+            4 * KILOBYTE,
+            250e-6,
+        ),
+        Drip(
+            "bytes",
+            "one line byte by byte",
+            "one line of 16, 32, 64 KB that comes byte by byte, 50 µs apart",
+            (16 * KILOBYTE, 32 * KILOBYTE, 64 * KILOBYTE),
+            1,
+            50e-6,
+            rounds=1,
+        ),
+        Fairness(
+            "fairness",
+            "lateness of a 10 ms timer",
+            "50 connections, each sends 256 lines of 64 bytes at once; beside them a timer of 10 ms",
+            50,
+            64,
+            256,
+        ),
+    )
+}

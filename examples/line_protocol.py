@@ -1,0 +1,125 @@
+"""A store of values that speaks a line protocol: one command a line, one line of answer.
+
+    SET key value    OK
+    GET key          VALUE value, or NONE
+    DEL key          OK, or NONE
+    COUNT            VALUE number
+    QUIT             BYE, and the connection ends
+
+A command that cannot be done is answered "ERR reason", and the next one may follow. Who sends no line in time, or one
+that is too long, is told so in the same way before the connection ends.
+"""
+
+import argparse
+import sys
+
+import iostreamsrv
+
+MAX_LINE = 1000
+"""Bytes of a line, its newline included: all that one client can make the server hold."""
+
+MAX_KEYS = 10_000
+"""Values in the store: all that the clients together can make it hold."""
+
+
+class CommandError(Exception):
+    """The command cannot be done; the next one can."""
+
+
+class LineTooLong(Exception):
+    """Nobody knows where the next command begins."""
+
+
+def next_line(buffer):
+    """Take one line, for `read_until_match`: a `read_until` would close the stream where we want to answer."""
+    end = buffer.find(b"\n", 0, MAX_LINE)
+    if end >= 0:
+        return end + 1, bytes(buffer[:end])
+    if len(buffer) >= MAX_LINE:
+        raise LineTooLong
+    return None
+
+
+class StoreServer(iostreamsrv.TCPServer):
+    def __init__(self, timeout):
+        super().__init__()
+        self.timeout = timeout
+        self.values = {}
+        # by name: what does it, and how many words it takes; the last word may have spaces
+        self.commands = {
+            b"SET": (self.set, 2),
+            b"GET": (self.get, 1),
+            b"DEL": (self.delete, 1),
+            b"COUNT": (self.count, 0),
+        }
+
+    async def handle_stream(self, stream, address):
+        """Serve one client. However it ends, the server delivers the last answer and closes the stream."""
+        try:
+            while (line := await self.read_command(stream)).upper() != b"QUIT":
+                await stream.write(self.answer(line) + b"\n")
+            await stream.write(b"BYE\n")
+        except iostreamsrv.StreamTimeoutError:
+            await stream.write(b"ERR timeout, good bye\n")
+        except LineTooLong:
+            await stream.write(b"ERR line too long, good bye\n")
+
+    async def read_command(self, stream):
+        line = await stream.read_until_match(next_line, timeout=self.timeout)
+        return line.strip()
+
+    def answer(self, line):
+        try:
+            return self.execute(line)
+        except CommandError as error:
+            return f"ERR {error}".encode()
+
+    def execute(self, line):
+        name, *words = line.split(maxsplit=2) or [b""]
+        command, arity = self.commands.get(name.upper(), (None, 0))
+        if command is None:
+            raise CommandError("unknown command")
+        if len(words) != arity:
+            raise CommandError(f"wrong number of words, {arity} expected")
+        return command(*words)
+
+    def set(self, key, value):
+        if key not in self.values and len(self.values) == MAX_KEYS:
+            raise CommandError("the store is full")
+        self.values[key] = value
+        return b"OK"
+
+    def get(self, key):
+        return b"VALUE " + self.values[key] if key in self.values else b"NONE"
+
+    def delete(self, key):
+        return b"OK" if self.values.pop(key, None) is not None else b"NONE"
+
+    def count(self):
+        return b"VALUE %d" % len(self.values)
+
+
+def seconds(text):
+    value = float(text)
+    if not value > 0:
+        raise ValueError
+    return value
+
+
+async def main(arguments):
+    server = StoreServer(arguments.timeout)
+    server.listen(arguments.port, arguments.host)
+    for host, port, *_ in server.addresses:
+        print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
+    parser.add_argument("--timeout", type=seconds, default=60, help="to send a line in; default: %(default)s")
+    try:
+        iostreamsrv.run(main(parser.parse_args()))
+    except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:
+        sys.exit(f"line_protocol: {error}")

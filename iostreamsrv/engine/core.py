@@ -1,0 +1,241 @@
+"""The fields of a stream, its descriptor, and what both its sides need."""
+
+import errno
+import itertools
+import time
+from asyncio import Future, TimerHandle
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import tornado.iostream
+from tornado.ioloop import IOLoop
+
+from ..errors import CloseReason, Operation, StreamClosedError
+from ..hub import Hub, hub_of
+from ..sansio.buffers import ReadBuffer, WriteBuffer
+from ..sansio.reads import Read
+
+INLINE = 16
+"""Reads and writes in a row that are done at once before a look at the clock: when the loop's turn is old, the next one
+waits for the next turn. So a peer who is faster than the handler cannot keep the loop for itself: asyncio sees no timer
+before the handler waits for something."""
+
+_ids = itertools.count(1)
+
+
+class StreamCore(tornado.iostream.BaseIOStream):
+    """What there is of a stream before it can read or write. Tornado's class is the base for ``isinstance`` only."""
+
+    __slots__ = (
+        "_buffer",
+        "_close_callback",
+        "_closed",
+        "_closing",
+        "_connect_future",
+        "_corked",
+        "_corked_size",
+        "_data",
+        "_eof",
+        "_hangup",
+        "_hub",
+        "_inline",
+        "_on_end",
+        "_owed",
+        "_owed_timer",
+        "_read",
+        "_read_future",
+        "_read_timer",
+        "_readable",
+        "_reads_watched",
+        "_received_at",
+        "_sending_eof",
+        "_unsent_futures",
+        "_untried",
+        "_write_buffer",
+        "bytes_read",
+        "bytes_written",
+        "close_reason",
+        "cork",
+        "error",
+        "hub_key",
+        "id",
+        "io_loop",
+        "max_buffer_size",
+        "max_write_buffer_size",
+        "opened_at",
+        "read_chunk_size",
+    )
+
+    io_loop: IOLoop
+    error: BaseException | None
+    close_reason: CloseReason | None
+    max_buffer_size: int
+    max_write_buffer_size: int | None
+    read_chunk_size: int
+    cork: bool
+
+    def _start(
+        self, io_loop: IOLoop, max_buffer_size: int, read_chunk_size: int, max_write_buffer_size: int | None, cork: bool
+    ) -> None:
+        """The constructor, for arguments that have been checked."""
+        self.io_loop = io_loop
+        self.max_buffer_size = max_buffer_size
+        # A chunk near the limit would go over it with bytes that nobody asked for.
+        self.read_chunk_size = min(read_chunk_size, max(1, max_buffer_size // 2))
+        self.max_write_buffer_size = max_write_buffer_size
+        self.cork = cork
+        self.id = next(_ids)
+        self.opened_at = time.time()
+        self.error = None
+        self.close_reason = None
+        self.bytes_read = 0
+        self.bytes_written = 0
+        self.hub_key = -1
+        self._hub: Hub = hub_of(io_loop)
+        self._received_at = time.monotonic()
+        self._data: dict[Any, Any] | None = None
+        # reading
+        self._buffer = ReadBuffer()
+        self._read: Read | None = None
+        self._read_future: Future[Any] | None = None
+        self._read_timer: TimerHandle | None = None
+        self._readable = True  # bytes may be there already, and their edge past
+        self._hangup = False  # a short read is no sign that there is no more: an end was announced, or urgent data
+        self._eof = False
+        self._untried = False  # there are bytes that the pending read has not been offered
+        self._reads_watched = False
+        self._inline = INLINE
+        # writing
+        self._corked: list[bytes] | None = None  # to be sent at the end of the hub's run
+        self._corked_size = 0
+        self._write_buffer: WriteBuffer | None = None  # type: ignore[assignment]  # what waits for room in the kernel: None while there is room
+        self._owed = 0  # value of bytes_written at which all that was reported done has left
+        self._owed_timer: TimerHandle | None = None
+        self._unsent_futures: deque[tuple[int, Future[None]]] | None = None
+        self._sending_eof = False
+        # the ends
+        self._connect_future: Future[Any] | None = None
+        self._close_callback: Callable[[], None] | None = None
+        self._on_end: Callable[[Any], None] | None = None
+        self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
+        self._closed = False
+
+    # ---- the descriptor, for subclasses
+
+    def fileno(self) -> int:
+        """The descriptor, -1 once closed."""
+        raise NotImplementedError
+
+    def close_fd(self) -> None:
+        """Close the descriptor. Called once, by the stream."""
+        raise NotImplementedError
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        """Receive up to ``len(buf)`` bytes into ``buf``.
+
+        :returns: how many; 0 at the end of the stream; None where there are none now.
+        :raises OSError: the stream will be closed with it.
+        """
+        raise NotImplementedError
+
+    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int | None:  # type: ignore[override]
+        """Send what can be sent of ``data`` now.
+
+        :returns: how many bytes; None or 0 where none can be sent now (`BlockingIOError` says the same).
+        :raises OSError: the stream will be closed with it.
+        """
+        raise NotImplementedError
+
+    def get_fd_error(self) -> Exception | None:
+        """The error pending on the descriptor, if any."""
+        return None
+
+    def _receive(self, size: int) -> bytes | None:
+        """Up to ``size`` bytes, b"" at the end of the stream, None where there are none now."""
+        self._hangup = True  # whoever wrote read_from_fd may give less than there is
+        scratch = bytearray(size)
+        with memoryview(scratch) as view:
+            count = self.read_from_fd(view)
+        return None if count is None else bytes(scratch[:count])
+
+    def _shutdown_writes(self) -> None:
+        """Send the end of the stream. For the transports that have a half-close."""
+        raise OSError(errno.EOPNOTSUPP, f"{type(self).__name__} has no half-close")
+
+    def set_nodelay(self, value: bool) -> None:
+        """Turn Nagle's algorithm off (True) or on, where the transport has it."""
+
+    # ---- state
+
+    @property
+    def data(self) -> dict[Any, Any]:
+        """A dict for whatever the application wants to keep with the stream, made when first asked for."""
+        if self._data is None:
+            self._data = {}
+        return self._data
+
+    @property
+    def buffered(self) -> int:
+        """Bytes received and not read; they stay readable after the stream was closed."""
+        return self._buffer.size
+
+    @property
+    def idle_time(self) -> float:
+        """Seconds since bytes last came in, or since the stream was made."""
+        return time.monotonic() - self._received_at
+
+    @property
+    def real_error(self) -> BaseException | None:
+        """The same as ``error``, under the name that `StreamClosedError` has for it."""
+        return self.error
+
+    def closed(self) -> bool:
+        """Whether the stream was closed. Bytes that came before can still be read."""
+        return self._closed
+
+    def __repr__(self) -> str:
+        state = f"closed, {self.close_reason}" if self._closed else "open"
+        return f"<{type(self).__name__} {self.id} {state}>"
+
+    # ---- what both sides need
+
+    def _may_go_on(self) -> bool:
+        """Whether another read or write may be done at once."""
+        if self._inline <= 0 and self._hub.may_go_on():
+            self._inline = INLINE
+        return self._inline > 0
+
+    def _closed_error(self, operation: Operation) -> StreamClosedError:
+        reason = self.close_reason or (CloseReason.EOF if self._eof else CloseReason.LOCAL)
+        return StreamClosedError(self.error, operation, reason)
+
+    def _failed(self, error: BaseException) -> "Future[Any]":
+        future: Future[Any] = Future(loop=self._hub.loop)
+        future.set_exception(error)
+        future.exception()  # it may go unawaited without a complaint, like every future a close fails
+        return future
+
+    def _call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        if not self._hub.loop.is_closed():
+            self._hub.loop.call_soon(callback, *args)
+
+    def dispatch(self, events: int) -> None:
+        """For the hub: go on with what waits for ``events``."""
+        raise NotImplementedError
+
+    def _dispatch_at_the_ends(self, events: int) -> None:
+        """A dispatch of a stream that is connecting, or closed and delivering what it owes."""
+        raise NotImplementedError
+
+    def uncork(self) -> None:
+        """For the hub, and for whoever must have everything sent before going on: send what was corked."""
+        raise NotImplementedError
+
+    def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
+        """Every stream ends here, whoever ended it."""
+        raise NotImplementedError
+
+    def _close_descriptor(self) -> None:
+        """The very end: nothing is owed any more."""
+        raise NotImplementedError

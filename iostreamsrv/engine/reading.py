@@ -1,0 +1,471 @@
+"""The side of a stream that receives."""
+
+from asyncio import Future
+from re import Pattern
+from time import monotonic
+from typing import Any
+
+from tornado.log import gen_log
+
+from ..errors import (
+    CloseReason,
+    ConcurrentReadError,
+    OptionError,
+    StreamBufferFullError,
+    StreamClosedError,
+    StreamTimeoutError,
+    UnsatisfiableReadError,
+    reason_for,
+)
+from ..hub import HANGUP, READABLE, WRITABLE, complete
+from ..options import check_timeout
+from ..sansio.reads import (
+    MORE,
+    Discard,
+    Matcher,
+    More,
+    Read,
+    ReadBytes,
+    ReadFailed,
+    ReadInto,
+    ReadMatch,
+    ReadPartial,
+    ReadUntil,
+    ReadUntilClose,
+    ReadUntilRegex,
+)
+from .core import INLINE
+from .writing import WriteSide
+
+RECEIVES_PER_TURN = 4
+"""Calls to receive after which a read that is still not satisfied lets other streams have their turn."""
+
+_UNTIL_CLOSE = ReadUntilClose()
+
+
+class GivesBack(Future[Any]):
+    """The future of a read that puts bytes where its caller can change them: it may not learn of a cancel later."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: "ReadSide") -> None:
+        super().__init__(loop=stream._hub.loop)
+        self._stream = stream
+
+    def cancel(self, msg: Any = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._stream._give_back(self)
+        return cancelled
+
+
+class ReadSide(WriteSide):
+    """Receives when somebody reads, and only then: otherwise the kernel's buffer, and in the end the peer, waits.
+
+    A read that the buffer or the kernel can satisfy at once returns a finished future. Otherwise it becomes *the*
+    pending read (``_read``, ``_read_future``) and the next dispatch goes on with it. ``_readable`` says whether the
+    kernel may have bytes: a receive that gives less than it was asked for has emptied it.
+    """
+
+    __slots__ = ()
+
+    def reading(self) -> bool:
+        """Whether a read is pending."""
+        return self._read_future is not None and not self._read_future.done()
+
+    def read_until(
+        self, delimiter: bytes, max_bytes: int | None = None, *, timeout: float | None = None
+    ) -> "Future[bytes]":
+        """Read up to and including ``delimiter``.
+
+        :param delimiter: one byte or more.
+        :param max_bytes: close the stream (reason ``buffer_full``) when the first ``max_bytes`` have no delimiter.
+        :param timeout: seconds; None for no limit. Afterwards the stream goes on and no byte is lost.
+        :raises ConcurrentReadError: another read is pending.
+        :raises StreamClosedError: at the call, when the stream is closed and holds no such bytes.
+        :raises StreamTimeoutError: from the future.
+        """
+        try:
+            read = ReadUntil.of(delimiter, max_bytes)
+        except TypeError:
+            raise OptionError("delimiter", delimiter, "must be bytes, at least one") from None
+        return self._begin_read(read, timeout)
+
+    def read_until_regex(
+        self, regex: bytes | Pattern[bytes], max_bytes: int | None = None, *, timeout: float | None = None
+    ) -> "Future[bytes]":
+        """Read up to and including the first match of ``regex``.
+
+        The pattern is searched for in the first ``max_bytes`` only (None: ``max_buffer_size``). Each time bytes
+        arrive it is searched from the beginning, so give ``max_bytes`` for a pattern that backtracks. Otherwise as
+        :meth:`read_until`.
+        """
+        return self._begin_read(ReadUntilRegex.of(regex, max_bytes), timeout)
+
+    def read_bytes(self, num_bytes: int, partial: bool = False, *, timeout: float | None = None) -> "Future[bytes]":
+        """Read ``num_bytes`` bytes, or with ``partial`` as many as there are, at least one and at most ``num_bytes``.
+
+        Raises and ``timeout`` as :meth:`read_until`.
+        """
+        read = ReadPartial.of(num_bytes) if partial else ReadBytes.of(num_bytes)
+        if not num_bytes:
+            return self._nothing_to_read(b"")
+        if partial and self._readable and not self._hangup and 0 < self._buffer.size < num_bytes and self._read is None:
+            self._receive_ahead()
+        return self._begin_read(read, timeout)
+
+    def read_into(
+        self, buf: bytearray | memoryview, partial: bool = False, *, timeout: float | None = None
+    ) -> "Future[int]":
+        """Read into ``buf`` until it is full, or with ``partial`` until it has at least one byte; gives the number of
+        bytes.
+
+        ``buf`` shows the bytes as they come, and can be resized again as soon as the future is done. What a read
+        that times out or is cancelled had put there is put back for the next read.
+        Raises and ``timeout`` as :meth:`read_until`.
+        """
+        if not len(buf):
+            return self._nothing_to_read(0)
+        if timeout is not None:
+            check_timeout("timeout", timeout)  # before any byte moves
+        read = ReadInto(buf, partial)
+        if self._buffer.size and self._read is None and read.take(self._buffer) is not MORE:
+            return self._finished(read.filled)
+        return self._begin_read(read, timeout)
+
+    def read_until_close(self, *, timeout: float | None = None) -> "Future[bytes]":
+        """Read all until the end of the stream: at most ``max_buffer_size`` bytes.
+
+        A reset counts as an end; another error fails the read. Raises and ``timeout`` as :meth:`read_until`.
+        """
+        return self._begin_read(_UNTIL_CLOSE, timeout)
+
+    def read_until_match(self, match: Matcher, *, timeout: float | None = None) -> "Future[Any]":
+        """Read whatever ``match`` makes of the bytes.
+
+        :param match: called with a ``bytearray`` of all that is buffered, whenever there is more of it. It returns
+            None to wait for more bytes, or ``(consumed, result)``: ``consumed`` bytes are removed and the read gives
+            ``result``. It must neither change the ``bytearray`` nor keep it. What it raises, the read raises; the
+            bytes stay.
+
+        Raises and ``timeout`` as :meth:`read_until`. ::
+
+            def frame(buffer):  # a length byte, then so many bytes
+                if buffer and len(buffer) > buffer[0]:
+                    return 1 + buffer[0], bytes(buffer[1 : 1 + buffer[0]])
+
+            payload = await stream.read_until_match(frame)
+        """
+        return self._begin_read(ReadMatch(match), timeout)
+
+    # ---- from the call to a result
+
+    def _begin_read(self, read: Read, timeout: float | None) -> "Future[Any]":
+        if timeout is not None:
+            timeout = check_timeout("timeout", timeout)
+        if self._closing is not None and not isinstance(read, Discard):
+            return self._read_after_the_end(read)
+        if self._read is not None:
+            self._expect_no_read()
+        if self._closed or self._eof:
+            return self._read_after_the_end(read)
+        self._untried = False
+        if self._buffer.size or self._readable:
+            if self._inline > 0 or self._may_go_on():
+                self._inline -= 1
+                try:
+                    result = self._attempt(read, self._buffer.size > 0)
+                except Exception as error:
+                    return self._failed_inline(read, error)
+                if result is not MORE:
+                    return self._finished(result)
+                if self._closed or self._eof:
+                    return self._read_at_the_end(read)
+            else:
+                self._untried = True
+            if self._readable or self._buffer.size:
+                self._hub.dispatch_again(self)
+        future: Future[Any] = GivesBack(self) if read.holds_bytes else Future(loop=self._hub.loop)
+        self._read = read
+        self._read_future = future
+        if timeout is not None:
+            self._read_timer = self._hub.loop.call_later(timeout, self._read_timed_out, future, timeout)
+        if not self._reads_watched and self._connect_future is None:
+            self._reads_watched = self._hub.watch_reads(self)
+        return future
+
+    def _finished(self, result: Any) -> "Future[Any]":
+        """A future that is done already."""
+        if self._close_callback is not None:
+            self._look_for_end_later()
+        future: Future[Any] = Future(loop=self._hub.loop)
+        future.set_result(result)
+        return future
+
+    def _nothing_to_read(self, result: Any) -> "Future[Any]":
+        if self._read is not None and self._closing is None:
+            self._expect_no_read()
+        return self._finished(result)
+
+    def _failed_inline(self, read: Read, error: Exception) -> "Future[Any]":
+        """What a read returns, or raises, that failed before it was pending."""
+        read.abandon(self._buffer)
+        if isinstance(error, UnsatisfiableReadError | StreamBufferFullError):
+            self._close_for_limit(error)
+            return self._failed(self._closed_error("read"))
+        if isinstance(error, ReadFailed):
+            return self._failed(error.error)
+        raise error
+
+    def _read_after_the_end(self, read: Read) -> "Future[Any]":
+        """What a read returns, or raises, when no more bytes can come and the buffer is all there is."""
+        try:
+            result = read.take(self._buffer) if self._buffer.size else MORE
+        except UnsatisfiableReadError:
+            result = MORE  # beyond its limit, and nothing left to close for it
+        except ReadFailed as failed:
+            return self._failed(failed.error)
+        if result is MORE:
+            result = read.finish(self._buffer)
+        if result is MORE:
+            read.abandon(self._buffer)
+            raise self._closed_error("read")
+        if isinstance(self._read, Discard):
+            self._read.keep = self._buffer.size
+        return self._finished(result)
+
+    def _read_at_the_end(self, read: Read) -> "Future[Any]":
+        """What a read returns that itself met the end."""
+        try:
+            return self._read_after_the_end(read)
+        except StreamClosedError as error:
+            return self._failed(error)
+
+    def _attempt(self, read: Read, untried: bool) -> Any | More:
+        """The result of ``read`` from what can be received without waiting, or MORE.
+
+        :param untried: there are buffered bytes that this read has not been offered yet.
+        """
+        buffer = self._buffer
+        if untried:
+            result = read.take(buffer)
+            if result is not MORE:
+                return result
+        turns = RECEIVES_PER_TURN
+        while self._readable and turns:
+            turns -= 1
+            chunk = self._receive_some()
+            if chunk is None:
+                break
+            if not buffer.size:
+                result = read.accept(chunk)
+                if result is not MORE:
+                    return result
+            buffer.feed(chunk)
+            result = read.take(buffer)
+            if result is not MORE:
+                return result
+            if buffer.size > self.max_buffer_size:
+                raise StreamBufferFullError("Reached maximum read buffer size", "read")
+        return MORE
+
+    def _receive_some(self) -> bytes | None:
+        """Receive once. None where nothing came: none there now, the end, or an error that closed the stream."""
+        size = self.read_chunk_size
+        buffered = self._buffer.size
+        if buffered:
+            size = max(1, min(size, self.max_buffer_size + 1 - buffered))
+        try:
+            chunk = self._receive(size)
+        except BlockingIOError:
+            chunk = None
+        except OSError as error:
+            self._receive_failed(error)
+            return None
+        if not chunk:
+            self._readable = False
+            if chunk is not None:
+                self._input_ended()
+            return None
+        if len(chunk) < size and not self._hangup:
+            self._readable = False
+        self.bytes_read += len(chunk)
+        hub = self._hub
+        self._received_at = hub.now if hub.running else monotonic()
+        return chunk
+
+    def _receive_failed(self, error: OSError) -> None:
+        self._readable = False
+        reason = reason_for(error)
+        self._close(reason, error.with_traceback(None))
+        if reason is not CloseReason.RESET:
+            raise error
+
+    def _receive_ahead(self) -> None:
+        """Receive into the buffer, for no read in particular."""
+        chunk = self._receive_some()
+        if chunk is not None:
+            self._buffer.feed(chunk)
+
+    # ---- dispatching
+
+    def dispatch(self, events: int) -> None:
+        if self._closed or self._connect_future is not None:
+            return self._dispatch_at_the_ends(events)
+        if events != READABLE:
+            if events & HANGUP:
+                self._hangup = True
+            if self._write_buffer is not None and events & ~READABLE:
+                self._flush()
+            if self._closed or events == WRITABLE:
+                return None
+        self._readable = True
+        read, future = self._read, self._read_future
+        if read is None or future is None:
+            if self._close_callback is not None:
+                self._look_for_end()
+            return None
+        if future.done():  # cancelled; what has come stays where it is
+            return self._abandon_read()
+        try:
+            result = self._attempt(read, self._untried)
+        except Exception as error:
+            return self._failed_in_dispatch(error)
+        if result is MORE:
+            return self._wait_for_more()
+        self._read = self._read_future = None
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+        self._inline = INLINE
+        complete(future, result)
+        if self._close_callback is not None:
+            self._look_for_end_later()
+        return None
+
+    # ---- waiting
+
+    def _expect_no_read(self) -> None:
+        """Clear away a read whose future was cancelled; any other is in the way of a new one."""
+        assert self._read_future is not None
+        if not self._read_future.done():
+            if self._closed:
+                raise self._closed_error("read")
+            raise ConcurrentReadError
+        self._abandon_read()
+
+    def _abandon_read(self) -> None:
+        read = self._read
+        self._forget_read()
+        if read is not None:
+            read.abandon(self._buffer)
+
+    def _give_back(self, future: "Future[Any]") -> None:
+        """A read was cancelled that has taken bytes: they are given back before anybody can change them."""
+        if self._read_future is future:
+            self._abandon_read()
+
+    def _forget_read(self) -> None:
+        self._read = self._read_future = None
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    def _read_timed_out(self, future: "Future[Any]", timeout: float) -> None:
+        if self._read_future is future:
+            self._read_timer = None
+            self._abandon_read()
+            if not future.done():
+                future.set_exception(StreamTimeoutError("read", timeout))
+
+    def _wait_for_more(self) -> None:
+        self._untried = False
+        if self._readable:
+            self._hub.dispatch_again(self)
+        elif not self._reads_watched and not self._closed:
+            self._reads_watched = self._hub.watch_reads(self)
+
+    def _failed_in_dispatch(self, error: Exception) -> None:
+        if isinstance(error, UnsatisfiableReadError):
+            self._close_for_limit(error)
+        elif isinstance(error, ReadFailed):
+            self._fail_read(error.error)  # the function's own trouble: the stream goes on
+        else:
+            if isinstance(error, StreamBufferFullError):
+                self._close_for_limit(error)
+            gen_log.warning("error on read: %s", error)
+            self._close(reason_for(error), error.with_traceback(None))
+
+    def _close_for_limit(self, error: UnsatisfiableReadError | StreamBufferFullError) -> None:
+        if isinstance(error, UnsatisfiableReadError):
+            gen_log.info("Unsatisfiable read, closing connection: %s", error)
+        else:
+            gen_log.error("%s", error)
+        self._close(CloseReason.BUFFER_FULL, error.with_traceback(None))
+
+    # ---- the end of the input
+
+    def _input_ended(self) -> None:
+        """The peer has sent its last byte."""
+        self._eof = True
+        self.uncork()
+        if self._write_buffer is None and self._closing is None:
+            self._close(CloseReason.EOF)
+        else:  # what is queued still goes out; _flush closes then
+            self._end_read(None)
+
+    def _end_read(self, error: BaseException | None) -> None:
+        """Answer the pending read, for which no more bytes will come."""
+        read, future = self._read, self._read_future
+        if read is None or future is None:
+            return
+        if future.done():
+            self._abandon_read()
+        elif error is None or reason_for(error) is CloseReason.RESET:
+            # Its result may be in the buffer. It is taken from there when no task runs, so that the reader gets it
+            # or, being cancelled first, leaves it.
+            self._call_soon(self._settle_read, future)
+        else:
+            self._fail_read(self._closed_error("read"))
+
+    def _settle_read(self, future: "Future[Any]") -> None:
+        read = self._read
+        if self._read_future is not future or read is None:
+            return
+        if future.done():
+            return self._abandon_read()
+        buffer = self._buffer
+        try:
+            result = read.take(buffer) if buffer.size else MORE
+            if result is MORE:
+                result = read.finish(buffer)
+        except Exception:
+            result = MORE
+        if result is MORE:
+            self._fail_read(self._closed_error("read"))
+        else:
+            self._forget_read()
+            complete(future, result)
+
+    def _fail_read(self, error: BaseException) -> None:
+        future = self._read_future
+        self._abandon_read()
+        if future is not None and not future.done():
+            future.set_exception(error)
+            future.exception()
+
+    def _look_for_end_later(self) -> None:
+        if self._readable or not self._reads_watched:
+            self._hub.dispatch_again(self)
+
+    def _look_for_end(self) -> None:
+        """With nobody reading, notice the end for the close callback: by receiving, when nothing is buffered."""
+        if self._buffer.size or self._closed:
+            return
+        if self._readable:
+            try:
+                self._receive_ahead()
+            except OSError as error:
+                gen_log.warning("error on read: %s", error)
+        if not self._reads_watched and not self._closed:
+            self._reads_watched = self._hub.watch_reads(self)

@@ -1,0 +1,286 @@
+"""The side of a stream that sends."""
+
+import errno
+from asyncio import Future
+from collections import deque
+
+from tornado.log import gen_log
+
+from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for
+from ..sansio.buffers import WriteBuffer
+from .core import INLINE, StreamCore
+
+CORK_SIZE = 65536
+"""Corked bytes that are sent without waiting for the end of the hub's run."""
+
+
+FUTURES_FREE = 4096
+FUTURE_SIZE = 256
+"""Bytes that each queued write counts beside its own when more than FUTURES_FREE wait: about what its future takes. Or
+a million writes of one byte each would pass as 1 MB."""
+
+
+class WriteSide(StreamCore):
+    """Sends at once what the kernel takes, and queues the rest, each write with a future for its last byte.
+
+    ``_write_buffer`` is there only while the kernel has no room, or the stream is not yet connected.
+    """
+
+    __slots__ = ()
+
+    def writing(self) -> bool:
+        """Whether written bytes wait to be taken by the kernel."""
+        return self._corked is not None or (self._write_buffer is not None and self._write_buffer.size > 0)
+
+    def write(self, data: bytes | bytearray | memoryview) -> "Future[None]":
+        """Write ``data``; the future is done when the kernel has taken all of it, or, corked, at once.
+
+        Bytes that the kernel does not take now are queued: ``bytes`` by reference, anything else as a copy, so that
+        the caller may change it as soon as this returns.
+
+        **Cork.** While requests wait that have already arrived, on this stream or on others of the loop, writes are
+        *corked*: done at once, and sent together when those have been dispatched, at most some milliseconds later, or
+        at 64 KiB. So "done" means *accepted and owed*: ``close()`` still delivers it. ``await stream.drain()`` says
+        that the kernel has it; ``cork=False`` makes every write mean that.
+
+        :raises StreamClosedError: at the call, when the stream is closed; from the future, when it is closed before.
+        :raises StreamBufferFullError: ``max_write_buffer_size`` bytes are queued; nothing of ``data`` was taken.
+        """
+        if self._closed or self._sending_eof or self._closing is not None:
+            raise self._closed_error("write")
+        if type(data) is not bytes:
+            data = _as_bytes(data)
+        hub = self._hub
+        if self._write_buffer is None:
+            if (hub.crowded or self._buffer.size or self._corked is not None) and self._cork(data):
+                self._inline -= 1
+                return hub.done if self._inline > 0 or self._may_go_on() else self._done_next_turn()
+            if self._corked is not None:
+                self.uncork()
+        if self._write_buffer is None:
+            if self._closed:
+                return self._failed(self._closed_error("write"))
+            try:
+                sent = self.write_to_fd(data) or 0
+            except Exception as error:
+                sent = self._send_failed(error)
+            self.bytes_written += sent
+            if sent == len(data):
+                self._inline -= 1
+                return hub.done if self._inline > 0 or self._may_go_on() else self._done_next_turn()
+            if self._closed:
+                return self._failed(self._closed_error("write"))
+            data = memoryview(data)[sent:]
+            self._wait_for_room()
+        return self._queue(data)
+
+    def _cork(self, data: bytes | bytearray | memoryview) -> bool:
+        """Keep ``data`` for the end of the hub's run, if there is one and it is not too much."""
+        hub = self._hub
+        size = self._corked_size + len(data)
+        if not hub.running or not self.cork or size > CORK_SIZE:
+            return False
+        if type(data) is not bytes:
+            data = bytes(data)
+        self._corked_size = size
+        if self._corked is None:
+            self._corked = [data]
+            hub.corked.append(self)
+        else:
+            self._corked.append(data)
+        return True
+
+    def uncork(self) -> None:
+        corked = self._corked
+        if corked is None:
+            return
+        self._corked = None
+        data = corked[0] if len(corked) == 1 else b"".join(corked)
+        self._corked_size = 0
+        try:
+            sent = self.write_to_fd(data) or 0
+        except Exception as error:
+            sent = self._send_failed(error)
+        self.bytes_written += sent
+        if sent < len(data) and not self._closed:
+            self._wait_for_room().append(memoryview(data)[sent:])
+            self._owed = self.bytes_written + len(data) - sent
+
+    def _queue(self, data: bytes | bytearray | memoryview) -> "Future[None]":
+        output = self._write_buffer
+        assert output is not None
+        limit = self.max_write_buffer_size
+        if limit is not None and output.size:
+            queued = output.size + FUTURE_SIZE * max(0, len(self._unsent_futures or ()) - FUTURES_FREE)
+            if queued + len(data) > limit:
+                raise StreamBufferFullError(
+                    f"Reached maximum write buffer size: {queued} of {limit} bytes are queued", "write"
+                )
+        output.append(data)
+        return self._future_of_queued()
+
+    def drain(self) -> "Future[None]":
+        """Done when the kernel has taken all that was written before.
+
+        :raises StreamClosedError: as :meth:`write`.
+        """
+        self.uncork()
+        if self._closed:
+            return self._failed(self._closed_error("write"))
+        return self._hub.done if self._write_buffer is None else self._future_of_queued()
+
+    def send_eof(self) -> "Future[None]":
+        """Half-close: after all that was written the peer reads the end of the stream; reading goes on.
+
+        The future is done when the end was sent. Writes raise `StreamClosedError` from now on.
+
+        :raises StreamClosedError: the stream is closed.
+        :raises OSError: the transport has no half-close (pipes).
+        """
+        if self._closed:
+            raise self._closed_error("write")
+        if not self._sending_eof:
+            self.uncork()
+            if self._write_buffer is None and not self._closed:
+                self._try_shutdown_writes()
+            self._sending_eof = True
+        return self.drain()
+
+    def _send_failed(self, error: Exception) -> int:
+        """The 0 bytes that a failed attempt to send has sent. What is not merely "not now" closes the stream.
+
+        That a write_to_fd of somebody's own may raise anything must not keep other streams from being uncorked.
+        """
+        if isinstance(error, BlockingIOError):
+            return 0
+        reason = reason_for(error)
+        if reason is not CloseReason.RESET:
+            gen_log.warning("Write error on %s: %s", self.fileno(), error)
+        self._rescue_input()
+        self._corked = self._write_buffer = None
+        self._close(reason, error.with_traceback(None))
+        return 0
+
+    def _rescue_input(self) -> None:
+        """Bytes that came before the connection broke are still to be read."""
+        try:
+            while self._buffer.size < self.max_buffer_size and (chunk := self._receive(self.read_chunk_size)):
+                self._buffer.feed(chunk)
+                self.bytes_read += len(chunk)
+        except OSError:
+            pass
+
+    def _wait_for_room(self) -> WriteBuffer:
+        """Where to queue what the kernel has no room for; _flush goes on with it."""
+        if self._write_buffer is None:
+            self._write_buffer = WriteBuffer()
+        # Each time anew, so that it is reported also if there is room by now, or always was (somebody's own write_to_fd
+        # may take less than it could): then there is no edge to come.
+        self._reads_watched = self._hub.watch_writes(self) or self._reads_watched
+        return self._write_buffer
+
+    def _future_of_queued(self) -> "Future[None]":
+        """Done when all that is queued now has left."""
+        assert self._write_buffer is not None
+        future: Future[None] = Future(loop=self._hub.loop)
+        if self._unsent_futures is None:
+            self._unsent_futures = deque()
+        self._unsent_futures.append((self.bytes_written + self._write_buffer.size, future))
+        return future
+
+    def _flush(self) -> None:
+        """Send what is queued, as far as the kernel takes it."""
+        output = self._write_buffer
+        assert output is not None
+        while output.size:
+            with output.peek() as piece:
+                try:
+                    sent = self.write_to_fd(piece) or 0
+                except Exception as error:
+                    sent = self._send_failed(error)
+            self.bytes_written += sent
+            if self._write_buffer is not output:
+                return  # an error closed the stream
+            if not sent:
+                self._wait_for_room()
+                break
+            output.advance(sent)
+        else:
+            self._write_buffer = None
+        self._settle_writes()
+        if self._write_buffer is None:
+            self._all_sent()
+
+    def _done_next_turn(self) -> "Future[None]":
+        """For a write that is done: a future that lets the loop have a turn first."""
+        self._inline = INLINE
+        future: Future[None] = Future(loop=self._hub.loop)
+        self._call_soon(_set_done, future)
+        return future
+
+    def _settle_writes(self) -> None:
+        futures = self._unsent_futures
+        while futures and futures[0][0] <= self.bytes_written:
+            _set_done(futures.popleft()[1])
+        if not futures:
+            self._unsent_futures = None
+
+    def _all_sent(self) -> None:
+        if self._sending_eof and not self._closed:
+            self._try_shutdown_writes()
+        if self._eof and self._closing is None:
+            self._close(CloseReason.EOF)
+
+    def _try_shutdown_writes(self) -> None:
+        try:
+            self._shutdown_writes()
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                raise
+            self._close(reason_for(error), error.with_traceback(None))
+
+    def _fail_writes(self) -> None:
+        futures = [future for _, future in self._unsent_futures or ()]
+        self._unsent_futures = None
+        if self._connect_future is not None:
+            futures.append(self._connect_future)
+            self._connect_future = None
+            operation: Operation = "connect"
+        else:
+            operation = "write"
+        for future in futures:
+            if not future.done():
+                future.set_exception(self._closed_error(operation))
+                future.exception()
+
+    def _keep_what_is_owed(self) -> None:
+        """Of what is queued, what was reported done still leaves, as the kernel finds room."""
+        if self._write_buffer is not None:
+            self._write_buffer.truncate(max(0, self._owed - self.bytes_written))
+            if not self._write_buffer.size:
+                self._write_buffer = None
+
+    def _deliver_owed(self) -> None:
+        if self._write_buffer is not None:
+            self._flush()
+            if self._write_buffer is None:
+                self._close_descriptor()
+
+    def _give_up_owed(self) -> None:
+        if self._write_buffer is not None:
+            self._write_buffer = None
+            self._close_descriptor()
+
+
+def _set_done(future: "Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _as_bytes(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
+    """``data`` such that ``len`` counts bytes."""
+    if isinstance(data, memoryview):
+        return data.cast("B") if data.c_contiguous else data.tobytes()
+    if isinstance(data, bytes | bytearray):
+        return data
+    raise TypeError(f"can only write bytes, bytearray or memoryview, not {type(data).__name__}")

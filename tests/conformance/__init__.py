@@ -1,0 +1,7 @@
+"""Tornado's own tests of its streams and its TCP server, run on ours: ``python -m tests.conformance [-v] [name ...]``.
+
+- `swap` puts our classes in the place of Tornado's and sees which of the two are made;
+- `child` does the same in every Python process that a test starts;
+- `expectations` lists the tests that cannot pass, and those that prove nothing, each with its reason;
+- `runner` runs the tests and judges: a test has passed only if our code was what ran.
+"""

@@ -1,0 +1,115 @@
+"""Puts iostreamsrv in the place of Tornado, and witnesses which of the two is at work."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tornado.iostream
+import tornado.netutil
+import tornado.process
+import tornado.simple_httpclient
+import tornado.tcpserver
+import tornado.testing
+from tornado.httpserver import HTTPServer
+
+import iostreamsrv
+
+THEIRS = {
+    "BaseIOStream": tornado.iostream.BaseIOStream,
+    "IOStream": tornado.iostream.IOStream,
+    "PipeIOStream": tornado.iostream.PipeIOStream,
+    "StreamClosedError": tornado.iostream.StreamClosedError,
+    "UnsatisfiableReadError": tornado.iostream.UnsatisfiableReadError,
+    "StreamBufferFullError": tornado.iostream.StreamBufferFullError,
+    "TCPServer": tornado.tcpserver.TCPServer,
+    "bind_sockets": tornado.netutil.bind_sockets,
+}
+"""What is swapped, by its name in both packages. SSLIOStream joins them once there is TLS; until then the witness sees
+Tornado's at work, so that no test of it passes."""
+
+LEFT = {("tornado.httpserver", "TCPServer")}
+"""Where not to swap: Tornado's HTTPServer inherits from Tornado's TCPServer, until there is an HTTPServer on ours. The
+streams that it makes are swapped like all others."""
+
+CHILD_REPORT = "IOSTREAMSRV_CONFORMANCE_REPORT"
+"""The environment variable that tells a child process the file to report to."""
+
+
+def swap(**instead: Any) -> None:
+    """Replace Tornado's objects by ours of the same name, under whatever name a loaded module of Tornado has them.
+
+    :param instead: by name, what to take instead of that.
+    """
+    ours = {id(THEIRS[name]): instead.get(name, getattr(iostreamsrv, name)) for name in THEIRS}
+    for module_name, module in list(sys.modules.items()):
+        if module_name.split(".")[0] == "tornado":
+            for name, value in list(vars(module).items()):
+                if id(value) in ours and (module_name, name) not in LEFT:
+                    setattr(module, name, ours[id(value)])
+
+
+class Seen(NamedTuple):
+    """The classes that were instantiated, each by its name, ours and Tornado's."""
+
+    ours: set[str]
+    theirs: set[str]
+
+
+class Witness:
+    """Sees every stream and server that is made, in this process and in the children that have `report`.
+
+    :param report: the file that children append to.
+    """
+
+    def __init__(self, report: Path) -> None:
+        self.report = report
+        self._lines: list[str] = []
+
+    def watch(self) -> None:
+        """Begin to see, in this process."""
+        _observe(self._lines.append)
+
+    def take(self) -> Seen:
+        """What was seen since the last time."""
+        lines = self._lines + self.report.read_text().split()
+        self._lines.clear()
+        self.report.write_text("")
+        sides = [line.split(":") for line in lines]
+        return Seen(
+            {name for side, name in sides if side == "ours"}, {name for side, name in sides if side == "theirs"}
+        )
+
+
+def watch_child() -> None:
+    """Begin to see, in a child process: report to the file that the environment names."""
+
+    def append(line: str) -> None:
+        # Each line in one write to the end of the file: children may be several, and end by os._exit.
+        with Path(os.environ[CHILD_REPORT]).open("a") as report:
+            report.write(f"{line}\n")
+
+    _observe(append)
+
+
+def _observe(note: Any) -> None:
+    """Call ``note("ours:IOStream")`` and the like whenever a stream or server is made, of whichever subclass.
+
+    All streams are Tornado's by inheritance, ours too, so one place sees them all.
+    """
+    _hook(THEIRS["BaseIOStream"], lambda made: note(_side(made, iostreamsrv.BaseIOStream)))
+    _hook(iostreamsrv.TCPServer, lambda made: note(_side(made, iostreamsrv.TCPServer)))
+    _hook(THEIRS["TCPServer"], lambda made: issubclass(made, HTTPServer) or note(_side(made, iostreamsrv.TCPServer)))
+
+
+def _side(made: type, ours: type) -> str:
+    return f"{'ours' if issubclass(made, ours) else 'theirs'}:{made.__name__}"
+
+
+def _hook(watched: Any, made: Any) -> None:
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+        made(cls)
+        create = super(watched, cls).__new__
+        return create(cls) if create is object.__new__ else create(cls, *args, **kwargs)
+
+    watched.__new__ = __new__

@@ -1,0 +1,136 @@
+"""The benchmarks themselves: that they run, and reckon right. How fast anything is, no test says."""
+
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("the benchmarks need Linux", allow_module_level=True)
+
+from benchmarks import table
+from benchmarks.load import Load
+from benchmarks.machine import Cores
+from benchmarks.peers import OURS, PEERS, TORNADO, Peer
+from benchmarks.results import Results, Run
+from benchmarks.servers import MeasurementError, Server
+from benchmarks.workloads import WORKLOADS, Figures, Rate, percentile
+
+SIZES = ("4", "8", "16")
+
+
+def results(workload: str, **figures: list[Figures]) -> Results:
+    made = Results()
+    for name, runs in figures.items():
+        for run in runs:
+            made.add(workload, {"ours": OURS, "tornado": TORNADO}[name], Run(run, foreign=0.0))
+    return made
+
+
+@pytest.mark.parametrize("exponent", [1, 2])
+def test_growth_is_the_exponent_of_a_power_law(exponent: int) -> None:
+    made = results("line", ours=[{size: 3e-9 * int(size) ** exponent for size in SIZES}])
+    assert made.growth("line", OURS) == pytest.approx(exponent)
+
+
+def test_a_ratio_compares_runs_of_the_same_round() -> None:
+    made = results(
+        "echo",
+        ours=[{"rate": 30.0}, {"rate": 3.0}, {"rate": 300.0}],
+        tornado=[{"rate": 10.0}, {"rate": 1.0}, {"rate": 100.0}],
+    )
+    assert made.ratio("echo", OURS, "rate") == 3.0
+
+
+def test_a_percentile_is_a_value_that_was_seen() -> None:
+    ordered = [float(i) for i in range(1, 101)]
+    assert (percentile(ordered, 0.50), percentile(ordered, 0.99), percentile([7.0], 0.99)) == (50.0, 99.0, 7.0)
+
+
+def test_a_threshold_that_is_missed_is_called_missed() -> None:
+    figures = {"cpu": 1.0, "load": 0.5}
+    text = table.report(
+        results("echo", ours=[{"rate": 2.0, **figures}], tornado=[{"rate": 1.0, **figures}]), {}, "once"
+    )
+    assert "| ≥ 2.40 times Tornado | 2.00 | 1.00 | **missed** |" in text
+
+
+def test_a_figure_that_others_or_the_load_may_have_spoilt_is_marked() -> None:
+    made = Results()
+    for peer in (OURS, TORNADO):
+        made.add("echo", peer, Run({"rate": 1.0, "cpu": 1.0, "load": 0.99}, foreign=0.5))
+    assert "| Tornado | 1.00^! |" in table.report(made, {}, "once")
+
+
+def test_writing_the_docs_changes_only_what_is_between_the_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", encoding="utf-8")
+    table.write_docs("new", page)
+    assert page.read_text(encoding="utf-8") == f"before\n{table.BEGIN}\n\nnew\n\n{table.END}\nafter\n"
+
+
+def test_writing_docs_without_marks_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("no marks\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="to write between"):
+        table.write_docs("new", page)
+    assert page.read_text(encoding="utf-8") == "no marks\n"
+
+
+def test_the_docs_have_the_marks() -> None:
+    page = table.DOCS.read_text(encoding="utf-8")
+    assert page.count(table.BEGIN) == page.count(table.END) == 1
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=str)
+def test_a_peer_answers_right_in_every_mode_it_is_measured_in(peer: Peer) -> None:
+    if not peer.installed():
+        pytest.skip(f"{peer} is not installed")
+    for mode in {workload.mode for workload in WORKLOADS.values() if peer in workload.peers}:
+        Server(peer, mode, Cores.pick().server).stop()
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    compiled = Load.compiled(tmp_path_factory.mktemp("load"))
+    if compiled is None:
+        pytest.skip("there is no C compiler")
+    return compiled
+
+
+@pytest.mark.parametrize("name", [name for name, workload in WORKLOADS.items() if isinstance(workload, Rate)])
+def test_the_load_counts_what_comes_back(name: str, load: Load) -> None:
+    workload = WORKLOADS[name]
+    server = Server(OURS, workload.mode, Cores.pick().server)
+    try:
+        figures = workload.measure(server, load, 0.05)
+    finally:
+        server.stop()
+    assert figures["rate"] > 0
+    assert figures["cpu"] > 0
+
+
+def test_the_load_refuses_an_answer_that_is_not_an_echo(load: Load) -> None:
+    class Forger:
+        pid = os.getpid()
+
+        def __init__(self, listener: socket.socket) -> None:
+            self.port: int = listener.getsockname()[1]
+            self._listener = listener
+
+        def answer(self) -> None:
+            client, _ = self._listener.accept()
+            with client:
+                client.sendall(client.recv(64).upper())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        forger = Forger(listener)
+        thread = threading.Thread(target=forger.answer)
+        thread.start()
+        with pytest.raises(MeasurementError, match="what it was not sent"):
+            load.run(forger, "lines", 1, 64, 1, 0.05)
+        thread.join()

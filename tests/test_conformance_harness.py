@@ -1,0 +1,97 @@
+"""The run of Tornado's tests on our classes is worth something only if it fails when our classes were not what ran."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conformance import expectations
+from tests.conformance.runner import Verdict, judge
+from tests.conformance.swap import Seen
+
+ROOT = Path(__file__).parent.parent
+
+STREAMS = "iostream_test.TestIOStream.test_write_zero_bytes"
+PIPES = "iostream_test.TestPipeIOStream.test_pipe_iostream_big_write"
+HTTP = "iostream_test.TestIOStreamWebHTTP.test_connection_closed"
+SERVER = "tcpserver_test.TCPServerTest.test_stop_twice"
+CHILD = "tcpserver_test.TestMultiprocess.test_listen_single"
+FORKS = "tcpserver_test.TestMultiprocess.test_add_sockets"
+TLS = "iostream_test.TestIOStreamSSL.test_write_zero_bytes"
+
+OURS = Seen({"IOStream"}, set())
+THEIRS = Seen(set(), {"IOStream"})
+BOTH = Seen({"IOStream"}, {"IOStream"})
+NOTHING = Seen(set(), set())
+
+
+def run(*names: str, sabotage: str = "") -> tuple[int, str]:
+    """The exit code and the output of a run of these tests, with ``sabotage`` done before."""
+    code = f"import sys; from tests.conformance import runner; {sabotage}\nsys.exit(runner.main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert not done.stderr
+    return done.returncode, done.stdout
+
+
+def test_a_run_on_our_classes_passes_and_ends_with_the_counts() -> None:
+    status, output = run(STREAMS, PIPES, HTTP, SERVER, CHILD, FORKS, TLS)
+    assert output.splitlines()[-1] == "6 passed, 0 failed, 1 skipped"
+    assert status == 0
+
+
+def test_a_run_without_the_swap_fails() -> None:
+    status, output = run(STREAMS, PIPES, HTTP, SERVER, sabotage="runner.swap = lambda: None")
+    assert output.splitlines()[-1] == "0 passed, 4 failed, 0 skipped"
+    assert "Tornado's own IOStream ran in place of ours" in output
+    assert "Tornado's own PipeIOStream ran in place of ours" in output
+    assert "Tornado's own TCPServer ran in place of ours" in output
+    assert status == 1
+
+
+def test_a_run_without_the_swap_in_child_processes_fails() -> None:
+    status, output = run(STREAMS, CHILD, FORKS, sabotage="runner.prepare_children = lambda report: None")
+    assert output.splitlines()[-1] == "1 passed, 2 failed, 0 skipped"
+    assert f"FAILED {CHILD}\n    It passed, but no stream or server of ours was made" in output
+    assert f"FAILED {FORKS}\n    It passed, but no stream or server of ours was made" in output
+    assert status == 1
+
+
+def test_a_run_that_cannot_see_which_classes_are_made_fails() -> None:
+    status, output = run(STREAMS, SERVER, sabotage="runner.Witness.watch = lambda self: None")
+    assert output.splitlines()[-1] == "0 passed, 2 failed, 0 skipped"
+    assert status == 1
+
+
+def test_a_run_of_no_tests_fails() -> None:
+    status, output = run("no_such_test")
+    assert output.splitlines()[-1] == "0 passed, 0 failed, 0 skipped"
+    assert status == 1
+
+
+def test_a_test_passes_only_if_our_classes_ran_and_none_of_tornados() -> None:
+    assert judge(STREAMS, "", None, OURS) == Verdict(STREAMS, "passed")
+    assert judge(STREAMS, "it broke", None, OURS) == Verdict(STREAMS, "failed", "it broke")
+    assert judge(STREAMS, "", "not on this system", NOTHING) == Verdict(STREAMS, "skipped", "not on this system")
+    for seen in (THEIRS, BOTH, NOTHING):
+        assert judge(STREAMS, "", None, seen).kind == "failed"
+
+
+def test_an_exception_that_passes_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(expectations.CANNOT_PASS, STREAMS, "because")
+    assert judge(STREAMS, "it broke", None, OURS) == Verdict(STREAMS, "excepted", "because")
+    assert judge(STREAMS, "", None, THEIRS) == Verdict(STREAMS, "excepted", "because")
+    assert judge(STREAMS, "", None, OURS).kind == "failed"
+
+
+def test_a_vacuous_test_that_touches_our_classes_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(expectations.VACUOUS, STREAMS, "because")
+    assert judge(STREAMS, "", None, NOTHING) == Verdict(STREAMS, "vacuous", "because")
+    assert judge(STREAMS, "it broke", None, NOTHING).kind == "failed"
+    assert judge(STREAMS, "", None, OURS).kind == "failed"
+    assert judge(STREAMS, "", None, THEIRS).kind == "failed"
+
+
+def test_no_more_than_four_exceptions_are_for_good() -> None:
+    until_their_release = {expectations.TLS}
+    assert sum(reason not in until_their_release for reason in expectations.CANNOT_PASS.values()) <= 4
