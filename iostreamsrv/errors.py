@@ -35,6 +35,7 @@ __all__ = [
     "StreamTimeoutError",
     "UnsatisfiableReadError",
     "reason_for",
+    "without_frames",
 ]
 
 Operation = Literal["read", "write", "connect", "handshake"]
@@ -96,6 +97,12 @@ def reason_for(error: BaseException | None) -> CloseReason:
     if isinstance(error, OSError) and error.errno in _PEER_GONE:
         return CloseReason.RESET
     return CloseReason.LOCAL
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """``error`` itself, to be kept by a stream: its traceback would keep the stream and its buffers in turn."""
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 class StreamError(Exception):

@@ -25,7 +25,7 @@ import tornado.iostream
 from tornado.ioloop import IOLoop
 
 from .engine.reading import ReadSide
-from .errors import CloseReason, ConcurrentConnectError, reason_for
+from .errors import CloseReason, ConcurrentConnectError, reason_for, without_frames
 from .hub import READABLE, WRITABLE
 from .options import READ_CHUNK_SIZE, ServerOptions, check_flag, check_size, check_timeout
 from .sansio.buffers import WriteBuffer
@@ -353,7 +353,7 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
             pass
         except OSError as error:
             self._connect_future = future
-            self._close(reason_for(error), error.with_traceback(None))
+            self._close(reason_for(error), without_frames(error))
             return future
         self._connect_future = future
         self._readable = False
@@ -372,7 +372,7 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
             except OSError as problem:  # a Unix socket whose listener's queue is full says so only here
                 error = problem
         if error is not None:
-            return self._close(reason_for(error), error.with_traceback(None))
+            return self._close(reason_for(error), without_frames(error))
         self._connect_future = None
         if not future.done():
             future.set_result(self)

@@ -16,6 +16,7 @@ from ..errors import (
     StreamTimeoutError,
     UnsatisfiableReadError,
     reason_for,
+    without_frames,
 )
 from ..hub import HANGUP, READABLE, WRITABLE, complete
 from ..options import check_timeout
@@ -297,7 +298,7 @@ class ReadSide(WriteSide):
     def _receive_failed(self, error: OSError) -> None:
         self._readable = False
         reason = reason_for(error)
-        self._close(reason, error.with_traceback(None))
+        self._close(reason, without_frames(error))
         if reason is not CloseReason.RESET:
             raise error
 
@@ -394,14 +395,14 @@ class ReadSide(WriteSide):
             if isinstance(error, StreamBufferFullError):
                 self._close_for_limit(error)
             gen_log.warning("error on read: %s", error)
-            self._close(reason_for(error), error.with_traceback(None))
+            self._close(reason_for(error), without_frames(error))
 
     def _close_for_limit(self, error: UnsatisfiableReadError | StreamBufferFullError) -> None:
         if isinstance(error, UnsatisfiableReadError):
             gen_log.info("Unsatisfiable read, closing connection: %s", error)
         else:
             gen_log.error("%s", error)
-        self._close(CloseReason.BUFFER_FULL, error.with_traceback(None))
+        self._close(CloseReason.BUFFER_FULL, without_frames(error))
 
     # ---- the end of the input
 

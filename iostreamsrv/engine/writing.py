@@ -6,7 +6,7 @@ from collections import deque
 
 from tornado.log import gen_log
 
-from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for
+from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
 from .core import INLINE, StreamCore
 
@@ -158,7 +158,7 @@ class WriteSide(StreamCore):
             gen_log.warning("Write error on %s: %s", self.fileno(), error)
         self._rescue_input()
         self._corked = self._write_buffer = None
-        self._close(reason, error.with_traceback(None))
+        self._close(reason, without_frames(error))
         return 0
 
     def _rescue_input(self) -> None:
@@ -237,7 +237,7 @@ class WriteSide(StreamCore):
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 raise
-            self._close(reason_for(error), error.with_traceback(None))
+            self._close(reason_for(error), without_frames(error))
 
     def _fail_writes(self) -> None:
         futures = [future for _, future in self._unsent_futures or ()]
