@@ -215,13 +215,14 @@ async def test_aclose_names_a_bad_timeout(stream: IOStream, timeout: Any) -> Non
 
 
 @pytest.mark.gen_test
-async def test_a_reset_while_aclose_waits_ends_it(stream: IOStream, peer: Peer) -> None:
+async def test_a_reset_while_aclose_waits_ends_it_and_the_first_reason_stays(stream: IOStream, peer: Peer) -> None:
     fill(stream)
     closing = asyncio.create_task(stream.aclose())
     await turns()
     peer.reset()
     await closing
-    assert stream.closed()
+    assert stream.close_reason == "local"
+    assert isinstance(stream.error, ConnectionError)
 
 
 # ---- abort

@@ -83,6 +83,16 @@ async def test_clients_are_accepted_and_handled(serving: Serving, echo: TCPServe
 
 
 @pytest.mark.gen_test
+async def test_a_rush_of_clients_lets_the_loop_have_its_turns(serving: Serving, echo: TCPServer) -> None:
+    for _ in range(60):
+        serving.connect(echo)
+    while not len(echo.streams):
+        await turns(1)
+    assert len(echo.streams) < 60
+    await eventually(lambda: len(echo.streams) == 60)
+
+
+@pytest.mark.gen_test
 async def test_listen_may_be_called_again(serving: Serving, echo: TCPServer) -> None:
     echo.listen(0, "127.0.0.1")
     assert len(echo.addresses) == 2

@@ -242,6 +242,17 @@ def test_into_gives_back_what_it_had_when_abandoned() -> None:
     assert rest(buffer) == b"abc"
 
 
+def test_into_gives_up_what_it_had_when_the_caller_released_the_view() -> None:
+    view = memoryview(bytearray(4))
+    read = ReadInto(view, partial=False)
+    buffer = filled(b"ab")
+    assert read.take(buffer) is MORE
+    buffer.feed(b"c")
+    view.release()
+    read.abandon(buffer)
+    assert rest(buffer) == b"c"
+
+
 def test_into_fails_alone_when_its_target_was_cut() -> None:
     buffer, target = filled(b"abcde"), bytearray(10)
     read = ReadInto(target, partial=False)
