@@ -2,6 +2,7 @@
 
 from .errors import (
     CloseReason,
+    ConcurrentConnectError,
     ConcurrentReadError,
     ListenError,
     OptionError,
@@ -21,6 +22,7 @@ from .version import __version__
 __all__ = [
     "BaseIOStream",
     "CloseReason",
+    "ConcurrentConnectError",
     "ConcurrentReadError",
     "IOLoop",
     "IOStream",

@@ -57,7 +57,7 @@ class Acceptor:
             return
         self.stop()
         self._io_loop = io_loop
-        io_loop.add_handler(self._fd, self._on_ready, IOLoop.READ)
+        io_loop.add_handler(self.listener, self._on_ready, IOLoop.READ)
 
     def stop(self) -> None:
         """Stop accepting; the listener stays open."""
@@ -73,7 +73,7 @@ class Acceptor:
         self.stop()
         self.listener.close()
 
-    def _on_ready(self, _fd: int, _events: int) -> None:
+    def _on_ready(self, _listener: object, _events: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             if self._io_loop is None:
                 return  # stopped by what the last client caused
@@ -104,7 +104,7 @@ class Acceptor:
     def _go_on(self) -> None:
         assert self._io_loop is not None
         self._timer = None
-        self._io_loop.add_handler(self._fd, self._on_ready, IOLoop.READ)
+        self._io_loop.add_handler(self.listener, self._on_ready, IOLoop.READ)
 
 
 def _is_closed(io_loop: IOLoop) -> bool:

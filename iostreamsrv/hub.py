@@ -32,7 +32,8 @@ from tornado.ioloop import IOLoop
 # Events as epoll numbers them, which are IOLoop.READ and IOLoop.WRITE as well.
 READABLE = 0x001  # EPOLLIN
 WRITABLE = 0x004  # EPOLLOUT
-HANGUP = 0x2000 | 0x010 | 0x008  # EPOLLRDHUP | EPOLLHUP | EPOLLERR: the end may be near, so a short read proves nothing
+URGENT = 0x002  # EPOLLPRI: a receive ends at the urgent mark, however much lies behind it
+HANGUP = 0x2000 | 0x010 | 0x008 | URGENT  # EPOLLRDHUP | EPOLLHUP | EPOLLERR: a short read proves nothing any more
 
 SLICE = 0.003
 """Seconds after which a run of the hub lets the loop's timers and other callbacks have their turn. A task that sleeps
@@ -43,7 +44,7 @@ With what is sent at the end of a run that is to stay below 15 ms, however busy 
 _AGAIN = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
 
 _EDGE = 1 << 31  # EPOLLET
-_ON_READ = READABLE | 0x2000 | _EDGE
+_ON_READ = READABLE | URGENT | 0x2000 | _EDGE
 _ON_BOTH = _ON_READ | WRITABLE
 
 
@@ -149,6 +150,7 @@ class Hub:
         self.crowded = False
         self.corked: list[Dispatched] = []
         self._due: deque[tuple[Dispatched, int]] = deque()
+        self._left = 0  # how many of what is due are of a batch that was begun
         self._again: set[Dispatched] = set()
         self._scheduled = False
         self._turn_ends = 0.0
@@ -200,7 +202,7 @@ class Hub:
         now = monotonic()
         end = now + SLICE
         due = self._due
-        count = len(due)
+        count = self._left or len(due)
         self.running = True
         try:
             while count and now < end:
@@ -215,6 +217,7 @@ class Hub:
                 now = monotonic()
         finally:
             # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
+            self._left = count
             self.running = self.crowded = False
             if self.corked:
                 self._uncork()
@@ -277,14 +280,18 @@ class EpollHub(Hub):
         return self._epoll
 
     def close(self) -> None:
-        """Close the epoll. `IOLoop.close` with ``all_fds=True`` calls this too; late closes are harmless then."""
+        """Close the epoll and its streams: for `IOLoop.close` with ``all_fds=True``. Late closes are harmless then."""
         if self._epoll is not None:
             self._epoll.close()
             self._epoll = None
-            self._streams.clear()
+            streams, self._streams = self._streams, {}
+            for stream in streams.values():
+                stream.close()
 
     def _on_ready(self, _fd: object, _events: int) -> None:
-        if self._epoll is None:
+        if self._epoll is None or self._left:
+            # Not before the last batch is worked off: meanwhile the kernel keeps one event for each stream, where we
+            # would queue one for each packet of a flood.
             return
         # The streams are looked up before any of them is dispatched: a number may be closed and used anew meanwhile.
         streams = self._streams
@@ -330,7 +337,10 @@ class LoopHub(Hub):
         self._dispatching = stream
         self._due.append((stream, events))
         try:
-            self._run()
+            if self.may_go_on():
+                self._run()
+            else:  # the streams before this one have used the loop's turn up
+                self._schedule()
         finally:
             self._dispatching = None
             after = self._wanted.get(stream)

@@ -11,6 +11,10 @@ from tornado.ioloop import IOLoop
 __all__ = ["IOLoop", "run"]
 
 
+CANCEL_ROUNDS = 3
+"""How often run() cancels all tasks at its end: what ends may start another, as a handler's end does with a close."""
+
+
 class Servable(Protocol):
     """What :func:`run` takes as a server."""
 
@@ -93,7 +97,8 @@ def _add_signal_handlers(loop: asyncio.AbstractEventLoop, on_signal: Callable[[i
 
 
 async def _cancel_the_rest() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    for _ in range(CANCEL_ROUNDS):
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

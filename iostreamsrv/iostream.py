@@ -25,7 +25,7 @@ import tornado.iostream
 from tornado.ioloop import IOLoop
 
 from .engine.reading import ReadSide
-from .errors import CloseReason, reason_for
+from .errors import CloseReason, ConcurrentConnectError, reason_for, without_frames
 from .hub import READABLE, WRITABLE
 from .options import READ_CHUNK_SIZE, ServerOptions, check_flag, check_size, check_timeout
 from .sansio.buffers import WriteBuffer
@@ -86,10 +86,10 @@ class BaseIOStream(ReadSide):
             check_flag("cork", cork),
         )
 
-    def _dispatch_at_the_ends(self) -> None:
+    def _dispatch_at_the_ends(self, events: int) -> None:
         if self._closed:
             self._deliver_owed()
-        else:
+        elif events != READABLE:  # that alone is somebody who asked for another dispatch
             self._connected()
 
     def _connected(self) -> None:
@@ -149,22 +149,25 @@ class BaseIOStream(ReadSide):
         await self._aclose(CloseReason.LOCAL, timeout)
 
     async def _aclose(self, reason: CloseReason, timeout: float | None) -> None:
-        if self._closed or self._closing:
-            return
         if timeout is not None:
             timeout = check_timeout("timeout", timeout)
-        self._closing = True
+        if self._closed:
+            return
+        if self._closing is not None:
+            return await asyncio.shield(self._closing)
+        self._closing = closing = self._hub.loop.create_future()
         self.close_reason = reason
         self._fail_read(self._closed_error("read"))
         try:
             async with asyncio.timeout(timeout):
                 await self.drain()
-                if not self._eof:
+                if not self._eof and not self._closed:
                     await self._linger()
         except (TimeoutError, OSError):
             pass
         finally:
             self._close(reason)
+            closing.set_result(None)
 
     async def _linger(self) -> None:
         if not self._sending_eof:
@@ -190,6 +193,8 @@ class BaseIOStream(ReadSide):
         self._readable = False
         self.close_reason = self.close_reason or reason
         self.error = error
+        if self._hub.loop.is_closed():
+            self._forget_all()  # nobody can be told, and nothing more be sent
         self._end_read(error)
         self._keep_what_is_owed()
         self._fail_writes()
@@ -199,6 +204,12 @@ class BaseIOStream(ReadSide):
             self._owed_timer = self._hub.loop.call_later(CLOSE_TIMEOUT, self._give_up_owed)
         if self._close_callback is not None:
             self._run_close_callback()
+
+    def _forget_all(self) -> None:
+        self._forget_read()
+        self._write_buffer = None
+        self._unsent_futures = None
+        self._connect_future = None
 
     def _close_descriptor(self) -> None:
         if self._owed_timer is not None:
@@ -331,20 +342,24 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
         :param server_hostname: of no meaning without TLS.
         :raises StreamClosedError: from the future; ``operation`` is "connect" and ``real_error`` says why.
         """
+        if self._closed:
+            return self._failed(self._closed_error("connect"))
+        if self._connect_future is not None:
+            raise ConcurrentConnectError
         future: Future[Self] = Future(loop=self._hub.loop)
-        self._connect_future = future
-        self._readable = False
-        self._write_buffer = WriteBuffer()  # for what is written meanwhile
         try:
             self.socket.connect(address)
         except BlockingIOError:
             pass
         except OSError as error:
-            self._close(reason_for(error), error)
+            self._connect_future = future
+            self._close(reason_for(error), without_frames(error))
             return future
+        self._connect_future = future
+        self._readable = False
+        self._write_buffer = WriteBuffer()  # for what is written meanwhile
         # Not before: an unconnected socket reports a hangup.
-        self._writes_watched = self._hub.watch_writes(self)
-        self._reads_watched = self._writes_watched
+        self._reads_watched = self._hub.watch_writes(self)
         return future
 
     def _connected(self) -> None:
@@ -357,13 +372,11 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
             except OSError as problem:  # a Unix socket whose listener's queue is full says so only here
                 error = problem
         if error is not None:
-            return self._close(reason_for(error), error)
+            return self._close(reason_for(error), without_frames(error))
         self._connect_future = None
         if not future.done():
             future.set_result(self)
         self.dispatch(READABLE | WRITABLE)
-        if self._sending_eof and self._write_buffer is None and not self._closed:
-            self._try_shutdown_writes()
 
     def start_tls(self, *args: Any, **kwargs: Any) -> Any:
         """Not in this release: TLS is to come.
@@ -398,10 +411,10 @@ class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):
     ) -> None:
         if sys.platform == "win32":
             raise OSError(errno.EOPNOTSUPP, "pipes cannot be polled on Windows")
+        BaseIOStream.__init__(self, max_buffer_size, read_chunk_size, max_write_buffer_size, cork=cork)
         self.fd = fd
         self._file = io.FileIO(fd, "r+")
         os.set_blocking(fd, False)
-        BaseIOStream.__init__(self, max_buffer_size, read_chunk_size, max_write_buffer_size, cork=cork)
 
     def fileno(self) -> int:
         return -1 if self._file.closed else self.fd

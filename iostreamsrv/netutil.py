@@ -59,7 +59,11 @@ def bind_sockets(
 
 def _check_port(port: int | str) -> int | str:
     if isinstance(port, str):
-        if port and (not port.isdigit() or int(port) <= 65535):
+        # Numbers are taken apart here: getaddrinfo has 70000 for 4464, and "+70000" as well.
+        if port.isascii() and port.isdigit():
+            if int(port) <= 65535:
+                return int(port)
+        elif port and not port.strip(" +-").isdigit():
             return port
     elif isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= 65535:
         return port

@@ -210,6 +210,7 @@ class TCPServer:
         self._started = False
         if self._stopped is not None:
             self._stopped.set()
+            self._stopped = None
 
     async def serve_forever(self) -> None:
         """Accept on the running loop until :meth:`stop` is called, or until cancelled.
@@ -217,14 +218,17 @@ class TCPServer:
         Cancelled, it stops listening, ends the handlers and closes their streams, reason ``shutdown``.
 
         :raises NotImplementedError: there is no ``handle_stream``.
+        :raises RuntimeError: nothing is listening, so it would wait for nothing for ever.
         """
         self._need_handler()
+        if not self._acceptors:
+            raise RuntimeError("the server is not listening: call listen(), or bind() and start(), first")
         io_loop = IOLoop.current()
         for acceptor in self._acceptors:
             acceptor.start(io_loop)
-        self._stopped = asyncio.Event()
+        stopped = self._stopped = self._stopped or asyncio.Event()
         try:
-            await self._stopped.wait()
+            await stopped.wait()
         except asyncio.CancelledError:
             self.stop()
             await self._end_streams()
@@ -300,10 +304,9 @@ class TCPServer:
             result = self.handle_stream(stream, address)
             if result is None:
                 return
-            if inspect.iscoroutine(result):
-                handling: asyncio.Future[Any] = stream._hub.loop.create_task(result)
-            else:
-                handling = gen.convert_yielded(result)
+            if not inspect.iscoroutine(result):
+                result = _wait_for(gen.convert_yielded(result))
+            handling = stream._hub.loop.create_task(result)
         except Exception as error:
             return self._handler_failed(stream, error)
         self._handling[handling] = stream
@@ -349,6 +352,11 @@ class TCPServer:
         if not self._told_no_handler:
             self._told_no_handler = True
             app_log.error("%s has no handle_stream: its clients are closed", type(self).__name__)
+
+
+async def _wait_for(future: Awaitable[Any]) -> None:
+    """A coroutine of one stream's own: the future may be anybody's, even one that several handlers return."""
+    await future
 
 
 def _fork(num_processes: int | None, max_restarts: int | None) -> None:

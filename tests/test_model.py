@@ -292,7 +292,7 @@ class Machine:
             assert reading.expected(self.unread) is NEVER or self.stream.close_reason == "buffer_full"
         elif error.reason == "eof":
             assert not self.peer_open
-            assert reading.expected(self.unread[: self.stream.buffered]) is MORE
+            assert reading.expected(self.unread[: self.stream.buffered]) in (MORE, NEVER)
         elif error.reason == "reset":
             assert self.lossy
         else:

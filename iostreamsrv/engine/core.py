@@ -53,7 +53,6 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_unsent_futures",
         "_untried",
         "_write_buffer",
-        "_writes_watched",
         "bytes_read",
         "bytes_written",
         "close_reason",
@@ -102,7 +101,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._read_future: Future[Any] | None = None
         self._read_timer: TimerHandle | None = None
         self._readable = True  # bytes may be there already, and their edge past
-        self._hangup = False  # an end was announced: a short read is no sign that the kernel has no more
+        self._hangup = False  # a short read is no sign that there is no more: an end was announced, or urgent data
         self._eof = False
         self._untried = False  # there are bytes that the pending read has not been offered
         self._reads_watched = False
@@ -114,13 +113,12 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._owed = 0  # value of bytes_written at which all that was reported done has left
         self._owed_timer: TimerHandle | None = None
         self._unsent_futures: deque[tuple[int, Future[None]]] | None = None
-        self._writes_watched = False
         self._sending_eof = False
         # the ends
         self._connect_future: Future[Any] | None = None
         self._close_callback: Callable[[], None] | None = None
         self._on_end: Callable[[Any], None] | None = None
-        self._closing = False
+        self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
         self._closed = False
 
     # ---- the descriptor, for subclasses
@@ -155,6 +153,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
 
     def _receive(self, size: int) -> bytes | None:
         """Up to ``size`` bytes, b"" at the end of the stream, None where there are none now."""
+        self._hangup = True  # whoever wrote read_from_fd may give less than there is
         scratch = bytearray(size)
         with memoryview(scratch) as view:
             count = self.read_from_fd(view)
@@ -225,7 +224,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         """For the hub: go on with what waits for ``events``."""
         raise NotImplementedError
 
-    def _dispatch_at_the_ends(self) -> None:
+    def _dispatch_at_the_ends(self, events: int) -> None:
         """A dispatch of a stream that is connecting, or closed and delivering what it owes."""
         raise NotImplementedError
 

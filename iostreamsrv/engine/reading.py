@@ -16,11 +16,13 @@ from ..errors import (
     StreamTimeoutError,
     UnsatisfiableReadError,
     reason_for,
+    without_frames,
 )
 from ..hub import HANGUP, READABLE, WRITABLE, complete
 from ..options import check_timeout
 from ..sansio.reads import (
     MORE,
+    Discard,
     Matcher,
     More,
     Read,
@@ -40,6 +42,22 @@ RECEIVES_PER_TURN = 4
 """Calls to receive after which a read that is still not satisfied lets other streams have their turn."""
 
 _UNTIL_CLOSE = ReadUntilClose()
+
+
+class GivesBack(Future[Any]):
+    """The future of a read that puts bytes where its caller can change them: it may not learn of a cancel later."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: "ReadSide") -> None:
+        super().__init__(loop=stream._hub.loop)
+        self._stream = stream
+
+    def cancel(self, msg: Any = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._stream._give_back(self)
+        return cancelled
 
 
 class ReadSide(WriteSide):
@@ -92,8 +110,8 @@ class ReadSide(WriteSide):
         """
         read = ReadPartial.of(num_bytes) if partial else ReadBytes.of(num_bytes)
         if not num_bytes:
-            return self._finished(b"")
-        if partial and self._readable and 0 < self._buffer.size < num_bytes and self._read is None:
+            return self._nothing_to_read(b"")
+        if partial and self._readable and not self._hangup and 0 < self._buffer.size < num_bytes and self._read is None:
             self._receive_ahead()
         return self._begin_read(read, timeout)
 
@@ -108,7 +126,7 @@ class ReadSide(WriteSide):
         Raises and ``timeout`` as :meth:`read_until`.
         """
         if not len(buf):
-            return self._finished(0)
+            return self._nothing_to_read(0)
         if timeout is not None:
             check_timeout("timeout", timeout)  # before any byte moves
         read = ReadInto(buf, partial)
@@ -144,10 +162,12 @@ class ReadSide(WriteSide):
     # ---- from the call to a result
 
     def _begin_read(self, read: Read, timeout: float | None) -> "Future[Any]":
-        if self._read is not None:
-            self._expect_no_read()
         if timeout is not None:
             timeout = check_timeout("timeout", timeout)
+        if self._closing is not None and not isinstance(read, Discard):
+            return self._read_after_the_end(read)
+        if self._read is not None:
+            self._expect_no_read()
         if self._closed or self._eof:
             return self._read_after_the_end(read)
         self._untried = False
@@ -166,7 +186,7 @@ class ReadSide(WriteSide):
                 self._untried = True
             if self._readable or self._buffer.size:
                 self._hub.dispatch_again(self)
-        future: Future[Any] = Future(loop=self._hub.loop)
+        future: Future[Any] = GivesBack(self) if read.holds_bytes else Future(loop=self._hub.loop)
         self._read = read
         self._read_future = future
         if timeout is not None:
@@ -177,13 +197,16 @@ class ReadSide(WriteSide):
 
     def _finished(self, result: Any) -> "Future[Any]":
         """A future that is done already."""
-        if self._read is not None:
-            self._expect_no_read()
         if self._close_callback is not None:
             self._look_for_end_later()
         future: Future[Any] = Future(loop=self._hub.loop)
         future.set_result(result)
         return future
+
+    def _nothing_to_read(self, result: Any) -> "Future[Any]":
+        if self._read is not None and self._closing is None:
+            self._expect_no_read()
+        return self._finished(result)
 
     def _failed_inline(self, read: Read, error: Exception) -> "Future[Any]":
         """What a read returns, or raises, that failed before it was pending."""
@@ -199,13 +222,17 @@ class ReadSide(WriteSide):
         """What a read returns, or raises, when no more bytes can come and the buffer is all there is."""
         try:
             result = read.take(self._buffer) if self._buffer.size else MORE
-        except Exception as error:
-            return self._failed_inline(read, error)
+        except UnsatisfiableReadError:
+            result = MORE  # beyond its limit, and nothing left to close for it
+        except ReadFailed as failed:
+            return self._failed(failed.error)
         if result is MORE:
             result = read.finish(self._buffer)
         if result is MORE:
             read.abandon(self._buffer)
             raise self._closed_error("read")
+        if isinstance(self._read, Discard):
+            self._read.keep = self._buffer.size
         return self._finished(result)
 
     def _read_at_the_end(self, read: Read) -> "Future[Any]":
@@ -271,7 +298,7 @@ class ReadSide(WriteSide):
     def _receive_failed(self, error: OSError) -> None:
         self._readable = False
         reason = reason_for(error)
-        self._close(reason, error)
+        self._close(reason, without_frames(error))
         if reason is not CloseReason.RESET:
             raise error
 
@@ -285,7 +312,7 @@ class ReadSide(WriteSide):
 
     def dispatch(self, events: int) -> None:
         if self._closed or self._connect_future is not None:
-            return self._dispatch_at_the_ends()
+            return self._dispatch_at_the_ends(events)
         if events != READABLE:
             if events & HANGUP:
                 self._hangup = True
@@ -334,6 +361,11 @@ class ReadSide(WriteSide):
         if read is not None:
             read.abandon(self._buffer)
 
+    def _give_back(self, future: "Future[Any]") -> None:
+        """A read was cancelled that has taken bytes: they are given back before anybody can change them."""
+        if self._read_future is future:
+            self._abandon_read()
+
     def _forget_read(self) -> None:
         self._read = self._read_future = None
         if self._read_timer is not None:
@@ -363,14 +395,14 @@ class ReadSide(WriteSide):
             if isinstance(error, StreamBufferFullError):
                 self._close_for_limit(error)
             gen_log.warning("error on read: %s", error)
-            self._close(reason_for(error), error)
+            self._close(reason_for(error), without_frames(error))
 
     def _close_for_limit(self, error: UnsatisfiableReadError | StreamBufferFullError) -> None:
         if isinstance(error, UnsatisfiableReadError):
             gen_log.info("Unsatisfiable read, closing connection: %s", error)
         else:
             gen_log.error("%s", error)
-        self._close(CloseReason.BUFFER_FULL, error)
+        self._close(CloseReason.BUFFER_FULL, without_frames(error))
 
     # ---- the end of the input
 
@@ -378,7 +410,7 @@ class ReadSide(WriteSide):
         """The peer has sent its last byte."""
         self._eof = True
         self.uncork()
-        if self._write_buffer is None and not self._closing:
+        if self._write_buffer is None and self._closing is None:
             self._close(CloseReason.EOF)
         else:  # what is queued still goes out; _flush closes then
             self._end_read(None)

@@ -1,16 +1,23 @@
 """The side of a stream that sends."""
 
+import errno
 from asyncio import Future
 from collections import deque
 
 from tornado.log import gen_log
 
-from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for
+from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
 from .core import INLINE, StreamCore
 
 CORK_SIZE = 65536
 """Corked bytes that are sent without waiting for the end of the hub's run."""
+
+
+FUTURES_FREE = 4096
+FUTURE_SIZE = 256
+"""Bytes that each queued write counts beside its own when more than FUTURES_FREE wait: about what its future takes. Or
+a million writes of one byte each would pass as 1 MB."""
 
 
 class WriteSide(StreamCore):
@@ -39,14 +46,15 @@ class WriteSide(StreamCore):
         :raises StreamClosedError: at the call, when the stream is closed; from the future, when it is closed before.
         :raises StreamBufferFullError: ``max_write_buffer_size`` bytes are queued; nothing of ``data`` was taken.
         """
-        if self._closed or self._closing or self._sending_eof:
+        if self._closed or self._sending_eof or self._closing is not None:
             raise self._closed_error("write")
         if type(data) is not bytes:
             data = _as_bytes(data)
         hub = self._hub
         if self._write_buffer is None:
             if (hub.crowded or self._buffer.size or self._corked is not None) and self._cork(data):
-                return hub.done
+                self._inline -= 1
+                return hub.done if self._inline > 0 or self._may_go_on() else self._done_next_turn()
             if self._corked is not None:
                 self.uncork()
         if self._write_buffer is None:
@@ -54,7 +62,7 @@ class WriteSide(StreamCore):
                 return self._failed(self._closed_error("write"))
             try:
                 sent = self.write_to_fd(data) or 0
-            except OSError as error:
+            except Exception as error:
                 sent = self._send_failed(error)
             self.bytes_written += sent
             if sent == len(data):
@@ -91,7 +99,7 @@ class WriteSide(StreamCore):
         self._corked_size = 0
         try:
             sent = self.write_to_fd(data) or 0
-        except OSError as error:
+        except Exception as error:
             sent = self._send_failed(error)
         self.bytes_written += sent
         if sent < len(data) and not self._closed:
@@ -102,10 +110,12 @@ class WriteSide(StreamCore):
         output = self._write_buffer
         assert output is not None
         limit = self.max_write_buffer_size
-        if limit is not None and output.size and output.size + len(data) > limit:
-            raise StreamBufferFullError(
-                f"Reached maximum write buffer size: {output.size} of {limit} bytes are queued", "write"
-            )
+        if limit is not None and output.size:
+            queued = output.size + FUTURE_SIZE * max(0, len(self._unsent_futures or ()) - FUTURES_FREE)
+            if queued + len(data) > limit:
+                raise StreamBufferFullError(
+                    f"Reached maximum write buffer size: {queued} of {limit} bytes are queued", "write"
+                )
         output.append(data)
         return self._future_of_queued()
 
@@ -132,12 +142,15 @@ class WriteSide(StreamCore):
         if not self._sending_eof:
             self.uncork()
             if self._write_buffer is None and not self._closed:
-                self._shutdown_writes()
+                self._try_shutdown_writes()
             self._sending_eof = True
         return self.drain()
 
-    def _send_failed(self, error: OSError) -> int:
-        """The 0 bytes that a failed attempt to send has sent. What is not merely "not now" closes the stream."""
+    def _send_failed(self, error: Exception) -> int:
+        """The 0 bytes that a failed attempt to send has sent. What is not merely "not now" closes the stream.
+
+        That a write_to_fd of somebody's own may raise anything must not keep other streams from being uncorked.
+        """
         if isinstance(error, BlockingIOError):
             return 0
         reason = reason_for(error)
@@ -145,7 +158,7 @@ class WriteSide(StreamCore):
             gen_log.warning("Write error on %s: %s", self.fileno(), error)
         self._rescue_input()
         self._corked = self._write_buffer = None
-        self._close(reason, error)
+        self._close(reason, without_frames(error))
         return 0
 
     def _rescue_input(self) -> None:
@@ -161,9 +174,9 @@ class WriteSide(StreamCore):
         """Where to queue what the kernel has no room for; _flush goes on with it."""
         if self._write_buffer is None:
             self._write_buffer = WriteBuffer()
-        if not self._writes_watched:
-            self._writes_watched = self._hub.watch_writes(self)
-            self._reads_watched = self._writes_watched or self._reads_watched
+        # Each time anew, so that it is reported also if there is room by now, or always was (somebody's own write_to_fd
+        # may take less than it could): then there is no edge to come.
+        self._reads_watched = self._hub.watch_writes(self) or self._reads_watched
         return self._write_buffer
 
     def _future_of_queued(self) -> "Future[None]":
@@ -183,7 +196,7 @@ class WriteSide(StreamCore):
             with output.peek() as piece:
                 try:
                     sent = self.write_to_fd(piece) or 0
-                except OSError as error:
+                except Exception as error:
                     sent = self._send_failed(error)
             self.bytes_written += sent
             if self._write_buffer is not output:
@@ -215,14 +228,16 @@ class WriteSide(StreamCore):
     def _all_sent(self) -> None:
         if self._sending_eof and not self._closed:
             self._try_shutdown_writes()
-        if self._eof and not self._closing:
+        if self._eof and self._closing is None:
             self._close(CloseReason.EOF)
 
     def _try_shutdown_writes(self) -> None:
         try:
             self._shutdown_writes()
         except OSError as error:
-            self._close(reason_for(error), error)
+            if error.errno == errno.EOPNOTSUPP:
+                raise
+            self._close(reason_for(error), without_frames(error))
 
     def _fail_writes(self) -> None:
         futures = [future for _, future in self._unsent_futures or ()]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
 from numbers import Integral
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from ..errors import OptionError, UnsatisfiableReadError
 from .buffers import ReadBuffer
@@ -45,6 +45,9 @@ class Read:
     """A pending read. Each subclass is one way to read."""
 
     __slots__ = ()
+
+    holds_bytes: ClassVar[bool] = False
+    """Whether ``take`` may keep bytes although it returns :data:`MORE`, which ``abandon`` then gives back."""
 
     def take(self, buffer: ReadBuffer) -> Any | More:
         """The result, removed from ``buffer``, or :data:`MORE`.
@@ -196,6 +199,8 @@ class ReadInto(Read):
 
     __slots__ = ("filled", "partial", "target")
 
+    holds_bytes: ClassVar[bool] = True
+
     def __init__(self, target: bytearray | memoryview, partial: bool) -> None:
         with memoryview(target) as view:
             if view.readonly or not view.c_contiguous:
@@ -216,8 +221,11 @@ class ReadInto(Read):
         return self.filled if complete else MORE
 
     def abandon(self, buffer: ReadBuffer) -> None:
-        with memoryview(self.target) as view, view.cast("B") as target:
-            buffer.unread(bytes(target[: self.filled]))
+        try:
+            with memoryview(self.target) as view, view.cast("B") as target:
+                buffer.unread(bytes(target[: self.filled]))
+        except ValueError:
+            pass  # the caller has released the view it gave us, and its bytes with it
 
 
 class ReadUntilClose(Read):
