@@ -92,6 +92,18 @@ async def test_the_stream_is_closed_after_each_of_two_acloses(stream: IOStream, 
     await first
 
 
+@pytest.mark.gen_test
+async def test_the_timeout_of_a_second_aclose_counts_as_well(stream: IOStream, peer: Peer) -> None:
+    fill(stream)
+    first = asyncio.create_task(stream.aclose())
+    await turns()
+    async with asyncio.timeout(PATIENCE):
+        await stream.aclose(timeout=0.01)
+    assert stream.closed()
+    async with asyncio.timeout(PATIENCE):
+        await first
+
+
 # ---- the peer ends
 
 
@@ -117,6 +129,15 @@ async def test_send_eof_to_a_peer_that_reset_says_that_the_stream_is_closed(stre
         await stream.send_eof()
     assert caught.value.reason == "reset"
     assert stream.closed()
+
+
+@pytest.mark.gen_test
+async def test_bytes_that_came_before_a_reset_can_be_read_after_send_eof_met_it(stream: IOStream, peer: Peer) -> None:
+    peer.send(b"last words\n")
+    peer.reset()
+    with pytest.raises(StreamClosedError):
+        await stream.send_eof()
+    assert await stream.read_until(b"\n") == b"last words\n"
 
 
 @pytest.mark.gen_test
@@ -371,6 +392,22 @@ async def test_a_terminals_lines_are_all_read() -> None:
     finally:
         stream.close()
         os.close(master)
+
+
+@pytest.mark.gen_test
+async def test_send_eof_of_a_pipe_raises_at_the_call_also_while_bytes_are_queued() -> None:
+    ends = os.pipe()
+    reader, writer = PipeIOStream(ends[0]), PipeIOStream(ends[1])
+    try:
+        writing = writer.write(bytes(1_000_000))
+        with pytest.raises(OSError, match="half-close"):
+            writer.send_eof()
+        assert len(await reader.read_bytes(1_000_000)) == 1_000_000
+        await writing
+        await writer.write(b"more")
+    finally:
+        reader.close()
+        writer.close()
 
 
 def test_a_pipe_that_could_not_be_made_leaves_the_descriptor_to_its_owner() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOLoop, IOStream, OptionError, TCPServer
-from tests.support import PATIENCE, PROJECT, eventually, on_every_engine, turns
+from tests.support import PATIENCE, PROJECT, eventually, fill, on_every_engine, turns
 from tests.test_tcpserver import Echo, Serving
 
 pytestmark = on_every_engine
@@ -62,6 +62,27 @@ async def test_a_client_that_resets_before_the_half_close_causes_no_traceback(
     with caplog.at_level(logging.INFO):
         await eventually(lambda: not len(server.streams))
     assert not caplog.records
+
+
+@pytest.mark.gen_test
+async def test_a_handler_that_meets_a_cancelled_future_has_its_output_delivered(serving: Serving) -> None:
+    cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    cancelled.cancel()
+    written: list[tuple[IOStream, int]] = []
+
+    async def handle(stream: IOStream, address: Any) -> None:
+        written.append((stream, fill(stream)))
+        await cancelled
+
+    server = serving.with_handler(handle)
+    peer = serving.connect(server)
+    await eventually(lambda: written)
+    await turns()
+    ((stream, size),) = written
+    assert len(await peer.receive_all()) == size
+    peer.close()
+    await eventually(stream.closed)
+    assert stream.close_reason == "handler_error"
 
 
 # ---- stopping
