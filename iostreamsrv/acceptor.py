@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import time
 from asyncio import TimerHandle
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,9 @@ PAUSE_LONGEST = 1.0
 succeeds. A listener stays readable meanwhile: whoever just tries again spins (Ranch and Go's net/http pause
 likewise).
 """
+
+QUIET = 10.0
+"""Seconds in which that is logged once."""
 
 # What accept(2) can fail with, in five kinds:
 NONE_WAITING = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
@@ -50,6 +54,7 @@ class Acceptor:
         self._fd = listener.fileno()
         self._timer: TimerHandle | None = None
         self._pause = PAUSE_FIRST
+        self._quiet_until = 0.0
 
     def start(self, io_loop: IOLoop) -> None:
         """Accept on ``io_loop``, and no longer on the loop before."""
@@ -94,7 +99,9 @@ class Acceptor:
 
     def _rest(self, error: OSError) -> None:
         assert self._io_loop is not None
-        if self._pause == PAUSE_FIRST:
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + QUIET
             gen_log.error("accepting is paused: %s", error)
         self._io_loop.remove_handler(self._fd)
         loop = self._io_loop.asyncio_loop  # type: ignore[attr-defined]

@@ -83,7 +83,6 @@ _PEER_GONE = frozenset(
         errno.EHOSTUNREACH,
         errno.ENETUNREACH,
         errno.ENETDOWN,
-        errno.ENOTCONN,  # of a socket that was connected: the reset came first
         errno.ESHUTDOWN,
         errno.EPROTOTYPE,
     }

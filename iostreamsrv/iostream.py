@@ -155,14 +155,19 @@ class BaseIOStream(ReadSide):
         if self._closed:
             return
         if self._closing is not None:
-            return await asyncio.shield(self._closing)
+            try:
+                async with asyncio.timeout(timeout):
+                    await asyncio.shield(self._closing)
+            except TimeoutError:
+                self._close(reason)
+            return None
         self._closing = closing = self._hub.loop.create_future()
         self.close_reason = reason
         self._fail_read(self._closed_error("read"))
         try:
             async with asyncio.timeout(timeout):
                 await self.drain()
-                if not self._eof and not self._closed:
+                if self._has_half_close and not self._eof and not self._closed:
                     await self._linger()
         except (TimeoutError, OSError):
             pass
@@ -304,6 +309,8 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
             with contextlib.suppress(OSError):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         BaseIOStream.abort(self)
+
+    _has_half_close = True
 
     def _shutdown_writes(self) -> None:
         self.socket.shutdown(socket.SHUT_WR)

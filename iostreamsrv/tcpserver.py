@@ -316,7 +316,10 @@ class TCPServer:
         """A handler has ended."""
         stream = self._handling.pop(handling)
         if handling.cancelled():
-            stream._close(CloseReason.SHUTDOWN)
+            if isinstance(handling, asyncio.Task) and handling.cancelling():
+                stream._close(CloseReason.SHUTDOWN)
+            else:  # by what it waited for
+                self._retire(stream, CloseReason.HANDLER_ERROR)
         elif (error := handling.exception()) is not None:
             self._handler_failed(stream, error)
         elif self.options.close_on_return and not stream.reading() and stream._close_callback is None:

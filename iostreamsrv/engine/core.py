@@ -1,12 +1,11 @@
 """The fields of a stream, its descriptor, and what both its sides need."""
 
-import errno
 import itertools
 import time
 from asyncio import Future, TimerHandle
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import tornado.iostream
 from tornado.ioloop import IOLoop
@@ -160,9 +159,12 @@ class StreamCore(tornado.iostream.BaseIOStream):
             count = self.read_from_fd(view)
         return None if count is None else bytes(scratch[:count])
 
+    _has_half_close: ClassVar[bool] = False
+    """Whether the transport can end one direction, and :meth:`_shutdown_writes` is there to do it."""
+
     def _shutdown_writes(self) -> None:
-        """Send the end of the stream. For the transports that have a half-close."""
-        raise OSError(errno.EOPNOTSUPP, f"{type(self).__name__} has no half-close")
+        """Send the end of the stream."""
+        raise NotImplementedError
 
     def set_nodelay(self, value: bool) -> None:
         """Turn Nagle's algorithm off (True) or on, where the transport has it."""

@@ -139,6 +139,8 @@ class WriteSide(StreamCore):
         """
         if self._closed:
             raise self._closed_error("write")
+        if not self._has_half_close:
+            raise OSError(errno.EOPNOTSUPP, f"{type(self).__name__} has no half-close")
         if not self._sending_eof:
             self.uncork()
             if self._write_buffer is None and not self._closed:
@@ -235,9 +237,10 @@ class WriteSide(StreamCore):
         try:
             self._shutdown_writes()
         except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                raise
-            self._close(reason_for(error), without_frames(error))
+            # ENOTCONN: the connection is gone. (Elsewhere it may also mean that there never was one.)
+            reason = CloseReason.RESET if error.errno == errno.ENOTCONN else reason_for(error)
+            self._rescue_input()
+            self._close(reason, without_frames(error))
 
     def _fail_writes(self) -> None:
         futures = [future for _, future in self._unsent_futures or ()]
