@@ -28,7 +28,7 @@ conformance: $(VENV)/.has-tests ## Tornado's own tests of streams and servers, r
 	$(BIN)/python -m tests.conformance
 
 bench: $(VENV)/.has-tests ## measure against Tornado and asyncio, and write the table in docs
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --write-docs
 
 style: $(VENV)/.has-tools ## format and lint, checked only
 	$(BIN)/python -m ruff format --check .
