@@ -57,7 +57,7 @@ class BaseIOStream(ReadSide):
     :param read_chunk_size: most bytes to receive at once; default 64 KiB, never over half of ``max_buffer_size``.
     :param max_write_buffer_size: most bytes to queue; default (None) no limit. A write beyond it raises
         `StreamBufferFullError`; a single larger write into an empty queue is taken.
-    :param cork: whether writes made while input waits to be read are sent together (see :meth:`write`).
+    :param cork: whether writes made while more requests wait are sent together (see :meth:`write`).
     :raises OptionError: a size is not a positive number.
 
     :ivar io_loop: the `IOLoop` of the stream.
@@ -128,7 +128,7 @@ class BaseIOStream(ReadSide):
         is delivered. Closing a closed stream does nothing. To have everything delivered: :meth:`aclose`.
 
         :param exc_info: what to set ``error`` to: an exception, a ``sys.exc_info()`` tuple, or True for the current
-        one.
+            one.
         """
         if isinstance(exc_info, tuple):
             error = exc_info[1]
@@ -145,7 +145,7 @@ class BaseIOStream(ReadSide):
         pending read fails at once. Bytes that are buffered stay readable.
 
         :param timeout: seconds for all of it, then the stream is closed as by :meth:`close`; None for no limit but
-        the 2 s.
+            the 2 s.
         """
         await self._aclose(CloseReason.LOCAL, timeout)
 
@@ -231,7 +231,7 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
     """A stream on a socket.
 
     :param socket: connected, or new and then given to :meth:`connect`. It is made non-blocking and belongs to the
-    stream.
+        stream.
     :ivar socket: that socket, None once closed.
 
     The other parameters are those of `BaseIOStream`.

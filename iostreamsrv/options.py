@@ -19,7 +19,7 @@ speed.
 
 
 def check_size(name: str, value: float | None) -> int | None:
-    """A size in bytes: an int, or a float's floor; None stays None, and ``math.inf`` becomes `sys.maxsize`'s like.
+    """A size in bytes: an int, or a float's floor; None stays None, and ``math.inf`` becomes :data:`UNLIMITED`.
 
     :raises OptionError: anything else, or less than 1.
     """
@@ -37,9 +37,9 @@ UNLIMITED = 1 << 62
 def check_timeout(name: str, value: float) -> float:
     """A duration in seconds.
 
-    :raises OptionError: not a number, NaN, or not above 0.
+    :raises OptionError: not a number, NaN, not above 0, or infinite.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise OptionError(name, value, "must be a number of seconds above 0 (None for no limit)")
     return float(value)
 

@@ -63,7 +63,7 @@ class TCPServer:
     :param ssl_options: None. TLS is not in this release.
     :param io_loop: the `IOLoop` to accept on; None: see above.
     :param options: ``max_buffer_size``, ``read_chunk_size``, ``close_on_return`` and the others of `ServerOptions`,
-    by keyword.
+        by keyword.
     :raises OptionError: an option cannot have this value.
     :raises TypeError: there is no such option.
 
