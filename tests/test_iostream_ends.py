@@ -206,7 +206,7 @@ async def test_aclose_of_a_closed_stream_does_nothing(stream: IOStream, peer: Pe
     stream.close()
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), True, "1"])
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), True, "1"])
 @pytest.mark.gen_test
 async def test_aclose_names_a_bad_timeout(stream: IOStream, timeout: Any) -> None:
     with pytest.raises(OptionError, match="timeout="):

@@ -254,7 +254,7 @@ async def test_close_fails_the_pending_read(stream: IOStream, peer: Peer, read: 
         await future
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), True, "1"])
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), True, "1"])
 @in_every_way
 @pytest.mark.gen_test
 async def test_a_bad_timeout_is_named_and_costs_no_bytes(
