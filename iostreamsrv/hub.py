@@ -109,7 +109,10 @@ def _probe() -> bool:
 
 
 IMMEDIATE = _probe()
-"""Whether this interpreter's tasks can be stepped at once. False means :func:`complete` goes through ``call_soon``."""
+"""Whether this interpreter's tasks can be stepped at once. If not, :func:`complete` goes through ``call_soon``:
+replies to pipelined requests leave one by one, and a task that is cancelled between completion and wake-up loses that
+one read.
+"""
 
 
 def complete(future: "asyncio.Future[Any]", result: object) -> None:
