@@ -252,7 +252,7 @@ class EpollHub(Hub):
 
     def watch_writes(self, stream: Dispatched) -> bool:
         # Writes seldom have to wait, and an idle stream that is registered for them reports "writable" once, for
-        # nothing. So it is added for those that need it, once and for good.
+        # nothing. So it is added for those that need it; asking again arms it anew.
         self._register(stream, _ON_BOTH)
         return True
 

@@ -573,3 +573,19 @@ def test_a_loop_that_closes_all_it_knows_closes_the_streams(other_loop: asyncio.
     finally:
         stream.close()
         peer.close()
+
+
+@pytest.mark.gen_test
+async def test_what_a_match_raises_at_the_close_is_what_its_read_raises(
+    stream: IOStream, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "SLICE", 1e-9)  # so that soon a read has to wait although its bytes are there
+    peer.send(bytes(500))
+    await stream.read_bytes(1)
+    divisor = 1
+    reads = (stream.read_until_match(lambda _: (1, 1 // divisor)) for _ in range(400))
+    waiting = next(read for read in reads if not read.done())
+    divisor = 0
+    stream.close()
+    with pytest.raises(ZeroDivisionError):
+        await waiting

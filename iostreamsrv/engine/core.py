@@ -23,6 +23,13 @@ before the handler waits for something."""
 _ids = itertools.count(1)
 
 
+def fail(future: "Future[Any]", error: BaseException) -> None:
+    """Have ``future`` raise ``error``, if it is not done. It may go unawaited without a complaint."""
+    if not future.done():
+        future.set_exception(error)
+        future.exception()
+
+
 class StreamCore(tornado.iostream.BaseIOStream):
     """What there is of a stream before it can read or write. Tornado's class is the base for ``isinstance`` only."""
 
@@ -215,8 +222,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
 
     def _failed(self, error: BaseException) -> "Future[Any]":
         future: Future[Any] = Future(loop=self._hub.loop)
-        future.set_exception(error)
-        future.exception()  # it may go unawaited without a complaint, like every future a close fails
+        fail(future, error)
         return future
 
     def _call_soon(self, callback: Callable[..., None], *args: Any) -> None:

@@ -35,7 +35,7 @@ from ..sansio.reads import (
     ReadUntilClose,
     ReadUntilRegex,
 )
-from .core import INLINE
+from .core import INLINE, fail
 from .writing import WriteSide
 
 RECEIVES_PER_TURN = 4
@@ -221,19 +221,23 @@ class ReadSide(WriteSide):
     def _read_after_the_end(self, read: Read) -> "Future[Any]":
         """What a read returns, or raises, when no more bytes can come and the buffer is all there is."""
         try:
-            result = read.take(self._buffer) if self._buffer.size else MORE
-        except UnsatisfiableReadError:
-            result = MORE  # beyond its limit, and nothing left to close for it
+            result = self._last_result(read)
         except ReadFailed as failed:
             return self._failed(failed.error)
-        if result is MORE:
-            result = read.finish(self._buffer)
         if result is MORE:
             read.abandon(self._buffer)
             raise self._closed_error("read")
         if isinstance(self._read, Discard):
             self._read.keep = self._buffer.size
         return self._finished(result)
+
+    def _last_result(self, read: Read) -> Any | More:
+        """The result of a read that can have no more than the buffer, or MORE where that is not enough."""
+        try:
+            result = read.take(self._buffer) if self._buffer.size else MORE
+        except UnsatisfiableReadError:
+            result = MORE  # beyond its limit, and nothing left to close for it
+        return read.finish(self._buffer) if result is MORE else result
 
     def _read_at_the_end(self, read: Read) -> "Future[Any]":
         """What a read returns that itself met the end."""
@@ -334,7 +338,7 @@ class ReadSide(WriteSide):
             return self._failed_in_dispatch(error)
         if result is MORE:
             return self._wait_for_more()
-        self._read = self._read_future = None
+        self._read = self._read_future = None  # as _forget_read does, without a call for each message
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
@@ -435,13 +439,10 @@ class ReadSide(WriteSide):
             return
         if future.done():
             return self._abandon_read()
-        buffer = self._buffer
         try:
-            result = read.take(buffer) if buffer.size else MORE
-            if result is MORE:
-                result = read.finish(buffer)
-        except Exception:
-            result = MORE
+            result = self._last_result(read)
+        except ReadFailed as failed:
+            return self._fail_read(failed.error)
         if result is MORE:
             self._fail_read(self._closed_error("read"))
         else:
@@ -451,9 +452,8 @@ class ReadSide(WriteSide):
     def _fail_read(self, error: BaseException) -> None:
         future = self._read_future
         self._abandon_read()
-        if future is not None and not future.done():
-            future.set_exception(error)
-            future.exception()
+        if future is not None:
+            fail(future, error)
 
     def _look_for_end_later(self) -> None:
         if self._readable or not self._reads_watched:

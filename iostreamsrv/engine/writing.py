@@ -8,7 +8,7 @@ from tornado.log import gen_log
 
 from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
-from .core import INLINE, StreamCore
+from .core import INLINE, StreamCore, fail
 
 CORK_SIZE = 65536
 """Corked bytes that are sent without waiting for the end of the hub's run."""
@@ -60,11 +60,7 @@ class WriteSide(StreamCore):
         if self._write_buffer is None:
             if self._closed:
                 return self._failed(self._closed_error("write"))
-            try:
-                sent = self.write_to_fd(data) or 0
-            except Exception as error:
-                sent = self._send_failed(error)
-            self.bytes_written += sent
+            sent = self._send(data)
             if sent == len(data):
                 self._inline -= 1
                 return hub.done if self._inline > 0 or self._may_go_on() else self._done_next_turn()
@@ -97,11 +93,7 @@ class WriteSide(StreamCore):
         self._corked = None
         data = corked[0] if len(corked) == 1 else b"".join(corked)
         self._corked_size = 0
-        try:
-            sent = self.write_to_fd(data) or 0
-        except Exception as error:
-            sent = self._send_failed(error)
-        self.bytes_written += sent
+        sent = self._send(data)
         if sent < len(data) and not self._closed:
             self._wait_for_room().append(memoryview(data)[sent:])
             self._owed = self.bytes_written + len(data) - sent
@@ -148,20 +140,28 @@ class WriteSide(StreamCore):
             self._sending_eof = True
         return self.drain()
 
-    def _send_failed(self, error: Exception) -> int:
-        """The 0 bytes that a failed attempt to send has sent. What is not merely "not now" closes the stream.
+    def _send(self, data: bytes | bytearray | memoryview) -> int:
+        """How many bytes the kernel took now. An error closes the stream.
 
         That a write_to_fd of somebody's own may raise anything must not keep other streams from being uncorked.
         """
-        if isinstance(error, BlockingIOError):
+        try:
+            sent = self.write_to_fd(data) or 0
+        except BlockingIOError:
             return 0
+        except Exception as error:
+            self._send_failed(error)
+            return 0
+        self.bytes_written += sent
+        return sent
+
+    def _send_failed(self, error: Exception) -> None:
         reason = reason_for(error)
         if reason is not CloseReason.RESET:
             gen_log.warning("Write error on %s: %s", self.fileno(), error)
         self._rescue_input()
         self._corked = self._write_buffer = None
         self._close(reason, without_frames(error))
-        return 0
 
     def _rescue_input(self) -> None:
         """Bytes that came before the connection broke are still to be read."""
@@ -196,11 +196,7 @@ class WriteSide(StreamCore):
         assert output is not None
         while output.size:
             with output.peek() as piece:
-                try:
-                    sent = self.write_to_fd(piece) or 0
-                except Exception as error:
-                    sent = self._send_failed(error)
-            self.bytes_written += sent
+                sent = self._send(piece)
             if self._write_buffer is not output:
                 return  # an error closed the stream
             if not sent:
@@ -252,9 +248,7 @@ class WriteSide(StreamCore):
         else:
             operation = "write"
         for future in futures:
-            if not future.done():
-                future.set_exception(self._closed_error(operation))
-                future.exception()
+            fail(future, self._closed_error(operation))
 
     def _keep_what_is_owed(self) -> None:
         """Of what is queued, what was reported done still leaves, as the kernel finds room."""
