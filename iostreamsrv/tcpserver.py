@@ -20,6 +20,7 @@ from .ioloop import current_loop
 from .iostream import CLOSE_TIMEOUT, BaseIOStream, IOStream
 from .netutil import BACKLOG, bind_sockets
 from .options import ServerOptions
+from .socketoptions import prepare_listener
 
 __all__ = ["Streams", "TCPServer"]
 
@@ -190,7 +191,7 @@ class TCPServer:
             known.add(listener.fileno())
         io_loop = self._io_loop or current_loop()
         for listener in sockets:
-            listener.setblocking(False)
+            prepare_listener(listener, self.options)
             acceptor = Acceptor(listener, self._accepted)
             self._acceptors.append(acceptor)
             acceptor.start(io_loop)
