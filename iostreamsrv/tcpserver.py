@@ -6,7 +6,7 @@ import inspect
 import socket
 import threading
 from collections.abc import Awaitable, Collection, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import tornado.iostream
@@ -20,7 +20,7 @@ from .ioloop import current_loop, existing_loop
 from .iostream import CLOSE_TIMEOUT, BaseIOStream, IOStream
 from .netutil import BACKLOG, bind_sockets
 from .options import ServerOptions
-from .socketoptions import prepare_listener
+from .socketoptions import set_socket_options
 
 __all__ = ["Streams", "TCPServer"]
 
@@ -205,10 +205,10 @@ class TCPServer:
             _check_listener(listener, known)
             known.add(listener.fileno())
         io_loop = self._io_loop or current_loop()
-        for listener in sockets:
-            prepare_listener(listener, self.options)
-            acceptor = Acceptor(listener, self._accepted)
-            self._acceptors.append(acceptor)
+        prepare = partial(set_socket_options, options=self.options)
+        acceptors = [Acceptor(listener, self._accepted, prepare) for listener in sockets]
+        self._acceptors += acceptors
+        for acceptor in acceptors:
             acceptor.start(io_loop)
 
     def add_socket(self, socket: socket.socket) -> None:
