@@ -14,7 +14,7 @@ import iostreamsrv
 
 project = "iostreamsrv"
 version = release = iostreamsrv.__version__
-copyright = "the iostreamsrv contributors"  # noqa: A001
+copyright = "the iostreamsrv contributors"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
@@ -25,7 +25,6 @@ add_module_names = False
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
-autodoc_class_signature = "separated"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
@@ -68,13 +67,23 @@ def page_of(module: str, name: str) -> str | None:
     return f"{PYTHON}{module}.html#{module}.{name}" if top in sys.stdlib_module_names else None
 
 
-def link_elsewhere(_app: Any, _env: Any, node: Any, content: nodes.Node) -> nodes.reference | None:
-    """What the reference does not have is Python's or Tornado's, or a mistake, which is then reported."""
+def find(app: Any, env: Any, node: Any, content: nodes.Node) -> nodes.Node | None:
+    """What a reference stands for that names neither its module nor one of the names beside it.
+
+    That is the one entry that ends so; or something of Python or Tornado; or something private of ours, which stays
+    without a link. All else is a mistake, and reported.
+    """
     target = node["reftarget"]
+    domain = env.get_domain("py")
+    entries = [name for name, entry in domain.objects.items() if name.endswith(f".{target}") and not entry.aliased]
+    if len(entries) == 1:
+        return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", entries[0], node, content)
     found = locate(target) or locate(f"builtins.{target}")
     address = page_of(*found) if found and found[1] else None
-    return nodes.reference("", "", content, internal=False, refuri=address) if address else None
+    if address:
+        return nodes.reference("", "", content, internal=False, refuri=address)
+    return content if locate(f"{node.get('py:module')}.{target}") or found else None
 
 
 def setup(app: Any) -> None:
-    app.connect("missing-reference", link_elsewhere)
+    app.connect("missing-reference", find)
