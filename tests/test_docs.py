@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import os
+import pydoc
 import re
 import shlex
 import shutil
@@ -26,6 +27,7 @@ import pytest
 
 import iostreamsrv
 from tests.programs import PATIENCE, PROJECT, Client, Program
+from tests.test_layers import inside, own_imports
 from tests.test_readme import free_port
 
 DOCS = PROJECT / "docs"
@@ -252,3 +254,38 @@ def methods(kind: type) -> Iterator[str]:
         found = inspect.getattr_static(kind, name)
         if not name.startswith("_") and (callable(found) or isinstance(found, property | functools.cached_property)):
             yield name
+
+
+# ---- the picture
+
+
+COLUMN = 48
+"""Where the words begin that say what the modules are."""
+
+
+def in_the_picture() -> list[str]:
+    """The modules in the picture of the house, line by line."""
+    picture = (DOCS / "internals.md").read_text().partition("```text\n")[2].partition("```")[0]
+    return [name for line in picture.splitlines() for name in line[:COLUMN].split() if not name.startswith("─")]
+
+
+def test_the_picture_of_the_house_has_every_module() -> None:
+    packages = {name.rpartition(".")[0] for name in inside}
+    assert sorted(in_the_picture()) == sorted(set(inside) - packages)
+
+
+def test_the_picture_of_the_house_shows_who_imports_whom() -> None:
+    order = in_the_picture()
+    for name in order:
+        upward = set(own_imports(inside[name])) & set(order[: order.index(name)])
+        assert upward == set(), f"{name} imports what is above it"
+
+
+# ---- from Tornado
+
+
+@pytest.mark.parametrize("package", ["tornado", "iostreamsrv"])
+def test_every_name_in_the_table_of_names_is_there(package: str) -> None:
+    names = re.findall(rf"`({package}\.[\w.]+)[`(]", (DOCS / "from_tornado.md").read_text())
+    assert len(names) > 10
+    assert [name for name in names if pydoc.locate(name) is None] == []
