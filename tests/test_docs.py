@@ -145,6 +145,7 @@ def test_what_one_types_in_the_docs_shows_what_they_say(block: Block, tmp_path: 
         for tool in re.findall(r"(?:^|\| )([\w-]+)", command):
             if shutil.which(tool, path=environment()["PATH"]) is None:
                 pytest.skip(f"there is no {tool} here")
+    (tmp_path / "iostreamsrv").symlink_to(PROJECT / "iostreamsrv")  # systemd passes no PYTHONPATH on
     with contextlib.ExitStack() as stack:
         if not typed[0][0].endswith(" &"):
             stack.enter_context(listening([sys.executable, script.name], tmp_path))
