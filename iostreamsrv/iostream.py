@@ -437,7 +437,7 @@ class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):
     :param fd: the descriptor, such as `os.pipe` gives. It is made non-blocking and belongs to the stream.
     :ivar fd: that descriptor.
 
-    The other parameters are those of `BaseIOStream`.
+    The other parameters are those of `BaseIOStream`, but a pipe has one direction, and so no half.
     """
 
     __slots__ = ("_file", "fd")

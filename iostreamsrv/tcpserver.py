@@ -6,7 +6,7 @@ import inspect
 import socket
 import threading
 from collections.abc import Awaitable, Collection, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import tornado.iostream
@@ -16,11 +16,11 @@ from tornado.log import app_log, gen_log
 
 from .acceptor import Acceptor
 from .errors import CloseReason, OptionError, StreamTimeoutError, reason_for
-from .ioloop import current_loop
+from .ioloop import current_loop, existing_loop
 from .iostream import CLOSE_TIMEOUT, BaseIOStream, IOStream
 from .netutil import BACKLOG, bind_sockets
 from .options import ServerOptions
-from .socketoptions import prepare_listener
+from .socketoptions import set_socket_options
 
 __all__ = ["Streams", "TCPServer"]
 
@@ -161,7 +161,8 @@ class TCPServer:
             for as many as there are cores. Each worker returns from here; the first process waits for them in here,
             starts those anew that die, and exits when all have ended. Not on Windows.
         :param max_restarts: how many dead workers are replaced in all; None for Tornado's 100.
-        :raises RuntimeError: started already; or to fork, where this thread has a loop or is not the main one.
+        :raises RuntimeError: started already; or to fork, where a loop exists (the workers would share its epoll) or
+            from a thread that is not the main one.
         :raises OptionError: a number that cannot be.
         """
         self._need_handler()
@@ -170,14 +171,28 @@ class TCPServer:
         if isinstance(num_processes, bool) or not isinstance(num_processes, int | None) or (num_processes or 0) < 0:
             raise OptionError("num_processes", num_processes, "must be 1 or more, or None for one for each core")
         if num_processes != 1:
-            if self._acceptors:
-                raise RuntimeError(
-                    "start() with more than one process forks, and this server listens on a loop already"
-                )
-            _fork(num_processes, max_restarts)
+            self._fork(num_processes, max_restarts)
         self._started = True
         pending, self._pending = self._pending, []
         self.add_sockets(pending)
+
+    def _fork(self, num_processes: int | None, max_restarts: int | None) -> None:
+        """Return in each of the workers; the first process is in here until they have ended, and exits."""
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("start() with more than one process forks, which only the main thread may do")
+        if process.task_id() is not None:
+            raise RuntimeError("start() with more than one process forks, and this process is a worker: start(1) here")
+        loop = existing_loop()
+        if loop is not None:
+            raise RuntimeError(
+                f"start() with more than one process forks, and there is a loop already, which the workers would share:"
+                f" {loop}. Call bind() and start() before whatever makes it (listen(), a stream, asyncio.run())"
+            )
+        try:
+            process.fork_processes(num_processes, max_restarts)
+        except BaseException:  # SystemExit, as a rule; only the first process comes by
+            self.stop()
+            raise
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept on listening sockets that exist; they belong to the server and are closed by :meth:`stop`.
@@ -190,10 +205,10 @@ class TCPServer:
             _check_listener(listener, known)
             known.add(listener.fileno())
         io_loop = self._io_loop or current_loop()
-        for listener in sockets:
-            prepare_listener(listener, self.options)
-            acceptor = Acceptor(listener, self._accepted)
-            self._acceptors.append(acceptor)
+        prepare = partial(set_socket_options, options=self.options)
+        acceptors = [Acceptor(listener, self._accepted, prepare) for listener in sockets]
+        self._acceptors += acceptors
+        for acceptor in acceptors:
             acceptor.start(io_loop)
 
     def add_socket(self, socket: socket.socket) -> None:
@@ -361,14 +376,6 @@ class TCPServer:
 async def _wait_for(future: Awaitable[Any]) -> None:
     """A coroutine of one stream's own: the future may be anybody's, even one that several handlers return."""
     await future
-
-
-def _fork(num_processes: int | None, max_restarts: int | None) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("start() with more than one process forks, which only the main thread may do")
-    if asyncio._get_running_loop() is not None:
-        raise RuntimeError("start() with more than one process forks, and a loop is running already: start it after")
-    process.fork_processes(num_processes, max_restarts)
 
 
 def _check_listener(listener: socket.socket, known: set[int]) -> None:

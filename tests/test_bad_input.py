@@ -227,14 +227,57 @@ def test_a_number_of_processes_is_an_integer_from_zero(server: Silent, count: An
 
 @pytest.mark.gen_test
 async def test_a_running_loop_does_not_fork(server: Silent) -> None:
-    with pytest.raises(RuntimeError, match="a loop is running already"):
+    with pytest.raises(RuntimeError, match="there is a loop already"):
         server.start(2)
+
+
+LOOPS = {
+    "one that was set": "asyncio.set_event_loop(asyncio.new_event_loop())",
+    "an IOLoop": "iostreamsrv.IOLoop.current()",
+    "an IOLoop of another thread": "thread.submit(iostreamsrv.IOLoop.current).result()",
+}
+
+
+@pytest.mark.parametrize("make", LOOPS.values(), ids=LOOPS)
+def test_a_loop_that_does_not_run_does_not_fork_either(make: str) -> None:
+    # In a process of its own: if it forks after all, that is not the process that runs the tests.
+    source = f"""
+        import asyncio, concurrent.futures, iostreamsrv, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        thread = concurrent.futures.ThreadPoolExecutor(1)
+        server = iostreamsrv.TCPServer()
+        server.handle_stream = lambda stream, address: None
+        server.bind(0, "127.0.0.1")
+        {make}
+        try:
+            server.start(2)
+        except RuntimeError as error:
+            print(repr(str(error)))
+        """
+    with program(source) as process:
+        assert "there is a loop already" in printed(process)
+
+
+def test_a_worker_does_not_fork_again() -> None:
+    source = """
+        import iostreamsrv
+        first, second = iostreamsrv.TCPServer(), iostreamsrv.TCPServer()
+        first.handle_stream = second.handle_stream = lambda stream, address: None
+        first.start(2)
+        try:
+            second.start(2)
+        except RuntimeError as error:
+            print(repr(str(error)))
+        """
+    with program(source) as process:
+        said = {printed(process), printed(process)}
+    assert ["this process is a worker" in text for text in said] == [True]
 
 
 @pytest.mark.gen_test
 async def test_a_server_that_listens_does_not_fork(server: Silent) -> None:
     server.listen(0, "127.0.0.1")
-    with pytest.raises(RuntimeError, match="listens on a loop already"):
+    with pytest.raises(RuntimeError, match="there is a loop already"):
         server.start(2)
     server.stop()
 

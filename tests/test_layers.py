@@ -45,7 +45,9 @@ LAYERS = [
     "styles.callbacks",
     "styles.blocking",
     "styles.queues",
+    "memory",
     "testing",
+    "pytest_plugin",
 ]
 """The rooms of the house from the ground up. Each may import from those before it."""
 
