@@ -9,13 +9,14 @@ import pytest
 
 from iostreamsrv import CloseReason, IOStream, OptionError, StreamClosedError, TCPServer
 from tests.conftest import MakePair
-from tests.support import PATIENCE, Peer, eventually, fill, on_every_engine, turns
+from tests.support import PATIENCE, Peer, eventually, fill, on_every_engine, tcp_pair, turns
 
 pytestmark = on_every_engine
 
 LINE = b"0123456789abcde\n"
 
 Pair = tuple[IOStream, Peer]
+Sockets = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
@@ -34,9 +35,9 @@ async def notice_the_end(stream: IOStream) -> None:
 
 
 @pytest.fixture
-def sockets() -> tuple[socket.socket, socket.socket]:
-    """A socket pair, which holds less than a TCP connection."""
-    return socket.socketpair()
+def sockets(engine: str) -> Sockets | None:
+    """For `make_pair`: such as hold less than a TCP connection may."""
+    return None if engine == "memory" else socket.socketpair()
 
 
 # ---- the peer has ended
@@ -224,7 +225,7 @@ async def test_the_stream_closes_itself_once_both_sides_have_ended(stream: IOStr
 
 @pytest.mark.gen_test
 async def test_send_eof_behind_queued_data_closes_when_a_stalled_reader_has_it(
-    make_pair: MakePair, sockets: tuple[socket.socket, socket.socket]
+    make_pair: MakePair, sockets: Sockets | None
 ) -> None:
     stream, peer = make_pair(sockets, allow_half_open=True)
     peer.send(LINE)
@@ -246,7 +247,7 @@ async def test_send_eof_behind_queued_data_closes_when_a_stalled_reader_has_it(
 
 @pytest.mark.gen_test
 async def test_the_peers_end_while_this_sides_waits_for_a_stalled_reader(
-    make_pair: MakePair, sockets: tuple[socket.socket, socket.socket]
+    make_pair: MakePair, sockets: Sockets | None
 ) -> None:
     stream, peer = make_pair(sockets, allow_half_open=True)
     writing = stream.write(bytes(3_000_000))
@@ -342,7 +343,7 @@ async def test_a_half_open_stream_can_be_closed_in_every_way(stream: IOStream, p
 
 @pytest.mark.gen_test
 async def test_aclose_of_a_half_open_stream_delivers_what_is_queued(
-    make_pair: MakePair, sockets: tuple[socket.socket, socket.socket]
+    make_pair: MakePair, sockets: Sockets | None
 ) -> None:
     stream, peer = make_pair(sockets, allow_half_open=True)
     peer.half_close()
@@ -460,7 +461,7 @@ async def test_a_half_open_stream_costs_nothing_while_it_is_idle(
 async def test_a_peer_that_does_not_read_costs_nothing_whatever_it_sent(
     make_pair: MakePair, half_open: bool, what: str
 ) -> None:
-    stream, peer = make_pair(allow_half_open=half_open)
+    stream, peer = make_pair(tcp_pair() if "urgent" in what else None, allow_half_open=half_open)
     dispatched = dispatches(stream)
     before = fill(stream)
     if "unread" in what:
@@ -478,10 +479,8 @@ async def test_a_peer_that_does_not_read_costs_nothing_whatever_it_sent(
 
 
 @pytest.mark.gen_test
-async def test_a_closed_stream_that_owes_bytes_costs_nothing_until_there_is_room(
-    make_pair: MakePair, sockets: tuple[socket.socket, socket.socket]
-) -> None:
-    stream, peer = make_pair(sockets)
+async def test_a_closed_stream_that_owes_bytes_costs_nothing_until_there_is_room(make_pair: MakePair) -> None:
+    stream, peer = make_pair(socket.socketpair())
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     dispatched = dispatches(stream)
 
@@ -519,7 +518,7 @@ async def test_by_default_the_peers_end_closes_the_stream(make_pair: MakePair) -
 
 @pytest.mark.gen_test
 async def test_by_default_what_is_queued_leaves_before_the_peers_end_closes(
-    make_pair: MakePair, sockets: tuple[socket.socket, socket.socket]
+    make_pair: MakePair, sockets: Sockets | None
 ) -> None:
     stream, peer = make_pair(sockets)
     writing = stream.write(bytes(3_000_000))
