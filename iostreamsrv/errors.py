@@ -11,12 +11,14 @@ The tree, with the classes of Tornado and of Python that each also is::
     └── ConcurrentConnectError        AssertionError
     OptionError                       ValueError
     ListenError                       OSError
+    ResolveError                      socket.gaierror, OSError
 
 So ``except tornado.iostream.StreamClosedError`` keeps working after a change of imports. errno values become reasons
 in one place, :func:`reason_for`.
 """
 
 import errno
+import socket
 from enum import StrEnum
 from typing import Literal
 
@@ -29,6 +31,7 @@ __all__ = [
     "ListenError",
     "Operation",
     "OptionError",
+    "ResolveError",
     "StreamBufferFullError",
     "StreamClosedError",
     "StreamError",
@@ -201,6 +204,13 @@ class OptionError(ValueError):
 
 class ListenError(OSError):
     """An address cannot be listened on. ``str()`` names the address; ``errno`` is the operating system's."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class ResolveError(socket.gaierror):
+    """A host or a service has no address. ``str()`` names both; ``errno`` is one of `socket`'s ``EAI_*``."""
 
     def __str__(self) -> str:
         return str(self.strerror)
