@@ -541,7 +541,7 @@ async def test_aclose_delivers_the_files_first(make_narrow: MakePair, path: Path
 
 @pytest.mark.gen_test
 async def test_aclose_that_gives_up_fails_and_frees_a_file(make_narrow: MakePair, path: Path) -> None:
-    stream, peer = make_narrow()
+    stream, _ = make_narrow()
     before = open_descriptors()
     future = send(stream, path)
     await stream.aclose(timeout=0.02)
