@@ -1,6 +1,7 @@
 """`IOStream.sendfile`: parts of files in the stream's order, whatever happens to the file and the connection."""
 
 import asyncio
+import contextlib
 import errno
 import io
 import os
@@ -525,7 +526,11 @@ async def test_an_end_that_does_not_wait_fails_the_files_and_frees_them(
     assert open_descriptors() <= before
     for future in futures:
         await fails(future, {"close": "local", "abort": "aborted"}[end])
-    assert await peer.receive(sent) == CONTENT[:sent]
+    received = b""
+    with contextlib.suppress(ConnectionResetError):  # abort(), but for a Unix socket
+        async for chunk in peer.chunks():
+            received += chunk
+    assert received == CONTENT[:sent]
 
 
 @pytest.mark.gen_test
@@ -541,7 +546,7 @@ async def test_aclose_delivers_the_files_first(make_narrow: MakePair, path: Path
 
 @pytest.mark.gen_test
 async def test_aclose_that_gives_up_fails_and_frees_a_file(make_narrow: MakePair, path: Path) -> None:
-    stream, peer = make_narrow()
+    stream, _ = make_narrow()
     before = open_descriptors()
     future = send(stream, path)
     await stream.aclose(timeout=0.02)
