@@ -6,6 +6,7 @@ from .errors import (
     ConcurrentReadError,
     ListenError,
     OptionError,
+    ResolveError,
     StreamBufferFullError,
     StreamClosedError,
     StreamError,
@@ -16,6 +17,7 @@ from .ioloop import IOLoop, run
 from .iostream import BaseIOStream, IOStream, PipeIOStream
 from .netutil import bind_sockets
 from .options import ServerOptions
+from .tcpclient import TCPClient
 from .tcpserver import TCPServer
 from .version import __version__
 
@@ -29,11 +31,13 @@ __all__ = [
     "ListenError",
     "OptionError",
     "PipeIOStream",
+    "ResolveError",
     "ServerOptions",
     "StreamBufferFullError",
     "StreamClosedError",
     "StreamError",
     "StreamTimeoutError",
+    "TCPClient",
     "TCPServer",
     "UnsatisfiableReadError",
     "__version__",

@@ -11,12 +11,14 @@ The tree, with the classes of Tornado and of Python that each also is::
     └── ConcurrentConnectError        AssertionError
     OptionError                       ValueError
     ListenError                       OSError
+    ResolveError                      socket.gaierror, which is an OSError
 
 So ``except tornado.iostream.StreamClosedError`` keeps working after a change of imports. errno values become reasons
 in one place, :func:`reason_for`.
 """
 
 import errno
+import socket
 from enum import StrEnum
 from typing import Literal
 
@@ -29,6 +31,7 @@ __all__ = [
     "ListenError",
     "Operation",
     "OptionError",
+    "ResolveError",
     "StreamBufferFullError",
     "StreamClosedError",
     "StreamError",
@@ -119,6 +122,7 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
     """The stream is closed: the operation cannot be done, now or later.
 
     :ivar real_error: the error that closed the stream (often an `OSError`), or ``None`` after an orderly close.
+    :ivar errno: that of ``real_error``, or ``None``.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
         reason: CloseReason | None = None,
     ) -> None:
         super().__init__(real_error)
+        self.errno = getattr(real_error, "errno", None)
         self.operation = operation
         self.reason = reason
 
@@ -144,10 +149,10 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
 
 
 class StreamTimeoutError(TimeoutError, StreamError):
-    """The ``timeout`` of one operation passed. The stream and its bytes stay usable."""
+    """The ``timeout`` of one operation passed. The stream and its bytes, if there is one yet, stay usable."""
 
-    def __init__(self, operation: Operation, seconds: float) -> None:
-        super().__init__(f"{operation} not finished within {seconds:g} s")
+    def __init__(self, operation: Operation, seconds: float, message: str | None = None) -> None:
+        super().__init__(message or f"{operation} not finished within {seconds:g} s")
         self.operation = operation
 
 
@@ -201,6 +206,15 @@ class OptionError(ValueError):
 
 class ListenError(OSError):
     """An address cannot be listened on. ``str()`` names the address; ``errno`` is the operating system's."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class ResolveError(socket.gaierror):
+    """A host or service name does not resolve. ``str()`` names both; ``errno`` is the resolver's ``EAI_*``, if it gave
+    one.
+    """
 
     def __str__(self) -> str:
         return str(self.strerror)

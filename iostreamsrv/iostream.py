@@ -28,7 +28,7 @@ from tornado.ioloop import IOLoop
 from .engine.reading import ReadSide
 from .engine.writing import FILE_CHUNK
 from .errors import CloseReason, ConcurrentConnectError, reason_for, without_frames
-from .hub import READABLE, WRITABLE
+from .hub import BROKEN, READABLE, WRITABLE
 from .options import LINGER, READ_CHUNK_SIZE, ServerOptions, check_flag, check_size, check_timeout
 from .sansio.buffers import WriteBuffer
 from .sansio.files import FileRegion
@@ -98,7 +98,8 @@ class BaseIOStream(ReadSide):
 
     def _dispatch_at_the_ends(self, events: int) -> None:
         if self._closed:
-            self._deliver_owed()
+            if events & (WRITABLE | BROKEN):
+                self._deliver_owed()
         elif events != READABLE:  # that alone is somebody who asked for another dispatch
             self._connected()
 

@@ -260,14 +260,14 @@ def test_a_loop_that_does_not_run_does_not_fork_either(make: str) -> None:
 
 def test_a_worker_does_not_fork_again() -> None:
     source = """
-        import iostreamsrv
+        import iostreamsrv, os
         first, second = iostreamsrv.TCPServer(), iostreamsrv.TCPServer()
         first.handle_stream = second.handle_stream = lambda stream, address: None
         first.start(2)
         try:
             second.start(2)
         except RuntimeError as error:
-            print(repr(str(error)))
+            os.write(1, f"{str(error)!r}\\n".encode())  # the two print into one pipe
         """
     with program(source) as process:
         said = {printed(process), printed(process)}
