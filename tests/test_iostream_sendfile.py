@@ -166,6 +166,8 @@ async def test_any_mixture_arrives_in_order_at_a_slow_reader_and_ends_in_order(
     expected, results, ended = [], [], []
     futures: list[asyncio.Future[Any]] = []
     for number in range(60):
+        if number == 20:
+            expected.append(bytes(fill(stream)))
         offset, count = generator.randrange(100_000), generator.choice([0, 1, 500, 5_000, 70_000])
         part, how = CONTENT[offset : offset + count], generator.choice(["write", "sendfile", "memory", "drain"])
         if how == "write":
@@ -190,7 +192,7 @@ async def test_any_mixture_arrives_in_order_at_a_slow_reader_and_ends_in_order(
         await turns(generator.randrange(3))
     assert received == b"".join(expected)
     assert await asyncio.gather(*futures) == results
-    assert ended, "nothing had to wait"
+    assert len(ended) >= 40, "nothing had to wait"
     assert ended == sorted(ended)
     await ending
 
