@@ -109,7 +109,9 @@ class BaseIOStream(ReadSide):
     # ---- ending
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """Call ``callback`` once the stream is closed, for whatever reason; None takes it back.
+        """Call ``callback`` once the stream is closed, for whatever reason; None takes it back. ::
+
+            stream.set_close_callback(lambda: users.discard(stream.id))
 
         A stream with a close callback notices the peer's end also while nobody reads: it then receives one chunk ahead.
         So a peer that half-closes after its request is taken as gone, as with Tornado.
@@ -149,7 +151,10 @@ class BaseIOStream(ReadSide):
         self._close(CloseReason.LOCAL, error)
 
     async def aclose(self, timeout: float | None = CLOSE_TIMEOUT) -> None:
-        """Close the stream in order: send what is queued, half-close, let the peer read it, close.
+        """Close the stream in order: send what is queued, half-close, let the peer read it, close. ::
+
+            await stream.write(b"good bye\\n")
+            await stream.aclose(timeout=5)
 
         After the half-close the peer has ``linger`` seconds (2) to end its side; up to 1 MiB that it still sends is
         thrown away. A pending read fails at once. Bytes that are buffered stay readable.
@@ -238,7 +243,10 @@ class BaseIOStream(ReadSide):
 
 
 class IOStream(BaseIOStream, tornado.iostream.IOStream):
-    """A stream on a socket.
+    """A stream on a socket. ::
+
+        stream = IOStream(socket.socket())
+        await stream.connect(("127.0.0.1", 8888))
 
     :param socket: connected, or new and then given to :meth:`connect`. It is made non-blocking and belongs to the
         stream.
@@ -433,7 +441,12 @@ _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EN
 
 
 class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):
-    """A stream on one end of a pipe, to read from or to write to. Not on Windows.
+    """A stream on one end of a pipe, to read from or to write to. Not on Windows. ::
+
+        reader, writer = os.pipe()
+        subprocess.Popen(["ls"], stdout=writer)
+        os.close(writer)
+        listing = await PipeIOStream(reader).read_until_close()
 
     :param fd: the descriptor, such as `os.pipe` gives. It is made non-blocking and belongs to the stream.
     :ivar fd: that descriptor.
