@@ -27,14 +27,29 @@ from tornado.ioloop import IOLoop
 
 from .engine.reading import ReadSide
 from .engine.writing import FILE_CHUNK
-from .errors import CloseReason, ConcurrentConnectError, reason_for, without_frames
+from .errors import (
+    CloseReason,
+    ConcurrentConnectError,
+    StreamBufferFullError,
+    StreamClosedError,
+    UnsatisfiableReadError,
+    reason_for,
+    without_frames,
+)
 from .hub import BROKEN, READABLE, WRITABLE
 from .options import LINGER, READ_CHUNK_SIZE, ServerOptions, check_flag, check_size, check_timeout
 from .sansio.buffers import WriteBuffer
 from .sansio.files import FileRegion
 from .sansio.reads import Discard
 
-__all__ = ["BaseIOStream", "IOStream", "PipeIOStream"]
+__all__ = [
+    "BaseIOStream",
+    "IOStream",
+    "PipeIOStream",
+    "StreamBufferFullError",
+    "StreamClosedError",
+    "UnsatisfiableReadError",
+]
 
 MAX_BUFFER_SIZE = 100 * 1024 * 1024
 """Tornado's default for a stream made by hand. `TCPServer` gives its streams 1 MiB."""
