@@ -122,6 +122,7 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
     """The stream is closed: the operation cannot be done, now or later.
 
     :ivar real_error: the error that closed the stream (often an `OSError`), or ``None`` after an orderly close.
+    :ivar errno: that of ``real_error``, or ``None``.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
         reason: CloseReason | None = None,
     ) -> None:
         super().__init__(real_error)
+        self.errno = getattr(real_error, "errno", None)
         self.operation = operation
         self.reason = reason
 
@@ -147,10 +149,10 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
 
 
 class StreamTimeoutError(TimeoutError, StreamError):
-    """The ``timeout`` of one operation passed. The stream and its bytes stay usable."""
+    """The ``timeout`` of one operation passed. The stream and its bytes, if there is one yet, stay usable."""
 
-    def __init__(self, operation: Operation, seconds: float) -> None:
-        super().__init__(f"{operation} not finished within {seconds:g} s")
+    def __init__(self, operation: Operation, seconds: float, message: str | None = None) -> None:
+        super().__init__(message or f"{operation} not finished within {seconds:g} s")
         self.operation = operation
 
 

@@ -30,6 +30,21 @@ def current_loop() -> IOLoop:
         return IOLoop.current()
 
 
+def existing_loop() -> asyncio.AbstractEventLoop | None:
+    """A loop that is open: the running one, the one that is set for this thread, or any there is an `IOLoop` for."""
+    loops = (asyncio._get_running_loop(), _loop_that_is_set(), *IOLoop._ioloop_for_asyncio)
+    return next((loop for loop in loops if loop is not None and not loop.is_closed()), None)
+
+
+def _loop_that_is_set() -> asyncio.AbstractEventLoop | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        policy = asyncio.get_event_loop_policy()
+    # Not get_event_loop(): up to Python 3.13 it makes a loop where there is none.
+    loop: asyncio.AbstractEventLoop | None = getattr(getattr(policy, "_local", None), "_loop", None)
+    return loop
+
+
 def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
     """Run a server, or a coroutine, until it ends or SIGINT (Ctrl-C) or SIGTERM comes; then return.
 

@@ -26,10 +26,12 @@ import tornado.iostream
 from tornado.ioloop import IOLoop
 
 from .engine.reading import ReadSide
+from .engine.writing import FILE_CHUNK
 from .errors import CloseReason, ConcurrentConnectError, reason_for, without_frames
-from .hub import READABLE, WRITABLE
-from .options import READ_CHUNK_SIZE, ServerOptions, check_flag, check_size, check_timeout
+from .hub import BROKEN, READABLE, WRITABLE
+from .options import LINGER, READ_CHUNK_SIZE, ServerOptions, check_flag, check_size, check_timeout
 from .sansio.buffers import WriteBuffer
+from .sansio.files import FileRegion
 from .sansio.reads import Discard
 
 __all__ = ["BaseIOStream", "IOStream", "PipeIOStream"]
@@ -37,10 +39,9 @@ __all__ = ["BaseIOStream", "IOStream", "PipeIOStream"]
 MAX_BUFFER_SIZE = 100 * 1024 * 1024
 """Tornado's default for a stream made by hand. `TCPServer` gives its streams 1 MiB."""
 
-LINGER_SECONDS = 2.0
 LINGER_BYTES = 1 << 20
-"""How long, and for how many bytes, ``aclose()`` goes on receiving after its half-close. Closing a socket with unread
-input makes the kernel send a reset, which can destroy the last reply on its way (nginx: lingering_close)."""
+"""For how many bytes ``aclose()`` goes on receiving after its half-close. Closing a socket with unread input makes the
+kernel send a reset, which can destroy the last reply on its way (nginx: lingering_close)."""
 
 CLOSE_TIMEOUT = 30.0
 """Default bound of ``aclose()``, in seconds."""
@@ -58,11 +59,16 @@ class BaseIOStream(ReadSide):
     :param max_write_buffer_size: most bytes to queue; default (None) no limit. A write beyond it raises
         `StreamBufferFullError`; a single larger write into an empty queue is taken.
     :param cork: whether writes made while more requests wait are sent together (see :meth:`write`).
+    :param allow_half_open: whether the stream stays open when the peer has ended its side. Reads then raise
+        `StreamClosedError`, reason ``eof``, and writes go on, until :meth:`send_eof` has ended this side as well;
+        that closes the stream. Otherwise, as with Tornado, the peer's end closes it, once what is queued has left.
     :raises OptionError: a size is not a positive number.
 
     :ivar io_loop: the `IOLoop` of the stream.
     :ivar error: what closed the stream, or None after an orderly close.
     :ivar close_reason: a `CloseReason` once the stream is closed, None before.
+    :ivar allow_half_open: as the parameter; may be set.
+    :ivar linger: seconds that :meth:`aclose` waits for the peer's end after its half-close; 2.0. May be set.
     :ivar id: a number no other stream of this process has.
     :ivar opened_at: when the stream was made, `time.time`.
     :ivar bytes_read: received so far, the unread ones included.
@@ -78,6 +84,7 @@ class BaseIOStream(ReadSide):
         max_write_buffer_size: float | None = None,
         *,
         cork: bool = True,
+        allow_half_open: bool = False,
     ) -> None:
         self._start(
             IOLoop.current(),
@@ -85,11 +92,14 @@ class BaseIOStream(ReadSide):
             check_size("read_chunk_size", read_chunk_size) or READ_CHUNK_SIZE,
             check_size("max_write_buffer_size", max_write_buffer_size),
             check_flag("cork", cork),
+            check_flag("allow_half_open", allow_half_open),
+            LINGER,
         )
 
     def _dispatch_at_the_ends(self, events: int) -> None:
         if self._closed:
-            self._deliver_owed()
+            if events & (WRITABLE | BROKEN):
+                self._deliver_owed()
         elif events != READABLE:  # that alone is somebody who asked for another dispatch
             self._connected()
 
@@ -141,11 +151,11 @@ class BaseIOStream(ReadSide):
     async def aclose(self, timeout: float | None = CLOSE_TIMEOUT) -> None:
         """Close the stream in order: send what is queued, half-close, let the peer read it, close.
 
-        After the half-close the peer has 2 s to end its side; up to 1 MiB that it still sends is thrown away. A
-        pending read fails at once. Bytes that are buffered stay readable.
+        After the half-close the peer has ``linger`` seconds (2) to end its side; up to 1 MiB that it still sends is
+        thrown away. A pending read fails at once. Bytes that are buffered stay readable.
 
         :param timeout: seconds for all of it, then the stream is closed as by :meth:`close`; None for no limit but
-            the 2 s.
+            ``linger``.
         """
         await self._aclose(CloseReason.LOCAL, timeout)
 
@@ -167,7 +177,7 @@ class BaseIOStream(ReadSide):
         try:
             async with asyncio.timeout(timeout):
                 await self.drain()
-                if self._has_half_close and not self._eof and not self._closed:
+                if self._has_half_close and self.linger and not self._eof and not self._closed:
                     await self._linger()
         except (TimeoutError, OSError):
             pass
@@ -179,7 +189,7 @@ class BaseIOStream(ReadSide):
         if not self._sending_eof:
             self._shutdown_writes()
             self._sending_eof = True
-        await self._begin_read(Discard(self._buffer, LINGER_BYTES), LINGER_SECONDS)
+        await self._begin_read(Discard(self._buffer, LINGER_BYTES), self.linger)
 
     def abort(self) -> None:
         """Close the stream now and throw away what is queued; a TCP peer gets a reset. Reason ``aborted``."""
@@ -247,11 +257,19 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
         max_write_buffer_size: float | None = None,
         *,
         cork: bool = True,
+        allow_half_open: bool = False,
     ) -> None:
         self.socket = socket
         socket.setblocking(False)
         self._remote_address: Any = None
-        BaseIOStream.__init__(self, max_buffer_size, read_chunk_size, max_write_buffer_size, cork=cork)
+        BaseIOStream.__init__(
+            self,
+            max_buffer_size,
+            read_chunk_size,
+            max_write_buffer_size,
+            cork=cork,
+            allow_half_open=allow_half_open,
+        )
 
     @classmethod
     def _of_client(
@@ -272,6 +290,8 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
             options.read_chunk_size,
             options.max_write_buffer_size,
             options.cork,
+            options.allow_half_open,
+            options.linger,
         )
         stream._on_end = on_end
         return stream
@@ -302,6 +322,16 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
         if type(method) is MethodType and method.__func__ is _READ_FROM_SOCKET:
             return self.socket.recv(size)
         return BaseIOStream._receive(self, size)
+
+    def _sendfile(self, region: FileRegion) -> int | None:
+        method = self.write_to_fd
+        if region.fd >= 0 and _SENDFILE and type(method) is MethodType and method.__func__ is _WRITE_TO_SOCKET:
+            try:
+                return _SENDFILE(self.socket.fileno(), region.fd, region.offset, min(region.left, FILE_CHUNK)) or None
+            except OSError as error:
+                if error.errno not in _NO_SENDFILE:
+                    raise
+        return BaseIOStream._sendfile(self, region)
 
     def abort(self) -> None:
         if self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6):
@@ -396,6 +426,10 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
 
 
 _READ_FROM_SOCKET = IOStream.read_from_fd
+_WRITE_TO_SOCKET = IOStream.write_to_fd
+_SENDFILE = getattr(os, "sendfile", None)
+_NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK})
+"""What the kernel says where this socket or the file's file system cannot do it."""
 
 
 class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):
@@ -404,7 +438,7 @@ class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):
     :param fd: the descriptor, such as `os.pipe` gives. It is made non-blocking and belongs to the stream.
     :ivar fd: that descriptor.
 
-    The other parameters are those of `BaseIOStream`.
+    The other parameters are those of `BaseIOStream`, but a pipe has one direction, and so no half.
     """
 
     __slots__ = ("_file", "fd")

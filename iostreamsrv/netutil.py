@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from . import unixlistener
 from .acceptor import Acceptor
+from .addresses import check_host, check_port, show
 from .errors import ListenError, OptionError, ResolveError
 from .ioloop import current_loop
 
@@ -61,11 +62,7 @@ class Endpoint(NamedTuple):
         return int(self.address[1])
 
     def __str__(self) -> str:
-        return _show(self.host, self.port)
-
-
-def _show(host: str | None, port: int | str) -> str:
-    return f"[{host}]:{port}" if host and ":" in host else f"{host or '*'}:{port}"
+        return show((self.host, self.port))
 
 
 # ---- TCP
@@ -92,8 +89,8 @@ def bind_sockets(
     :raises OptionError: an argument that cannot be.
     :raises ListenError: the address does not resolve or cannot be bound. Nothing is left bound.
     """
-    port = _check_port("port", port)
-    host = _check_host("address", address)
+    port = check_port("port", port)
+    host = check_host("address", address)
     _check_backlog(backlog)
     _check_types(flags, reuse_port)
     if not socket.has_ipv6 and family == socket.AF_UNSPEC:
@@ -101,12 +98,12 @@ def bind_sockets(
     try:
         endpoints = _lookup(host, port, family, socket.AI_PASSIVE if flags is None else flags)
     except OSError as error:
-        raise ListenError(error.errno, f"cannot listen on {_show(host, port)}: {error.strerror}") from error
+        raise ListenError(error.errno, f"cannot listen on {show((host, port))}: {error.strerror}") from error
     # IPv4 first: where the kernel chooses the port, it is more likely to be free for both.
     endpoints.sort(key=lambda endpoint: endpoint.family)
     sockets = _bind_with_one_port(endpoints, backlog, reuse_port)
     if not sockets:
-        raise ListenError(errno.EADDRNOTAVAIL, f"cannot listen on {_show(host, port)}: no address of it is available")
+        raise ListenError(errno.EADDRNOTAVAIL, f"cannot listen on {show((host, port))}: no address of it is available")
     return sockets
 
 
@@ -199,8 +196,7 @@ def bind_unix_socket(path: str | bytes | os.PathLike[Any], mode: int = 0o600, ba
     try:
         return unixlistener.bind(name, mode, backlog)
     except OSError as error:
-        shown = name.replace("\0", "@")
-        raise ListenError(error.errno, f"cannot listen on {shown}: {error.strerror}") from error
+        raise ListenError(error.errno, f"cannot listen on {show(name)}: {error.strerror}") from error
 
 
 def _check_path(path: object) -> str:
@@ -241,7 +237,7 @@ def _adopt(number: int) -> socket.socket:
     except OSError as error:
         known = {errno.EBADF: "is not open", errno.ENOTSOCK: "is not a socket"}
         raise OSError(error.errno, known.get(error.errno or 0, error.strerror)) from error
-    if (problem := _why_not_listening(listener)) is not None:
+    if (problem := why_not_listening(listener)) is not None:
         listener.detach()
         raise OSError(errno.EINVAL, problem)
     listener.set_inheritable(False)
@@ -249,7 +245,10 @@ def _adopt(number: int) -> socket.socket:
     return listener
 
 
-def _why_not_listening(listener: socket.socket) -> str | None:
+def why_not_listening(listener: object) -> str | None:
+    """What keeps a server from accepting on ``listener``; None where nothing does."""
+    if not isinstance(listener, socket.socket):
+        return "must be a listening socket"
     if listener.fileno() < 0:
         return "is closed"
     if listener.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM:
@@ -329,10 +328,8 @@ def add_accept_handler(sock: socket.socket, callback: Callable[[socket.socket, A
     :returns: a function that stops accepting; calling it again does nothing.
     :raises OptionError: ``sock`` is not a listening stream socket.
     """
-    problem = _why_not_listening(sock) if isinstance(sock, socket.socket) else "must be a listening socket"
-    if problem is not None:
+    if (problem := why_not_listening(sock)) is not None:
         raise OptionError("sock", sock, problem)
-    sock.setblocking(False)
     acceptor = Acceptor(sock, callback)
     acceptor.start(current_loop())
     return acceptor.stop
@@ -358,13 +355,13 @@ async def resolve(
     :raises OptionError: an argument that cannot be.
     :raises ResolveError: there is no such host or service.
     """
-    host, service = _check_host("host", host), _check_port("service", service)
+    host, service = check_host("host", host), check_port("service", service)
     loop = asyncio.get_running_loop()
     try:
         # Not the loop's own getaddrinfo: uvloop's forgets the interface in fe80::1%eth0.
         return await loop.run_in_executor(None, _lookup, host, service, family, socket.AI_PASSIVE)
     except OSError as error:
-        raise ResolveError(error.errno, f"cannot resolve {_show(host, service)}: {error.strerror}") from error
+        raise ResolveError(error.errno, f"cannot resolve {show((host, service))}: {error.strerror}") from error
 
 
 def _lookup(host: str | None, service: int | str, family: int, flags: int) -> list[Endpoint]:
@@ -385,26 +382,6 @@ def _lookup_error(host: str | None, error: Exception) -> socket.gaierror:
 
 
 # ---- arguments
-
-
-def _check_port(name: str, port: int | str) -> int | str:
-    if isinstance(port, str):
-        # Numbers are taken apart here: getaddrinfo has 70000 for 4464, and "+70000" as well.
-        if port.isascii() and port.isdigit():
-            if len(port) < 10 and int(port) <= 65535:
-                return int(port)
-        elif port and "\0" not in port and not port.strip(" +-").isdigit():
-            return port
-    elif isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= 65535:
-        return port
-    raise OptionError(name, port, "must be an integer from 0 to 65535 or the name of a service")
-
-
-def _check_host(name: str, host: str | None) -> str | None:
-    # getaddrinfo would take what is before a zero byte.
-    if host is not None and (not isinstance(host, str) or "\0" in host):
-        raise OptionError(name, host, "must be an IP address or a host name, or None for all interfaces")
-    return None if host in ("", "*") else host
 
 
 def _check_backlog(backlog: object) -> None:

@@ -6,7 +6,7 @@ What is wrong raises `OptionError` here, before anything is bound.
 import difflib
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import OptionError
 
@@ -16,6 +16,22 @@ READ_CHUNK_SIZE = 65536
 """Most that is received at once. From 128 KiB on malloc maps and unmaps memory for each call, at a quarter of the
 speed.
 """
+
+LINGER = 2.0
+"""Seconds a close waits for the peer's end: the time of a lost packet or two (nginx gives 5 and more)."""
+
+
+class Keepalive(NamedTuple):
+    """When the kernel asks a silent peer whether it is still there: in seconds, TCP only.
+
+    :ivar idle: silence before the first question; 60.
+    :ivar interval: from one question to the next; 10.
+    :ivar probes: questions without an answer after which the connection is broken, with ETIMEDOUT; 6.
+    """
+
+    idle: int = 60
+    interval: int = 10
+    probes: int = 6
 
 
 def check_size(name: str, value: float | None) -> int | None:
@@ -39,9 +55,19 @@ def check_timeout(name: str, value: float) -> float:
 
     :raises OptionError: not a number, NaN, not above 0, or infinite.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    seconds = _seconds(value)
+    if not 0 < seconds < math.inf:
         raise OptionError(name, value, "must be a number of seconds above 0 (None for no limit)")
-    return float(value)
+    return seconds
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def check_flag(name: str, value: object) -> bool:
@@ -52,6 +78,50 @@ def check_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise OptionError(name, value, "must be True or False")
     return value
+
+
+def check_keepalive(name: str, value: object) -> Keepalive | None:
+    """True for the default, False or None for none, or three numbers: the most of each is what Linux takes.
+
+    :raises OptionError: anything else.
+    """
+    if value is True:
+        return Keepalive()
+    if value is False or value is None:
+        return None
+    most = (32767, 32767, 127)
+    if isinstance(value, tuple) and len(value) == 3 and all(map(_is_from_one_to, value, most)):
+        return Keepalive(*value)
+    raise OptionError(
+        name, value, "must be True, False or (idle, interval, probes): seconds from 1 to 32767, probes from 1 to 127"
+    )
+
+
+def _is_from_one_to(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def check_kernel_size(name: str, value: object) -> int | None:
+    """A size in bytes for the kernel, which takes no more than 2 GiB (and as a rule gives less); None stays None.
+
+    :raises OptionError: anything else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, int) and _is_from_one_to(value, (1 << 31) - 1):
+        return value
+    raise OptionError(name, value, "must be a number of bytes from 1 to 2147483647, or None for the kernel's choice")
+
+
+def check_linger(name: str, value: float) -> float:
+    """A duration in seconds, or 0.
+
+    :raises OptionError: not a number, NaN, below 0, or infinite.
+    """
+    seconds = _seconds(value)
+    if not 0 <= seconds < math.inf:
+        raise OptionError(name, value, "must be a number of seconds, or 0 to close with a reset")
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +137,15 @@ class ServerOptions:
     :ivar close_on_return: whether a stream is closed, after all it was given has left, once a coroutine
         ``handle_stream`` returns; True. It is left open all the same if a read is pending or a close callback is set,
         and a plain function never closes it. Tornado never closes: False.
+    :ivar allow_half_open: whether a stream stays open when its client has ended its side; False. See `BaseIOStream`.
+    :ivar linger: seconds an ordered close waits, after its half-close, for the client to end its side; 2. 0 closes
+        with a reset and without waiting. What the socket option of that name does, but it never blocks the loop; and
+        no close takes more than 30 s in all.
+    :ivar keepalive: how the kernel finds out that a silent client is gone: True for ``Keepalive()``, which is after 60
+        s of silence and 6 questions, 10 s apart; a `Keepalive` or such a tuple of three; False for never.
+    :ivar nodelay: whether small writes leave at once, without Nagle's algorithm; True. The cork gathers them already.
+    :ivar send_buffer_size: bytes of the kernel's buffer for what is sent, ``SO_SNDBUF``; None: the kernel decides.
+    :ivar receive_buffer_size: bytes of the kernel's buffer for what is received, ``SO_RCVBUF``; None: likewise.
     """
 
     max_buffer_size: int = MEBIBYTE
@@ -74,13 +153,23 @@ class ServerOptions:
     read_chunk_size: int = READ_CHUNK_SIZE
     cork: bool = True
     close_on_return: bool = True
+    allow_half_open: bool = False
+    linger: float = LINGER
+    keepalive: bool | tuple[int, int, int] | None = True
+    nodelay: bool = True
+    send_buffer_size: int | None = None
+    receive_buffer_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_buffer_size", "max_write_buffer_size", "read_chunk_size"):
             default = READ_CHUNK_SIZE if name == "read_chunk_size" else MEBIBYTE
             object.__setattr__(self, name, check_size(name, getattr(self, name)) or default)
-        for name in ("cork", "close_on_return"):
+        for name in ("cork", "close_on_return", "allow_half_open", "nodelay"):
             check_flag(name, getattr(self, name))
+        for name in ("send_buffer_size", "receive_buffer_size"):
+            check_kernel_size(name, getattr(self, name))
+        object.__setattr__(self, "linger", check_linger("linger", self.linger))
+        object.__setattr__(self, "keepalive", check_keepalive("keepalive", self.keepalive))
 
     @classmethod
     def of(cls, keywords: dict[str, Any]) -> "ServerOptions":

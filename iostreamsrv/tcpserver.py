@@ -6,7 +6,7 @@ import inspect
 import socket
 import threading
 from collections.abc import Awaitable, Collection, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import tornado.iostream
@@ -15,11 +15,13 @@ from tornado.ioloop import IOLoop
 from tornado.log import app_log, gen_log
 
 from .acceptor import Acceptor
+from .addresses import show
 from .errors import CloseReason, OptionError, StreamTimeoutError, reason_for
-from .ioloop import current_loop
+from .ioloop import current_loop, existing_loop
 from .iostream import CLOSE_TIMEOUT, BaseIOStream, IOStream
-from .netutil import BACKLOG, bind_sockets
+from .netutil import BACKLOG, bind_sockets, why_not_listening
 from .options import ServerOptions
+from .socketoptions import set_socket_options
 
 __all__ = ["Streams", "TCPServer"]
 
@@ -160,7 +162,8 @@ class TCPServer:
             for as many as there are cores. Each worker returns from here; the first process waits for them in here,
             starts those anew that die, and exits when all have ended. Not on Windows.
         :param max_restarts: how many dead workers are replaced in all; None for Tornado's 100.
-        :raises RuntimeError: started already; or to fork, where this thread has a loop or is not the main one.
+        :raises RuntimeError: started already; or to fork, where a loop exists (the workers would share its epoll) or
+            from a thread that is not the main one.
         :raises OptionError: a number that cannot be.
         """
         self._need_handler()
@@ -169,14 +172,28 @@ class TCPServer:
         if isinstance(num_processes, bool) or not isinstance(num_processes, int | None) or (num_processes or 0) < 0:
             raise OptionError("num_processes", num_processes, "must be 1 or more, or None for one for each core")
         if num_processes != 1:
-            if self._acceptors:
-                raise RuntimeError(
-                    "start() with more than one process forks, and this server listens on a loop already"
-                )
-            _fork(num_processes, max_restarts)
+            self._fork(num_processes, max_restarts)
         self._started = True
         pending, self._pending = self._pending, []
         self.add_sockets(pending)
+
+    def _fork(self, num_processes: int | None, max_restarts: int | None) -> None:
+        """Return in each of the workers; the first process is in here until they have ended, and exits."""
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("start() with more than one process forks, which only the main thread may do")
+        if process.task_id() is not None:
+            raise RuntimeError("start() with more than one process forks, and this process is a worker: start(1) here")
+        loop = existing_loop()
+        if loop is not None:
+            raise RuntimeError(
+                f"start() with more than one process forks, and there is a loop already, which the workers would share:"
+                f" {loop}. Call bind() and start() before whatever makes it (listen(), a stream, asyncio.run())"
+            )
+        try:
+            process.fork_processes(num_processes, max_restarts)
+        except BaseException:  # SystemExit, as a rule; only the first process comes by
+            self.stop()
+            raise
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept on listening sockets that exist; they belong to the server and are closed by :meth:`stop`.
@@ -189,10 +206,10 @@ class TCPServer:
             _check_listener(listener, known)
             known.add(listener.fileno())
         io_loop = self._io_loop or current_loop()
-        for listener in sockets:
-            listener.setblocking(False)
-            acceptor = Acceptor(listener, self._accepted)
-            self._acceptors.append(acceptor)
+        prepare = partial(set_socket_options, options=self.options)
+        acceptors = [Acceptor(listener, self._accepted, prepare) for listener in sockets]
+        self._acceptors += acceptors
+        for acceptor in acceptors:
             acceptor.start(io_loop)
 
     def add_socket(self, socket: socket.socket) -> None:
@@ -330,12 +347,12 @@ class TCPServer:
             reason = CloseReason.LOCAL
         elif isinstance(error, tornado.iostream.StreamBufferFullError):
             reason = reason_for(error)
-            gen_log.warning("closing %s: %s", _host(stream.remote_address), error)
+            gen_log.warning("closing %s: %s", _client(stream), error)
         elif isinstance(error, StreamTimeoutError):
             reason = CloseReason.READ_TIMEOUT
         else:
             reason = CloseReason.HANDLER_ERROR
-            app_log.error("Exception in callback handle_stream for %s", _host(stream.remote_address), exc_info=error)
+            app_log.error("Exception in callback handle_stream for %s", _client(stream), exc_info=error)
         self._retire(stream, reason)
 
     def _retire(self, stream: IOStream, reason: CloseReason) -> None:
@@ -362,27 +379,14 @@ async def _wait_for(future: Awaitable[Any]) -> None:
     await future
 
 
-def _fork(num_processes: int | None, max_restarts: int | None) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("start() with more than one process forks, which only the main thread may do")
-    if asyncio._get_running_loop() is not None:
-        raise RuntimeError("start() with more than one process forks, and a loop is running already: start it after")
-    process.fork_processes(num_processes, max_restarts)
-
-
 def _check_listener(listener: socket.socket, known: set[int]) -> None:
-    if not isinstance(listener, socket.socket):
-        raise OptionError("sockets", listener, "must be listening sockets")
-    if listener.fileno() < 0:
-        raise OptionError("sockets", listener, "is closed")
-    if listener.fileno() in known:
-        raise OptionError("sockets", listener, "was added before")
-    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise OptionError("sockets", listener, "is not listening")
+    problem = why_not_listening(listener)
+    if problem is None and listener.fileno() in known:
+        problem = "was added before"
+    if problem is not None:
+        raise OptionError("sockets", listener, problem)
 
 
-def _host(address: Any) -> str:
-    """An address for a log line."""
-    if isinstance(address, tuple) and len(address) >= 2:
-        return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-    return str(address)
+def _client(stream: IOStream) -> str:
+    """A client, for a log line; one of a Unix socket has no address, and is named after the one it came by."""
+    return show(stream.remote_address) or f"a client of {show(stream.local_address or 'a Unix socket')}"

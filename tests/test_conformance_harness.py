@@ -16,6 +16,7 @@ STREAMS = "iostream_test.TestIOStream.test_write_zero_bytes"
 PIPES = "iostream_test.TestPipeIOStream.test_pipe_iostream_big_write"
 HTTP = "iostream_test.TestIOStreamWebHTTP.test_connection_closed"
 SERVER = "tcpserver_test.TCPServerTest.test_stop_twice"
+CLIENT = "tcpclient_test.TCPClientTest.test_connect_ipv4_ipv4"
 CHILD = "tcpserver_test.TestMultiprocess.test_listen_single"
 FORKS = "tcpserver_test.TestMultiprocess.test_add_sockets"
 TLS = "iostream_test.TestIOStreamSSL.test_write_zero_bytes"
@@ -35,25 +36,26 @@ def run(*names: str, sabotage: str = "") -> tuple[int, str]:
 
 
 def test_a_run_on_our_classes_passes_and_ends_with_the_counts() -> None:
-    status, output = run(STREAMS, PIPES, HTTP, SERVER, CHILD, FORKS, TLS)
-    assert output.splitlines()[-1] == "6 passed, 0 failed, 1 skipped"
+    status, output = run(STREAMS, PIPES, HTTP, SERVER, CLIENT, CHILD, FORKS, TLS)
+    assert output.splitlines()[-1] == "7 passed, 0 failed, 1 skipped"
     assert status == 0
 
 
 def test_a_run_without_the_swap_fails() -> None:
-    status, output = run(STREAMS, PIPES, HTTP, SERVER, sabotage="runner.swap = lambda: None")
-    assert output.splitlines()[-1] == "0 passed, 4 failed, 0 skipped"
+    status, output = run(STREAMS, PIPES, HTTP, SERVER, CLIENT, sabotage="runner.swap = lambda: None")
+    assert output.splitlines()[-1] == "0 passed, 5 failed, 0 skipped"
     assert "Tornado's own IOStream ran in place of ours" in output
     assert "Tornado's own PipeIOStream ran in place of ours" in output
     assert "Tornado's own TCPServer ran in place of ours" in output
+    assert "Tornado's own IOStream, TCPClient, TestTCPServer ran in place of ours" in output
     assert status == 1
 
 
 def test_a_run_without_the_swap_in_child_processes_fails() -> None:
     status, output = run(STREAMS, CHILD, FORKS, sabotage="runner.prepare_children = lambda report: None")
     assert output.splitlines()[-1] == "1 passed, 2 failed, 0 skipped"
-    assert f"FAILED {CHILD}\n    It passed, but no stream or server of ours was made" in output
-    assert f"FAILED {FORKS}\n    It passed, but no stream or server of ours was made" in output
+    assert f"FAILED {CHILD}\n    It passed, but no stream, client or server of ours was made" in output
+    assert f"FAILED {FORKS}\n    It passed, but no stream, client or server of ours was made" in output
     assert status == 1
 
 

@@ -13,6 +13,7 @@ from tornado.ioloop import IOLoop
 from ..errors import CloseReason, Operation, StreamClosedError
 from ..hub import Hub, hub_of
 from ..sansio.buffers import ReadBuffer, WriteBuffer
+from ..sansio.files import FileRegion
 from ..sansio.reads import Read
 
 INLINE = 16
@@ -59,6 +60,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_unsent_futures",
         "_untried",
         "_write_buffer",
+        "allow_half_open",
         "bytes_read",
         "bytes_written",
         "close_reason",
@@ -67,6 +69,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "hub_key",
         "id",
         "io_loop",
+        "linger",
         "max_buffer_size",
         "max_write_buffer_size",
         "opened_at",
@@ -80,9 +83,22 @@ class StreamCore(tornado.iostream.BaseIOStream):
     max_write_buffer_size: int | None
     read_chunk_size: int
     cork: bool
+    allow_half_open: bool
+    linger: float
+
+    @staticmethod
+    def _hub_of(io_loop: IOLoop) -> Hub:
+        return hub_of(io_loop)
 
     def _start(
-        self, io_loop: IOLoop, max_buffer_size: int, read_chunk_size: int, max_write_buffer_size: int | None, cork: bool
+        self,
+        io_loop: IOLoop,
+        max_buffer_size: int,
+        read_chunk_size: int,
+        max_write_buffer_size: int | None,
+        cork: bool,
+        allow_half_open: bool,
+        linger: float,
     ) -> None:
         """The constructor, for arguments that have been checked."""
         self.io_loop = io_loop
@@ -91,6 +107,8 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self.read_chunk_size = min(read_chunk_size, max(1, max_buffer_size // 2))
         self.max_write_buffer_size = max_write_buffer_size
         self.cork = cork
+        self.allow_half_open = allow_half_open
+        self.linger = linger
         self.id = next(_ids)
         self.opened_at = time.time()
         self.error = None
@@ -98,7 +116,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self.bytes_read = 0
         self.bytes_written = 0
         self.hub_key = -1
-        self._hub: Hub = hub_of(io_loop)
+        self._hub: Hub = self._hub_of(io_loop)
         self._received_at = time.monotonic()
         self._data: dict[Any, Any] | None = None
         # reading
@@ -119,7 +137,8 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._write_buffer: WriteBuffer | None = None  # type: ignore[assignment]
         self._owed = 0  # value of bytes_written at which all that was reported done has left
         self._owed_timer: TimerHandle | None = None
-        self._unsent_futures: deque[tuple[int, Future[None]]] | None = None
+        # what waits for bytes_written to come that far, and the file, if it is one's last byte
+        self._unsent_futures: deque[tuple[int, Future[Any], FileRegion | None]] | None = None
         self._sending_eof = False
         # the ends
         self._connect_future: Future[Any] | None = None

@@ -18,7 +18,7 @@ from ..errors import (
     reason_for,
     without_frames,
 )
-from ..hub import HANGUP, READABLE, WRITABLE, complete
+from ..hub import BROKEN, HANGUP, READABLE, WRITABLE, complete
 from ..options import check_timeout
 from ..sansio.reads import (
     MORE,
@@ -73,6 +73,10 @@ class ReadSide(WriteSide):
     def reading(self) -> bool:
         """Whether a read is pending."""
         return self._read_future is not None and not self._read_future.done()
+
+    def at_eof(self) -> bool:
+        """Whether the peer has ended its side and all that came before was read."""
+        return self._eof and not self._buffer.size
 
     def read_until(
         self, delimiter: bytes, max_bytes: int | None = None, *, timeout: float | None = None
@@ -320,14 +324,17 @@ class ReadSide(WriteSide):
         if events != READABLE:
             if events & HANGUP:
                 self._hangup = True
-            if self._write_buffer is not None and events & ~READABLE:
+            # Not for an end or urgent data: to wait for room again would report those again, round and round.
+            if self._write_buffer is not None and events & (WRITABLE | BROKEN):
                 self._flush()
             if self._closed or events == WRITABLE:
                 return None
         self._readable = True
         read, future = self._read, self._read_future
         if read is None or future is None:
-            if self._close_callback is not None:
+            if self._eof:
+                self._look_for_error()
+            elif self._close_callback is not None:
                 self._look_for_end()
             return None
         if future.done():  # cancelled; what has come stays where it is
@@ -414,9 +421,8 @@ class ReadSide(WriteSide):
         """The peer has sent its last byte."""
         self._eof = True
         self.uncork()
-        if self._write_buffer is None and self._closing is None:
-            self._close(CloseReason.EOF)
-        else:  # what is queued still goes out; _flush closes then
+        self._close_if_ended()
+        if not self._closed:  # what is queued, or is still to be written, goes out
             self._end_read(None)
 
     def _end_read(self, error: BaseException | None) -> None:
@@ -454,6 +460,12 @@ class ReadSide(WriteSide):
         self._abandon_read()
         if future is not None:
             fail(future, error)
+
+    def _look_for_error(self) -> None:
+        """After its end a peer can still break the connection."""
+        error = None if self._closed else self.get_fd_error()
+        if error is not None:
+            self._close(reason_for(error), without_frames(error))
 
     def _look_for_end_later(self) -> None:
         if self._readable or not self._reads_watched:

@@ -3,16 +3,20 @@
 import errno
 from asyncio import Future
 from collections import deque
+from typing import IO, Any
 
 from tornado.log import gen_log
 
 from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
+from ..sansio.files import FileRegion
 from .core import INLINE, StreamCore, fail
 
 CORK_SIZE = 65536
 """Corked bytes that are sent without waiting for the end of the hub's run."""
 
+FILE_CHUNK = 1 << 20
+"""Bytes of a file that are sent before a look at the clock, so that one long download does not keep the loop."""
 
 FUTURES_FREE = 4096
 FUTURE_SIZE = 256
@@ -102,14 +106,56 @@ class WriteSide(StreamCore):
         output = self._write_buffer
         assert output is not None
         limit = self.max_write_buffer_size
-        if limit is not None and output.size:
-            queued = output.size + FUTURE_SIZE * max(0, len(self._unsent_futures or ()) - FUTURES_FREE)
+        if limit is not None and output.size > output.in_files:
+            queued = (
+                output.size - output.in_files + FUTURE_SIZE * max(0, len(self._unsent_futures or ()) - FUTURES_FREE)
+            )
             if queued + len(data) > limit:
                 raise StreamBufferFullError(
                     f"Reached maximum write buffer size: {queued} of {limit} bytes are queued", "write"
                 )
         output.append(data)
         return self._future_of_queued()
+
+    def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> "Future[int]":
+        """Send a part of a file, after all that was written before and ahead of all that is written later.
+
+        The kernel copies from the file to the socket (``os.sendfile``) where it can; elsewhere the file is read in
+        pieces. The file may be closed as soon as this returns, if it has a descriptor. Its position is neither used
+        nor moved, and none of it counts for ``max_write_buffer_size``. What was written to it and is still in Python's
+        own buffer is not in the file: flush it before. ::
+
+            with open(path, "rb") as file:
+                await stream.write(b"%d\n" % os.fstat(file.fileno()).st_size)
+                await stream.sendfile(file)
+
+        :param file: a regular file that is open in binary mode, or an object with ``seek``, ``tell`` and ``read``.
+        :param offset: where to begin, in bytes.
+        :param count: how many bytes; None for all to the present end of the file.
+        :returns: how many bytes were sent, once the kernel has taken them: less than ``count`` where the file ends
+            before.
+        :raises OptionError: not such a file, or a number that cannot be.
+        :raises StreamClosedError: as :meth:`write`; also when the file cannot be read any more, with that error.
+        """
+        if self._closed or self._sending_eof or self._closing is not None:
+            raise self._closed_error("write")
+        region = FileRegion(file, offset, count)
+        self.uncork()
+        if self._closed:
+            return self._failed(self._closed_error("write"))
+        waiting = self._write_buffer is not None
+        if self._write_buffer is None:
+            self._write_buffer = WriteBuffer()
+        if region.left:
+            self._write_buffer.append_file(region)
+        future = self._future_of_queued(region)
+        if not waiting:
+            self._flush()
+        if future.done() and not self._closed:
+            self._inline -= 1
+            if self._inline <= 0 and not self._may_go_on():
+                return self._done_next_turn(region.sent)
+        return future
 
     def drain(self) -> "Future[None]":
         """Done when the kernel has taken all that was written before.
@@ -135,9 +181,12 @@ class WriteSide(StreamCore):
             raise OSError(errno.EOPNOTSUPP, f"{type(self).__name__} has no half-close")
         if not self._sending_eof:
             self.uncork()
+            self._sending_eof = True
             if self._write_buffer is None and not self._closed:
                 self._try_shutdown_writes()
-            self._sending_eof = True
+                if not self._closed and self._eof:
+                    self._close(CloseReason.EOF)
+                    return self._hub.done
         return self.drain()
 
     def _send(self, data: bytes | bytearray | memoryview) -> int:
@@ -181,52 +230,88 @@ class WriteSide(StreamCore):
         self._reads_watched = self._hub.watch_writes(self) or self._reads_watched
         return self._write_buffer
 
-    def _future_of_queued(self) -> "Future[None]":
-        """Done when all that is queued now has left."""
+    def _future_of_queued(self, region: FileRegion | None = None) -> "Future[Any]":
+        """Done when all that is queued now has left; for a file's last byte, with how many there were."""
         assert self._write_buffer is not None
-        future: Future[None] = Future(loop=self._hub.loop)
+        future: Future[Any] = Future(loop=self._hub.loop)
         if self._unsent_futures is None:
             self._unsent_futures = deque()
-        self._unsent_futures.append((self.bytes_written + self._write_buffer.size, future))
+        self._unsent_futures.append((self.bytes_written + self._write_buffer.size, future, region))
         return future
 
     def _flush(self) -> None:
         """Send what is queued, as far as the kernel takes it."""
         output = self._write_buffer
         assert output is not None
-        while output.size:
-            with output.peek() as piece:
-                sent = self._send(piece)
-            if self._write_buffer is not output:
-                return  # an error closed the stream
-            if not sent:
-                self._wait_for_room()
-                break
-            output.advance(sent)
+        while output.size and self._send_first(output):
+            pass
+        if self._write_buffer is not output:
+            return  # an error closed the stream
+        if output.size:
+            self._wait_for_room()
         else:
             self._write_buffer = None
         self._settle_writes()
         if self._write_buffer is None:
             self._all_sent()
 
-    def _done_next_turn(self) -> "Future[None]":
+    def _send_first(self, output: WriteBuffer) -> bool:
+        """Send what is first in the queue; whether it is worth trying the next."""
+        first = output.peek()
+        if isinstance(first, FileRegion):
+            return self._send_from_file(output, first)
+        with first:
+            sent = self._send(first)
+        if sent:
+            output.advance(sent)
+        return sent > 0
+
+    def _send_from_file(self, output: WriteBuffer, region: FileRegion) -> bool:
+        try:
+            sent = self._sendfile(region)
+        except BlockingIOError:
+            return False
+        except Exception as error:
+            self._send_failed(error)
+            return False
+        if sent is None:
+            missing = output.skip_file()
+            # Whatever is queued behind it leaves that much earlier.
+            self._unsent_futures = deque((at - missing, future, of) for at, future, of in self._unsent_futures or ())
+            return True
+        self.bytes_written += sent
+        output.advance(sent)
+        return sent > 0 and self._hub.may_go_on()
+
+    def _sendfile(self, region: FileRegion) -> int | None:
+        """Send some of a file: how many bytes, 0 where there is no room, None where the file has become shorter."""
+        chunk = region.read(CORK_SIZE)
+        return (self.write_to_fd(chunk) or 0) if chunk else None
+
+    def _done_next_turn(self, result: Any = None) -> "Future[Any]":
         """For a write that is done: a future that lets the loop have a turn first."""
         self._inline = INLINE
-        future: Future[None] = Future(loop=self._hub.loop)
-        self._call_soon(_set_done, future)
+        future: Future[Any] = Future(loop=self._hub.loop)
+        self._call_soon(_set_done, future, result)
         return future
 
     def _settle_writes(self) -> None:
         futures = self._unsent_futures
         while futures and futures[0][0] <= self.bytes_written:
-            _set_done(futures.popleft()[1])
+            _, future, region = futures.popleft()
+            _set_done(future, None if region is None else region.sent)
         if not futures:
             self._unsent_futures = None
 
     def _all_sent(self) -> None:
         if self._sending_eof and not self._closed:
             self._try_shutdown_writes()
-        if self._eof and self._closing is None:
+        self._close_if_ended()
+
+    def _close_if_ended(self) -> None:
+        """Once all has been sent the peer's end is that of the stream, or, where it may be half open, both ends are."""
+        ended = self._eof and (self._sending_eof or not self.allow_half_open)
+        if ended and self._write_buffer is None and self._closing is None:
             self._close(CloseReason.EOF)
 
     def _try_shutdown_writes(self) -> None:
@@ -239,7 +324,7 @@ class WriteSide(StreamCore):
             self._close(reason, without_frames(error))
 
     def _fail_writes(self) -> None:
-        futures = [future for _, future in self._unsent_futures or ()]
+        futures = [future for _, future, _ in self._unsent_futures or ()]
         self._unsent_futures = None
         if self._connect_future is not None:
             futures.append(self._connect_future)
@@ -269,9 +354,9 @@ class WriteSide(StreamCore):
             self._close_descriptor()
 
 
-def _set_done(future: "Future[None]") -> None:
+def _set_done(future: "Future[Any]", result: Any) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(result)
 
 
 def _as_bytes(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:

@@ -8,6 +8,8 @@ copied. Only what is left over when more arrives is joined into a ``bytearray``.
 from collections import deque
 from re import Pattern
 
+from .files import FileRegion
+
 # Below this a written piece is copied behind the one before it, so that many small writes leave in one send; above
 # it a copy costs more than the extra system call.
 SMALL_WRITE = 65536
@@ -127,16 +129,19 @@ class WriteBuffer:
     """Bytes that were written and have not left, in pieces.
 
     ``bytes`` are kept by reference, what the caller could change afterwards is copied, and small pieces are joined.
+    A part of a file is a piece, too.
 
     :ivar size: how many bytes there are.
+    :ivar in_files: how many of them are in files, and not in memory.
     """
 
-    __slots__ = ("_offset", "_pieces", "size")
+    __slots__ = ("_offset", "_pieces", "in_files", "size")
 
     def __init__(self) -> None:
-        self._pieces: deque[bytes | bytearray | memoryview] = deque()
+        self._pieces: deque[bytes | bytearray | memoryview | FileRegion] = deque()
         self._offset = 0  # into the first piece
         self.size = 0
+        self.in_files = 0
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
         """Queue ``data``; it is the caller's again as soon as this returns."""
@@ -154,23 +159,48 @@ class WriteBuffer:
         else:
             pieces.append(bytes(data))
 
-    def peek(self) -> memoryview:
-        """A view of what is to leave next: release it before the buffer is touched again."""
+    def append_file(self, region: FileRegion) -> None:
+        """Queue a part of a file."""
+        self.size += region.left
+        self.in_files += region.left
+        self._pieces.append(region)
+
+    def peek(self) -> memoryview | FileRegion:
+        """What is to leave next. A view must be released before the buffer is touched again."""
         first = self._pieces[0]
-        return memoryview(first)[self._offset :]
+        return first if isinstance(first, FileRegion) else memoryview(first)[self._offset :]
 
     def advance(self, count: int) -> None:
         """Forget the first ``count`` bytes, which must be within what :meth:`peek` gave: they have left."""
+        first = self._pieces[0]
         self.size -= count
+        if isinstance(first, FileRegion):
+            self.in_files -= count
+            first.advance(count)
+            if not first.left:
+                self._pieces.popleft()
+            return
         self._offset += count
-        if self._offset == len(self._pieces[0]):
+        if self._offset == len(first):
             self._pieces.popleft()
             self._offset = 0
 
+    def skip_file(self) -> int:
+        """Forget the part of a file that is first: the file has become shorter. How many bytes that makes less."""
+        region = self._pieces.popleft()
+        assert isinstance(region, FileRegion)
+        self.size -= region.left
+        self.in_files -= region.left
+        return region.left
+
     def truncate(self, count: int) -> None:
-        """Forget everything after the first ``count`` bytes."""
+        """Forget everything after the first ``count`` bytes, and each file that does not end before."""
         while self.size > count:
             last = self._pieces.pop()
+            if isinstance(last, FileRegion):
+                self.size -= last.left
+                self.in_files -= last.left
+                continue
             begin = self._offset if not self._pieces else 0
             self.size -= len(last) - begin
             if self.size < count:

@@ -1,4 +1,6 @@
-"""Tornado's own tests of its streams and its TCP server, run on ours: ``python -m tests.conformance [-v] [name ...]``.
+"""Tornado's own tests of its streams, its TCP server and its client, run on ours.
+
+The command is ``python -m tests.conformance [-v] [name ...]``.
 
 - `swap` puts our classes in the place of Tornado's and sees which of the two are made;
 - `child` does the same in every Python process that a test starts;

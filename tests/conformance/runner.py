@@ -24,7 +24,7 @@ import iostreamsrv
 from . import expectations
 from .swap import CHILD_REPORT, THEIRS, Seen, Witness, swap
 
-MODULES = ("tornado.test.iostream_test", "tornado.test.tcpserver_test")
+MODULES = ("tornado.test.iostream_test", "tornado.test.tcpserver_test", "tornado.test.tcpclient_test")
 
 HERE = Path(__file__).resolve().parent
 
@@ -64,7 +64,7 @@ def judge(name: str, trouble: str, skip_reason: str | None, seen: Seen) -> Verdi
         trouble += f"\nTornado's own {', '.join(sorted(seen.theirs))} ran in place of ours"
     vacuous = name in expectations.VACUOUS
     if not trouble and not seen.ours and not vacuous:
-        trouble = "It passed, but no stream or server of ours was made. Was anything swapped? (Else: VACUOUS.)"
+        trouble = "It passed, but no stream, client or server of ours was made. Was anything swapped? (Else: VACUOUS.)"
     if name in expectations.CANNOT_PASS:
         if trouble:
             return Verdict(name, "excepted", expectations.CANNOT_PASS[name])
@@ -136,8 +136,8 @@ def run(wanted: list[str], verbose: bool = False) -> list[Verdict]:
         report = Path(folder, "report")
         report.touch()
         prepare_children(report)
+        swap()  # before the tests are loaded: some inherit from what is swapped
         suite = unittest.defaultTestLoader.loadTestsFromNames(MODULES)
-        swap()
         witness = Witness(report)
         witness.watch()
         for test in find_tests(suite, wanted):

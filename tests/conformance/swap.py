@@ -9,6 +9,7 @@ import tornado.iostream
 import tornado.netutil
 import tornado.process
 import tornado.simple_httpclient
+import tornado.tcpclient
 import tornado.tcpserver
 import tornado.testing
 from tornado.httpserver import HTTPServer
@@ -22,6 +23,7 @@ THEIRS = {
     "StreamClosedError": tornado.iostream.StreamClosedError,
     "UnsatisfiableReadError": tornado.iostream.UnsatisfiableReadError,
     "StreamBufferFullError": tornado.iostream.StreamBufferFullError,
+    "TCPClient": tornado.tcpclient.TCPClient,
     "TCPServer": tornado.tcpserver.TCPServer,
     "bind_sockets": tornado.netutil.bind_sockets,
 }
@@ -57,7 +59,7 @@ class Seen(NamedTuple):
 
 
 class Witness:
-    """Sees every stream and server that is made, in this process and in the children that have `report`.
+    """Sees every stream, client and server that is made, in this process and in the children that have `report`.
 
     :param report: the file that children append to.
     """
@@ -93,11 +95,13 @@ def watch_child() -> None:
 
 
 def _observe(note: Any) -> None:
-    """Call ``note("ours:IOStream")`` and the like whenever a stream or server is made, of whichever subclass.
+    """Call ``note("ours:IOStream")`` and the like whenever a stream, client or server is made, of whichever subclass.
 
     All streams are Tornado's by inheritance, ours too, so one place sees them all.
     """
     _hook(THEIRS["BaseIOStream"], lambda made: note(_side(made, iostreamsrv.BaseIOStream)))
+    _hook(iostreamsrv.TCPClient, lambda made: note(_side(made, iostreamsrv.TCPClient)))
+    _hook(THEIRS["TCPClient"], lambda made: note(_side(made, iostreamsrv.TCPClient)))
     _hook(iostreamsrv.TCPServer, lambda made: note(_side(made, iostreamsrv.TCPServer)))
     _hook(THEIRS["TCPServer"], lambda made: issubclass(made, HTTPServer) or note(_side(made, iostreamsrv.TCPServer)))
 
