@@ -600,6 +600,25 @@ async def test_an_attempt_that_fails_in_the_turn_in_which_another_wins_begins_no
 
 
 @pytest.mark.gen_test
+async def test_an_attempt_that_follows_a_failed_one_has_a_head_start_of_its_own(
+    at_leisure: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SecondAtLeisure(Attempts):
+        def _create_stream(self, *args: Any, **source: Any) -> Any:
+            monkeypatch.setattr(tcpclient, "HEAD_START", 60 if self.streams else 0.2)
+            return super()._create_stream(*args, **source)
+
+    attempts = SecondAtLeisure()
+    await attempts.begun("a")
+    attempts.fail("a")
+    await attempts.begun("ac")
+    await asyncio.sleep(0.21)  # what the first had is over
+    await attempts.begun("ac")
+    attempts.succeed("c")
+    await attempts.connected_to("c")
+
+
+@pytest.mark.gen_test
 async def test_an_attempt_that_cannot_be_made_counts_as_failed(at_leisure: None) -> None:
     attempts = Attempts(unmakeable="ac")
     await attempts.begun("b")
