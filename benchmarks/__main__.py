@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import machine, table
 from .load import Load
-from .peers import PEERS, Peer
+from .peers import COPYING, PEERS, Peer
 from .results import Results, Run
 from .servers import MeasurementError, Server
 from .workloads import WORKLOADS, Loaded, Workload
@@ -31,7 +31,7 @@ class Benchmark:
 
     def __init__(self, workloads: Sequence[Workload], load: Load | None, rounds: int, seconds: float) -> None:
         self.workloads = [workload for workload in workloads if load or not isinstance(workload, Loaded)]
-        self.peers = [peer for peer in PEERS if peer.installed()]
+        self.peers = [peer for peer in (*PEERS, COPYING) if peer.installed()]
         self.rounds = rounds
         self.seconds = seconds
         self.cores = machine.Cores.pick()

@@ -1,13 +1,14 @@
 """The load generator: ``load.c``, compiled when needed, for one in Python would be slower than what it measures."""
 
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from .servers import MeasurementError
 
-Kind = Literal["lines", "churn", "bulk"]
+Kind = Literal["lines", "churn", "bulk", "flow", "file"]
 
 SOURCE = Path(__file__).with_name("load.c")
 WARM = 0.25  # seconds; by then the interpreter has specialised its code, and malloc its thresholds
@@ -37,6 +38,10 @@ class Target(Protocol):
     @property
     def pid(self) -> int: ...
 
+    @property
+    def upstream(self) -> socket.socket | None:
+        """Where it forwards to, if it is a forwarder: the load accepts the connections, and echoes."""
+
 
 class Load:
     """A compiled load generator."""
@@ -50,14 +55,16 @@ class Load:
         compiler, program = shutil.which("cc"), folder / "load"
         if not compiler:
             return None
-        ended = subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", program, SOURCE])
+        ended = subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-pthread", "-o", program, SOURCE])
         return None if ended.returncode else cls(program)
 
     def run(self, server: Target, kind: Kind, connections: int, size: int, depth: int, seconds: float) -> Counted:
-        words = (server.port, server.pid, kind, connections, size, depth, WARM, seconds)
+        listeners = [server.upstream.fileno()] if server.upstream else []
+        words = (server.port, server.pid, kind, connections, size, depth, WARM, seconds, *listeners)
         command = [str(self._program), *map(str, words)]
+        patience = WARM + seconds + PATIENCE
         try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=WARM + seconds + PATIENCE)
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=patience, pass_fds=listeners)
         except subprocess.TimeoutExpired:
             raise MeasurementError("the load generator hung") from None
         if ended.returncode:

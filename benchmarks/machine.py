@@ -4,10 +4,13 @@ import importlib.metadata
 import os
 import platform
 import resource
+import socket
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+BACKLOG = 4096  # so that no peer loses a connection that another would have taken
+CHUNK = 64 << 10
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -29,6 +32,13 @@ def allow_files() -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most
+
+
+def avoid_pacing(sock: socket.socket) -> None:
+    """Have a socket, or what a listener accepts, send as fast as it can: BBR, the default on some machines, goes by
+    timers instead, and a server that waits for them does not show how fast it is.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
 
 def busy_seconds(cores: Cores) -> float:

@@ -1,18 +1,22 @@
 """A peer at work: its process, from its start to what its timer saw."""
 
+import contextlib
 import json
 import select
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from .machine import cpu_seconds, resident_bytes
+from .machine import BACKLOG, avoid_pacing, cpu_seconds, resident_bytes
 from .peers import Mode, Peer
 
 START_TIMEOUT = 10.0
 STOP_TIMEOUT = 5.0
 REPOSITORY = Path(__file__).parent.parent
+FILE_SIZE = 16 << 20
+"""So large that only sending it counts, and so small that it stays in memory."""
 
 
 class MeasurementError(Exception):
@@ -20,13 +24,20 @@ class MeasurementError(Exception):
 
 
 class Server:
-    """A peer in a process of its own, on a core of its own, that was seen to answer right."""
+    """A peer in a process of its own, on a core of its own, that was seen to answer right.
+
+    :ivar upstream: what a forwarder forwards to: a listener, whose connections somebody has to accept and to echo.
+    """
+
+    upstream: socket.socket | None = None
 
     def __init__(self, peer: Peer, mode: Mode, core: int) -> None:
         self._mode = mode
         self._seen: list[tuple[float, float]] | None = None
+        self._surroundings = contextlib.ExitStack()
+        target = self._target()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.peers", *peer, mode, str(core)],
+            [sys.executable, "-m", "benchmarks.peers", *peer, mode, str(core), target],
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -39,6 +50,19 @@ class Server:
             self.stop()
             raise
 
+    def _target(self) -> str:
+        """What a forwarder or a file server needs around it."""
+        if self._mode == "forward":
+            self.upstream = self._surroundings.enter_context(socket.create_server(("127.0.0.1", 0), backlog=BACKLOG))
+            self.upstream.settimeout(START_TIMEOUT)
+            avoid_pacing(self.upstream)
+            return str(self.upstream.getsockname()[1])
+        if self._mode == "file":
+            folder = self._surroundings.enter_context(tempfile.TemporaryDirectory())
+            Path(folder, "data").write_bytes(b"x" * FILE_SIZE)
+            return folder
+        return ""
+
     def _read_port(self) -> int:
         output = self._process.stdout
         assert output is not None
@@ -49,9 +73,11 @@ class Server:
         return int(line)
 
     def _check(self) -> None:
-        wanted = b"6\n" if self._mode == "length" else b"hello\n"
+        wanted = {"length": b"6\n", "file": b"ERR No such file or directory\n"}.get(self._mode, b"hello\n")
         with self.connect() as client:
             client.sendall(b"hello\n")
+            if self.upstream:
+                echo_once(self.upstream)
             got = client.recv(100)
         if got != wanted:
             raise MeasurementError(f"the server answered {got!r}, not {wanted!r}")
@@ -82,5 +108,15 @@ class Server:
                 self._process.kill()
                 self._process.communicate()
                 raise MeasurementError("the server did not end when told to") from None
+            finally:
+                self._surroundings.close()
             self._seen = [(when, late) for when, late in json.loads(output or "[]")]
         return self._seen
+
+
+def echo_once(listener: socket.socket) -> None:
+    """Accept a connection, and send back what comes first."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.settimeout(START_TIMEOUT)
+        connection.sendall(connection.recv(100))

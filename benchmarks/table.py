@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from .peers import OURS, PEERS, STREAMS, TORNADO, Peer
+from .peers import COPYING, OURS, PEERS, STREAMS, TORNADO, Peer
 from .results import LOAD_SPENT, MOST_FOREIGN, Results
 from .thresholds import THRESHOLDS, Threshold
-from .workloads import WORKLOADS, Drip, Fairness, Idle, Rate, Workload
+from .workloads import WORKLOADS, Drip, Fairness, Files, Idle, Rate, Workload
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN = "<!-- measured: begin -->"
@@ -20,7 +20,8 @@ def report(results: Results, machine: dict[str, str], manner: str) -> str:
     sections = [
         "\n".join([*(f"- {name}: {value}" for name, value in machine.items()), f"- {manner}"]),
         _asked(results),
-        *_rates(results),
+        *_rates(results, "Speed", "server", lambda workload: workload.mode != "forward"),
+        *_rates(results, "Speed through a forwarder", "forwarder", lambda workload: workload.mode == "forward"),
         *(_costs(workload, results) for workload in WORKLOADS.values()),
         _notes(results),
     ]
@@ -63,15 +64,15 @@ def _threshold(threshold: Threshold, results: Results) -> list[str]:
     ]
 
 
-def _rates(results: Results) -> list[str]:
+def _rates(results: Results, speeds: str, who: str, of_them: Callable[[Workload], bool]) -> list[str]:
     """Speed, and beside it the server's CPU time, which tells servers apart where the load is the slower side."""
-    rates = [w for w in WORKLOADS.values() if isinstance(w, Rate) and results.has(w.name, TORNADO)]
+    rates = [w for w in WORKLOADS.values() if isinstance(w, Rate) and of_them(w) and results.has(w.name, TORNADO)]
     speed = [Column(rate.title, rate.name, partial(_speed, results, rate.name)) for rate in rates]
     cpu = [Column(rate.title, rate.name, partial(_thrift, results, rate.name)) for rate in rates]
     one = [f"{_number(results.median(rate.name, TORNADO, 'rate'))}{rate.unit}" for rate in rates]
     return [
-        _table("Speed, times Tornado on asyncio", results, speed, ["*1.00 is*", *one]),
-        _table("The server's CPU time for the same, times less than Tornado on asyncio", results, cpu),
+        _table(f"{speeds}, times Tornado on asyncio", results, speed, ["*1.00 is*", *one]),
+        _table(f"The {who}'s CPU time for the same, times less than Tornado on asyncio", results, cpu),
     ]
 
 
@@ -87,6 +88,11 @@ def _costs(workload: Workload, results: Results) -> str:
     name = workload.name
     if isinstance(workload, Idle):
         columns = [Column("bytes", name, lambda peer: _number(results.median(name, peer, "bytes")))]
+    elif isinstance(workload, Files):
+        columns = [
+            Column("MB/s", name, lambda peer: _number(results.median(name, peer, "rate"))),
+            Column("CPU ms for 100 MB", name, lambda peer: _number(results.median(name, peer, "cpu") * 1e5)),
+        ]
     elif isinstance(workload, Fairness):
         columns = [Column(f"{share} %", name, partial(_milliseconds, results, name, f"p{share}")) for share in (50, 99)]
     elif isinstance(workload, Drip):
@@ -126,7 +132,7 @@ def _notes(results: Results) -> str:
 
 def _table(title: str, results: Results, columns: Sequence[Column], last: Sequence[str] = ()) -> str:
     """A row for each peer that has a figure in it, and perhaps a last one; nothing if there are no figures."""
-    peers = [peer for peer in PEERS if any(results.has(column.workload, peer) for column in columns)]
+    peers = [peer for peer in (*PEERS, COPYING) if any(results.has(column.workload, peer) for column in columns)]
     rows = [[str(peer), *(_cell(results, column, peer) for column in columns)] for peer in peers]
     return _section(title, ("", *(column.head for column in columns)), [*rows, last] if rows and last else rows)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .peers import OURS, STREAMS, TORNADO, Peer
+from .peers import COPYING, OURS, PROTOCOL, STREAMS, TORNADO, Peer
 from .results import Results
 from .workloads import MEGABYTE
 
@@ -32,14 +32,14 @@ class Threshold(NamedTuple):
         return figure >= self.limit if self.sense == "≥" else figure <= self.limit
 
 
-def _faster(what: str, workload: str, limit: float) -> Threshold:
+def _faster(what: str, workload: str, limit: float, base: Peer = TORNADO, times: str = "Tornado") -> Threshold:
     def ratio(results: Results) -> float:
-        return results.ratio(workload, OURS, "rate")
+        return results.ratio(workload, OURS, "rate", base)
 
     def by_cpu(results: Results) -> float:
-        return results.ratio(workload, TORNADO, "cpu", base=OURS)
+        return results.ratio(workload, base, "cpu", base=OURS)
 
-    return Threshold(what, workload, "≥", limit, " times Tornado", ratio, by_cpu, (TORNADO,))
+    return Threshold(what, workload, "≥", limit, f" times {times}", ratio, by_cpu, (base,))
 
 
 LONGEST_LINE = str(16 * MEGABYTE)
@@ -51,6 +51,9 @@ THRESHOLDS = (
     _faster("echo, 1,000 connections, 64 bytes", "many", 2.3),
     _faster("connect, one line, close", "churn", 2.0),
     _faster("bulk echo", "bulk", 1.0),
+    _faster("echo through a forwarder, 50 connections, 64 bytes", "proxy-echo", 1.8),
+    _faster("bulk echo through a forwarder", "proxy-bulk", 0.9, PROTOCOL, "a raw Protocol"),
+    _faster("a file of 16 MB by sendfile", "file", 2.0, COPYING, "read and write"),
     Threshold(
         "memory per idle connection, at 5,000", "idle", "≤", 2300, " bytes", lambda r: r.median("idle", OURS, "bytes")
     ),

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .load import Counted, Kind, Load
-from .peers import OURS, PEERS, PROTOCOL, STREAMS, TORNADO, Mode, Peer
-from .servers import MeasurementError, Server
+from .peers import COPYING, OURS, PEERS, PROTOCOL, STREAMS, TORNADO, Mode, Peer
+from .servers import FILE_SIZE, MeasurementError, Server
 
 Figures = dict[str, float]
 
@@ -100,6 +100,30 @@ class Bulk(Rate):
     @property
     def bytes_per_unit(self) -> float:
         return 1e6
+
+
+@dataclass(frozen=True)
+class ProxyRate(Rate):
+    """How much comes back through a forwarder from an echo server, which the load has in it."""
+
+    mode: ClassVar[Mode] = "forward"
+
+
+@dataclass(frozen=True)
+class ProxyBulk(Bulk):
+    """How many megabytes (10⁶) come back through a forwarder in a second."""
+
+    mode: ClassVar[Mode] = "forward"
+    kind: ClassVar[Kind] = "flow"
+
+
+@dataclass(frozen=True)
+class Files(Bulk):
+    """How many megabytes (10⁶) of a file are sent in a second."""
+
+    mode: ClassVar[Mode] = "file"
+    kind: ClassVar[Kind] = "file"
+    peers: ClassVar[Sequence[Peer]] = (OURS, COPYING)
 
 
 @dataclass(frozen=True)
@@ -193,6 +217,9 @@ WORKLOADS: dict[str, Workload] = {
         Rate("many", "1000x64", "1,000 connections, each with one line of 64 bytes under way", 1000, 64),
         Churn("churn", "churn", "20 clients, each connects, has one line of 64 bytes answered, and closes", 20, 64),
         Bulk("bulk", "bulk", "4 connections, each sends all it can and reads it back", 4, 65536),
+        ProxyRate("proxy-echo", "50x64", "the same as echo, but through a forwarder to an echo server", 50, 64),
+        ProxyBulk("proxy-bulk", "bulk", "4 connections, each with 256 KB under way through a forwarder", 4, 65536, 4),
+        Files("file", "a file of 16 MB", "16 connections, each asks for a file again and again", 16, FILE_SIZE),
         Idle(
             "idle",
             "memory per idle connection",

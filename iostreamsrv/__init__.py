@@ -15,8 +15,16 @@ from .errors import (
 )
 from .ioloop import IOLoop, run
 from .iostream import BaseIOStream, IOStream, PipeIOStream
-from .netutil import bind_sockets
-from .options import ServerOptions
+from .netutil import (
+    Endpoint,
+    add_accept_handler,
+    bind_sockets,
+    bind_unix_socket,
+    inherited_sockets,
+    resolve,
+    socket_from_fd,
+)
+from .options import Keepalive, ServerOptions
 from .tcpclient import TCPClient
 from .tcpserver import TCPServer
 from .version import __version__
@@ -26,8 +34,10 @@ __all__ = [
     "CloseReason",
     "ConcurrentConnectError",
     "ConcurrentReadError",
+    "Endpoint",
     "IOLoop",
     "IOStream",
+    "Keepalive",
     "ListenError",
     "OptionError",
     "PipeIOStream",
@@ -41,6 +51,11 @@ __all__ = [
     "TCPServer",
     "UnsatisfiableReadError",
     "__version__",
+    "add_accept_handler",
     "bind_sockets",
+    "bind_unix_socket",
+    "inherited_sockets",
+    "resolve",
     "run",
+    "socket_from_fd",
 ]

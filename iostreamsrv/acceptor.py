@@ -1,5 +1,6 @@
 """The accept loop of one listener."""
 
+import contextlib
 import errno
 import socket
 import time
@@ -45,11 +46,24 @@ LISTENER_GONE = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})  # somebo
 
 
 class Acceptor:
-    """Accepts what comes to ``listener`` while a loop runs, and hands it to ``accepted(connection, address)``."""
+    """Accepts what comes to ``listener`` while a loop runs, and hands it to ``accepted(connection, address)``.
 
-    def __init__(self, listener: socket.socket, accepted: Callable[[socket.socket, Any], None]) -> None:
+    :param prepare: sets a socket's options. It is called for the listener, from which connections inherit them, and
+        for each of those that do not: which were waiting before, or are no TCP connections.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        accepted: Callable[[socket.socket, Any], None],
+        prepare: Callable[[socket.socket], None] | None = None,
+    ) -> None:
+        listener.setblocking(False)
+        if prepare is not None:
+            prepare(listener)
         self.listener = listener
         self._accepted = accepted
+        self._prepare = prepare
         self._io_loop: IOLoop | None = None
         self._fd = listener.fileno()
         self._timer: TimerHandle | None = None
@@ -91,11 +105,20 @@ class Acceptor:
                     self._rest(error)
                 elif error.errno in LISTENER_GONE:
                     self.stop()
-                elif error.errno not in NONE_WAITING:
+                elif error.errno in NONE_WAITING:
+                    self._none_waiting()
+                else:
                     raise
                 return
             self._pause = PAUSE_FIRST
+            if self._prepare is not None:
+                with contextlib.suppress(OSError):  # the client may be gone
+                    self._prepare(connection)
             self._accepted(connection, address)
+
+    def _none_waiting(self) -> None:
+        if self.listener.family in (socket.AF_INET, socket.AF_INET6):
+            self._prepare = None  # whoever comes now inherits
 
     def _rest(self, error: OSError) -> None:
         assert self._io_loop is not None

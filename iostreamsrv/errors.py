@@ -11,7 +11,7 @@ The tree, with the classes of Tornado and of Python that each also is::
     └── ConcurrentConnectError        AssertionError
     OptionError                       ValueError
     ListenError                       OSError
-    ResolveError                      socket.gaierror, which is an OSError
+    ResolveError                      socket.gaierror, OSError
 
 So ``except tornado.iostream.StreamClosedError`` keeps working after a change of imports. errno values become reasons
 in one place, :func:`reason_for`.
@@ -212,9 +212,7 @@ class ListenError(OSError):
 
 
 class ResolveError(socket.gaierror):
-    """A host or service name does not resolve. ``str()`` names both; ``errno`` is the resolver's ``EAI_*``, if it gave
-    one.
-    """
+    """A host or a service has no address. ``str()`` names both; ``errno`` is one of `socket`'s ``EAI_*``."""
 
     def __str__(self) -> str:
         return str(self.strerror)

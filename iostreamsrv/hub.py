@@ -33,7 +33,8 @@ from tornado.ioloop import IOLoop
 READABLE = 0x001  # EPOLLIN
 WRITABLE = 0x004  # EPOLLOUT
 URGENT = 0x002  # EPOLLPRI: a receive ends at the urgent mark, however much lies behind it
-HANGUP = 0x2000 | 0x010 | 0x008 | URGENT  # EPOLLRDHUP | EPOLLHUP | EPOLLERR: a short read proves nothing any more
+BROKEN = 0x010 | 0x008  # EPOLLHUP | EPOLLERR: a send will say what it is
+HANGUP = 0x2000 | BROKEN | URGENT  # EPOLLRDHUP | EPOLLHUP | EPOLLERR: a short read proves nothing any more
 
 SLICE = 0.003
 """Seconds after which a run of the hub lets the loop's timers and other callbacks have their turn. A task that sleeps

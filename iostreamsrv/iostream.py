@@ -28,7 +28,7 @@ from tornado.ioloop import IOLoop
 from .engine.reading import ReadSide
 from .engine.writing import FILE_CHUNK
 from .errors import CloseReason, ConcurrentConnectError, reason_for, without_frames
-from .hub import READABLE, WRITABLE
+from .hub import BROKEN, READABLE, WRITABLE
 from .options import LINGER, READ_CHUNK_SIZE, ServerOptions, check_flag, check_size, check_timeout
 from .sansio.buffers import WriteBuffer
 from .sansio.files import FileRegion
@@ -98,11 +98,12 @@ class BaseIOStream(ReadSide):
 
     def _dispatch_at_the_ends(self, events: int) -> None:
         if self._closed:
-            self._deliver_owed()
+            if events & (WRITABLE | BROKEN):
+                self._deliver_owed()
         elif events != READABLE:  # that alone is somebody who asked for another dispatch
-            self._connected()
+            self._connected(events)
 
-    def _connected(self) -> None:
+    def _connected(self, events: int) -> None:
         raise NotImplementedError
 
     # ---- ending
@@ -400,7 +401,7 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
         self._reads_watched = self._hub.watch_writes(self)
         return future
 
-    def _connected(self) -> None:
+    def _connected(self, events: int) -> None:
         future = self._connect_future
         assert future is not None
         error = self.get_fd_error()
@@ -414,7 +415,7 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
         self._connect_future = None
         if not future.done():
             future.set_result(self)
-        self.dispatch(READABLE | WRITABLE)
+        self.dispatch(events | READABLE | WRITABLE)  # the peer's end may have come with them
 
     def start_tls(self, *args: Any, **kwargs: Any) -> Any:
         """Not in this release: TLS is to come.
@@ -437,7 +438,7 @@ class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):
     :param fd: the descriptor, such as `os.pipe` gives. It is made non-blocking and belongs to the stream.
     :ivar fd: that descriptor.
 
-    The other parameters are those of `BaseIOStream`.
+    The other parameters are those of `BaseIOStream`, but a pipe has one direction, and so no half.
     """
 
     __slots__ = ("_file", "fd")

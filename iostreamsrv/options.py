@@ -55,9 +55,19 @@ def check_timeout(name: str, value: float) -> float:
 
     :raises OptionError: not a number, NaN, not above 0, or infinite.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    seconds = _seconds(value)
+    if not 0 < seconds < math.inf:
         raise OptionError(name, value, "must be a number of seconds above 0 (None for no limit)")
-    return float(value)
+    return seconds
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def check_flag(name: str, value: object) -> bool:
@@ -71,7 +81,7 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_keepalive(name: str, value: object) -> Keepalive | None:
-    """True for the default, False or None for none, or three numbers from 1 to 32767 (more the kernel does not take).
+    """True for the default, False or None for none, or three numbers: the most of each is what Linux takes.
 
     :raises OptionError: anything else.
     """
@@ -79,9 +89,16 @@ def check_keepalive(name: str, value: object) -> Keepalive | None:
         return Keepalive()
     if value is False or value is None:
         return None
-    if isinstance(value, tuple) and len(value) == 3 and all(type(each) is int and 0 < each <= 32767 for each in value):
+    most = (32767, 32767, 127)
+    if isinstance(value, tuple) and len(value) == 3 and all(map(_is_from_one_to, value, most)):
         return Keepalive(*value)
-    raise OptionError(name, value, "must be True, False or (idle, interval, probes), each from 1 to 32767")
+    raise OptionError(
+        name, value, "must be True, False or (idle, interval, probes): seconds from 1 to 32767, probes from 1 to 127"
+    )
+
+
+def _is_from_one_to(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def check_kernel_size(name: str, value: object) -> int | None:
@@ -89,7 +106,9 @@ def check_kernel_size(name: str, value: object) -> int | None:
 
     :raises OptionError: anything else.
     """
-    if value is None or (type(value) is int and 0 < value < 1 << 31):
+    if value is None:
+        return None
+    if isinstance(value, int) and _is_from_one_to(value, (1 << 31) - 1):
         return value
     raise OptionError(name, value, "must be a number of bytes from 1 to 2147483647, or None for the kernel's choice")
 
@@ -99,9 +118,10 @@ def check_linger(name: str, value: float) -> float:
 
     :raises OptionError: not a number, NaN, below 0, or infinite.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    seconds = _seconds(value)
+    if not 0 <= seconds < math.inf:
         raise OptionError(name, value, "must be a number of seconds, or 0 to close with a reset")
-    return float(value)
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +139,8 @@ class ServerOptions:
         and a plain function never closes it. Tornado never closes: False.
     :ivar allow_half_open: whether a stream stays open when its client has ended its side; False. See `BaseIOStream`.
     :ivar linger: seconds an ordered close waits, after its half-close, for the client to end its side; 2. 0 closes
-        with a reset and without waiting. What the socket option of that name does, but it never blocks the loop.
+        with a reset and without waiting. What the socket option of that name does, but it never blocks the loop; and
+        no close takes more than 30 s in all.
     :ivar keepalive: how the kernel finds out that a silent client is gone: True for ``Keepalive()``, which is after 60
         s of silence and 6 questions, 10 s apart; a `Keepalive` or such a tuple of three; False for never.
     :ivar nodelay: whether small writes leave at once, without Nagle's algorithm; True. The cork gathers them already.

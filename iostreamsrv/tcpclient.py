@@ -21,9 +21,9 @@ from typing import Any
 
 import tornado.netutil
 
+from .addresses import check_port, show
 from .errors import OptionError, ResolveError, StreamClosedError, StreamTimeoutError, reason_for
 from .iostream import IOStream
-from .netutil import _check_port
 from .options import check_size, check_timeout
 
 __all__ = ["TCPClient"]
@@ -95,7 +95,7 @@ class TCPClient:
         :raises StreamTimeoutError: the ``timeout`` passed. The text says during what; nothing is left open.
         """
         _check_host(host, af)
-        port = _check_port(port)
+        port = check_port("port", port)
         _check_source(source_ip, source_port)
         check_size("max_buffer_size", max_buffer_size)
         if ssl_options is not None:
@@ -105,7 +105,7 @@ class TCPClient:
         race = None
         try:
             async with asyncio.timeout(seconds):
-                race = _Race(_show((host, port)), await self._resolve(host, port, af), attempt)
+                race = _Race(show((host, port)), await self._resolve(host, port, af), attempt)
                 return await race.winner()
         except TimeoutError:  # nothing else raises one
             assert seconds is not None
@@ -119,7 +119,7 @@ class TCPClient:
                 raise socket.gaierror(socket.EAI_NONAME, "it has no address")
         except (OSError, UnicodeError) as error:  # the latter of a name that cannot be encoded
             number = getattr(error, "errno", None) or socket.EAI_FAIL
-            raise ResolveError(number, f"cannot resolve {_show((host, port))}: {_reason(error)}") from error
+            raise ResolveError(number, f"cannot resolve {show((host, port))}: {_reason(error)}") from error
         return found
 
     def _create_stream(
@@ -176,7 +176,7 @@ class _Race:
 
     def under_way(self) -> str:
         """The addresses that have neither been connected to nor failed, for people."""
-        return ", ".join(sorted(map(_show, self._running.values())))
+        return ", ".join(sorted(map(show, self._running.values())))
 
     def _begin_next(self) -> None:
         """Begin the next attempt that can be begun. Where there is none and all have failed, the race is over."""
@@ -212,7 +212,7 @@ class _Race:
             self._timer = None
 
     def _note(self, address: Any, error: BaseException) -> None:
-        shown = _show(address)
+        shown = show(address)
         reason = _reason(error)
         self._reasons.append(reason if shown == self._target else f"{shown}: {reason}")
         self._errno = self._errno or getattr(error, "errno", None) or 0
@@ -233,7 +233,7 @@ def interleaved(addresses: list[Address]) -> list[Address]:
 
 def _bind(connection: socket.socket, ip: str | None, port: int) -> None:
     """Choose the source of a connection; without ``ip`` its port only."""
-    shown = _show((ip or "*", port))
+    shown = show((ip or "*", port))
     if ip is not None and _IP_VERSIONS.get(connection.family) != ipaddress.ip_address(ip).version:
         raise OSError(errno.EAFNOSUPPORT, f"the source {shown} is of another family")
     if port and os.name != "nt":
@@ -269,14 +269,6 @@ def _seconds(timeout: float | datetime.timedelta | None) -> float | None:
     if isinstance(timeout, datetime.timedelta):
         timeout = timeout.total_seconds()
     return None if timeout is None else check_timeout("timeout", timeout)
-
-
-def _show(address: Any) -> str:
-    """An address for people: ``127.0.0.1:80``, ``[::1]:80``; of another family than these as it is."""
-    if not isinstance(address, tuple) or len(address) < 2:
-        return str(address)
-    host, port, *_ = address
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
 def _reason(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import inspect
 import socket
 import threading
 from collections.abc import Awaitable, Collection, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import tornado.iostream
@@ -15,12 +15,13 @@ from tornado.ioloop import IOLoop
 from tornado.log import app_log, gen_log
 
 from .acceptor import Acceptor
+from .addresses import show
 from .errors import CloseReason, OptionError, StreamTimeoutError, reason_for
 from .ioloop import current_loop, existing_loop
 from .iostream import CLOSE_TIMEOUT, BaseIOStream, IOStream
-from .netutil import BACKLOG, bind_sockets
+from .netutil import BACKLOG, bind_sockets, why_not_listening
 from .options import ServerOptions
-from .socketoptions import prepare_listener
+from .socketoptions import set_socket_options
 
 __all__ = ["Streams", "TCPServer"]
 
@@ -205,10 +206,10 @@ class TCPServer:
             _check_listener(listener, known)
             known.add(listener.fileno())
         io_loop = self._io_loop or current_loop()
-        for listener in sockets:
-            prepare_listener(listener, self.options)
-            acceptor = Acceptor(listener, self._accepted)
-            self._acceptors.append(acceptor)
+        prepare = partial(set_socket_options, options=self.options)
+        acceptors = [Acceptor(listener, self._accepted, prepare) for listener in sockets]
+        self._acceptors += acceptors
+        for acceptor in acceptors:
             acceptor.start(io_loop)
 
     def add_socket(self, socket: socket.socket) -> None:
@@ -346,12 +347,12 @@ class TCPServer:
             reason = CloseReason.LOCAL
         elif isinstance(error, tornado.iostream.StreamBufferFullError):
             reason = reason_for(error)
-            gen_log.warning("closing %s: %s", _host(stream.remote_address), error)
+            gen_log.warning("closing %s: %s", _client(stream), error)
         elif isinstance(error, StreamTimeoutError):
             reason = CloseReason.READ_TIMEOUT
         else:
             reason = CloseReason.HANDLER_ERROR
-            app_log.error("Exception in callback handle_stream for %s", _host(stream.remote_address), exc_info=error)
+            app_log.error("Exception in callback handle_stream for %s", _client(stream), exc_info=error)
         self._retire(stream, reason)
 
     def _retire(self, stream: IOStream, reason: CloseReason) -> None:
@@ -379,18 +380,13 @@ async def _wait_for(future: Awaitable[Any]) -> None:
 
 
 def _check_listener(listener: socket.socket, known: set[int]) -> None:
-    if not isinstance(listener, socket.socket):
-        raise OptionError("sockets", listener, "must be listening sockets")
-    if listener.fileno() < 0:
-        raise OptionError("sockets", listener, "is closed")
-    if listener.fileno() in known:
-        raise OptionError("sockets", listener, "was added before")
-    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise OptionError("sockets", listener, "is not listening")
+    problem = why_not_listening(listener)
+    if problem is None and listener.fileno() in known:
+        problem = "was added before"
+    if problem is not None:
+        raise OptionError("sockets", listener, problem)
 
 
-def _host(address: Any) -> str:
-    """An address for a log line."""
-    if isinstance(address, tuple) and len(address) >= 2:
-        return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-    return str(address)
+def _client(stream: IOStream) -> str:
+    """A client, for a log line; one of a Unix socket has no address, and is named after the one it came by."""
+    return show(stream.remote_address) or f"a client of {show(stream.local_address or 'a Unix socket')}"

@@ -4,12 +4,13 @@ import asyncio
 import functools
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from iostreamsrv import IOLoop, IOStream, hub
-from tests.support import PATIENCE, Peer, open_descriptors, tcp_pair
+from iostreamsrv.memory import MemorySocket, MemoryStream
+from tests.support import PATIENCE, MemoryPeer, Peer, open_descriptors, tcp_pair
 
 
 @pytest.fixture
@@ -75,16 +76,22 @@ MakePair = Callable[..., tuple[IOStream, Peer]]
 
 
 @pytest.fixture
-def make_pair(io_loop: IOLoop) -> Iterator[MakePair]:
-    """Makes a stream with the options it is given, connected to a `Peer`, over TCP unless it is given ``sockets``.
+def make_pair(io_loop: IOLoop, engine: str) -> Iterator[MakePair]:
+    """Makes a stream with the options it is given, connected to a `Peer`, over TCP unless it is given ``sockets``, or
+    the engine is in memory.
 
     All are closed in the end.
     """
     made: list[tuple[IOStream, Peer]] = []
 
     def make(sockets: tuple[socket.socket, socket.socket] | None = None, **options: Any) -> tuple[IOStream, Peer]:
-        ours, theirs = sockets or tcp_pair()
-        pair = IOStream(ours, **options), Peer(theirs)
+        pair: tuple[IOStream, Peer]
+        if engine == "memory" and sockets is None:
+            one, other = MemorySocket.pair(1 << 20)
+            pair = MemoryStream(cast(socket.socket, one), **options), MemoryPeer(other)
+        else:
+            ours, theirs = sockets or tcp_pair()
+            pair = IOStream(ours, **options), Peer(theirs)
         made.append(pair)
         return pair
 

@@ -12,23 +12,26 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from iostreamsrv import IOStream
+from iostreamsrv.memory import MemorySocket
 
 PROJECT = Path(__file__).parent.parent
 
 EVERY_ENGINE = [
     "epoll",
     "loop",
+    "memory",
     pytest.param(
         "uvloop",
         marks=pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"),
     ),
 ]
-"""The hub on its own epoll, the hub on the loop's readers and writers, and the first of them inside uvloop."""
+"""The hub on its own epoll, the hub on the loop's readers and writers, the hub of streams in memory, and the first of
+them inside uvloop."""
 
 on_every_engine = [
     pytest.mark.usefixtures("io_loop"),
@@ -58,18 +61,22 @@ class Peer:
     async def send_all(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.socket, data)
 
+    async def receive_some(self, size: int) -> bytes:
+        """What there is, up to ``size`` bytes; b"" at the end."""
+        return await asyncio.get_running_loop().sock_recv(self.socket, size)
+
     async def receive(self, count: int) -> bytes:
         """Exactly ``count`` bytes."""
         received = bytearray()
         while len(received) < count:
-            chunk = await asyncio.get_running_loop().sock_recv(self.socket, count - len(received))
+            chunk = await self.receive_some(count - len(received))
             assert chunk, f"the stream ended after {len(received)} bytes"
             received += chunk
         return bytes(received)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """What arrives, as it arrives, until the end."""
-        while chunk := await asyncio.get_running_loop().sock_recv(self.socket, 1 << 20):
+        while chunk := await self.receive_some(1 << 20):
             yield chunk
 
     async def receive_all(self) -> bytes:
@@ -96,6 +103,32 @@ class Peer:
         """End the connection with a RST."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
+
+
+class MemoryPeer(Peer):
+    """The other end of a stream in memory, which is no descriptor that a loop could wait for."""
+
+    def __init__(self, end: MemorySocket) -> None:
+        self.socket = cast(Any, end)
+        self._ready = asyncio.Event()
+        end.notify = lambda _events: self._ready.set()
+
+    async def _retry(self, attempt: Callable[..., Any], *arguments: Any) -> Any:
+        while True:
+            self._ready.clear()
+            try:
+                return attempt(*arguments)
+            except BlockingIOError:
+                await self._ready.wait()
+
+    async def send_all(self, data: bytes) -> None:
+        sent = 0
+        while sent < len(data):
+            sent += await self._retry(self.socket.send, data[sent:])
+
+    async def receive_some(self, size: int) -> bytes:
+        received: bytes = await self._retry(self.socket.recv, size)
+        return received
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:

@@ -121,6 +121,10 @@ def test_a_bad_size_is_named_with_its_value(option: str, value: Any) -> None:
         ("cork", None),
         ("close_on_return", 0),
         ("close_on_return", "yes"),
+        ("allow_half_open", 1),
+        ("allow_half_open", None),
+        ("nodelay", 0),
+        ("nodelay", "no"),
         ("io_loop", "loop"),
         ("ssl_options", {}),
     ],
@@ -128,6 +132,57 @@ def test_a_bad_size_is_named_with_its_value(option: str, value: Any) -> None:
 def test_other_options_are_named_with_their_value(option: str, value: Any) -> None:
     with pytest.raises(OptionError, match=named(option, value)):
         Silent(**{option: value})
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.5, 1000.0, math.inf, math.nan, True, "1", b"1", [1], 1 << 31])
+@pytest.mark.parametrize("option", ["send_buffer_size", "receive_buffer_size"])
+def test_a_bad_size_for_the_kernel_is_named_with_its_value(option: str, value: Any) -> None:
+    for kind in (Silent, ServerOptions):
+        with pytest.raises(OptionError, match=named(option, value)):
+            kind(**{option: value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [-1, -0.001, math.inf, -math.inf, math.nan, True, False, None, "2", b"2", [2], pytest.param(10**400, id="huge")],
+)
+def test_a_bad_linger_is_named_with_its_value(value: Any) -> None:
+    for kind in (Silent, ServerOptions):
+        with pytest.raises(OptionError, match=named("linger", value)):
+            kind(linger=value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        0,
+        1,
+        60,
+        60.0,
+        "on",
+        [60, 10, 6],
+        {60, 10, 6},
+        (),
+        (60,),
+        (60, 10),
+        (60, 10, 6, 1),
+        (0, 10, 6),
+        (60, 0, 6),
+        (60, 10, 0),
+        (-1, 10, 6),
+        (60.0, 10, 6),
+        (True, 10, 6),
+        ("60", 10, 6),
+        (None, None, None),
+        (32768, 10, 6),
+        (60, 32768, 6),
+        (60, 10, 128),
+    ],
+)
+def test_a_bad_keepalive_is_named_with_its_value(value: Any) -> None:
+    for kind in (Silent, ServerOptions):
+        with pytest.raises(OptionError, match=named("keepalive", value)):
+            kind(keepalive=value)
 
 
 def test_sizes_that_are_unusual_but_clear_are_taken() -> None:
@@ -143,7 +198,16 @@ def test_options_cannot_be_changed_behind_the_check() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong, right", [("max_bufer_size", "max_buffer_size"), ("corked", "cork"), ("close_at_return", "close_on_return")]
+    "wrong, right",
+    [
+        ("max_bufer_size", "max_buffer_size"),
+        ("corked", "cork"),
+        ("close_at_return", "close_on_return"),
+        ("keep_alive", "keepalive"),
+        ("no_delay", "nodelay"),
+        ("half_open", "allow_half_open"),
+        ("recv_buffer_size", "receive_buffer_size"),
+    ],
 )
 def test_an_option_there_is_not_comes_with_a_suggestion(wrong: str, right: str) -> None:
     with pytest.raises(TypeError, match=f"'{wrong}'.*did you mean '{right}'"):
@@ -196,14 +260,14 @@ def test_a_loop_that_does_not_run_does_not_fork_either(make: str) -> None:
 
 def test_a_worker_does_not_fork_again() -> None:
     source = """
-        import iostreamsrv
+        import iostreamsrv, os
         first, second = iostreamsrv.TCPServer(), iostreamsrv.TCPServer()
         first.handle_stream = second.handle_stream = lambda stream, address: None
         first.start(2)
         try:
             second.start(2)
         except RuntimeError as error:
-            print(repr(str(error)))
+            os.write(1, f"{str(error)!r}\\n".encode())  # the two print into one pipe
         """
     with program(source) as process:
         said = {printed(process), printed(process)}

@@ -15,7 +15,7 @@ import tornado.iostream
 
 from iostreamsrv import BaseIOStream, IOLoop, IOStream, OptionError, PipeIOStream, StreamClosedError
 from tests.conftest import MakePair
-from tests.support import PATIENCE, Peer, eventually, fill, on_every_engine, turns
+from tests.support import PATIENCE, Peer, eventually, fill, on_every_engine, tcp_pair, turns
 
 pytestmark = on_every_engine
 
@@ -134,13 +134,15 @@ async def test_an_unconnected_stream_has_no_remote_address() -> None:
 
 @pytest.mark.gen_test
 async def test_repr_tells_open_from_closed(stream: IOStream) -> None:
-    assert repr(stream) == f"<IOStream {stream.id} open>"
+    name = type(stream).__name__
+    assert repr(stream) == f"<{name} {stream.id} open>"
     stream.close()
-    assert repr(stream) == f"<IOStream {stream.id} closed, local>"
+    assert repr(stream) == f"<{name} {stream.id} closed, local>"
 
 
 @pytest.mark.gen_test
-async def test_set_nodelay_sets_it(stream: IOStream) -> None:
+async def test_set_nodelay_sets_it(make_pair: MakePair) -> None:
+    stream, _ = make_pair(tcp_pair())
     for value in (True, False):
         stream.set_nodelay(value)
         assert bool(stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) is value

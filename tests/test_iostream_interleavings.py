@@ -141,7 +141,8 @@ async def test_bytes_that_came_before_a_reset_can_be_read_after_send_eof_met_it(
 
 
 @pytest.mark.gen_test
-async def test_bytes_behind_urgent_data_are_read(stream: IOStream, peer: Peer) -> None:
+async def test_bytes_behind_urgent_data_are_read(make_pair: MakePair) -> None:
+    stream, peer = make_pair(tcp_pair())
     reading = asyncio.ensure_future(stream.read_until(b"\n"))
     await turns()
     peer.send(b"before ")

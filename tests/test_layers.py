@@ -18,6 +18,7 @@ LAYERS = [
     "version",
     "errors",
     "options",
+    "addresses",
     "sansio",
     "sansio.files",
     "sansio.buffers",
@@ -32,6 +33,7 @@ LAYERS = [
     "engine.reading",
     "iostream",
     "acceptor",
+    "unixlistener",
     "netutil",
     "socketoptions",
     "deadlines",
@@ -45,7 +47,9 @@ LAYERS = [
     "styles.callbacks",
     "styles.blocking",
     "styles.queues",
+    "memory",
     "testing",
+    "pytest_plugin",
 ]
 """The rooms of the house from the ground up. Each may import from those before it."""
 

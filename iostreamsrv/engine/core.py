@@ -86,6 +86,10 @@ class StreamCore(tornado.iostream.BaseIOStream):
     allow_half_open: bool
     linger: float
 
+    @staticmethod
+    def _hub_of(io_loop: IOLoop) -> Hub:
+        return hub_of(io_loop)
+
     def _start(
         self,
         io_loop: IOLoop,
@@ -112,7 +116,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self.bytes_read = 0
         self.bytes_written = 0
         self.hub_key = -1
-        self._hub: Hub = hub_of(io_loop)
+        self._hub: Hub = self._hub_of(io_loop)
         self._received_at = time.monotonic()
         self._data: dict[Any, Any] | None = None
         # reading

@@ -18,7 +18,7 @@ from ..errors import (
     reason_for,
     without_frames,
 )
-from ..hub import HANGUP, READABLE, WRITABLE, complete
+from ..hub import BROKEN, HANGUP, READABLE, WRITABLE, complete
 from ..options import check_timeout
 from ..sansio.reads import (
     MORE,
@@ -324,7 +324,8 @@ class ReadSide(WriteSide):
         if events != READABLE:
             if events & HANGUP:
                 self._hangup = True
-            if self._write_buffer is not None and events & ~READABLE:
+            # Not for an end or urgent data: to wait for room again would report those again, round and round.
+            if self._write_buffer is not None and events & (WRITABLE | BROKEN):
                 self._flush()
             if self._closed or events == WRITABLE:
                 return None

@@ -122,7 +122,8 @@ class WriteSide(StreamCore):
 
         The kernel copies from the file to the socket (``os.sendfile``) where it can; elsewhere the file is read in
         pieces. The file may be closed as soon as this returns, if it has a descriptor. Its position is neither used
-        nor moved, and none of it counts for ``max_write_buffer_size``. ::
+        nor moved, and none of it counts for ``max_write_buffer_size``. What was written to it and is still in Python's
+        own buffer is not in the file: flush it before. ::
 
             with open(path, "rb") as file:
                 await stream.write(b"%d\n" % os.fstat(file.fileno()).st_size)
@@ -150,6 +151,10 @@ class WriteSide(StreamCore):
         future = self._future_of_queued(region)
         if not waiting:
             self._flush()
+        if future.done() and not self._closed:
+            self._inline -= 1
+            if self._inline <= 0 and not self._may_go_on():
+                return self._done_next_turn(region.sent)
         return future
 
     def drain(self) -> "Future[None]":
@@ -283,19 +288,18 @@ class WriteSide(StreamCore):
         chunk = region.read(CORK_SIZE)
         return (self.write_to_fd(chunk) or 0) if chunk else None
 
-    def _done_next_turn(self) -> "Future[None]":
+    def _done_next_turn(self, result: Any = None) -> "Future[Any]":
         """For a write that is done: a future that lets the loop have a turn first."""
         self._inline = INLINE
-        future: Future[None] = Future(loop=self._hub.loop)
-        self._call_soon(_set_done, future)
+        future: Future[Any] = Future(loop=self._hub.loop)
+        self._call_soon(_set_done, future, result)
         return future
 
     def _settle_writes(self) -> None:
         futures = self._unsent_futures
         while futures and futures[0][0] <= self.bytes_written:
             _, future, region = futures.popleft()
-            if not future.done():
-                future.set_result(None if region is None else region.sent)
+            _set_done(future, None if region is None else region.sent)
         if not futures:
             self._unsent_futures = None
 
@@ -350,9 +354,9 @@ class WriteSide(StreamCore):
             self._close_descriptor()
 
 
-def _set_done(future: "Future[None]") -> None:
+def _set_done(future: "Future[Any]", result: Any) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(result)
 
 
 def _as_bytes(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:

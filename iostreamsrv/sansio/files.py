@@ -40,15 +40,13 @@ class FileRegion:
         file = self._file
         if isinstance(file, io.TextIOBase):
             raise OptionError("file", file, "must be opened in binary mode")
-        try:
-            self.fd = os.dup(file.fileno())
-        except (AttributeError, io.UnsupportedOperation):
+        number = _descriptor(file)
+        if number < 0:
             return _size_by_seeking(file)
-        except (OSError, ValueError) as error:
-            raise OptionError("file", file, str(error)) from None
-        status = os.fstat(self.fd)
+        status = os.fstat(number)
         if not stat.S_ISREG(status.st_mode):
             raise OptionError("file", file, "must be a regular file")
+        self.fd = os.dup(number)
         return status.st_size
 
     def read(self, size: int) -> bytes:
@@ -82,10 +80,25 @@ def _check(name: str, value: object) -> None:
         raise OptionError(name, value, "must be a number of bytes, 0 or more")
 
 
+def _descriptor(file: Any) -> int:
+    """The file's descriptor; -1 where it has none."""
+    try:
+        readable = not hasattr(file, "readable") or file.readable()
+        number: int = file.fileno()
+    except (AttributeError, io.UnsupportedOperation):
+        return -1
+    except ValueError as error:  # it is closed
+        raise OptionError("file", file, str(error)) from None
+    if not readable:
+        raise OptionError("file", file, "must be open for reading")
+    return number
+
+
 def _size_by_seeking(file: Any) -> int:
     try:
         position = file.tell()
-        size: int = file.seek(0, io.SEEK_END)
+        file.seek(0, io.SEEK_END)  # some return nothing
+        size: int = file.tell()
         file.seek(position)
     except (AttributeError, OSError, ValueError):
         raise OptionError("file", file, "must be a binary file that one can seek in") from None

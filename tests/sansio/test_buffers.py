@@ -1,5 +1,6 @@
 """`iostreamsrv.sansio.buffers`: promises of the two buffers."""
 
+import io
 import re
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iostreamsrv.sansio.buffers import SMALL_WRITE, ReadBuffer, WriteBuffer
+from iostreamsrv.sansio.files import FileRegion
 
 
 def filled(*chunks: bytes) -> ReadBuffer:
@@ -275,11 +277,23 @@ def sent(buffer: WriteBuffer, at_once: int = 1 << 30) -> bytes:
     """What leaves the buffer, ``at_once`` bytes at a time."""
     left = b""
     while buffer.size:
-        with buffer.peek() as view:
-            piece = bytes(view[:at_once])
+        piece = first(buffer)[:at_once]
         buffer.advance(len(piece))
         left += piece
     return left
+
+
+def first(buffer: WriteBuffer) -> bytes:
+    """The piece that is to leave next."""
+    piece = buffer.peek()
+    if isinstance(piece, FileRegion):
+        return piece.read(piece.left)
+    with piece:
+        return bytes(piece)
+
+
+def region(content: bytes, offset: int = 0) -> FileRegion:
+    return FileRegion(io.BytesIO(content), offset)
 
 
 def test_small_writes_leave_in_one_piece() -> None:
@@ -376,6 +390,123 @@ def test_truncate_to_more_than_there_is_changes_nothing_in_a_write_buffer() -> N
     buffer.truncate(3)
     buffer.truncate(5)
     assert sent(buffer) == b"abc"
+
+
+# ---- WriteBuffer, with parts of files
+
+
+def test_a_part_of_a_file_keeps_its_place() -> None:
+    buffer = WriteBuffer()
+    buffer.append(b"ab")
+    buffer.append_file(region(b"FILE"))
+    buffer.append(b"cd")
+    buffer.append(b"ef")
+    buffer.append_file(region(b"_FILE", 1))
+    buffer.append_file(region(b"LAST"))
+    assert (buffer.size, buffer.in_files) == (18, 12)
+    assert sent(buffer, 3) == b"abFILEcdefFILELAST"
+    assert (buffer.size, buffer.in_files) == (0, 0)
+
+
+def test_the_first_piece_may_be_a_file_itself() -> None:
+    part = region(b"FILE")
+    buffer = WriteBuffer()
+    buffer.append_file(part)
+    assert buffer.peek() is part
+    buffer.advance(3)
+    assert (buffer.size, buffer.in_files, part.left, part.sent) == (1, 1, 1, 3)
+    assert buffer.peek() is part
+    buffer.advance(1)
+    assert (buffer.size, buffer.in_files, part.left, part.sent) == (0, 0, 0, 4)
+
+
+def test_small_writes_behind_a_file_leave_in_one_piece() -> None:
+    buffer = WriteBuffer()
+    buffer.append_file(region(b"FILE"))
+    buffer.append(b"ab")
+    buffer.append(b"cd")
+    buffer.advance(4)
+    assert first(buffer) == b"abcd"
+
+
+@pytest.mark.parametrize("gone", range(4))
+def test_skip_file_forgets_the_rest_of_a_file_and_nothing_else(gone: int) -> None:
+    buffer = WriteBuffer()
+    buffer.append_file(region(b"FILE"))
+    buffer.append(b"ab")
+    buffer.append_file(region(b"file"))
+    buffer.advance(gone)
+    assert buffer.skip_file() == 4 - gone
+    assert (buffer.size, buffer.in_files) == (6, 4)
+    assert sent(buffer) == b"abfile"
+
+
+@pytest.mark.parametrize("kept", range(12))
+def test_truncate_keeps_a_file_only_as_a_whole(kept: int) -> None:
+    buffer = WriteBuffer()
+    buffer.append(b"ab")
+    buffer.append_file(region(b"FILE"))
+    buffer.append(b"cd")
+    buffer.append_file(region(b"LAST"))
+    buffer.truncate(kept)
+    whole = b"abFILEcdLAST"[:kept]
+    expected = whole if kept < 3 or 6 <= kept < 9 else whole[: 2 if kept < 6 else 8]
+    assert (buffer.size, buffer.in_files) == (len(expected), 4 if kept >= 6 else 0)
+    buffer.append(b"!")
+    assert sent(buffer) == expected + b"!"
+
+
+def test_truncate_within_a_file_that_has_begun_to_leave_drops_its_rest() -> None:
+    buffer = WriteBuffer()
+    buffer.append_file(region(b"FILE"))
+    buffer.advance(1)
+    buffer.truncate(2)
+    assert (buffer.size, buffer.in_files) == (0, 0)
+    buffer.append(b"ab")
+    assert sent(buffer) == b"ab"
+
+
+def test_truncate_to_all_there_is_keeps_the_files() -> None:
+    buffer = WriteBuffer()
+    buffer.append(b"ab")
+    buffer.append_file(region(b"FILE"))
+    buffer.advance(1)
+    buffer.truncate(5)
+    assert sent(buffer) == b"bFILE"
+
+
+PIECES = st.tuples(
+    st.sampled_from([b"", b"a", b"bcdef", b"x" * SMALL_WRITE]), st.booleans(), st.sampled_from([0, 1, 3])
+)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.tuples(PIECES, st.booleans()), max_size=10))
+def test_a_write_buffer_is_a_string_of_bytes_whatever_of_it_is_in_files(
+    program: list[tuple[tuple[bytes, bool, int], bool]],
+) -> None:
+    buffer = WriteBuffer()
+    model = b""
+    in_files: list[bool] = []  # for each byte of the model
+    for (data, as_file, leaves), skips in program:
+        if as_file and data:
+            buffer.append_file(region(data))
+        else:
+            buffer.append(data)
+        model += data
+        in_files += [as_file] * len(data)
+        if buffer.size:
+            piece = buffer.peek()
+            gone = piece.left if skips and isinstance(piece, FileRegion) else min(leaves, len(first(buffer)))
+            if isinstance(piece, memoryview):
+                piece.release()
+            if skips and isinstance(piece, FileRegion):
+                assert buffer.skip_file() == gone
+            else:
+                buffer.advance(gone)
+            model, in_files = model[gone:], in_files[gone:]
+        assert (buffer.size, buffer.in_files) == (len(model), sum(in_files))
+    assert sent(buffer) == model
 
 
 @settings(derandomize=True, deadline=None)

@@ -1,0 +1,80 @@
+"""TCP forwarder: connects each client to another server, and sends on what either side sends.
+
+An end is passed on as an end, and the other direction goes on; a reset is passed on as a reset. Nothing more is read
+before what was read is written, so whoever sends is slowed down to the speed of the other side.
+"""
+
+import argparse
+import asyncio
+import logging
+import sys
+
+import iostreamsrv
+
+CHUNK = 512 * 1024
+"""Most bytes read at once, and held in each direction for a side that does not read. More need fewer calls."""
+
+
+class Proxy(iostreamsrv.TCPServer):
+    def __init__(self, host, port):
+        super().__init__(allow_half_open=True, read_chunk_size=CHUNK)
+        self.to = host, port
+        self.tcp_client = iostreamsrv.TCPClient()
+
+    async def handle_stream(self, stream, address):
+        try:
+            upstream = await self.tcp_client.connect(*self.to, timeout=10)  # the kernel would try for minutes
+        except OSError as error:
+            logging.getLogger("proxy").warning("proxy: a client is turned away: %s", error)
+            return
+        upstream.allow_half_open = True
+        upstream.read_chunk_size = CHUNK
+        upstream.set_nodelay(True)
+        try:
+            await asyncio.gather(forward(stream, upstream), forward(upstream, stream))
+        finally:
+            upstream.close()
+
+
+async def forward(source, sink):
+    """Send on what comes, and then the end. If either of them breaks, so does the other."""
+    try:
+        await copy(source, sink)
+        await sink.send_eof()
+        source.set_close_callback(sink.abort)  # it is not read any more, but it can still break
+    except iostreamsrv.StreamClosedError:
+        source.abort()
+        sink.abort()
+
+
+async def copy(source, sink):
+    try:
+        while True:
+            await sink.write(await source.read_bytes(CHUNK, partial=True))
+    except iostreamsrv.StreamClosedError as error:
+        if error.reason != "eof":
+            raise
+
+
+def endpoint(text):
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+async def main(arguments):
+    server = Proxy(*arguments.to)
+    server.listen(arguments.port, arguments.host)
+    for host, port, *_ in server.addresses:
+        print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8889, help="0: any free one; default: %(default)s")
+    parser.add_argument("--to", type=endpoint, default="127.0.0.1:8888", help="HOST:PORT; default: %(default)s")
+    try:
+        iostreamsrv.run(main(parser.parse_args()))
+    except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:
+        sys.exit(f"proxy: {error}")

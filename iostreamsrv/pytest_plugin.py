@@ -1,0 +1,55 @@
+"""Fixtures for pytest, for whoever asks for them: ``pytest_plugins = ["iostreamsrv.pytest_plugin"]`` in conftest.py.
+
+They need a fixture ``io_loop``, which pytest-tornado has.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from .ioloop import IOLoop
+from .iostream import IOStream
+from .tcpserver import TCPServer
+from .testing import bind_unused_port, memory_stream_pair
+
+__all__ = ["memory_streams", "serve", "unused_port"]
+
+
+@pytest.fixture
+def memory_streams(io_loop: IOLoop) -> Iterator[tuple[IOStream, IOStream]]:
+    """Two streams that are connected in memory, see `memory_stream_pair`; closed when the test ends."""
+    pair = memory_stream_pair()
+    yield pair
+    for stream in pair:
+        stream.abort()
+
+
+@pytest.fixture
+def unused_port() -> Iterator[tuple[socket.socket, int]]:
+    """A listening socket and its port, see `bind_unused_port`; closed when the test ends."""
+    listener, port = bind_unused_port()
+    yield listener, port
+    listener.close()
+
+
+@pytest.fixture
+def serve(io_loop: IOLoop) -> Iterator[Callable[[TCPServer], Any]]:
+    """A function that has a server listen on a free port of 127.0.0.1, and gives its address: ``(host, port)``.
+
+    When the test ends, all servers it was given are stopped, and their handlers and streams ended.
+    """
+    loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
+    serving: list[asyncio.Task[None]] = []
+
+    def start(server: TCPServer) -> Any:
+        server.listen(0, "127.0.0.1")
+        serving.append(loop.create_task(server.serve_forever()))
+        return server.addresses[0]
+
+    yield start
+    for task in serving:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*serving, return_exceptions=True))

@@ -1,0 +1,258 @@
+"""The test kit for others."""
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from iostreamsrv import IOStream, ListenError, OptionError, StreamClosedError, TCPServer
+from iostreamsrv.memory import MemorySocket
+from iostreamsrv.testing import bind_unused_port, memory_stream_pair, running
+from tests.support import PROJECT, eventually, open_descriptors
+
+pytestmark = pytest.mark.usefixtures("io_loop")
+
+
+class Echo(TCPServer):
+    async def handle_stream(self, stream: IOStream, address: object) -> None:
+        while True:
+            await stream.write(await stream.read_until(b"\n"))
+
+
+# ---- memory_stream_pair
+
+
+@pytest.mark.gen_test
+async def test_a_handler_serves_a_stream_in_memory() -> None:
+    before = open_descriptors()
+    ours, theirs = memory_stream_pair()
+    handling = asyncio.ensure_future(Echo().handle_stream(theirs, theirs.remote_address))
+    await ours.write(b"one\ntwo\n")
+    assert await ours.read_until(b"\n") == b"one\n"
+    assert await ours.read_until(b"\n") == b"two\n"
+    assert open_descriptors() == before
+    ours.close()
+    with pytest.raises(StreamClosedError):
+        await handling
+    assert theirs.close_reason == "eof"
+
+
+@pytest.mark.gen_test
+async def test_streams_in_memory_are_iostreams_with_addresses() -> None:
+    ours, theirs = memory_stream_pair(max_buffer_size=1000)
+    assert isinstance(ours, IOStream)
+    assert (ours.local_address, ours.remote_address) == (theirs.remote_address, theirs.local_address)
+    assert ours.max_buffer_size == theirs.max_buffer_size == 1000
+    assert ours.fileno() == -1
+    ours.set_nodelay(True)
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("capacity", [1, 1000, 65536])
+@pytest.mark.gen_test
+async def test_a_writer_in_memory_waits_for_a_reader(capacity: int) -> None:
+    ours, theirs = memory_stream_pair(capacity=capacity)
+    writing = ours.write(b"x" * (capacity + 1))
+    await asyncio.sleep(0)
+    assert not writing.done()
+    assert await theirs.read_bytes(capacity + 1) == b"x" * (capacity + 1)
+    await writing
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.gen_test
+async def test_a_half_close_in_memory_leaves_the_other_direction() -> None:
+    ours, theirs = memory_stream_pair(allow_half_open=True)
+    await ours.write(b"request")
+    await ours.send_eof()
+    assert await theirs.read_until_close() == b"request"
+    await theirs.write(b"reply")
+    await theirs.send_eof()
+    assert await ours.read_until_close() == b"reply"
+    await eventually(lambda: ours.closed() and theirs.closed())
+
+
+@pytest.mark.gen_test
+async def test_an_abort_in_memory_resets_the_other_end() -> None:
+    ours, theirs = memory_stream_pair()
+    reading = theirs.read_bytes(1)
+    ours.abort()
+    with pytest.raises(StreamClosedError) as caught:
+        await reading
+    assert isinstance(caught.value.real_error, ConnectionResetError)
+    assert theirs.close_reason == "reset"
+
+
+@pytest.mark.gen_test
+async def test_closing_in_memory_with_unread_bytes_resets_the_other_end() -> None:
+    ours, theirs = memory_stream_pair()
+    await theirs.write(b"unread")
+    ours.close()
+    with pytest.raises(StreamClosedError):
+        await theirs.read_bytes(1)
+    assert theirs.close_reason == "reset"
+
+
+@pytest.mark.gen_test
+async def test_a_file_is_sent_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 4096)
+    ours, theirs = memory_stream_pair()
+    with path.open("rb") as file:
+        sending = ours.sendfile(file)
+    assert await theirs.read_bytes(1 << 20) == path.read_bytes()
+    assert await sending == 1 << 20
+    ours.close()
+    theirs.close()
+
+
+def test_a_wrong_option_for_streams_in_memory_raises() -> None:
+    with pytest.raises(OptionError, match="max_buffer_size=0"):
+        memory_stream_pair(max_buffer_size=0)
+
+
+def test_a_socket_in_memory_does_as_the_kernels() -> None:
+    one, other = MemorySocket.pair(4)
+    with pytest.raises(BlockingIOError):
+        one.recv(1)
+    assert one.send(b"") == 0
+    assert one.send(b"12345") == 4
+    with pytest.raises(BlockingIOError):
+        one.send(b"5")
+    assert other.recv(2, socket.MSG_PEEK) == b"12"
+    assert other.recv(9) == b"1234"
+    one.shutdown(socket.SHUT_WR)
+    with pytest.raises(BrokenPipeError):
+        one.send(b"5")
+    assert other.recv(1) == b""
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"")
+    one.close()
+    one.close()
+    with pytest.raises(ConnectionResetError):
+        other.send(b"6")
+    with pytest.raises(BrokenPipeError):
+        other.send(b"6")
+    with pytest.raises(OSError) as caught:
+        other.shutdown(socket.SHUT_WR)
+    assert caught.value.errno == errno.ENOTCONN
+
+
+# ---- bind_unused_port
+
+
+def test_an_unused_port_is_listened_on() -> None:
+    listener, port = bind_unused_port()
+    with listener, socket.create_connection(("127.0.0.1", port)):
+        assert listener.getsockname() == ("127.0.0.1", port)
+
+
+def test_an_unused_port_of_no_address_of_ours_is_an_error() -> None:
+    with pytest.raises(ListenError, match=r"192\.0\.2\.1"):
+        bind_unused_port(address="192.0.2.1")
+
+
+# ---- running
+
+
+@pytest.mark.gen_test
+async def test_a_server_runs_as_long_as_the_block() -> None:
+    server = Echo()
+    async with running(server) as address:
+        stream = IOStream(socket.socket())
+        await stream.connect(address)
+        await stream.write(b"hello\n")
+        assert await stream.read_until(b"\n") == b"hello\n"
+        (theirs,) = server.streams
+    assert theirs.close_reason == "shutdown"
+    assert server.addresses == []
+    with pytest.raises(StreamClosedError):
+        await stream.read_bytes(1)
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_listens_already_goes_on_where_it_does() -> None:
+    server = Echo()
+    server.add_socket(bind_unused_port()[0])
+    (address,) = server.addresses
+    async with running(server) as given:
+        assert given == address
+
+
+@pytest.mark.gen_test
+async def test_an_error_in_the_block_comes_out_and_ends_the_server() -> None:
+    server = Echo()
+    with pytest.raises(ZeroDivisionError):
+        async with running(server):
+            raise ZeroDivisionError
+    assert server.addresses == []
+
+
+@pytest.mark.gen_test
+async def test_streams_of_a_server_that_was_stopped_in_the_block_are_closed(caplog: pytest.LogCaptureFixture) -> None:
+    server = Echo()
+    async with running(server) as address:
+        stream = IOStream(socket.socket())
+        await stream.connect(address)
+        await eventually(lambda: len(server.streams))
+        server.stop()
+        await asyncio.sleep(0)
+    with pytest.raises(StreamClosedError):
+        await stream.read_bytes(1)
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+# ---- fixtures
+
+
+OF_SOMEBODY_ELSE = """\
+import pytest
+from iostreamsrv import IOStream, TCPServer
+import socket
+
+class Echo(TCPServer):
+    async def handle_stream(self, stream, address):
+        while True:
+            await stream.write(await stream.read_until(b"\\n"))
+
+@pytest.mark.gen_test
+async def test_serve(serve):
+    first, second = serve(Echo()), serve(Echo())
+    for address in (first, second):
+        stream = IOStream(socket.socket())
+        await stream.connect(address)
+        await stream.write(b"hello\\n")
+        assert await stream.read_until(b"\\n") == b"hello\\n"
+        stream.close()
+
+@pytest.mark.gen_test
+async def test_memory_streams(memory_streams):
+    ours, theirs = memory_streams
+    await ours.write(b"hello\\n")
+    assert await theirs.read_until(b"\\n") == b"hello\\n"
+
+def test_unused_port(unused_port):
+    listener, port = unused_port
+    socket.create_connection(("127.0.0.1", port)).close()
+"""
+
+
+def test_the_fixtures_serve_the_tests_of_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["iostreamsrv.pytest_plugin"]')
+    (tmp_path / "test_theirs.py").write_text(OF_SOMEBODY_ELSE)
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "3 passed" in ended.stdout, ended.stdout + ended.stderr
