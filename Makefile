@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all conformance bench style types coverage clean
+.PHONY: help run test test-all conformance bench style types coverage docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 20
@@ -41,6 +41,10 @@ coverage: $(VENV)/.has-tests ## 100 % of sansio, by its own tests
 	$(BIN)/python -m coverage run --branch --source=iostreamsrv/sansio -m pytest tests/sansio
 	$(BIN)/python -m coverage report --fail-under=100
 
+docs: $(VENV)/.has-docs ## the pages, into build/docs; a warning fails
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+	@echo "open build/docs/index.html"
+
 clean: ## remove the venv and all that was made
 	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -50,7 +54,8 @@ clean: ## remove the venv and all that was made
 $(VENV)/.has-package: EXTRAS :=
 $(VENV)/.has-tests: EXTRAS := [test]
 $(VENV)/.has-tools: EXTRAS := [test,dev]
-$(VENV)/.has-package $(VENV)/.has-tests $(VENV)/.has-tools: pyproject.toml | $(VENV)/.made
+$(VENV)/.has-docs: EXTRAS := [docs]
+$(VENV)/.has-package $(VENV)/.has-tests $(VENV)/.has-tools $(VENV)/.has-docs: pyproject.toml | $(VENV)/.made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".$(EXTRAS)"
 	@touch $@
 

@@ -101,9 +101,9 @@ class BaseIOStream(ReadSide):
             if events & (WRITABLE | BROKEN):
                 self._deliver_owed()
         elif events != READABLE:  # that alone is somebody who asked for another dispatch
-            self._connected()
+            self._connected(events)
 
-    def _connected(self) -> None:
+    def _connected(self, events: int) -> None:
         raise NotImplementedError
 
     # ---- ending
@@ -401,7 +401,7 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
         self._reads_watched = self._hub.watch_writes(self)
         return future
 
-    def _connected(self) -> None:
+    def _connected(self, events: int) -> None:
         future = self._connect_future
         assert future is not None
         error = self.get_fd_error()
@@ -415,7 +415,7 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
         self._connect_future = None
         if not future.done():
             future.set_result(self)
-        self.dispatch(READABLE | WRITABLE)
+        self.dispatch(events | READABLE | WRITABLE)  # the peer's end may have come with them
 
     def start_tls(self, *args: Any, **kwargs: Any) -> Any:
         """Not in this release: TLS is to come.

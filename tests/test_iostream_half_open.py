@@ -617,3 +617,20 @@ async def test_a_handler_that_returns_before_the_client_ends_closes_in_order(str
     assert reasons == [CloseReason.LOCAL]
     client.close()
     server.stop()
+
+
+@pytest.mark.gen_test
+async def test_an_end_that_came_before_the_connection_was_noticed_is_read() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream = IOStream(socket.socket(), allow_half_open=True)
+        connecting = stream.connect(listener.getsockname())
+        theirs, _ = listener.accept()
+        with theirs:
+            theirs.sendall(b"all I have")
+            theirs.shutdown(socket.SHUT_WR)
+            await connecting
+            assert await stream.read_bytes(100, partial=True) == b"all I have"
+            with pytest.raises(StreamClosedError):
+                await stream.read_bytes(100, partial=True)
+            assert stream.at_eof()
+            stream.close()

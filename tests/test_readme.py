@@ -44,10 +44,21 @@ def test_the_echo_server_runs_as_pasted(tmp_path: Path) -> None:
         serve_and_talk(EXAMPLE.replace("8888", str(free_port())), tmp_path)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/streams.md"])
-def test_every_file_that_a_page_links_to_exists(page: str) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (PROJECT / page).read_text())
-    assert [link for link in links if not (PROJECT / page).parent.joinpath(link).exists()] == []
+PAGES = [*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")]
+
+
+def headings(page: Path) -> set[str]:
+    """The names under which one can link to the headings of a page."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_and_heading_that_a_page_links_to_exists(page: Path) -> None:
+    for link, heading in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text()):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not heading or heading in headings(target), f"{link}#{heading}"
 
 
 def test_every_target_that_the_pages_name_is_in_the_makefile() -> None:
