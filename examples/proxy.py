@@ -6,6 +6,7 @@ before what was read is written, so whoever sends is slowed down to the speed of
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import sys
 
@@ -25,15 +26,12 @@ class Proxy(iostreamsrv.TCPServer):
         try:
             upstream = await self.tcp_client.connect(*self.to, timeout=10)  # the kernel would try for minutes
         except OSError as error:
-            logging.getLogger("proxy").warning("proxy: a client is turned away: %s", error)
-            return
+            return logging.getLogger("proxy").warning("proxy: turned a client away: %s", error)
         upstream.allow_half_open = True
         upstream.read_chunk_size = CHUNK
         upstream.set_nodelay(True)
-        try:
+        with contextlib.closing(upstream):
             await asyncio.gather(forward(stream, upstream), forward(upstream, stream))
-        finally:
-            upstream.close()
 
 
 async def forward(source, sink):
@@ -58,6 +56,8 @@ async def copy(source, sink):
 
 def endpoint(text):
     host, _, port = text.rpartition(":")
+    if not host or not 0 < int(port) < 65536:
+        raise ValueError
     return host.strip("[]"), int(port)
 
 

@@ -293,7 +293,7 @@ def test_the_other_server_may_have_an_ipv6_address() -> None:
             assert receive(server, 5) == b"hello"
 
 
-@pytest.mark.parametrize("to", ["nonsense", "host:", ":80", "host:http"])
+@pytest.mark.parametrize("to", ["nonsense", "host:", ":80", "host:http", "host:70000"])
 def test_an_address_that_cannot_be_is_refused_before_listening(to: str) -> None:
     with Program(EXAMPLE, "--port", "0", "--to", to) as program:
         code, said, complaint = program.outcome()
