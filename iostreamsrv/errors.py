@@ -143,6 +143,9 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
         self.reason = reason
 
     def __str__(self) -> str:
+        if self.operation == "connect" and isinstance(self.real_error, OSError):
+            target = self.real_error.filename
+            return f"cannot connect{f' to {target}' if target else ''}: {self.real_error.strerror}"
         text = "Stream is closed"
         if self.reason is not None:
             side = "by the peer" if self.reason.by_peer else "on this side"

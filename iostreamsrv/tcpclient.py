@@ -218,8 +218,7 @@ class _Race:
         self._errno = self._errno or getattr(error, "errno", None) or 0
 
     def _error(self) -> StreamClosedError:
-        text = f"cannot connect to {self._target}: {', '.join(self._reasons)}"
-        error = OSError(self._errno or errno.EIO, text)
+        error = OSError(self._errno or errno.EIO, ", ".join(self._reasons), self._target)
         return StreamClosedError(error, "connect", reason_for(error))
 
 

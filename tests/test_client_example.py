@@ -163,7 +163,7 @@ def test_a_reset_is_one_clear_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--port", "1"), rb"client: .*cannot connect to 127\.0\.0\.1:1: Connection refused\n"),
+        (("--port", "1"), rb"client: cannot connect to 127\.0\.0\.1:1: Connection refused\n"),
         (("--port", "70000"), rb"client: port=70000: .*\n"),
         (("--host", ""), rb"client: host='': .*\n"),
         (("--host", "a..b"), rb"client: cannot resolve a\.\.b:8888: .*\n"),
