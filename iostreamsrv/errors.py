@@ -119,7 +119,13 @@ class StreamError(Exception):
 
 
 class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
-    """The stream is closed: the operation cannot be done, now or later.
+    """The stream is closed: the operation cannot be done, now or later. ::
+
+        try:
+            line = await stream.read_until(b"\\n")
+        except StreamClosedError as error:
+            if error.reason == "eof":
+                line = await stream.read_bytes(stream.buffered)  # the last one had no newline
 
     :ivar real_error: the error that closed the stream (often an `OSError`), or ``None`` after an orderly close.
     :ivar errno: that of ``real_error``, or ``None``.
@@ -192,7 +198,12 @@ class ConcurrentConnectError(AssertionError, StreamError):
 
 
 class OptionError(ValueError):
-    """An option has a value it cannot have. Raised before anything is bound.
+    """An option has a value it cannot have. Raised before anything is bound. ::
+
+        try:
+            server.listen(arguments.port, arguments.host)
+        except (ListenError, OptionError) as error:
+            sys.exit(f"echo: {error}")
 
     :ivar option: the option's name.
     :ivar value: the value that was given.

@@ -46,21 +46,19 @@ def _loop_that_is_set() -> asyncio.AbstractEventLoop | None:
 
 
 def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
-    """Run a server, or a coroutine, until it ends or SIGINT (Ctrl-C) or SIGTERM comes; then return.
-
-    :param main: a server that was told to ``listen``, a coroutine, or a function that makes one.
-
-    A signal cancels what runs: a server stops listening and closes its streams (reason ``shutdown``), then the
-    remaining tasks of the loop are cancelled and the loop is closed. A second signal kills. For a program that has a
-    loop of its own there is ``await server.serve_forever()``. Must be called from the main thread, outside any loop.
-
-    The manner is that of `asyncio.run`::
+    """Run a server, or a coroutine, until it ends or SIGINT (Ctrl-C) or SIGTERM comes; then return. ::
 
         server = EchoServer()
         server.listen(8888)
         iostreamsrv.run(server)
 
+    A signal cancels what runs: a server stops listening and closes its streams (reason ``shutdown``), then the
+    remaining tasks of the loop are cancelled and the loop is closed. A second signal kills. For a program that has a
+    loop of its own there is ``await server.serve_forever()``. Must be called from the main thread, outside any loop.
+
+    :param main: a server that was told to ``listen``, a coroutine, or a function that makes one.
     :raises RuntimeError: a loop is running in this thread already.
+    :raises Exception: what the server or the coroutine raises.
     """
     io_loop = current_loop()
     loop = io_loop.asyncio_loop  # type: ignore[attr-defined]

@@ -27,14 +27,29 @@ from tornado.ioloop import IOLoop
 
 from .engine.reading import ReadSide
 from .engine.writing import FILE_CHUNK
-from .errors import CloseReason, ConcurrentConnectError, reason_for, without_frames
+from .errors import (
+    CloseReason,
+    ConcurrentConnectError,
+    StreamBufferFullError,
+    StreamClosedError,
+    UnsatisfiableReadError,
+    reason_for,
+    without_frames,
+)
 from .hub import BROKEN, READABLE, WRITABLE
 from .options import LINGER, READ_CHUNK_SIZE, ServerOptions, check_flag, check_size, check_timeout
 from .sansio.buffers import WriteBuffer
 from .sansio.files import FileRegion
 from .sansio.reads import Discard
 
-__all__ = ["BaseIOStream", "IOStream", "PipeIOStream"]
+__all__ = [
+    "BaseIOStream",
+    "IOStream",
+    "PipeIOStream",
+    "StreamBufferFullError",
+    "StreamClosedError",
+    "UnsatisfiableReadError",
+]
 
 MAX_BUFFER_SIZE = 100 * 1024 * 1024
 """Tornado's default for a stream made by hand. `TCPServer` gives its streams 1 MiB."""
@@ -109,7 +124,9 @@ class BaseIOStream(ReadSide):
     # ---- ending
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """Call ``callback`` once the stream is closed, for whatever reason; None takes it back.
+        """Call ``callback`` once the stream is closed, for whatever reason; None takes it back. ::
+
+            stream.set_close_callback(lambda: users.discard(stream.id))
 
         A stream with a close callback notices the peer's end also while nobody reads: it then receives one chunk ahead.
         So a peer that half-closes after its request is taken as gone, as with Tornado.
@@ -149,7 +166,10 @@ class BaseIOStream(ReadSide):
         self._close(CloseReason.LOCAL, error)
 
     async def aclose(self, timeout: float | None = CLOSE_TIMEOUT) -> None:
-        """Close the stream in order: send what is queued, half-close, let the peer read it, close.
+        """Close the stream in order: send what is queued, half-close, let the peer read it, close. ::
+
+            await stream.write(b"good bye\\n")
+            await stream.aclose(timeout=5)
 
         After the half-close the peer has ``linger`` seconds (2) to end its side; up to 1 MiB that it still sends is
         thrown away. A pending read fails at once. Bytes that are buffered stay readable.
@@ -238,7 +258,10 @@ class BaseIOStream(ReadSide):
 
 
 class IOStream(BaseIOStream, tornado.iostream.IOStream):
-    """A stream on a socket.
+    """A stream on a socket. ::
+
+        stream = IOStream(socket.socket())
+        await stream.connect(("127.0.0.1", 8888))
 
     :param socket: connected, or new and then given to :meth:`connect`. It is made non-blocking and belongs to the
         stream.
@@ -433,7 +456,12 @@ _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EN
 
 
 class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):
-    """A stream on one end of a pipe, to read from or to write to. Not on Windows.
+    """A stream on one end of a pipe, to read from or to write to. Not on Windows. ::
+
+        reader, writer = os.pipe()
+        subprocess.Popen(["ls"], stdout=writer)
+        os.close(writer)
+        listing = await PipeIOStream(reader).read_until_close()
 
     :param fd: the descriptor, such as `os.pipe` gives. It is made non-blocking and belongs to the stream.
     :ivar fd: that descriptor.

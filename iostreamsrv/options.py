@@ -22,7 +22,9 @@ LINGER = 2.0
 
 
 class Keepalive(NamedTuple):
-    """When the kernel asks a silent peer whether it is still there: in seconds, TCP only.
+    """When the kernel asks a silent peer whether it is still there: in seconds, TCP only. ::
+
+        TCPServer(keepalive=Keepalive(idle=20, interval=5, probes=3))  # who vanished is found after 35 s
 
     :ivar idle: silence before the first question; 60.
     :ivar interval: from one question to the next; 10.
@@ -126,7 +128,12 @@ def check_linger(name: str, value: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """The options of a `TCPServer`, which takes them as keywords.
+    """The options of a `TCPServer`, which takes them as keywords and has them as ``options``. ::
+
+        server = EchoServer(max_buffer_size=4096, linger=5)
+        assert server.options.max_write_buffer_size == 1 << 20
+
+    :raises OptionError: one of them cannot have this value.
 
     :ivar max_buffer_size: most bytes a stream holds unread; 1 MiB. (Tornado's 100 MiB let one client's line without an
         end take 105 MB.) A read that needs more closes the stream, reason ``buffer_full``.

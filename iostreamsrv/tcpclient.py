@@ -190,8 +190,7 @@ class _Race:
                 continue
             self._running[stream] = address
             connected.add_done_callback(partial(self._ended, stream))
-            if self._waiting:
-                self._timer = self._loop.call_later(HEAD_START, self._begin_next)
+            self._timer = self._loop.call_later(HEAD_START, self._begin_next)
             return
         if not self._running:
             self._winner.set_result(None)
@@ -200,7 +199,6 @@ class _Race:
         error = asyncio.CancelledError("cancelled") if connected.cancelled() else connected.exception()
         if self._winner.done():
             return
-        self._stop_timer()
         if error is None:
             self._winner.set_result(stream)
             return

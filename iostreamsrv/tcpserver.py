@@ -27,7 +27,14 @@ __all__ = ["Streams", "TCPServer"]
 
 
 class Streams(Collection[IOStream]):
-    """The open streams of a server. Iterating goes over those there are at that moment."""
+    """The open streams of a server, ``server.streams``. ::
+
+        for stream in server.streams:
+            if stream.idle_time > 3600:
+                stream.close()
+
+    It is a collection; iterating goes over those there are at that moment.
+    """
 
     def __init__(self, streams: dict[int, IOStream]) -> None:
         self._streams = streams
@@ -129,7 +136,12 @@ class TCPServer:
         flags: int | None = None,
         reuse_port: bool = False,
     ) -> None:
-        """Bind ``port`` and accept on it; may be called again for more ports and addresses. Parameters: `bind_sockets`.
+        """Bind ``port`` and accept on it; may be called again for more ports and addresses. ::
+
+            server.listen(8888, "127.0.0.1")
+            print(server.addresses)
+
+        Parameters: `bind_sockets`.
 
         :raises OptionError: an argument cannot be.
         :raises ListenError: the address does not resolve, or cannot be bound.
@@ -147,7 +159,10 @@ class TCPServer:
         flags: int | None = None,
         reuse_port: bool = False,
     ) -> None:
-        """Bind ``port`` and let clients queue until :meth:`start`; after it, the same as :meth:`listen`."""
+        """Bind ``port`` and let clients queue until :meth:`start`; after it, the same as :meth:`listen`.
+
+        Parameters and errors are those of :meth:`listen`.
+        """
         self._need_handler()
         sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
         if self._started:
@@ -156,7 +171,11 @@ class TCPServer:
             self._pending += sockets
 
     def start(self, num_processes: int | None = 1, max_restarts: int | None = None) -> None:
-        """Accept on all that was bound.
+        """Accept on all that was bound. ::
+
+            server.bind(8888)
+            server.start(4)  # four processes go on from here
+            iostreamsrv.run(server)
 
         :param num_processes: 1 for this process; more to fork so many workers, which share the listeners; None or 0
             for as many as there are cores. Each worker returns from here; the first process waits for them in here,
@@ -230,7 +249,14 @@ class TCPServer:
             self._stopped = None
 
     async def serve_forever(self) -> None:
-        """Accept on the running loop until :meth:`stop` is called, or until cancelled.
+        """Accept on the running loop until :meth:`stop` is called, or until cancelled. ::
+
+            async def main():
+                server = EchoServer()
+                server.listen(8888)
+                await server.serve_forever()
+
+            asyncio.run(main())
 
         Cancelled, it stops listening, ends the handlers and closes their streams, reason ``shutdown``.
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 PROJECT = Path(__file__).parent.parent
 
@@ -21,13 +21,15 @@ class NotListening(AssertionError):
 
 
 class Program:
-    """A Python program, which prints "listening on HOST:PORT" for each of its sockets. Leaving the ``with`` kills it.
+    """A Python program, which prints "listening on HOST:PORT", or the path of a Unix socket, for each of its sockets.
 
-    :ivar addresses: (host, port) of each socket that :meth:`listening` has waited for.
+    Leaving the ``with`` kills it.
+
+    :ivar addresses: (host, port), or the path, of each socket that :meth:`listening` has waited for.
     """
 
     def __init__(self, *arguments: str | Path, folder: Path = PROJECT) -> None:
-        self.addresses: list[tuple[str, int]] = []
+        self.addresses: list[Any] = []
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, *map(str, arguments)],
@@ -63,12 +65,12 @@ class Program:
         """
         for _ in range(sockets):
             line = self._stdout.readline()
-            host, _, port = line.removeprefix("listening on ").strip().rpartition(":")
-            if not line.startswith("listening on ") or not port.isdigit():
+            address = _address(line.removeprefix("listening on ").strip())
+            if not line.startswith("listening on ") or address is None:
                 outcome = self.outcome()
                 self.close()
                 raise NotListening(line, *outcome)
-            self.addresses.append((host.strip("[]"), int(port)))
+            self.addresses.append(address)
         return self
 
     def client(self, number: int = 0) -> "Client":
@@ -88,11 +90,24 @@ class Program:
         return code, said, self._stderr.read()
 
 
-class Client:
-    """A connection to a program."""
+def _address(text: str) -> Any:
+    """The address that a program says; None if it is none."""
+    host, _, port = text.rpartition(":")
+    if port.isdigit():
+        return host.strip("[]"), int(port)
+    return text if "/" in text else None
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.socket = socket.create_connection(address, PATIENCE)
+
+class Client:
+    """A connection to a program, at (host, port) or at the path of a Unix socket."""
+
+    def __init__(self, address: Any) -> None:
+        if isinstance(address, tuple):
+            self.socket = socket.create_connection(address, PATIENCE)
+        else:
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.settimeout(PATIENCE)
+            self.socket.connect(address)
         self._lines = self.socket.makefile("rb")
 
     def __enter__(self) -> Self:

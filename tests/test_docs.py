@@ -12,10 +12,12 @@ import importlib
 import inspect
 import os
 import pydoc
+import random
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +30,6 @@ import pytest
 import iostreamsrv
 from tests.programs import PATIENCE, PROJECT, Client, Program
 from tests.test_layers import inside, own_imports
-from tests.test_readme import free_port
 
 DOCS = PROJECT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -84,6 +85,17 @@ def each(*kinds: str) -> pytest.MarkDecorator:
 def test_every_block_shows_what_it_does() -> None:
     assert {block.kind for block in BLOCKS} == {"handler", "server", "program", "console", "tests"}
     assert [block.where for block in BLOCKS if not block.shown and block.kind != "tests"] == []
+
+
+def free_port() -> int:
+    """A port that nobody is given by chance: it is below those that the kernel chooses, and free."""
+    while True:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", random.randrange(15000, 32000))) as listener,
+        ):
+            port: int = listener.getsockname()[1]
+            return port
 
 
 def pasted(block: Block, folder: Path, more: str = "") -> tuple[Path, str]:

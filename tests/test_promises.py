@@ -1,7 +1,8 @@
 """Promises that Tornado's tests make about its private parts, kept by ours: they would pass whatever our streams did.
 
 A write's data is the caller's again as soon as ``write`` returns, a read's buffer as soon as the read is over, what is
-written in any mixture arrives in order, and an error, or a ``stop``, at an awkward moment harms nobody else.
+written in any mixture arrives in order, an error, or a ``stop``, at an awkward moment harms nobody else, and of a
+client's attempts to connect one is left, or none.
 """
 
 import asyncio
@@ -20,10 +21,13 @@ from iostreamsrv import (
     StreamBufferFullError,
     StreamClosedError,
     StreamTimeoutError,
+    TCPClient,
     TCPServer,
     UnsatisfiableReadError,
+    tcpclient,
 )
 from iostreamsrv.sansio.buffers import SMALL_WRITE, WriteBuffer
+from tests.support import eventually, turns
 
 TEN_MEGABYTES = 10 << 20
 """More than the kernel holds for a socket that nobody reads from."""
@@ -444,3 +448,244 @@ async def test_a_server_stopped_by_a_handler_while_clients_queue_ends_without_an
         socket.create_connection(address)
     assert server.addresses == []
     assert not complaints
+
+
+# ---- a client's attempts to connect
+
+
+class Attempts(TCPClient):
+    """A client of a host with the addresses "a" to "d", of two families, whose attempts end when a test says so.
+
+    :ivar streams: of the attempts that were made, by the address, in order.
+    :ivar unmakeable: addresses for which there cannot even be an attempt.
+    :ivar connecting: the whole of it.
+    """
+
+    def __init__(self, addresses: str = "abcd", unmakeable: str = "", timeout: float | None = None) -> None:
+        super().__init__()
+        self.addresses = addresses
+        self.unmakeable = unmakeable
+        self.streams: dict[str, IOStream] = {}
+        self.connected: dict[str, asyncio.Future[IOStream]] = {}
+        self.resolver = cast(Any, self)
+        self.connecting = asyncio.ensure_future(self.connect("example.test", 80, timeout=timeout))
+
+    async def resolve(self, *_: Any) -> list[tuple[int, Any]]:
+        return [(socket.AF_INET if name in ("a", "b") else socket.AF_INET6, name) for name in self.addresses]
+
+    def _create_stream(self, size: Any, af: Any, addr: Any, **source: Any) -> Any:
+        if addr in self.unmakeable:
+            raise OSError(f"no {addr}")
+        self.streams[addr] = IOStream(socket.socket())
+        self.connected[addr] = asyncio.get_running_loop().create_future()
+        return self.streams[addr], self.connected[addr]
+
+    async def begun(self, names: str) -> None:
+        """Wait until the attempts are these, and see that in the next turns they stay these."""
+        await eventually(lambda: len(self.streams) >= len(names))
+        await turns()
+        assert "".join(self.streams) == names
+
+    def succeed(self, name: str) -> None:
+        self.connected[name].set_result(self.streams[name])
+
+    def fail(self, name: str) -> None:
+        self.connected[name].set_exception(OSError(f"not {name}"))
+
+    def open(self) -> str:
+        return "".join(name for name, stream in self.streams.items() if not stream.closed())
+
+    async def connected_to(self, name: str) -> None:
+        """See that this was the outcome, and that nothing else is left."""
+        assert await self.connecting is self.streams[name]
+        assert self.open() == name
+        self.streams[name].close()
+
+    async def failed(self, *reasons: str) -> None:
+        """See that this was the outcome, and that nothing is left."""
+        with pytest.raises(StreamClosedError) as caught:
+            await self.connecting
+        assert [reason for reason in reasons if reason not in str(caught.value)] == []
+        assert self.open() == ""
+
+
+@pytest.fixture
+def at_leisure(monkeypatch: pytest.MonkeyPatch, io_loop: IOLoop) -> None:
+    """No attempt begins while another one is under way."""
+    monkeypatch.setattr(tcpclient, "HEAD_START", 60)
+
+
+@pytest.fixture
+def in_haste(monkeypatch: pytest.MonkeyPatch, io_loop: IOLoop) -> None:
+    """The next attempt begins in the next turn."""
+    monkeypatch.setattr(tcpclient, "HEAD_START", 0)
+
+
+@pytest.mark.gen_test
+async def test_one_attempt_is_made_if_it_succeeds(at_leisure: None) -> None:
+    attempts = Attempts()
+    await attempts.begun("a")
+    attempts.succeed("a")
+    await attempts.connected_to("a")
+    assert "".join(attempts.streams) == "a"
+
+
+@pytest.mark.gen_test
+async def test_the_next_attempt_is_of_the_other_family_and_begins_when_one_fails(at_leisure: None) -> None:
+    attempts = Attempts()
+    for made in ("a", "ac", "acb"):
+        await attempts.begun(made)
+        attempts.fail(made[-1])
+    await attempts.begun("acbd")
+    assert attempts.open() == "d"
+    attempts.succeed("d")
+    await attempts.connected_to("d")
+
+
+@pytest.mark.parametrize("addresses", ["a", "ab", "abcd"])
+@pytest.mark.gen_test
+async def test_when_all_attempts_have_failed_the_error_has_every_reason(at_leisure: None, addresses: str) -> None:
+    attempts = Attempts(addresses)
+    for made in range(1, len(addresses) + 1):
+        await eventually(lambda made=made: len(attempts.streams) == made)  # type: ignore[misc]
+        attempts.fail(list(attempts.streams)[-1])
+    await attempts.failed(*[f"{name}: not {name}" for name in addresses])
+
+
+@pytest.mark.gen_test
+async def test_attempts_that_are_all_under_way_may_fail_in_any_order(in_haste: None) -> None:
+    attempts = Attempts()
+    await attempts.begun("acbd")
+    for name in "cbda":
+        assert not attempts.connecting.done()
+        attempts.fail(name)
+        await turns()
+    await attempts.failed("c: not c, b: not b, d: not d, a: not a")
+
+
+@pytest.mark.parametrize("winner", "abcd")
+@pytest.mark.gen_test
+async def test_each_of_the_attempts_under_way_may_win_and_the_others_are_closed(in_haste: None, winner: str) -> None:
+    attempts = Attempts()
+    await attempts.begun("acbd")
+    attempts.succeed(winner)
+    await attempts.connected_to(winner)
+
+
+@pytest.mark.gen_test
+async def test_of_attempts_that_succeed_in_one_turn_the_later_is_closed(in_haste: None) -> None:
+    attempts = Attempts()
+    await attempts.begun("acbd")
+    attempts.succeed("c")
+    attempts.succeed("a")
+    await attempts.connected_to("c")
+
+
+@pytest.mark.gen_test
+async def test_an_attempt_that_fails_in_the_turn_in_which_another_wins_begins_none(
+    in_haste: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Two(Attempts):
+        def _create_stream(self, *args: Any, **source: Any) -> Any:
+            if self.streams:
+                monkeypatch.setattr(tcpclient, "HEAD_START", 60)
+            return super()._create_stream(*args, **source)
+
+    attempts = Two()
+    await attempts.begun("ac")
+    attempts.succeed("c")
+    attempts.fail("a")
+    await attempts.connected_to("c")
+    await attempts.begun("ac")
+
+
+@pytest.mark.gen_test
+async def test_an_attempt_that_follows_a_failed_one_has_a_head_start_of_its_own(
+    at_leisure: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SecondAtLeisure(Attempts):
+        def _create_stream(self, *args: Any, **source: Any) -> Any:
+            monkeypatch.setattr(tcpclient, "HEAD_START", 60 if self.streams else 0.2)
+            return super()._create_stream(*args, **source)
+
+    attempts = SecondAtLeisure()
+    await attempts.begun("a")
+    attempts.fail("a")
+    await attempts.begun("ac")
+    await asyncio.sleep(0.21)  # what the first had is over
+    await attempts.begun("ac")
+    attempts.succeed("c")
+    await attempts.connected_to("c")
+
+
+@pytest.mark.gen_test
+async def test_an_attempt_that_cannot_be_made_counts_as_failed(at_leisure: None) -> None:
+    attempts = Attempts(unmakeable="ac")
+    await attempts.begun("b")
+    attempts.succeed("b")
+    await attempts.connected_to("b")
+
+
+@pytest.mark.gen_test
+async def test_a_failure_after_which_no_attempt_can_be_made_is_the_end(at_leisure: None) -> None:
+    attempts = Attempts(unmakeable="bcd")
+    await attempts.begun("a")
+    attempts.fail("a")
+    await attempts.failed("a: not a, c: no c, b: no b, d: no d")
+
+
+@pytest.mark.gen_test
+async def test_where_no_attempt_can_be_made_the_error_has_every_reason(at_leisure: None) -> None:
+    await Attempts(unmakeable="abcd").failed("a: no a, c: no c, b: no b, d: no d")
+
+
+@pytest.mark.gen_test
+async def test_an_attempt_that_somebody_cancels_counts_as_failed_and_is_closed(at_leisure: None) -> None:
+    attempts = Attempts("ab")
+    await attempts.begun("a")
+    attempts.connected["a"].cancel()
+    await attempts.begun("ab")
+    assert attempts.open() == "b"
+    attempts.connected["b"].cancel()
+    await attempts.failed("a: cancelled, b: cancelled")
+
+
+@pytest.mark.gen_test
+async def test_a_connect_that_is_cancelled_closes_what_is_under_way(in_haste: None) -> None:
+    attempts = Attempts()
+    await attempts.begun("acbd")
+    attempts.connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempts.connecting
+    assert attempts.open() == ""
+
+
+@pytest.mark.gen_test
+async def test_a_connect_that_times_out_closes_what_is_under_way_and_names_that_only(in_haste: None) -> None:
+    attempts = Attempts("cba", timeout=0.3)
+    await attempts.begun("cba")
+    attempts.fail("c")
+    with pytest.raises(StreamTimeoutError) as caught:
+        await attempts.connecting
+    assert str(caught.value) == "Timeout while connecting to a, b"
+    assert attempts.open() == ""
+
+
+@pytest.mark.gen_test
+async def test_a_connect_that_times_out_begins_no_other_attempt(at_leisure: None) -> None:
+    attempts = Attempts(timeout=0.05)
+    with pytest.raises(StreamTimeoutError, match=r"^Timeout while connecting to a$"):
+        await attempts.connecting
+    await attempts.begun("a")
+    assert attempts.open() == ""
+
+
+@pytest.mark.gen_test
+async def test_addresses_are_named_as_people_write_them(at_leisure: None) -> None:
+    for address, shown in (
+        (("1.2.3.4", 443), "1.2.3.4:443"),
+        (("::1", 443, 0, 0), "[::1]:443"),
+        ("/run/socket", "/run/socket"),
+    ):
+        attempts = Attempts(cast(Any, [address]), unmakeable=cast(Any, [address]))
+        await attempts.failed(f": {shown}: no ")

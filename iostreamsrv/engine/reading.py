@@ -81,7 +81,9 @@ class ReadSide(WriteSide):
     def read_until(
         self, delimiter: bytes, max_bytes: int | None = None, *, timeout: float | None = None
     ) -> "Future[bytes]":
-        """Read up to and including ``delimiter``.
+        """Read up to and including ``delimiter``. ::
+
+            line = await stream.read_until(b"\\n", max_bytes=1000, timeout=60)
 
         :param delimiter: one byte or more.
         :param max_bytes: close the stream (reason ``buffer_full``) when the first ``max_bytes`` have no delimiter.
@@ -99,7 +101,9 @@ class ReadSide(WriteSide):
     def read_until_regex(
         self, regex: bytes | Pattern[bytes], max_bytes: int | None = None, *, timeout: float | None = None
     ) -> "Future[bytes]":
-        """Read up to and including the first match of ``regex``.
+        """Read up to and including the first match of ``regex``. ::
+
+            head = await stream.read_until_regex(rb"\\r?\\n\\r?\\n", max_bytes=8192)
 
         The pattern is searched for in the first ``max_bytes`` only (None: ``max_buffer_size``). Each time bytes
         arrive it is searched from the beginning, so give ``max_bytes`` for a pattern that backtracks. Otherwise as
@@ -108,7 +112,10 @@ class ReadSide(WriteSide):
         return self._begin_read(ReadUntilRegex.of(regex, max_bytes), timeout)
 
     def read_bytes(self, num_bytes: int, partial: bool = False, *, timeout: float | None = None) -> "Future[bytes]":
-        """Read ``num_bytes`` bytes, or with ``partial`` as many as there are, at least one and at most ``num_bytes``.
+        """Read ``num_bytes`` bytes, or with ``partial`` as many as there are, from one to ``num_bytes``. ::
+
+            (length,) = struct.unpack(">I", await stream.read_bytes(4))
+            some = await stream.read_bytes(65536, partial=True)
 
         Raises and ``timeout`` as :meth:`read_until`.
         """
@@ -123,7 +130,10 @@ class ReadSide(WriteSide):
         self, buf: bytearray | memoryview, partial: bool = False, *, timeout: float | None = None
     ) -> "Future[int]":
         """Read into ``buf`` until it is full, or with ``partial`` until it has at least one byte; gives the number of
-        bytes.
+        bytes. ::
+
+            frame = bytearray(1500)
+            size = await stream.read_into(frame, partial=True)
 
         ``buf`` shows the bytes as they come, and can be resized again as soon as the future is done. What a read
         that times out or is cancelled had put there is put back for the next read.
@@ -139,7 +149,9 @@ class ReadSide(WriteSide):
         return self._begin_read(read, timeout)
 
     def read_until_close(self, *, timeout: float | None = None) -> "Future[bytes]":
-        """Read all until the end of the stream: at most ``max_buffer_size`` bytes.
+        """Read all until the end of the stream: at most ``max_buffer_size`` bytes. ::
+
+            upload = await stream.read_until_close(timeout=30)
 
         A reset counts as an end; another error fails the read. Raises and ``timeout`` as :meth:`read_until`.
         """

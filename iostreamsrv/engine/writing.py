@@ -37,7 +37,9 @@ class WriteSide(StreamCore):
         return self._corked is not None or (self._write_buffer is not None and self._write_buffer.size > 0)
 
     def write(self, data: bytes | bytearray | memoryview) -> "Future[None]":
-        """Write ``data``; the future is done when the kernel has taken all of it, or, corked, at once.
+        """Write ``data``; the future is done when the kernel has taken all of it, or, corked, at once. ::
+
+            await stream.write(b"200 OK\\n")
 
         Bytes that the kernel does not take now are queued: ``bytes`` by reference, anything else as a copy, so that
         the caller may change it as soon as this returns.
@@ -126,7 +128,7 @@ class WriteSide(StreamCore):
         own buffer is not in the file: flush it before. ::
 
             with open(path, "rb") as file:
-                await stream.write(b"%d\n" % os.fstat(file.fileno()).st_size)
+                await stream.write(b"%d\\n" % os.fstat(file.fileno()).st_size)
                 await stream.sendfile(file)
 
         :param file: a regular file that is open in binary mode, or an object with ``seek``, ``tell`` and ``read``.
@@ -158,7 +160,11 @@ class WriteSide(StreamCore):
         return future
 
     def drain(self) -> "Future[None]":
-        """Done when the kernel has taken all that was written before.
+        """Done when the kernel has taken all that was written before. ::
+
+            await stream.write(b"moved\\n")
+            await stream.drain()
+            os.execv(sys.executable, [sys.executable, *sys.argv])
 
         :raises StreamClosedError: as :meth:`write`.
         """
@@ -168,7 +174,11 @@ class WriteSide(StreamCore):
         return self._hub.done if self._write_buffer is None else self._future_of_queued()
 
     def send_eof(self) -> "Future[None]":
-        """Half-close: after all that was written the peer reads the end of the stream; reading goes on.
+        """Half-close: after all that was written the peer reads the end of the stream; reading goes on. ::
+
+            await stream.write(request)
+            await stream.send_eof()
+            answer = await stream.read_until_close()
 
         The future is done when the end was sent. Writes raise `StreamClosedError` from now on.
 
