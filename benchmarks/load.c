@@ -115,7 +115,7 @@ static void dial(struct connection *c)
 static void check(struct connection *c, size_t size)
 {
     if (size > answer_size - c->received || (!unseen && memcmp(input, answer + c->received, size)))
-        fail("the server sent back what it was not sent");
+        fail("the server sent what it was not asked for");
     c->received += size;
 }
 

@@ -12,9 +12,9 @@ if not sys.platform.startswith("linux"):
     pytest.skip("the benchmarks need Linux", allow_module_level=True)
 
 from benchmarks import table
-from benchmarks.load import Load
+from benchmarks.load import Kind, Load
 from benchmarks.machine import Cores
-from benchmarks.peers import OURS, PEERS, TORNADO, Peer
+from benchmarks.peers import COPYING, OURS, PEERS, PROTOCOL, TORNADO, Peer
 from benchmarks.results import Results, Run
 from benchmarks.servers import MeasurementError, Server
 from benchmarks.workloads import WORKLOADS, Figures, Rate, percentile
@@ -26,7 +26,8 @@ def results(workload: str, **figures: list[Figures]) -> Results:
     made = Results()
     for name, runs in figures.items():
         for run in runs:
-            made.add(workload, {"ours": OURS, "tornado": TORNADO}[name], Run(run, foreign=0.0))
+            peer = {"ours": OURS, "tornado": TORNADO, "protocol": PROTOCOL, "copying": COPYING}[name]
+            made.add(workload, peer, Run(run, foreign=0.0))
     return made
 
 
@@ -58,6 +59,27 @@ def test_a_threshold_that_is_missed_is_called_missed() -> None:
     assert "| ≥ 2.40 times Tornado | 2.00 | 1.00 | **missed** |" in text
 
 
+@pytest.mark.parametrize(
+    ("workload", "base", "row"),
+    [
+        ("proxy-bulk", "protocol", "≥ 0.90 times a raw Protocol | 1.50 | 2.00 | met |"),
+        ("file", "copying", "≥ 2.00 times read and write | 1.50 | 2.00 | **missed** |"),
+    ],
+)
+def test_a_threshold_is_held_against_the_peer_it_names(workload: str, base: str, row: str) -> None:
+    made = results(
+        workload, ours=[{"rate": 3.0, "cpu": 1.0, "load": 0.5}], **{base: [{"rate": 2.0, "cpu": 2.0, "load": 0.5}]}
+    )
+    assert row in table.report(made, {}, "once")
+
+
+def test_forwarders_have_tables_of_their_own() -> None:
+    made = results("proxy-echo", tornado=[{"rate": 1.0, "cpu": 1.0, "load": 0.5}])
+    text = table.report(made, {}, "once")
+    assert "### Speed through a forwarder, times Tornado on asyncio" in text
+    assert "### Speed, times Tornado on asyncio" not in text
+
+
 def test_a_figure_that_others_or_the_load_may_have_spoilt_is_marked() -> None:
     made = Results()
     for peer in (OURS, TORNADO):
@@ -85,7 +107,7 @@ def test_the_docs_have_the_marks() -> None:
     assert page.count(table.BEGIN) == page.count(table.END) == 1
 
 
-@pytest.mark.parametrize("peer", PEERS, ids=str)
+@pytest.mark.parametrize("peer", (*PEERS, COPYING), ids=str)
 def test_a_peer_answers_right_in_every_mode_it_is_measured_in(peer: Peer) -> None:
     if not peer.installed():
         pytest.skip(f"{peer} is not installed")
@@ -113,9 +135,24 @@ def test_the_load_counts_what_comes_back(name: str, load: Load) -> None:
     assert figures["cpu"] > 0
 
 
-def test_the_load_refuses_an_answer_that_is_not_an_echo(load: Load) -> None:
+@pytest.mark.parametrize("peer", PEERS, ids=str)
+def test_a_forwarder_brings_back_what_goes_through_it(peer: Peer, load: Load) -> None:
+    if not peer.installed():
+        pytest.skip(f"{peer} is not installed")
+    server = Server(peer, "forward", Cores.pick().server)
+    try:
+        counted = load.run(server, "lines", 5, 64, 4, 0.05)  # which looks at every byte
+    finally:
+        server.stop()
+    assert counted.bytes > 0
+    assert counted.load_cpu > 0
+
+
+@pytest.mark.parametrize("kind", ["lines", "file"])
+def test_the_load_refuses_an_answer_that_is_not_what_it_should_be(kind: Kind, load: Load) -> None:
     class Forger:
         pid = os.getpid()
+        upstream = None
 
         def __init__(self, listener: socket.socket) -> None:
             self.port: int = listener.getsockname()[1]
@@ -131,6 +168,6 @@ def test_the_load_refuses_an_answer_that_is_not_an_echo(load: Load) -> None:
         forger = Forger(listener)
         thread = threading.Thread(target=forger.answer)
         thread.start()
-        with pytest.raises(MeasurementError, match="what it was not sent"):
-            load.run(forger, "lines", 1, 64, 1, 0.05)
+        with pytest.raises(MeasurementError, match="what it was not asked for"):
+            load.run(forger, kind, 1, 64, 1, 0.05)
         thread.join()
