@@ -97,6 +97,12 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+def wait_until_broken(sock: socket.socket) -> None:
+    broken = select.poll()
+    broken.register(sock, 0)  # an error is reported unasked, and an end alone is not
+    assert broken.poll(PATIENCE * 1000)
+
+
 def process_id(program: Program) -> int:
     return program._process.pid
 
@@ -192,9 +198,20 @@ def test_a_reset_after_an_end_is_passed_on_while_the_other_side_is_silent(
     one.shutdown(socket.SHUT_WR)
     assert other.recv(1) == b""
     reset(one)
-    broken = select.poll()
-    broken.register(other, 0)  # an error is reported unasked, and an end alone is not
-    assert broken.poll(PATIENCE * 1000)
+    wait_until_broken(other)
+
+
+def test_a_reset_is_passed_on_also_if_the_end_before_it_came_before_the_server_was_connected(
+    proxy: Program, listener: socket.socket
+) -> None:
+    client = socket.create_connection(proxy.addresses[0], PATIENCE)
+    client.shutdown(socket.SHUT_WR)
+    server, _ = listener.accept()
+    with server:
+        server.settimeout(PATIENCE)
+        assert server.recv(1) == b""
+        reset(client)
+        wait_until_broken(server)
 
 
 @on_linux
