@@ -379,6 +379,24 @@ async def test_a_reset_after_the_end_is_noticed(stream: IOStream, peer: Peer, en
 
 
 @pytest.mark.gen_test
+async def test_a_reset_is_noticed_also_if_the_end_was_there_before_the_first_read(
+    make_pair: MakePair, engine: str
+) -> None:
+    if engine in ("loop", "memory"):
+        pytest.skip("there a stream that nobody reads or writes learns of nothing")
+    stream, peer = make_pair(allow_half_open=True)
+    peer.half_close()
+    await notice_the_end(stream)
+    closed = asyncio.Event()
+    stream.set_close_callback(closed.set)
+    await turns()
+    assert not closed.is_set()
+    peer.reset()
+    await asyncio.wait_for(closed.wait(), PATIENCE)
+    assert stream.close_reason is CloseReason.RESET
+
+
+@pytest.mark.gen_test
 async def test_a_reset_after_the_end_fails_what_is_queued_and_keeps_what_came(stream: IOStream, peer: Peer) -> None:
     peer.send(LINE)
     peer.half_close()

@@ -436,6 +436,8 @@ class ReadSide(WriteSide):
         self._close_if_ended()
         if not self._closed:  # what is queued, or is still to be written, goes out
             self._end_read(None)
+            if not self._reads_watched:  # the end was there at once; a reset is still to be noticed
+                self._reads_watched = self._hub.watch_reads(self)
 
     def _end_read(self, error: BaseException | None) -> None:
         """Answer the pending read, for which no more bytes will come."""
