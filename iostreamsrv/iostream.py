@@ -433,12 +433,25 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
                 self._remote_address = self.socket.getpeername()
             except OSError as problem:  # a Unix socket whose listener's queue is full says so only here
                 error = problem
+            else:
+                error = self._connected_to_itself()
         if error is not None:
             return self._close(reason_for(error), without_frames(error))
         self._connect_future = None
         if not future.done():
             future.set_result(self)
         self.dispatch(events | READABLE | WRITABLE)  # the peer's end may have come with them
+
+    def _connected_to_itself(self) -> OSError | None:
+        """The error, if so: the kernel may choose the very port that nobody listens on as this end's (as Go's net.Dial
+        knows, too).
+        """
+        if (
+            self.socket.family not in (socket.AF_INET, socket.AF_INET6)
+            or self._remote_address != self.socket.getsockname()
+        ):
+            return None
+        return ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
     def start_tls(self, *args: Any, **kwargs: Any) -> Any:
         """Not in this release: TLS is to come.

@@ -196,6 +196,17 @@ async def test_a_refused_connection_says_so() -> None:
 
 
 @pytest.mark.gen_test
+async def test_a_connection_to_itself_is_a_refused_one() -> None:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))  # TCP lets one connect from a port to the same port, with nobody listening
+    stream = IOStream(sock)
+    with pytest.raises(StreamClosedError) as caught:
+        await stream.connect(sock.getsockname())
+    assert isinstance(caught.value.real_error, ConnectionRefusedError)
+    assert stream.closed()
+
+
+@pytest.mark.gen_test
 async def test_what_waits_for_a_refused_connection_fails_with_it() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
