@@ -73,7 +73,8 @@ class MemorySocket:
         """As `socket.socket.recv`; of the flags there is only ``MSG_PEEK``."""
         received = bytes(self._inbox[:size])
         if not received:
-            self._raise_error()
+            if self._error != errno.EPIPE:  # that is for who sends: here the end came before the reset
+                self._raise_error()
             if not self._ended:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         elif not flags & socket.MSG_PEEK:
@@ -92,8 +93,10 @@ class MemorySocket:
     def send(self, data: bytes | bytearray | memoryview) -> int:
         """As `socket.socket.send`."""
         self._raise_error()
-        if self._shut or self._peer._closed:
+        if self._shut or self._reset:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        if self._peer._closed:
+            return self._answered_with_a_reset(len(data))
         room = self._room()
         if not room and len(data):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -104,6 +107,14 @@ class MemorySocket:
             taken.release()
         if count:
             self._peer.notify(READABLE)
+        return count
+
+    def _answered_with_a_reset(self, count: int) -> int:
+        """What is sent to a socket that is closed is taken, and the next thing one hears is a reset."""
+        if count:
+            self._reset = True
+            self._error = errno.EPIPE
+            self.notify(READABLE | WRITABLE | HANGUP)
         return count
 
     def shutdown(self, how: int) -> None:
@@ -119,10 +130,10 @@ class MemorySocket:
         """As `socket.socket.close`: with unread bytes it is a reset, as with the kernel's."""
         if not self._closed:
             self._closed = True
-            self._peer._ended = True
             if self._inbox or self._resets:
                 self._peer._reset = True
-                self._peer._error = errno.ECONNRESET
+                self._peer._error = errno.EPIPE if self._peer._ended else errno.ECONNRESET
+            self._peer._ended = True
             self._peer.notify(READABLE | WRITABLE | HANGUP)
 
     def getsockopt(self, level: int, option: int) -> int:
@@ -172,7 +183,8 @@ class MemoryHub(Hub):
 
         def notify(events: int) -> None:
             self._ready[stream] = self._ready.get(stream, 0) | events
-            self._schedule()
+            if not self.loop.is_closed():
+                self._schedule()
 
         end.notify = notify
         if end.events():

@@ -92,7 +92,7 @@ def bind_sockets(
     port = check_port("port", port)
     host = check_host("address", address)
     _check_backlog(backlog)
-    _check_types(flags, reuse_port)
+    _check_types(family, flags, reuse_port)
     if not socket.has_ipv6 and family == socket.AF_UNSPEC:
         family = socket.AF_INET
     try:
@@ -385,12 +385,14 @@ def _lookup_error(host: str | None, error: Exception) -> socket.gaierror:
 
 
 def _check_backlog(backlog: object) -> None:
-    if isinstance(backlog, bool) or not isinstance(backlog, int) or backlog < 1:
-        raise OptionError("backlog", backlog, "must be a positive integer")
+    if isinstance(backlog, bool) or not isinstance(backlog, int) or not 1 <= backlog < 1 << 31:
+        raise OptionError("backlog", backlog, "must be an integer from 1 to 2147483647")
 
 
-def _check_types(flags: object, reuse_port: object) -> None:
-    if flags is not None and not isinstance(flags, int):
+def _check_types(family: object, flags: object, reuse_port: object) -> None:
+    if family not in (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6):
+        raise OptionError("family", family, "must be socket.AF_INET, AF_INET6 or AF_UNSPEC")
+    if flags is not None and (not isinstance(flags, int) or not 0 <= flags < 1 << 31):
         raise OptionError("flags", flags, "must be an integer of socket.AI_* flags")
     if not isinstance(reuse_port, bool):
         raise OptionError("reuse_port", reuse_port, "must be True or False")

@@ -190,6 +190,8 @@ class TCPServer:
             raise RuntimeError("the server has been started already: call stop() first")
         if isinstance(num_processes, bool) or not isinstance(num_processes, int | None) or (num_processes or 0) < 0:
             raise OptionError("num_processes", num_processes, "must be 1 or more, or None for one for each core")
+        if isinstance(max_restarts, bool) or not isinstance(max_restarts, int | None) or (max_restarts or 0) < 0:
+            raise OptionError("max_restarts", max_restarts, "must be 0 or more, or None for 100")
         if num_processes != 1:
             self._fork(num_processes, max_restarts)
         self._started = True
@@ -274,10 +276,14 @@ class TCPServer:
             await stopped.wait()
         except asyncio.CancelledError:
             self.stop()
-            await self._end_streams()
+            await self.close_all_connections()
             raise
 
-    async def _end_streams(self) -> None:
+    async def close_all_connections(self) -> None:
+        """End all handlers now and close all streams, reason ``shutdown``; return when the handlers have ended.
+
+        Listening goes on, unless :meth:`stop` was called before.
+        """
         ending = [*self._handling, *self._closing]
         for task in ending:
             task.cancel()

@@ -73,8 +73,6 @@ async def running(server: TCPServer, address: str = "127.0.0.1") -> AsyncIterato
         yield server.addresses[0]
     finally:
         serving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving
-        server.stop()  # if it was cancelled before it had begun
-        for stream in server.streams:  # if the server was stopped before, they are still open
-            stream.close()
+        await asyncio.wait([serving])
+        server.stop()  # serving may have been cancelled before it had begun
+        await server.close_all_connections()  # or have ended because the server was stopped before

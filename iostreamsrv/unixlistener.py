@@ -84,7 +84,7 @@ def _bind_file(listener: UnixListener, path: str, mode: int, backlog: int) -> No
     file = Path(path)
     with _locked(file.parent):
         _remove_stale(file)
-        listener.bind(path)
+        listener.bind(str(file))  # not path, which may say the same with a "/" at its end
         listener.own(file)
         file.chmod(mode)  # before it listens: until then all are refused
         listener.listen(backlog)
