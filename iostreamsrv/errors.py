@@ -158,7 +158,15 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
 
 
 class StreamTimeoutError(TimeoutError, StreamError):
-    """The ``timeout`` of one operation passed. The stream and its bytes, if there is one yet, stay usable."""
+    """The ``timeout`` of a read, or of `TCPClient.connect`, passed. After a read the stream goes on, with all bytes. ::
+
+        try:
+            line = await stream.read_until(b"\\n", timeout=60)
+        except StreamTimeoutError:
+            await stream.write(b"good bye\\n")
+
+    :ivar operation: "read" or "connect".
+    """
 
     def __init__(self, operation: Operation, seconds: float, message: str | None = None) -> None:
         super().__init__(message or f"{operation} not finished within {seconds:g} s")
@@ -166,7 +174,16 @@ class StreamTimeoutError(TimeoutError, StreamError):
 
 
 class StreamBufferFullError(tornado.iostream.StreamBufferFullError, StreamError):
-    """A buffer's limit was reached: the write was not taken, or the stream was closed for what it was sent."""
+    """A buffer's limit was reached.
+
+    A write raises it, takes nothing and leaves the stream open. A read raises `StreamClosedError` instead, whose
+    ``real_error`` this is: the stream was closed. ::
+
+        try:
+            stream.write(news)
+        except StreamBufferFullError:
+            stream.abort()  # that client has stopped reading
+    """
 
     def __init__(self, message: str = "", operation: Operation | None = None) -> None:
         super().__init__(message)
@@ -176,7 +193,10 @@ class StreamBufferFullError(tornado.iostream.StreamBufferFullError, StreamError)
 
 
 class UnsatisfiableReadError(tornado.iostream.UnsatisfiableReadError, StreamError):
-    """A read found no match within its ``max_bytes``; the stream was closed."""
+    """A read found no match within its ``max_bytes``; the stream was closed.
+
+    It is the ``real_error`` of the `StreamClosedError` that the read raises.
+    """
 
     operation: Operation | None = "read"
     reason: CloseReason | None = CloseReason.BUFFER_FULL
@@ -219,14 +239,30 @@ class OptionError(ValueError):
 
 
 class ListenError(OSError):
-    """An address cannot be listened on. ``str()`` names the address; ``errno`` is the operating system's."""
+    """An address cannot be listened on. ``str()`` names the address. ::
+
+        try:
+            server.listen(8888)
+        except ListenError as error:
+            sys.exit(str(error))  # cannot listen on 0.0.0.0:8888: Address already in use
+
+    :ivar errno: the operating system's; for a name that does not resolve one of `socket`'s ``EAI_*``.
+    """
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 class ResolveError(socket.gaierror):
-    """A host or a service has no address. ``str()`` names both; ``errno`` is one of `socket`'s ``EAI_*``."""
+    """A host or a service has no address. ``str()`` names both. ::
+
+        try:
+            stream = await client.connect(host, port)
+        except ResolveError as error:
+            print(error)  # cannot resolve no.such.host:8888: Name or service not known
+
+    :ivar errno: one of `socket`'s ``EAI_*``.
+    """
 
     def __str__(self) -> str:
         return str(self.strerror)

@@ -395,7 +395,10 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
                 raise
 
     def connect(self, address: Any, server_hostname: str | None = None) -> "Future[Self]":
-        """Connect the socket; the future gives the stream itself.
+        """Connect the socket; the future gives the stream itself. ::
+
+            stream = IOStream(socket.socket(socket.AF_UNIX))
+            await stream.connect("/run/echo.sock")
 
         Writes may be made at once: they go out once connected, after the future is done. A host name in ``address`` is
         resolved by the operating system, which blocks the loop.
@@ -403,6 +406,7 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
         :param address: as for `socket.socket.connect`.
         :param server_hostname: of no meaning without TLS.
         :raises StreamClosedError: from the future; ``operation`` is "connect" and ``real_error`` says why.
+        :raises ConcurrentConnectError: it is connecting already.
         """
         if self._closed:
             return self._failed(self._closed_error("connect"))

@@ -121,7 +121,8 @@ class TCPServer:
         returns.
 
         :param stream: the client.
-        :param address: its address as `socket.socket.accept` gives it, for IPv4 ``(host, port)``.
+        :param address: its address as `socket.socket.accept` gives it: for IPv4 ``(host, port)``, for Unix sockets as a
+            rule ``""``.
         """
         raise NotImplementedError
 
@@ -159,7 +160,10 @@ class TCPServer:
         flags: int | None = None,
         reuse_port: bool = False,
     ) -> None:
-        """Bind ``port`` and let clients queue until :meth:`start`; after it, the same as :meth:`listen`.
+        """Bind ``port`` and let clients queue until :meth:`start`; after it, the same as :meth:`listen`. ::
+
+            server.bind(8888)
+            server.start()
 
         Parameters and errors are those of :meth:`listen`.
         """
@@ -217,7 +221,9 @@ class TCPServer:
             raise
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
-        """Accept on listening sockets that exist; they belong to the server and are closed by :meth:`stop`.
+        """Accept on listening sockets that exist; they belong to the server and are closed by :meth:`stop`. ::
+
+            server.add_sockets([*bind_sockets(8888), bind_unix_socket("/run/echo.sock")])
 
         :raises OptionError: one is closed, is not listening, or was added before; none of them is added then.
         """

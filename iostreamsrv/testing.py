@@ -31,6 +31,7 @@ def memory_stream_pair(*, capacity: int = CAPACITY, **options: Any) -> tuple[IOS
 
     :param capacity: bytes on their way in each direction before a write has to wait; 256 KiB.
     :param options: keywords of `IOStream`, for both.
+    :returns: both ends. Their addresses are ``("memory", 1)`` and ``("memory", 2)``.
     :raises OptionError: an option cannot have this value.
     """
     one, other = MemorySocket.pair(capacity)

@@ -87,9 +87,13 @@ class ReadSide(WriteSide):
 
         :param delimiter: one byte or more.
         :param max_bytes: close the stream (reason ``buffer_full``) when the first ``max_bytes`` have no delimiter.
+            None: ``max_buffer_size`` is the limit.
         :param timeout: seconds; None for no limit. Afterwards the stream goes on and no byte is lost.
+        :returns: a future of the bytes, with the delimiter.
+        :raises OptionError: an argument that cannot be.
         :raises ConcurrentReadError: another read is pending.
-        :raises StreamClosedError: at the call, when the stream is closed and holds no such bytes.
+        :raises StreamClosedError: at the call, when the stream is closed and holds no such bytes; from the future, when
+            it is closed before they have come, also for a limit that was reached.
         :raises StreamTimeoutError: from the future.
         """
         try:
@@ -108,6 +112,9 @@ class ReadSide(WriteSide):
         The pattern is searched for in the first ``max_bytes`` only (None: ``max_buffer_size``). Each time bytes
         arrive it is searched from the beginning, so give ``max_bytes`` for a pattern that backtracks. Otherwise as
         :meth:`read_until`.
+
+        :param regex: of bytes, compiled or not.
+        :raises re.error: it is not a regular expression.
         """
         return self._begin_read(ReadUntilRegex.of(regex, max_bytes), timeout)
 
@@ -116,6 +123,8 @@ class ReadSide(WriteSide):
 
             (length,) = struct.unpack(">I", await stream.read_bytes(4))
             some = await stream.read_bytes(65536, partial=True)
+
+        :param num_bytes: 0 or more. More than ``max_buffer_size`` without ``partial`` closes the stream.
 
         Raises and ``timeout`` as :meth:`read_until`.
         """

@@ -51,6 +51,7 @@ class WriteSide(StreamCore):
 
         :raises StreamClosedError: at the call, when the stream is closed; from the future, when it is closed before.
         :raises StreamBufferFullError: ``max_write_buffer_size`` bytes are queued; nothing of ``data`` was taken.
+        :raises TypeError: ``data`` is a str, or anything else that is not bytes.
         """
         if self._closed or self._sending_eof or self._closing is not None:
             raise self._closed_error("write")
