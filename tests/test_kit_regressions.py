@@ -47,8 +47,8 @@ def test_running_ends_handlers_also_of_a_server_that_was_stopped() -> None:
         server = Sleepy()
         server.may_end.set()
         async with running(server) as address:
-            await asyncio.open_connection(*address)
-            await server.begun.wait()
+            with socket.create_connection(address):
+                await server.begun.wait()
             server.stop()
             await asyncio.sleep(0)
         assert server.ended.is_set()
@@ -64,8 +64,8 @@ def test_a_cancel_while_running_ends_is_not_lost() -> None:
 
         async def use() -> None:
             async with running(server) as address:
-                await asyncio.open_connection(*address)
-                await server.begun.wait()
+                with socket.create_connection(address):
+                    await server.begun.wait()
                 entered.set()
 
         using = asyncio.create_task(use())
@@ -82,6 +82,7 @@ def test_a_memory_stream_can_be_closed_after_its_loop() -> None:
     async def main() -> tuple[IOStream, IOStream]:
         one, other = memory_stream_pair()
         one.read_bytes(1)
+        await asyncio.sleep(0)  # the hub has seen all there is
         return one, other
 
     for stream in asyncio.run(main()):
