@@ -85,5 +85,5 @@ def test_a_memory_stream_can_be_closed_after_its_loop() -> None:
         await asyncio.sleep(0)  # the hub has seen all there is
         return one, other
 
-    for stream in asyncio.run(main()):
+    for stream in reversed(asyncio.run(main())):
         stream.close()
