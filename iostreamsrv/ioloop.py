@@ -60,6 +60,8 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
     :raises RuntimeError: a loop is running in this thread already.
     :raises Exception: what the server or the coroutine raises.
     """
+    if isinstance(main, type):
+        raise TypeError(f"run() takes a server, not its class: {main.__name__}()")
     io_loop = current_loop()
     loop = io_loop.asyncio_loop  # type: ignore[attr-defined]
     if loop.is_running():

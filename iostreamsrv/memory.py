@@ -136,6 +136,13 @@ class MemorySocket:
             self._peer._ended = True
             self._peer.notify(READABLE | WRITABLE | HANGUP)
 
+    def connect(self, address: object) -> None:
+        """It is connected already.
+
+        :raises OSError: always.
+        """
+        raise OSError(errno.EISCONN, "a stream in memory is connected already")
+
     def getsockopt(self, level: int, option: int) -> int:
         """As `socket.socket.getsockopt`, for ``SO_ERROR`` only."""
         assert (level, option) == (socket.SOL_SOCKET, socket.SO_ERROR)

@@ -377,7 +377,8 @@ def _lookup_error(host: str | None, error: Exception) -> socket.gaierror:
     if interface and interface not in (name for _, name in socket.if_nameindex()):
         return socket.gaierror(socket.EAI_NONAME, f"there is no network interface {interface}")
     if isinstance(error, OSError):
-        return socket.gaierror(error.errno, error.strerror)
+        unknown = error.errno == socket.EAI_SERVICE
+        return socket.gaierror(error.errno, "there is no such service" if unknown else error.strerror)
     return socket.gaierror(socket.EAI_NONAME, str(error))
 
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
+from .errors import OptionError
 from .iostream import IOStream
 from .memory import CAPACITY, MemorySocket, MemoryStream
 from .netutil import bind_sockets
@@ -34,6 +35,8 @@ def memory_stream_pair(*, capacity: int = CAPACITY, **options: Any) -> tuple[IOS
     :returns: both ends. Their addresses are ``("memory", 1)`` and ``("memory", 2)``.
     :raises OptionError: an option cannot have this value.
     """
+    if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
+        raise OptionError("capacity", capacity, "must be a number of bytes, 1 or more")
     one, other = MemorySocket.pair(capacity)
     return MemoryStream(cast(socket.socket, one), **options), MemoryStream(cast(socket.socket, other), **options)
 

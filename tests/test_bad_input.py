@@ -94,6 +94,9 @@ def test_an_address_that_is_none_of_ours_is_named(server: Silent, bind: Callable
         ("backlog", -1),
         ("backlog", True),
         ("backlog", 1.5),
+        ("backlog", 1 << 31),
+        ("flags", 1 << 31),
+        ("family", 99),
         ("flags", "AI_PASSIVE"),
         ("reuse_port", 1),
         ("reuse_port", None),
@@ -223,6 +226,12 @@ def test_an_option_like_none_there_is_comes_with_a_list() -> None:
 def test_a_number_of_processes_is_an_integer_from_zero(server: Silent, count: Any) -> None:
     with pytest.raises(OptionError, match=named("num_processes", count)):
         server.start(count)
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, "2", True])
+def test_a_number_of_restarts_is_an_integer_from_zero(server: Silent, count: Any) -> None:
+    with pytest.raises(OptionError, match=named("max_restarts", count)):
+        server.start(2, count)
 
 
 @pytest.mark.gen_test

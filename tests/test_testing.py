@@ -182,6 +182,31 @@ def test_a_socket_in_memory_is_full_when_nobody_receives() -> None:
     assert one.send(b"5") == 1
 
 
+def test_a_memory_stream_can_be_closed_after_its_loop() -> None:
+    async def main() -> tuple[IOStream, IOStream]:
+        one, other = memory_stream_pair()
+        one.read_bytes(1)
+        await asyncio.sleep(0)  # the hub has seen all there is
+        return one, other
+
+    for stream in reversed(asyncio.run(main())):
+        stream.close()
+
+
+@pytest.mark.parametrize("capacity", [0, -1, True, 1.5])
+def test_a_capacity_that_cannot_be_is_refused(capacity: Any) -> None:
+    with pytest.raises(OptionError, match="capacity="):
+        memory_stream_pair(capacity=capacity)
+
+
+@pytest.mark.gen_test
+async def test_a_stream_in_memory_says_that_it_is_connected_already() -> None:
+    ours, theirs = memory_stream_pair()
+    with pytest.raises(StreamClosedError, match="connected already"):
+        await ours.connect(("127.0.0.1", 1))
+    theirs.close()
+
+
 # ---- bind_unused_port
 
 
@@ -244,6 +269,59 @@ async def test_streams_of_a_server_that_was_stopped_in_the_block_are_closed(capl
     with pytest.raises(StreamClosedError):
         await stream.read_bytes(1)
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+class Sleepy(TCPServer):
+    """A handler that waits for nothing of its stream, and takes a moment to end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.ended = asyncio.Event(), asyncio.Event()
+        self.may_end = asyncio.Event()
+
+    async def handle_stream(self, stream: IOStream, address: Any) -> None:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.may_end.wait()
+            self.ended.set()
+
+
+def test_running_ends_handlers_also_of_a_server_that_was_stopped() -> None:
+    async def main() -> None:
+        server = Sleepy()
+        server.may_end.set()
+        async with running(server) as address:
+            with socket.create_connection(address):
+                await server.begun.wait()
+            server.stop()
+            await asyncio.sleep(0)
+        assert server.ended.is_set()
+
+    asyncio.run(main())
+
+
+def test_a_cancel_while_running_ends_is_not_lost() -> None:
+    async def main() -> None:
+        server = Sleepy()
+        asyncio.get_running_loop().call_later(0.05, server.may_end.set)
+        entered = asyncio.Event()
+
+        async def use() -> None:
+            async with running(server) as address:
+                with socket.create_connection(address):
+                    await server.begun.wait()
+                entered.set()
+
+        using = asyncio.create_task(use())
+        await entered.wait()
+        await asyncio.sleep(0)
+        using.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await using
+
+    asyncio.run(main())
 
 
 # ---- fixtures

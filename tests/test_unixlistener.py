@@ -400,3 +400,9 @@ def test_a_lock_that_is_not_ours_does_not_keep_a_server_from_starting(
     with bind_unix_socket(path):
         assert is_served(path)
     os.close(lock)
+
+
+def test_a_stale_socket_is_replaced_also_under_a_path_with_a_slash_at_its_end(path: Path) -> None:
+    leave_stale(path)
+    with bind_unix_socket(f"{path}/"):
+        assert is_served(path)

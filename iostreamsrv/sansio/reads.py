@@ -204,7 +204,7 @@ class ReadInto(Read):
     def __init__(self, target: bytearray | memoryview, partial: bool) -> None:
         with memoryview(target) as view:
             if view.readonly or not view.c_contiguous:
-                raise OptionError("buf", type(target).__name__, "must be a writable, contiguous buffer")
+                raise OptionError("buf", target, "must be a writable, contiguous buffer")
         self.target = target
         self.partial = partial
         self.filled = 0
@@ -261,9 +261,11 @@ class ReadMatch(Read):
             found = self.match(buffer.contents())
             if found is None:
                 return MORE
+            if not isinstance(found, tuple) or len(found) != 2:
+                raise OptionError("match", self.match, f"must return None or (consumed, result), not {found!r}")
             consumed, result = found
             if type(consumed) is not int or not 0 <= consumed <= buffer.size:
-                raise OptionError("match", consumed, f"must consume 0 to {buffer.size} bytes, as many as it was given")
+                raise OptionError("consumed", consumed, f"must be 0 to {buffer.size}, as many bytes as there were")
         except Exception as error:
             raise ReadFailed(error) from error
         if consumed:

@@ -313,8 +313,17 @@ def test_match_may_have_none_for_a_result() -> None:
 @pytest.mark.parametrize("consumed", [-1, 4, 1.0, "1", True])
 def test_match_must_consume_what_there_is(consumed: Any) -> None:
     buffer = filled(b"abc")
-    with pytest.raises(ReadFailed, match="must consume 0 to 3 bytes") as failed:
+    with pytest.raises(ReadFailed, match="must be 0 to 3, as many bytes") as failed:
         ReadMatch(lambda _: (consumed, None)).take(buffer)
+    assert isinstance(failed.value.error, OptionError)
+    assert rest(buffer) == b"abc"
+
+
+@pytest.mark.parametrize("found", [5, (1,), b"ab", [1, None]])
+def test_match_must_return_a_pair_or_nothing(found: Any) -> None:
+    buffer = filled(b"abc")
+    with pytest.raises(ReadFailed, match=r"must return None or \(consumed, result\), not") as failed:
+        ReadMatch(lambda _: found).take(buffer)
     assert isinstance(failed.value.error, OptionError)
     assert rest(buffer) == b"abc"
 
