@@ -346,15 +346,17 @@ class IOStream(BaseIOStream, tornado.iostream.IOStream):
             return self.socket.recv(size)
         return BaseIOStream._receive(self, size)
 
-    def _sendfile(self, region: FileRegion) -> int | None:
+    _file_chunk = FILE_CHUNK
+
+    def _sendfile(self, region: FileRegion, size: int) -> int | None:
         method = self.write_to_fd
         if region.fd >= 0 and _SENDFILE and type(method) is MethodType and method.__func__ is _WRITE_TO_SOCKET:
             try:
-                return _SENDFILE(self.socket.fileno(), region.fd, region.offset, min(region.left, FILE_CHUNK)) or None
+                return _SENDFILE(self.socket.fileno(), region.fd, region.offset, size) or None
             except OSError as error:
                 if error.errno not in _NO_SENDFILE:
                     raise
-        return BaseIOStream._sendfile(self, region)
+        return BaseIOStream._sendfile(self, region, size)
 
     def abort(self) -> None:
         if self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6):

@@ -220,5 +220,7 @@ class MemoryStream(IOStream):
             hub = io_loop.__dict__["_iostreamsrv_memory_hub"] = MemoryHub(io_loop)
         return hub
 
-    def _sendfile(self, region: FileRegion) -> int | None:
-        return BaseIOStream._sendfile(self, region)
+    _file_chunk = BaseIOStream._file_chunk
+
+    def _sendfile(self, region: FileRegion, size: int) -> int | None:
+        return BaseIOStream._sendfile(self, region, size)

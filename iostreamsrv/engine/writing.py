@@ -3,7 +3,7 @@
 import errno
 from asyncio import Future
 from collections import deque
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from tornado.log import gen_log
 
@@ -278,8 +278,9 @@ class WriteSide(StreamCore):
         return sent > 0
 
     def _send_from_file(self, output: WriteBuffer, region: FileRegion) -> bool:
+        size = min(region.left, self._file_chunk if region.fd >= 0 else CORK_SIZE)
         try:
-            sent = self._sendfile(region)
+            sent = self._sendfile(region, size)
         except BlockingIOError:
             return False
         except Exception as error:
@@ -292,11 +293,14 @@ class WriteSide(StreamCore):
             return True
         self.bytes_written += sent
         output.advance(sent)
-        return sent > 0 and self._hub.may_go_on()
+        return sent == size and self._hub.may_go_on()
 
-    def _sendfile(self, region: FileRegion) -> int | None:
-        """Send some of a file: how many bytes, 0 where there is no room, None where the file has become shorter."""
-        chunk = region.read(CORK_SIZE)
+    _file_chunk: ClassVar[int] = CORK_SIZE
+    """Most bytes of a file with a descriptor that :meth:`_sendfile` is asked to send."""
+
+    def _sendfile(self, region: FileRegion, size: int) -> int | None:
+        """Send up to ``size`` bytes of a file: how many, 0 where there is no room, None where it has become shorter."""
+        chunk = region.read(size)
         return (self.write_to_fd(chunk) or 0) if chunk else None
 
     def _done_next_turn(self, result: Any = None) -> "Future[Any]":
