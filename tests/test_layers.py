@@ -17,6 +17,7 @@ PACKAGE = PROJECT / "iostreamsrv"
 LAYERS = [
     "version",
     "errors",
+    "networks",
     "options",
     "addresses",
     "sansio",
