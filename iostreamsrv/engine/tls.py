@@ -197,12 +197,9 @@ class TLSStream(SocketStream):
         SocketStream._established(self, 0)  # bytes may have come behind the handshake
 
     def _handshake_failed(self, error: Exception) -> None:
-        if isinstance(error, ssl.SSLError):
+        if isinstance(error, ssl.SSLError) and self._owner is None:  # a server says so itself, within limits
             gen_log.warning("SSL Error on %s %s: %s", self.fileno(), self.remote_address, error)
-            reason = CloseReason.TLS_ERROR
-        else:
-            reason = reason_for(error)
-        self._close(reason, without_frames(error))
+        self._close(reason_for(error), without_frames(error))
 
     def _handshake_timed_out(self) -> None:
         self._handshake_timer = None
