@@ -37,6 +37,8 @@ LAYERS = [
     "netutil",
     "socketoptions",
     "deadlines",
+    "issuing",
+    "pemfiles",
     "certificates",
     "tcpserver",
     "tcpclient",
