@@ -254,6 +254,9 @@ class TLSStream(SocketStream):
         except Truncated:
             self._truncated = True
             return b""
+        finally:
+            if tls.has_output():  # an alert, or the answer to the peer's new key
+                self._send_ciphertext()
         return plaintext
 
     def _how_input_ended(self) -> CloseReason:
@@ -275,7 +278,7 @@ class TLSStream(SocketStream):
     def write_to_fd(self, data: bytes | bytearray | memoryview) -> int:
         """Send ``data``, which begins with what was encrypted before, if that has not been reported sent."""
         assert self._tls is not None
-        if not self._ciphertext:
+        if not self._accepted:
             view = memoryview(data)[:PLAINTEXT]
             self._tls.write(view)
             self._accepted = len(view)
