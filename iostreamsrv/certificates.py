@@ -367,7 +367,6 @@ def _configure(context: ssl.SSLContext, options: dict[str, Any]) -> None:
     """What servers and clients have in common."""
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION
-    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # or a truncated stream looks like one that ended
     if "ciphers" in options:
         try:
             context.set_ciphers(options["ciphers"])

@@ -1,5 +1,6 @@
 """Certificates: what is wrong with them is found when they are loaded, and what is right is served and replaced."""
 
+import contextlib
 import datetime
 import gc
 import itertools
@@ -175,6 +176,23 @@ def test_the_defaults_are_tls_1_2_with_forward_secrecy_and_authenticated_encrypt
     old = [cipher["name"] for cipher in ciphers if cipher["protocol"] != "TLSv1.3"]
     assert old
     assert all(name.startswith(("ECDHE-ECDSA-", "ECDHE-RSA-")) for name in old)
+
+
+def test_an_end_that_was_not_announced_is_told_from_one_that_was(files: dict[str, Any]) -> None:
+    context, client_side = Certificates(files).context, client_context({"cert_reqs": ssl.CERT_NONE})
+    for announced in (True, False):
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = context.wrap_bio(to_server, to_client, server_side=True)
+        client = client_side.wrap_bio(to_client, to_server)
+        for side in (client, server, client, server):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+        if announced:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.unwrap()
+        to_server.write_eof()
+        with contextlib.nullcontext() if announced else pytest.raises(ssl.SSLEOFError):
+            assert server.read(1) == b""
 
 
 @pytest.mark.parametrize("weak", ["ECDHE-ECDSA-AES128-SHA", "DHE-RSA-AES128-GCM-SHA256", "AES128-GCM-SHA256"])
