@@ -88,6 +88,8 @@ class Greeter:
             return
         error = handshake.exception()
         if error is None:
-            self._serve(handshake.result(), address)
+            stream = handshake.result()
+            if not stream.closed():  # since then
+                self._serve(stream, address)
         elif isinstance(error, ssl.SSLError):
             self._log_tls("SSL Error on a connection from %s: %s", show(address), error)

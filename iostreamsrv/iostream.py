@@ -165,6 +165,13 @@ class SSLIOStream(TLSStream, IOStream, tornado.iostream.SSLIOStream):  # type: i
         if self.remote_address is not None:
             self._begin_handshake(server_side, None)
 
+    def start_tls(self, *args: Any, **kwargs: Any) -> Any:
+        """There is TLS already.
+
+        :raises ValueError: always.
+        """
+        raise ValueError("TLS has started on this stream already")
+
     @property
     def alpn(self) -> str | None:
         """The protocol that both sides agreed on (ALPN); None where they did not."""

@@ -24,6 +24,7 @@ from .errors import CloseReason, OptionError, StreamTimeoutError, reason_for
 from .greeting import Greeter
 from .ioloop import current_loop, existing_loop
 from .iostream import BaseIOStream, IOStream
+from .loglimit import LogLimit
 from .netutil import BACKLOG, bind_sockets, why_not_listening
 from .networks import TrustedNetworks
 from .options import ServerOptions
@@ -123,6 +124,7 @@ class TCPServer:
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self._on_handled = self._handled
         self._told_no_handler = False
+        self._log_tls = LogLimit(gen_log.warning)
         if self._handler() is not None:
             self._check_handler()
 
@@ -461,6 +463,9 @@ class TCPServer:
         elif isinstance(error, tornado.iostream.StreamBufferFullError):
             reason = reason_for(error)
             gen_log.warning("closing %s: %s", _client(stream), error)
+        elif isinstance(error, ssl.SSLError):  # of its start_tls(), as a rule
+            reason = CloseReason.TLS_ERROR
+            self._log_tls("closing %s: %s", _client(stream), error)
         elif isinstance(error, StreamTimeoutError):
             reason = CloseReason.READ_TIMEOUT
         else:

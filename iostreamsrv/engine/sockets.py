@@ -84,7 +84,7 @@ class SocketStream(BaseIOStream):
         self._closed = True
         self._readable = False
         self.close_reason = CloseReason.LOCAL
-        self._close_callback = None
+        stream._close_callback, self._close_callback = self._close_callback, None
         stream.id = self.id
         stream._data = self._data
         stream.proxy = self.proxy

@@ -55,6 +55,8 @@ _OF_TLS = {
     "compression",
     "context",
     "get_channel_binding",
+    "get_unverified_chain",
+    "get_verified_chain",
     "getpeercert",
     "pending",
     "selected_alpn_protocol",
@@ -79,6 +81,7 @@ class TLSStream(SocketStream):
         "_handshake_timer",
         "_handshaken",
         "_raw",
+        "_said_goodbye",
         "_server_hostname",
         "_tls",
         "_truncated",
@@ -95,6 +98,7 @@ class TLSStream(SocketStream):
         self._accepted = 0  # bytes of plaintext that are in it
         self._drained = False  # the last receive emptied the socket
         self._truncated = False  # the peer's side ended without its word
+        self._said_goodbye = False
         self._handshaken = False
         self._handshake_timer: TimerHandle | None = None
         self._waiting_for_handshake: list[Future[Self]] | None = None
@@ -244,6 +248,7 @@ class TLSStream(SocketStream):
         tls = self._tls
         if tls is None:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        self._drained = False
         try:
             while (plaintext := tls.read(size)) is None:
                 chunk = self._raw.recv(CIPHERTEXT)
@@ -303,6 +308,8 @@ class TLSStream(SocketStream):
         return True
 
     def _sendfile(self, region: FileRegion, size: int) -> int | None:
+        if self._accepted:  # what is encrypted goes first, even if the file has become shorter since
+            return self.write_to_fd(b"")
         return BaseIOStream._sendfile(self, region, size)  # the kernel does not know the key
 
     _file_chunk = BaseIOStream._file_chunk
@@ -313,17 +320,30 @@ class TLSStream(SocketStream):
         self._owed = max(self._owed, self.bytes_written + self._accepted)  # half a record would break the rest
         SocketStream._keep_what_is_owed(self)
 
-    def _shutdown_writes(self) -> None:
-        self._say_goodbye()
-        SocketStream._shutdown_writes(self)
+    def _more_to_send(self) -> bool:
+        return self._tls is not None and not self._send_ciphertext()
 
-    def _say_goodbye(self) -> None:
-        if self._tls is not None and self._handshaken:
+    def _shutdown_writes(self) -> None:
+        if self._say_goodbye():
+            SocketStream._shutdown_writes(self)
+        else:  # _flush goes on with it, and comes back here
+            self._wait_for_room()
+
+    def _say_goodbye(self) -> bool:
+        """Tell the peer that this side ends; whether that is on its way."""
+        if self._tls is None or not self._handshaken:
+            return True
+        if not self._said_goodbye:
+            self._said_goodbye = True
             self._tls.close()
-            self._send_ciphertext()
+        return self._send_ciphertext()
+
+    def _forget_all(self) -> None:
+        self._waiting_for_handshake = None
+        SocketStream._forget_all(self)
 
     def close_fd(self) -> None:
-        if not isinstance(self.error, OSError) and not self._sending_eof and self.close_reason != CloseReason.ABORTED:
+        if self.close_reason not in (CloseReason.ABORTED, CloseReason.RESET, CloseReason.TLS_ERROR):
             try:
                 self._say_goodbye()
                 # Session tickets, which nobody reads who only writes: to close with them unread would be a reset.

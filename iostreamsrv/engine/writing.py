@@ -195,7 +195,7 @@ class WriteSide(StreamCore):
             self._sending_eof = True
             if self._write_buffer is None and not self._closed:
                 self._try_shutdown_writes()
-                if not self._closed and self._eof is not None:
+                if not self._closed and self._eof is not None and self._write_buffer is None:
                     self._close(self._eof)
                     return self._hub.done
         return self.drain()
@@ -258,13 +258,17 @@ class WriteSide(StreamCore):
             pass
         if self._write_buffer is not output:
             return  # an error closed the stream
-        if output.size:
+        if output.size or self._more_to_send():
             self._wait_for_room()
         else:
             self._write_buffer = None
         self._settle_writes()
         if self._write_buffer is None:
             self._all_sent()
+
+    def _more_to_send(self) -> bool:
+        """Whether something waits for room that nobody has written: what TLS has to say."""
+        return False
 
     def _send_first(self, output: WriteBuffer) -> bool:
         """Send what is first in the queue; whether it is worth trying the next."""

@@ -5,7 +5,10 @@ receive and one send carry many records; bytes that were received before TLS beg
 it has not been given can be lost in it.
 """
 
+import contextlib
 import ssl
+import sys
+from collections.abc import Iterator
 
 TAKE = 1 << 20
 """Bytes to decrypt at once where all is wanted."""
@@ -21,7 +24,7 @@ class TLSEngine:
     :ivar object: the `ssl.SSLObject`, to ask for certificates, ciphers and versions.
     """
 
-    __slots__ = ("_ended", "_failure", "_incoming", "_outgoing", "_plaintext", "object")
+    __slots__ = ("_by_name", "_end", "_fed_all", "_incoming", "_outgoing", "_plaintext", "object")
 
     def __init__(
         self,
@@ -33,9 +36,10 @@ class TLSEngine:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.object = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname, session)
+        self._by_name = context.sni_callback is not None
         self._plaintext: list[bytes] = []  # decrypted before somebody asked for it
-        self._failure: ssl.SSLError | Truncated | None = None
-        self._ended = False
+        self._end: bytes | ssl.SSLError | Truncated | None = None  # what the reads end with: b"" where all is well
+        self._fed_all = False
 
     def feed(self, ciphertext: bytes | bytearray) -> None:
         """Take what arrived."""
@@ -43,8 +47,7 @@ class TLSEngine:
 
     def feed_end(self) -> None:
         """There is no more to come."""
-        self._ended = True
-        self._incoming.write_eof()
+        self._fed_all = True  # OpenSSL is not told: it would send an alert, and could send nothing after it
 
     def take_outgoing(self) -> bytes:
         """What is to be sent: handshakes, answers to the peer, and what was written."""
@@ -60,14 +63,15 @@ class TLSEngine:
         :raises ssl.SSLError: it has failed. What is to be sent then tells the peer.
         """
         try:
-            self.object.do_handshake()
+            with _no_word_of_bad_names() if self._by_name else contextlib.nullcontext():
+                self.object.do_handshake()
         except ssl.SSLWantReadError:
             return False
         return True
 
     def has_input(self) -> bool:
-        """Whether a read may give something without more ciphertext."""
-        return bool(self._plaintext or self._incoming.pending or self.object.pending())
+        """Whether a read may give something, or an end or an error, without more ciphertext."""
+        return bool(self._plaintext or self._end is not None or self._incoming.pending or self.object.pending())
 
     def read(self, size: int) -> bytes | None:
         """Up to ``size`` bytes of plaintext; b"" where the peer has ended; None where more ciphertext is wanted.
@@ -75,37 +79,51 @@ class TLSEngine:
         :raises Truncated: the ciphertext has ended, and the peer has not.
         :raises ssl.SSLError: the ciphertext is broken.
         """
-        if self._plaintext:
-            return self._plaintext.pop(0)
-        if self._failure is not None:
-            raise self._failure
-        first = self._read_record(size)
+        first = self._plaintext.pop(0) if self._plaintext else self._read_record(size)
+        if first is not None and len(first) > size:
+            self._plaintext.insert(0, first[size:])
+            return first[:size]
         if not first or not self.has_input():
             return first
         return first + self._read_on(size - len(first))
 
     def _read_on(self, size: int) -> bytes:
-        """What else there is. An error is kept for the next read."""
+        """What else there is, without the end or the error behind it: that is for the next read."""
         records = []
-        try:
+        with contextlib.suppress(ssl.SSLError, Truncated):
             while size and self.has_input() and (record := self._read_record(size)):
                 records.append(record)
                 size -= len(record)
-        except (ssl.SSLError, Truncated) as error:
-            self._failure = error  # OpenSSL would not say it again
         return b"".join(records)
 
     def _read_record(self, size: int) -> bytes | None:
-        if not (self._ended or self._incoming.pending or self.object.pending()):
-            return None  # saves an exception
-        try:
-            return self.object.read(size)
-        except ssl.SSLWantReadError:
-            return None
-        except ssl.SSLZeroReturnError:
-            return b""
-        except ssl.SSLEOFError as error:
-            raise Truncated from error
+        if self._end is None:
+            record = self._decrypt(size)
+            if record is not None or self._end is None:
+                return record
+        # OpenSSL would not say it twice.
+        if isinstance(self._end, bytes):
+            return self._end
+        raise self._end
+
+    def _decrypt(self, size: int) -> bytes | None:
+        """The next bytes. None where there are none now, or no more, which is then noted as the end."""
+        if self._incoming.pending or self.object.pending():  # saves an exception
+            try:
+                record = self.object.read(size)
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLZeroReturnError:
+                self._end = b""
+            except ssl.SSLError as error:
+                self._end = error
+            else:
+                if record:
+                    return record
+                self._end = b""
+        if self._end is None and self._fed_all:
+            self._end = Truncated()
+        return None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt all of ``data``."""
@@ -122,8 +140,25 @@ class TLSEngine:
         # OpenSSL looks for the peer's answer in what has arrived, and gives up where it finds data: take that first.
         while plaintext := self._read_on(TAKE):
             self._plaintext.append(plaintext)
-        try:
-            if self._failure is None:
+        if not isinstance(self._end, ssl.SSLError):
+            with contextlib.suppress(ssl.SSLError):  # as a rule SSLWantReadError: the peer has not answered yet
                 self.object.unwrap()
-        except ssl.SSLError:  # as a rule SSLWantReadError: the peer has not answered yet
-            pass
+
+
+@contextlib.contextmanager
+def _no_word_of_bad_names() -> Iterator[None]:
+    """CPython prints a traceback for a client's server name that is not ASCII, before any callback sees it.
+
+    The handshake fails, as it should; the traceback would be for any client to print at will.
+    """
+    report = sys.unraisablehook
+
+    def drop_bad_names(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(unraisable.exc_value, UnicodeDecodeError):
+            report(unraisable)
+
+    sys.unraisablehook = drop_bad_names
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
