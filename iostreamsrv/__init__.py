@@ -14,7 +14,7 @@ from .errors import (
     UnsatisfiableReadError,
 )
 from .ioloop import IOLoop, run
-from .iostream import BaseIOStream, IOStream, PipeIOStream
+from .iostream import BaseIOStream, IOStream, PipeIOStream, SSLIOStream
 from .netutil import (
     Endpoint,
     add_accept_handler,
@@ -42,6 +42,7 @@ __all__ = [
     "OptionError",
     "PipeIOStream",
     "ResolveError",
+    "SSLIOStream",
     "ServerOptions",
     "StreamBufferFullError",
     "StreamClosedError",

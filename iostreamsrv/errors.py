@@ -19,6 +19,7 @@ in one place, :func:`reason_for`.
 
 import errno
 import socket
+import ssl
 from enum import StrEnum
 from typing import Literal
 
@@ -61,6 +62,14 @@ class CloseReason(StrEnum):
     """A size limit was reached: ``max_buffer_size``, ``max_write_buffer_size`` or a read's ``max_bytes``."""
     READ_TIMEOUT = "read_timeout"
     """A read's ``timeout`` passed and the handler did not catch it."""
+    HANDSHAKE_TIMEOUT = "handshake_timeout"
+    """The TLS handshake was not done within ``handshake_timeout``."""
+    TLS_ERROR = "tls_error"
+    """The peer did not speak TLS as it should, or one side refused the other's certificate."""
+    TRUNCATED = "truncated"
+    """The connection under TLS ended without the peer's word: somebody may have cut off what was to come."""
+    PROXY_ERROR = "proxy_error"
+    """The connection did not begin with the PROXY header it should have, or did with one it should not."""
     HANDLER_ERROR = "handler_error"
     """``handle_stream`` raised."""
     SHUTDOWN = "shutdown"
@@ -71,7 +80,7 @@ class CloseReason(StrEnum):
     @property
     def by_peer(self) -> bool:
         """True where the other side ended the connection."""
-        return self in (CloseReason.EOF, CloseReason.RESET)
+        return self in (CloseReason.EOF, CloseReason.RESET, CloseReason.TRUNCATED)
 
 
 # What the kernel reports when the connection ended elsewhere. EPROTOTYPE is what macOS says when a send meets a
@@ -96,6 +105,8 @@ def reason_for(error: BaseException | None) -> CloseReason:
     """The reason that ``error``, raised by an operating system call on a stream, amounts to."""
     if isinstance(error, tornado.iostream.StreamBufferFullError | tornado.iostream.UnsatisfiableReadError):
         return CloseReason.BUFFER_FULL
+    if isinstance(error, ssl.SSLError):
+        return CloseReason.TLS_ERROR
     if isinstance(error, OSError) and error.errno in _PEER_GONE:
         return CloseReason.RESET
     return CloseReason.LOCAL

@@ -53,8 +53,9 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
         iostreamsrv.run(server)
 
     A signal cancels what runs: a server stops listening and closes its streams (reason ``shutdown``), then the
-    remaining tasks of the loop are cancelled and the loop is closed. A second signal kills. For a program that has a
-    loop of its own there is ``await server.serve_forever()``. Must be called from the main thread, outside any loop.
+    remaining tasks of the loop are cancelled and the loop is closed. A second signal kills. SIGHUP has a server with
+    certificates read them anew (`TCPServer.reload_certificates`). For a program that has a loop of its own there is
+    ``await server.serve_forever()``. Must be called from the main thread, outside any loop.
 
     :param main: a server that was told to ``listen``, a coroutine, or a function that makes one.
     :raises RuntimeError: a loop is running in this thread already.
@@ -79,6 +80,7 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
 
 
 async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
+    reload = getattr(main, "reload_certificates", None) if getattr(main, "certificates", None) else None
     if hasattr(main, "serve_forever"):
         main = main.serve_forever()
     elif callable(main):
@@ -90,6 +92,9 @@ async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
         task.cancel()
 
     handled = _add_signal_handlers(loop, on_signal)
+    if reload is not None:
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        handled.append(signal.SIGHUP)
     try:
         await asyncio.wait([task])
     finally:

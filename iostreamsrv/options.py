@@ -5,6 +5,7 @@ What is wrong raises `OptionError` here, before anything is bound.
 
 import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -153,6 +154,16 @@ class ServerOptions:
     :ivar nodelay: whether small writes leave at once, without Nagle's algorithm; True. The cork gathers them already.
     :ivar send_buffer_size: bytes of the kernel's buffer for what is sent, ``SO_SNDBUF``; None: the kernel decides.
     :ivar receive_buffer_size: bytes of the kernel's buffer for what is received, ``SO_RCVBUF``; None: likewise.
+    :ivar handshake_timeout: seconds in which a client must have done its TLS handshake; 10, as Netty has. None for no
+        limit.
+    :ivar strict_validity: whether a certificate that has expired, or is not valid yet, raises; False: it is an error in
+        the log, and serves.
+    :ivar allow_legacy_tls: whether an `ssl.SSLContext` may allow TLS before 1.2; False.
+    :ivar proxy_protocol: networks, such as ``["10.0.0.0/8"]``, of the proxies in front of this server. Each connection
+        must come from one of them, and begin with a PROXY header, version 1 or 2; the client's address is the one in
+        it. All others are closed, reason ``proxy_error``. None: no header is looked for.
+    :ivar proxy_header_timeout: seconds in which that header must have come; 5 (the specification asks for 3 at least).
+        None for no limit.
     """
 
     max_buffer_size: int = MEBIBYTE
@@ -166,15 +177,23 @@ class ServerOptions:
     nodelay: bool = True
     send_buffer_size: int | None = None
     receive_buffer_size: int | None = None
+    handshake_timeout: float | None = 10.0
+    strict_validity: bool = False
+    allow_legacy_tls: bool = False
+    proxy_protocol: Sequence[str] | None = None
+    proxy_header_timeout: float | None = 5.0
 
     def __post_init__(self) -> None:
         for name in ("max_buffer_size", "max_write_buffer_size", "read_chunk_size"):
             default = READ_CHUNK_SIZE if name == "read_chunk_size" else MEBIBYTE
             object.__setattr__(self, name, check_size(name, getattr(self, name)) or default)
-        for name in ("cork", "close_on_return", "allow_half_open", "nodelay"):
+        for name in ("cork", "close_on_return", "allow_half_open", "nodelay", "strict_validity", "allow_legacy_tls"):
             check_flag(name, getattr(self, name))
         for name in ("send_buffer_size", "receive_buffer_size"):
             check_kernel_size(name, getattr(self, name))
+        for name in ("handshake_timeout", "proxy_header_timeout"):
+            timeout = getattr(self, name)
+            object.__setattr__(self, name, None if timeout is None else check_timeout(name, timeout))
         object.__setattr__(self, "linger", check_linger("linger", self.linger))
         object.__setattr__(self, "keepalive", check_keepalive("keepalive", self.keepalive))
 

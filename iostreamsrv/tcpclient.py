@@ -12,6 +12,7 @@ import errno
 import ipaddress
 import os
 import socket
+import ssl
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from typing import Any
 import tornado.netutil
 
 from .addresses import check_port, show
+from .certificates import client_context
 from .errors import OptionError, ResolveError, StreamClosedError, StreamTimeoutError, reason_for
 from .iostream import IOStream
 from .options import check_size, check_timeout
@@ -67,7 +69,7 @@ class TCPClient:
         host: str,
         port: int | str,
         af: socket.AddressFamily = socket.AF_UNSPEC,
-        ssl_options: None = None,
+        ssl_options: dict[str, Any] | ssl.SSLContext | None = None,
         max_buffer_size: float | None = None,
         source_ip: str | None = None,
         source_port: int | None = None,
@@ -81,7 +83,8 @@ class TCPClient:
         :param host: a name, or an IP address.
         :param port: 0 to 65535, or the name of a service if the resolver knows such.
         :param af: ``AF_INET`` or ``AF_INET6`` for only these.
-        :param ssl_options: must be None: TLS is not in this release.
+        :param ssl_options: for TLS: a dict, {} for defaults that verify the certificate and its ``host``, or an
+            `ssl.SSLContext`; see :func:`iostreamsrv.certificates.client_context`. None: a plain connection.
         :param max_buffer_size: most bytes the stream holds unread; default (None) 100 MiB, see `BaseIOStream`.
         :param source_ip: the IP address of this host to connect from; those of another family are not connected to.
             None: the kernel chooses.
@@ -98,19 +101,21 @@ class TCPClient:
         port = check_port("port", port)
         _check_source(source_ip, source_port)
         check_size("max_buffer_size", max_buffer_size)
-        if ssl_options is not None:
-            raise OptionError("ssl_options", ssl_options, "must be None: TLS is not in this release")
+        context = None if ssl_options is None else client_context(ssl_options)
         seconds = _seconds(timeout)
         attempt = partial(self._create_stream, max_buffer_size, source_ip=source_ip, source_port=source_port)
-        race = None
+        race = stream = None
         try:
             async with asyncio.timeout(seconds):
                 race = _Race(show((host, port)), await self._resolve(host, port, af), attempt)
-                return await race.winner()
+                stream = await race.winner()
+                return stream if context is None else await stream.start_tls(False, context, host)
         except TimeoutError:  # nothing else raises one
             assert seconds is not None
-            where = f"resolving {host}" if race is None else f"connecting to {race.under_way()}"
-            raise StreamTimeoutError("connect", seconds, f"Timeout while {where}") from None
+            where = f"while resolving {host}" if race is None else f"while connecting to {race.under_way()}"
+            if stream is not None:
+                where = f"during TLS handshake with {show((host, port))}"
+            raise StreamTimeoutError("connect", seconds, f"Timeout {where}") from None
 
     async def _resolve(self, host: str, port: int | str, family: socket.AddressFamily) -> list[Address]:
         try:

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import inspect
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Awaitable, Collection, Iterable, Iterator
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import tornado.iostream
 from tornado import gen, process
@@ -16,14 +18,23 @@ from tornado.log import app_log, gen_log
 
 from .acceptor import Acceptor
 from .addresses import show
+from .certificates import Certificates
+from .engine.base import CLOSE_TIMEOUT
 from .errors import CloseReason, OptionError, StreamTimeoutError, reason_for
+from .greeting import Greeter
 from .ioloop import current_loop, existing_loop
-from .iostream import CLOSE_TIMEOUT, BaseIOStream, IOStream
+from .iostream import BaseIOStream, IOStream
 from .netutil import BACKLOG, bind_sockets, why_not_listening
+from .networks import TrustedNetworks
 from .options import ServerOptions
 from .socketoptions import set_socket_options
 
 __all__ = ["Streams", "TCPServer"]
+
+SSLOptions = dict[str, Any] | ssl.SSLContext | Literal[False] | None
+
+DAY = 86400.0
+"""Seconds between two looks at how long certificates are still valid."""
 
 
 class Streams(Collection[IOStream]):
@@ -69,7 +80,8 @@ class TCPServer:
     :meth:`add_sockets` for sockets that exist already. Each accepts as soon as a loop runs: the running one, else
     ``io_loop``, else the thread's current one; :func:`iostreamsrv.run` and :meth:`serve_forever` take their own.
 
-    :param ssl_options: None. TLS is not in this release.
+    :param ssl_options: None for plain connections; for TLS a dict with ``certfile`` and ``keyfile``, or an
+        `ssl.SSLContext`: see `Certificates`. The files are read and checked here, before anything is bound.
     :param io_loop: the `IOLoop` to accept on; None: see above.
     :param options: ``max_buffer_size``, ``read_chunk_size``, ``close_on_return`` and the others of `ServerOptions`,
         by keyword.
@@ -81,31 +93,34 @@ class TCPServer:
 
     def __init__(
         self,
-        ssl_options: None = None,
+        ssl_options: dict[str, Any] | ssl.SSLContext | None = None,
         max_buffer_size: float | None = None,
         read_chunk_size: int | None = None,
         *,
         io_loop: IOLoop | None = None,
         **options: Any,
     ) -> None:
-        if ssl_options is not None:
-            raise OptionError("ssl_options", ssl_options, "this release of iostreamsrv has no TLS")
         if io_loop is not None and not isinstance(io_loop, IOLoop):
             raise OptionError("io_loop", io_loop, "must be an IOLoop, or None")
         self.options = ServerOptions.of(
             {"max_buffer_size": max_buffer_size, "read_chunk_size": read_chunk_size, **options}
         )
+        self.ssl_options = ssl_options
+        networks = self.options.proxy_protocol
+        self._trusted = None if networks is None else TrustedNetworks(networks)
+        self._greeter = self._make_greeter(ssl_options)
+        self._greeters = {self._greeter}
         self._io_loop = io_loop
         self._streams: dict[int, IOStream] = {}
         self._acceptors: list[Acceptor] = []
-        self._pending: list[socket.socket] = []
+        self._pending: list[tuple[socket.socket, Greeter]] = []
+        self._expiry_timer: asyncio.TimerHandle | None = None
         self._started = False
         self._stopped: asyncio.Event | None = None
         self._handling: dict[asyncio.Future[Any], IOStream] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        # One bound method of each for all streams: a new one for every stream costs 64 bytes.
+        # One bound method for all streams: a new one for every stream costs 64 bytes.
         self._on_handled = self._handled
-        self._on_end = self._finish
         self._told_no_handler = False
         if self._handler() is not None:
             self._check_handler()
@@ -136,20 +151,23 @@ class TCPServer:
         backlog: int = BACKLOG,
         flags: int | None = None,
         reuse_port: bool = False,
+        ssl_options: SSLOptions = None,
     ) -> None:
         """Bind ``port`` and accept on it; may be called again for more ports and addresses. ::
 
             server.listen(8888, "127.0.0.1")
             print(server.addresses)
 
-        Parameters: `bind_sockets`.
+        Parameters: `bind_sockets`, and:
 
+        :param ssl_options: TLS options for these clients; None for those of the server, False for plain connections.
         :raises OptionError: an argument cannot be.
         :raises ListenError: the address does not resolve, or cannot be bound.
         :raises NotImplementedError: there is no ``handle_stream``.
         """
         self._need_handler()
-        self.add_sockets(bind_sockets(port, address, family, backlog, flags, reuse_port))
+        greeter = self._greeter_for(ssl_options)
+        self._accept_on([(each, greeter) for each in bind_sockets(port, address, family, backlog, flags, reuse_port)])
 
     def bind(
         self,
@@ -159,6 +177,7 @@ class TCPServer:
         backlog: int = BACKLOG,
         flags: int | None = None,
         reuse_port: bool = False,
+        ssl_options: SSLOptions = None,
     ) -> None:
         """Bind ``port`` and let clients queue until :meth:`start`; after it, the same as :meth:`listen`. ::
 
@@ -168,11 +187,12 @@ class TCPServer:
         Parameters and errors are those of :meth:`listen`.
         """
         self._need_handler()
-        sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
+        greeter = self._greeter_for(ssl_options)
+        bound = [(each, greeter) for each in bind_sockets(port, address, family, backlog, flags, reuse_port)]
         if self._started:
-            self.add_sockets(sockets)
+            self._accept_on(bound)
         else:
-            self._pending += sockets
+            self._pending += bound
 
     def start(self, num_processes: int | None = 1, max_restarts: int | None = None) -> None:
         """Accept on all that was bound. ::
@@ -200,7 +220,7 @@ class TCPServer:
             self._fork(num_processes, max_restarts)
         self._started = True
         pending, self._pending = self._pending, []
-        self.add_sockets(pending)
+        self._accept_on(pending)
 
     def _fork(self, num_processes: int | None, max_restarts: int | None) -> None:
         """Return in each of the workers; the first process is in here until they have ended, and exits."""
@@ -220,28 +240,46 @@ class TCPServer:
             self.stop()
             raise
 
-    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+    def add_sockets(self, sockets: Iterable[socket.socket], ssl_options: SSLOptions = None) -> None:
         """Accept on listening sockets that exist; they belong to the server and are closed by :meth:`stop`. ::
 
             server.add_sockets([*bind_sockets(8888), bind_unix_socket("/run/echo.sock")])
 
+        :param ssl_options: TLS options for their clients; None for those of the server, False for plain connections.
         :raises OptionError: one is closed, is not listening, or was added before; none of them is added then.
         """
-        sockets = list(sockets)
+        greeter = self._greeter_for(ssl_options)
+        self._accept_on([(listener, greeter) for listener in sockets])
+
+    def _accept_on(self, listeners: list[tuple[socket.socket, Greeter]]) -> None:
         known = {acceptor.listener.fileno() for acceptor in self._acceptors}
-        for listener in sockets:
+        for listener, _ in listeners:
             _check_listener(listener, known)
             known.add(listener.fileno())
         io_loop = self._io_loop or current_loop()
         prepare = partial(set_socket_options, options=self.options)
-        acceptors = [Acceptor(listener, self._accepted, prepare) for listener in sockets]
+        acceptors = [Acceptor(listener, partial(self._accepted, greeter), prepare) for listener, greeter in listeners]
         self._acceptors += acceptors
+        self._greeters.update(greeter for _, greeter in listeners)
         for acceptor in acceptors:
             acceptor.start(io_loop)
+        self._look_for_expiry(io_loop.asyncio_loop)  # type: ignore[attr-defined]
 
-    def add_socket(self, socket: socket.socket) -> None:
+    def _make_greeter(self, ssl_options: SSLOptions) -> Greeter:
+        certificates = None
+        if ssl_options is not None and ssl_options is not False:
+            options = self.options
+            certificates = Certificates(
+                ssl_options, strict_validity=options.strict_validity, allow_legacy_tls=options.allow_legacy_tls
+            )
+        return Greeter(self.options, certificates, self._trusted, self._serve)
+
+    def _greeter_for(self, ssl_options: SSLOptions) -> Greeter:
+        return self._greeter if ssl_options is None else self._make_greeter(ssl_options)
+
+    def add_socket(self, socket: socket.socket, ssl_options: SSLOptions = None) -> None:
         """:meth:`add_sockets` for one."""
-        self.add_sockets([socket])
+        self.add_sockets([socket], ssl_options)
 
     def stop(self) -> None:
         """Stop listening: new clients are refused, open streams go on. Then it may listen, or bind and start, again."""
@@ -249,9 +287,12 @@ class TCPServer:
         for acceptor in acceptors:
             acceptor.close()
         pending, self._pending = self._pending, []
-        for listener in pending:
+        for listener, _ in pending:
             listener.close()
         self._started = False
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
+            self._expiry_timer = None
         if self._stopped is not None:
             self._stopped.set()
             self._stopped = None
@@ -293,6 +334,8 @@ class TCPServer:
         ending = [*self._handling, *self._closing]
         for task in ending:
             task.cancel()
+        for greeter in self._greeters:
+            ending += greeter.cancel()
         for stream in list(self._streams.values()):
             stream._close(CloseReason.SHUTDOWN)
         await asyncio.gather(*ending, return_exceptions=True)
@@ -300,7 +343,7 @@ class TCPServer:
     @property
     def addresses(self) -> list[Any]:
         """What is bound, as `socket.socket.getsockname` gives it: port 0 has become a real one."""
-        listeners = [*(acceptor.listener for acceptor in self._acceptors), *self._pending]
+        listeners = [*(acceptor.listener for acceptor in self._acceptors), *(listener for listener, _ in self._pending)]
         return [listener.getsockname() for listener in listeners]
 
     @cached_property
@@ -348,13 +391,42 @@ class TCPServer:
         except TypeError:
             raise OptionError("handle_stream", handler, f"must take (stream, address), takes {signature}") from None
 
-    # ---- a client's way: accepted, handled, finished
+    # ---- certificates
 
-    def _accepted(self, connection: socket.socket, address: Any) -> None:
+    @property
+    def certificates(self) -> list[Certificates]:
+        """The certificates of the server and of its listeners; none, if all of it is plain."""
+        return [greeter.certificates for greeter in self._greeters if greeter.certificates is not None]
+
+    def reload_certificates(self) -> bool:
+        """Read all certificate files anew, for the connections to come; those there are keep what they have.
+
+        What cannot be used, because it is half written, unreadable or does not fit together, is left as it was, with an
+        error in the log. `run` does this on SIGHUP.
+
+        :returns: whether all of it is in use.
+        """
+        done = [certificates.reload() for certificates in self.certificates]  # all, also if one cannot be
+        return all(done)
+
+    def _look_for_expiry(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Once a day."""
+        for certificates in self.certificates:
+            certificates.warn_of_expiry(time.time())
+            if self._expiry_timer is not None:
+                self._expiry_timer.cancel()
+            self._expiry_timer = loop.call_later(DAY, self._look_for_expiry, loop)
+
+    # ---- a client's way: accepted, greeted, handled, finished
+
+    def _accepted(self, greeter: Greeter, connection: socket.socket, address: Any) -> None:
         if self._handler() is None:
             return self._refuse_unhandled(connection)
-        stream = IOStream._of_client(connection, address, self.options, self._on_end)
+        stream = IOStream._of_client(connection, address, self.options, self)
         self._streams[stream.id] = stream
+        greeter.greet(stream, address)
+
+    def _serve(self, stream: IOStream, address: Any) -> None:
         try:
             result = self.handle_stream(stream, address)
             if result is None:
@@ -370,6 +442,7 @@ class TCPServer:
     def _handled(self, handling: "asyncio.Future[Any]") -> None:
         """A handler has ended."""
         stream = self._handling.pop(handling)
+        stream = self._streams.get(stream.id, stream)  # start_tls() has put another one in its place, perhaps
         if handling.cancelled():
             if isinstance(handling, asyncio.Task) and handling.cancelling():
                 stream._close(CloseReason.SHUTDOWN)
@@ -399,6 +472,9 @@ class TCPServer:
             closing = stream._hub.loop.create_task(stream._aclose(reason, CLOSE_TIMEOUT))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+    def _replace(self, stream: IOStream) -> None:
+        self._streams[stream.id] = stream
 
     def _finish(self, stream: BaseIOStream) -> None:
         """The only exit: every accepted stream comes by, once, when its descriptor has been closed."""

@@ -5,7 +5,7 @@ import time
 from asyncio import Future, TimerHandle
 from collections import deque
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import tornado.iostream
 from tornado.ioloop import IOLoop
@@ -31,6 +31,16 @@ def fail(future: "Future[Any]", error: BaseException) -> None:
         future.exception()
 
 
+class Owner(Protocol):
+    """Who has made a stream, and wants to know of its end: a server."""
+
+    def _finish(self, stream: Any) -> None:
+        """The stream's descriptor has been closed."""
+
+    def _replace(self, stream: Any) -> None:
+        """``stream`` goes on in the place of the one that had its ``id``."""
+
+
 class StreamCore(tornado.iostream.BaseIOStream):
     """What there is of a stream before it can read or write. Tornado's class is the base for ``isinstance`` only."""
 
@@ -47,9 +57,9 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_hangup",
         "_hub",
         "_inline",
-        "_on_end",
         "_owed",
         "_owed_timer",
+        "_owner",
         "_read",
         "_read_future",
         "_read_timer",
@@ -126,7 +136,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._read_timer: TimerHandle | None = None
         self._readable = True  # bytes may be there already, and their edge past
         self._hangup = False  # a short read is no sign that there is no more: an end was announced, or urgent data
-        self._eof = False
+        self._eof: CloseReason | None = None  # how the peer's side ended
         self._untried = False  # there are bytes that the pending read has not been offered
         self._reads_watched = False
         self._inline = INLINE
@@ -143,7 +153,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         # the ends
         self._connect_future: Future[Any] | None = None
         self._close_callback: Callable[[], None] | None = None
-        self._on_end: Callable[[Any], None] | None = None
+        self._owner: Owner | None = None
         self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
         self._closed = False
 
@@ -236,7 +246,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         return self._inline > 0
 
     def _closed_error(self, operation: Operation) -> StreamClosedError:
-        reason = self.close_reason or (CloseReason.EOF if self._eof else CloseReason.LOCAL)
+        reason = self.close_reason or self._eof or CloseReason.LOCAL
         return StreamClosedError(self.error, operation, reason)
 
     def _failed(self, error: BaseException) -> "Future[Any]":

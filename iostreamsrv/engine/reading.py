@@ -76,7 +76,7 @@ class ReadSide(WriteSide):
 
     def at_eof(self) -> bool:
         """Whether the peer has ended its side and all that came before was read."""
-        return self._eof and not self._buffer.size
+        return self._eof is not None and not self._buffer.size
 
     def read_until(
         self, delimiter: bytes, max_bytes: int | None = None, *, timeout: float | None = None
@@ -438,9 +438,12 @@ class ReadSide(WriteSide):
 
     # ---- the end of the input
 
+    def _how_input_ended(self) -> CloseReason:
+        return CloseReason.EOF
+
     def _input_ended(self) -> None:
         """The peer has sent its last byte."""
-        self._eof = True
+        self._eof = self._how_input_ended()
         self.uncork()
         self._close_if_ended()
         if not self._closed:  # what is queued, or is still to be written, goes out

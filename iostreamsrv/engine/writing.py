@@ -195,8 +195,8 @@ class WriteSide(StreamCore):
             self._sending_eof = True
             if self._write_buffer is None and not self._closed:
                 self._try_shutdown_writes()
-                if not self._closed and self._eof:
-                    self._close(CloseReason.EOF)
+                if not self._closed and self._eof is not None:
+                    self._close(self._eof)
                     return self._hub.done
         return self.drain()
 
@@ -325,9 +325,10 @@ class WriteSide(StreamCore):
 
     def _close_if_ended(self) -> None:
         """Once all has been sent the peer's end is that of the stream, or, where it may be half open, both ends are."""
-        ended = self._eof and (self._sending_eof or not self.allow_half_open)
-        if ended and self._write_buffer is None and self._closing is None:
-            self._close(CloseReason.EOF)
+        if self._eof is None or self._write_buffer is not None or self._closing is not None:
+            return
+        if self._sending_eof or not self.allow_half_open:
+            self._close(self._eof)
 
     def _try_shutdown_writes(self) -> None:
         try:

@@ -1,0 +1,336 @@
+"""A socket's stream under TLS.
+
+The engine of :mod:`iostreamsrv.sansio.tls` sits between the socket and everything a stream does: ``_receive`` gives
+plaintext, ``write_to_fd`` takes it. Limits, counters, corks and futures are those of plaintext.
+
+**Writing.** What is encrypted must be sent, whole and in order. So a write is encrypted when it is its turn, and counts
+as sent when the kernel has the last byte of its ciphertext; until then ``write_to_fd`` reports nothing sent, and the
+queue holds on to the plaintext, without ever encrypting it again.
+
+**Reading.** A receive is as large as the socket gives; what is decrypted of it is as much as the read wants. That the
+socket is empty says nothing yet: records may wait in the engine.
+
+**The handshake** is a part of connecting: until it is done reads and writes wait as they do for a connection.
+"""
+
+import errno
+import os
+import ssl
+from asyncio import Future, TimerHandle
+from types import MethodType
+from typing import Any, Self, cast
+
+from tornado.log import gen_log
+
+from ..errors import CloseReason, reason_for, without_frames
+from ..hub import HANGUP
+from ..sansio.buffers import WriteBuffer
+from ..sansio.files import FileRegion
+from ..sansio.tls import TLSEngine, Truncated
+from .base import BaseIOStream
+from .core import fail
+from .sockets import SocketStream
+
+CIPHERTEXT = 65536
+"""Bytes received at once: four full records. More would have malloc map and unmap memory each time."""
+
+PLAINTEXT = 1 << 18
+"""Bytes encrypted at once: what a send may have to leave behind in memory, while the plaintext is kept as well."""
+
+
+class TLSSocket:
+    """What ``stream.socket`` is under TLS: the socket, and what one asks an `ssl.SSLSocket` for beside it."""
+
+    def __init__(self, raw: Any, tls: ssl.SSLObject) -> None:
+        self._raw = raw
+        self._tls = tls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tls if name in _OF_TLS else self._raw, name)
+
+
+_OF_TLS = {
+    "cipher",
+    "compression",
+    "context",
+    "get_channel_binding",
+    "getpeercert",
+    "pending",
+    "selected_alpn_protocol",
+    "selected_npn_protocol",
+    "server_hostname",
+    "server_side",
+    "session",
+    "session_reused",
+    "shared_ciphers",
+    "version",
+}
+
+
+class TLSStream(SocketStream):
+    """What `SSLIOStream` is, but for what its constructor takes."""
+
+    __slots__ = (
+        "_accepted",
+        "_ciphertext",
+        "_context",
+        "_drained",
+        "_handshake_timer",
+        "_handshaken",
+        "_raw",
+        "_server_hostname",
+        "_tls",
+        "_truncated",
+        "_waiting_for_handshake",
+    )
+
+    def _prepare(self, context: ssl.SSLContext) -> None:
+        """The fields, for a connection that is still to be made."""
+        self._context = context
+        self._server_hostname: str | None = None
+        self._raw = self.socket
+        self._tls: TLSEngine | None = None
+        self._ciphertext = memoryview(b"")  # encrypted, and not sent
+        self._accepted = 0  # bytes of plaintext that are in it
+        self._drained = False  # the last receive emptied the socket
+        self._truncated = False  # the peer's side ended without its word
+        self._handshaken = False
+        self._handshake_timer: TimerHandle | None = None
+        self._waiting_for_handshake: list[Future[Self]] | None = None
+
+    # ---- the handshake
+
+    def connect(self, address: Any, server_hostname: str | None = None) -> "Future[Self]":
+        """Connect the socket and do the handshake; the future gives the stream itself.
+
+        :param address: as for `socket.socket.connect`.
+        :param server_hostname: the name that the server's certificate is to have, and that it is told.
+        :raises ssl.SSLError: from the future; the handshake failed, often for the server's certificate.
+        :raises StreamClosedError: from the future; there was no connection, or it ended.
+        """
+        self._server_hostname = server_hostname
+        return SocketStream.connect(self, address)
+
+    def _established(self, events: int) -> None:
+        self._begin_handshake(False, None)
+
+    def _begin_handshake(self, server_side: bool, timeout: float | None, received: bytes = b"") -> None:
+        """Begin with TLS on a socket that is connected; reads and writes wait until the handshake is done.
+
+        :param received: what came of it already.
+        """
+        if self._connect_future is None:
+            self._connect_future = Future(loop=self._hub.loop)
+        if self._write_buffer is None:
+            self._write_buffer = WriteBuffer()
+        self._readable = False
+        try:
+            self._tls = TLSEngine(self._context, server_side, self._server_hostname)
+        except (OSError, ValueError) as error:  # ValueError: there is no host name to check
+            return self._handshake_failed(error)
+        self.socket = cast(Any, TLSSocket(self._raw, self._tls.object))
+        self._tls.feed(received)
+        if timeout is not None:
+            self._handshake_timer = self._hub.loop.call_later(timeout, self._handshake_timed_out)
+        self._go_on_with_handshake()
+
+    def wait_for_handshake(self) -> "Future[Self]":
+        """The stream itself, once the handshake is done. May be asked for again, and by several at once.
+
+        :raises ssl.SSLError: from the future, when it fails.
+        :raises StreamClosedError: from the future, when the connection ends before.
+        """
+        future: Future[Self] = Future(loop=self._hub.loop)
+        if self._handshaken:
+            future.set_result(self)
+        elif self._closed:
+            fail(future, self._handshake_error())
+        else:
+            self._waiting_for_handshake = [*(self._waiting_for_handshake or ()), future]
+        return future
+
+    def _dispatch_at_the_ends(self, events: int) -> None:
+        if self._tls is None or self._closed:
+            return BaseIOStream._dispatch_at_the_ends(self, events)
+        if events & HANGUP:
+            self._hangup = True
+        return self._go_on_with_handshake()
+
+    def _go_on_with_handshake(self) -> None:
+        try:
+            done = self._advance_handshake()
+        except EOFError:
+            self._close(CloseReason.EOF)
+        except OSError as error:
+            self._handshake_failed(error)
+        else:
+            if done:
+                self._handshake_done()
+            elif not self._reads_watched and not self._closed:
+                self._reads_watched = self._hub.watch_reads(self)
+
+    def _advance_handshake(self) -> bool:
+        assert self._tls is not None
+        while True:
+            try:
+                done = self._tls.handshake()
+            finally:
+                # Also if it failed: then it is what tells the peer so.
+                if not self._send_ciphertext():
+                    self._reads_watched = self._hub.watch_writes(self) or self._reads_watched
+            if done:
+                return True
+            try:
+                chunk = self._raw.recv(CIPHERTEXT)
+            except BlockingIOError:
+                return False
+            if not chunk:
+                raise EOFError
+            self._tls.feed(chunk)
+
+    def _handshake_done(self) -> None:
+        self._stop_handshake_timer()
+        self._handshaken = True
+        waiting, self._waiting_for_handshake = self._waiting_for_handshake, None
+        for future in waiting or ():
+            _set_result(future, self)
+        SocketStream._established(self, 0)  # bytes may have come behind the handshake
+
+    def _handshake_failed(self, error: Exception) -> None:
+        if isinstance(error, ssl.SSLError) and self._owner is None:  # a server says so itself, within limits
+            gen_log.warning("SSL Error on %s %s: %s", self.fileno(), self.remote_address, error)
+        self._close(reason_for(error), without_frames(error))
+
+    def _handshake_timed_out(self) -> None:
+        self._handshake_timer = None
+        self._close(CloseReason.HANDSHAKE_TIMEOUT)
+
+    def _stop_handshake_timer(self) -> None:
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
+            self._handshake_timer = None
+
+    def _handshake_error(self) -> BaseException:
+        return self.error if isinstance(self.error, ssl.SSLError | ValueError) else self._closed_error("handshake")
+
+    def _fail_writes(self) -> None:
+        self._stop_handshake_timer()
+        waiting, self._waiting_for_handshake = self._waiting_for_handshake, None
+        if self._tls is not None and self._connect_future is not None:
+            waiting = [self._connect_future, *(waiting or ())]
+            self._connect_future = None
+        for future in waiting or ():
+            fail(future, self._handshake_error())
+        SocketStream._fail_writes(self)
+
+    # ---- reading
+
+    def _receive(self, size: int) -> bytes | None:
+        method = self.read_from_fd
+        if type(method) is MethodType and method.__func__ is _READ_DECRYPTED:
+            return self._decrypt(size)
+        return BaseIOStream._receive(self, size)
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        try:
+            plaintext = self._decrypt(len(buf))
+        except BlockingIOError:
+            return None
+        buf[: len(plaintext)] = plaintext
+        return len(plaintext)
+
+    def _decrypt(self, size: int) -> bytes:
+        tls = self._tls
+        if tls is None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        try:
+            while (plaintext := tls.read(size)) is None:
+                chunk = self._raw.recv(CIPHERTEXT)
+                self._drained = len(chunk) < CIPHERTEXT
+                if chunk:
+                    tls.feed(chunk)
+                else:
+                    tls.feed_end()
+        except Truncated:
+            self._truncated = True
+            return b""
+        return plaintext
+
+    def _how_input_ended(self) -> CloseReason:
+        return CloseReason.TRUNCATED if self._truncated else CloseReason.EOF
+
+    def _receive_some(self) -> bytes | None:
+        # A short record is no sign that there is no more; a socket that was emptied, and an engine that was, are.
+        hangup, self._hangup = self._hangup, True
+        try:
+            chunk = SocketStream._receive_some(self)
+        finally:
+            self._hangup = hangup
+        if chunk is not None and self._drained and not hangup and self._tls is not None and not self._tls.has_input():
+            self._readable = False
+        return chunk
+
+    # ---- writing
+
+    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int:
+        """Send ``data``, which begins with what was encrypted before, if that has not been reported sent."""
+        assert self._tls is not None
+        if not self._ciphertext:
+            view = memoryview(data)[:PLAINTEXT]
+            self._tls.write(view)
+            self._accepted = len(view)
+        if not self._send_ciphertext():
+            return 0
+        sent, self._accepted = self._accepted, 0
+        return sent
+
+    def _send_ciphertext(self) -> bool:
+        """Send what the engine has for the peer; whether all of it could be."""
+        assert self._tls is not None
+        if not self._ciphertext:
+            self._ciphertext = memoryview(self._tls.take_outgoing())
+        while self._ciphertext:
+            try:
+                sent = self._raw.send(self._ciphertext)
+            except BlockingIOError:
+                return False
+            self._ciphertext = self._ciphertext[sent:] or memoryview(self._tls.take_outgoing())
+        return True
+
+    def _sendfile(self, region: FileRegion, size: int) -> int | None:
+        return BaseIOStream._sendfile(self, region, size)  # the kernel does not know the key
+
+    _file_chunk = BaseIOStream._file_chunk
+
+    # ---- the ends
+
+    def _keep_what_is_owed(self) -> None:
+        self._owed = max(self._owed, self.bytes_written + self._accepted)  # half a record would break the rest
+        SocketStream._keep_what_is_owed(self)
+
+    def _shutdown_writes(self) -> None:
+        self._say_goodbye()
+        SocketStream._shutdown_writes(self)
+
+    def _say_goodbye(self) -> None:
+        if self._tls is not None and self._handshaken:
+            self._tls.close()
+            self._send_ciphertext()
+
+    def close_fd(self) -> None:
+        if not isinstance(self.error, OSError) and not self._sending_eof and self.close_reason != CloseReason.ABORTED:
+            try:
+                self._say_goodbye()
+                # Session tickets, which nobody reads who only writes: to close with them unread would be a reset.
+                self._raw.recv(CIPHERTEXT)
+            except OSError:
+                pass  # the peer is gone, or there are none
+        SocketStream.close_fd(self)
+
+
+def _set_result(future: "Future[Any]", result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+_READ_DECRYPTED = TLSStream.read_from_fd
