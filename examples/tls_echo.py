@@ -5,7 +5,9 @@ connected stays connected. Behind a proxy, --proxy-from says where it is: its cl
 """
 
 import argparse
+import asyncio
 import logging
+import signal
 import sys
 import tempfile
 
@@ -30,23 +32,22 @@ class EchoServer(iostreamsrv.TCPServer):
             log.info("%s is gone: %s", show(address), error.reason)
 
 
-def serve(arguments, files):
+async def serve(arguments, files):
     server = EchoServer(ssl_options=files, proxy_protocol=arguments.proxy_from)
     server.listen(arguments.port, arguments.host)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload_certificates)
     for address in server.addresses:
         print("listening on", show(address), flush=True)
-    iostreamsrv.run(server)
+    await server.serve_forever()
 
 
-def main(arguments):
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+async def main(arguments):
     if arguments.certfile:
-        serve(arguments, {"certfile": arguments.certfile, "keyfile": arguments.keyfile or arguments.certfile})
-        return
+        return await serve(arguments, {"certfile": arguments.certfile, "keyfile": arguments.keyfile})
     with tempfile.TemporaryDirectory() as folder:
         files = self_signed("localhost", "127.0.0.1", "::1").write(folder)
-        log.info("made a certificate for localhost, in %s", files["certfile"])
-        serve(arguments, files)
+        log.info("made a certificate for localhost: %s", files["certfile"])
+        await serve(arguments, files)
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,7 +56,8 @@ parser.add_argument("--port", type=int, default=8888, help="0: any free one; def
 parser.add_argument("--certfile", help="the certificate and those between it and the root; default: one made for a try")
 parser.add_argument("--keyfile", help="its private key; default: it is in --certfile, too")
 parser.add_argument("--proxy-from", nargs="+", metavar="NETWORK", help="networks whose clients send a PROXY header")
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 try:
-    main(parser.parse_args())
+    iostreamsrv.run(main(parser.parse_args()))
 except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:
     sys.exit(f"tls_echo: {error}")

@@ -82,7 +82,7 @@ class Program:
         """A client of the socket with this number; ``options`` are those of `Client`."""
         return Client(self.addresses[number], **options)
 
-    def signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         """Send a signal."""
         self._process.send_signal(number)
 
@@ -102,7 +102,7 @@ class Program:
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
         """Send a signal and wait for the outcome."""
-        self.signal(number)
+        self.send_signal(number)
         return self.outcome()
 
     def outcome(self) -> tuple[int, str, str]:
@@ -169,7 +169,9 @@ def report(server):
 async def main(options):
     server = Server(**options)
     server.listen(0, "127.0.0.1")
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, report, server)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, server.reload_certificates)
+    loop.add_signal_handler(signal.SIGUSR1, report, server)
     print("listening on %s:%d" % server.addresses[0])
     await server.serve_forever()
 
@@ -189,7 +191,7 @@ class ReportingServer(Program):
 
     def report(self) -> dict[str, Any]:
         """Its descriptors, tasks, streams, the reasons its streams ended for, and its resident bytes."""
-        self.signal(signal.SIGUSR1)
+        self.send_signal(signal.SIGUSR1)
         found: dict[str, Any] = ast.literal_eval(self.line())
         return found
 

@@ -49,10 +49,10 @@ def ca(authority: CertificateAuthority, tmp_path: Path) -> str:
 def issue(authority: CertificateAuthority, tmp_path: Path) -> Callable[..., Files]:
     """Issues a certificate for names, in a directory of the first one's name."""
 
-    def issue(*names: str) -> Files:
+    def issue(*names: str, **options: Any) -> Files:
         folder = tmp_path / names[0].replace("*", "any")
         folder.mkdir(exist_ok=True)
-        written: Files = authority.issue(*names).write(folder)
+        written: Files = authority.issue(*names, **options).write(folder)
         return written
 
     return issue
@@ -184,7 +184,7 @@ def test_a_server_that_requires_a_certificate_knows_who_the_client_is_and_refuse
 ) -> None:
     required = {**files, "ca_certs": ca, "cert_reqs": int(ssl.CERT_REQUIRED)}
     with ReportingServer(ssl_options=required) as server:
-        mine = issue("client.test")
+        mine = issue("client.test", client=True)
         identity = ("-cert", mine["certfile"], "-key", mine["keyfile"])
         with SClient(server.addresses[0], ca, version, *identity, "-quiet", "-no_ign_eof") as client:
             assert ("DNS", "client.test") in client.about()["peer"]["subjectAltName"]
@@ -204,7 +204,7 @@ def test_a_server_to_which_a_certificate_is_optional_serves_those_without_and_re
 ) -> None:
     optional = {**files, "ca_certs": ca, "cert_reqs": int(ssl.CERT_OPTIONAL)}
     (tmp_path / "stranger").mkdir()
-    stranger = CertificateAuthority().issue("client.test").write(tmp_path / "stranger")
+    stranger = CertificateAuthority().issue("client.test", client=True).write(tmp_path / "stranger")
     with ReportingServer(ssl_options=optional) as server:
         with SClient(server.addresses[0], ca, "-quiet", "-no_ign_eof") as client:
             assert not client.about()["peer"]
@@ -226,7 +226,20 @@ def test_s_client_resumes_its_session(version: str, server: ReportingServer, ca:
         code, said = client.outcome()
     assert code == 0
     assert "Reused, TLSv1." in said
+    assert "Compression: NONE" in said
     assert server.end() == (0, "", "")
+
+
+@with_openssl
+def test_s_client_that_wants_to_renegotiate_is_refused(server: ReportingServer, ca: str) -> None:
+    with SClient(server.addresses[0], ca, "-tls1_2") as client:
+        client.ask(b"R\n")
+        code, said = client.outcome()
+    assert code == 1
+    assert "RENEGOTIATING" in said
+    assert "no renegotiation" in said
+    server.settled()
+    assert "Traceback" not in server.end()[2]
 
 
 STARTTLS = """
@@ -257,9 +270,8 @@ iostreamsrv.run(server)
 def test_s_client_goes_over_to_tls_in_the_middle(files: Files, ca: str) -> None:
     with Program("-c", STARTTLS, files["certfile"], files["keyfile"]).listening() as server:
         with SClient(server.addresses[0], ca, "-starttls", "smtp", "-quiet", "-no_ign_eof") as client:
-            assert client.ask(b"hello\n").endswith(b"STARTTLS\r\n")  # -quiet shows the last answer to EHLO
-            assert client.ask(b"again\n") == b"hello\n"
-            assert client.outcome() == (0, "again\n")
+            assert client.ask(b"hello\n") == b"hello\n"
+            assert client.outcome()[0] == 0
         assert server.end() == (0, "", "")
 
 
@@ -363,7 +375,7 @@ def test_sslscan_finds_nothing_old_and_nothing_weak(server: ReportingServer, tmp
     for name, found in ciphers.items():
         assert found.get("sslversion") == "TLSv1.3" or name.startswith("ECDHE-"), name
         assert re.search("GCM|CHACHA20", name), name
-    assert [found.get("supported") for found in scan.iter("compression")] == ["0"]
+    assert {found.get("supported") for found in scan.iter("compression")} <= {"0"}  # not tried without zlib
     assert [found.get("supported") for found in scan.iter("renegotiation")] == ["0"]
     assert {found.get("vulnerable") for found in scan.iter("heartbleed")} <= {"0"}
     server.settled()
@@ -437,12 +449,8 @@ async def test_our_client_asks_s_server_for_the_name_it_connects_to(
     other = issue("other.test", "elsewhere.test")
     sni = ("-servername", "localhost", "-cert2", other["certfile"], "-key2", other["keyfile"])
     async with s_server(*sni) as (port, _):
-        with pytest.raises(
-            StreamClosedError
-        ) as caught:  # s_server has the other certificate for who asks for localhost
+        with pytest.raises(ssl.SSLCertVerificationError, match="localhost"):  # who asks for that gets the other one
             await connected(port, verifying(ca))
-        assert isinstance(caught.value.real_error, ssl.SSLCertVerificationError)
-        assert "localhost" in str(caught.value)
 
 
 @with_openssl
@@ -450,9 +458,8 @@ async def test_our_client_asks_s_server_for_the_name_it_connects_to(
 @pytest.mark.parametrize("option", ["-tls1_2", "-tls1_3"])
 async def test_our_client_refuses_a_server_it_cannot_trust(s_server: Any, option: str) -> None:
     async with s_server(option) as (port, _):
-        with pytest.raises(StreamClosedError) as caught:
+        with pytest.raises(ssl.SSLCertVerificationError):
             await connected(port, {})
-        assert isinstance(caught.value.real_error, ssl.SSLCertVerificationError)
         stream = await connected(port, {"cert_reqs": ssl.CERT_NONE})
         await stream.write(b"hello\n")
         assert await stream.read_until(b"\n") == b"olleh\n"
@@ -465,11 +472,11 @@ async def test_our_client_shows_its_certificate_to_s_server(
     s_server: Any, ca: str, issue: Callable[..., Files]
 ) -> None:
     async with s_server("-Verify", "1", "-verify_return_error", "-CAfile", ca) as (port, _):
-        stream = await connected(port, verifying(ca, **issue("client.test")))
+        stream = await connected(port, verifying(ca, **issue("client.test", client=True)))
         await stream.write(b"hello\n")
         assert await stream.read_until(b"\n") == b"olleh\n"
         await stream.aclose()
-        with pytest.raises(StreamClosedError):  # TLS 1.3 tells a client that it is refused after the handshake
+        with pytest.raises((StreamClosedError, ssl.SSLError)):  # TLS 1.3 refuses a client after its handshake
             stream = await connected(port, verifying(ca))
             await stream.write(b"hello\n")
             await stream.read_until(b"\n")
@@ -506,7 +513,7 @@ def test_the_example_is_short() -> None:
 @with_openssl
 def test_the_example_makes_a_certificate_says_so_and_serves_s_client() -> None:
     with Program(EXAMPLE, "--port", "0").listening() as example:
-        (made,) = re.findall(r"^INFO made a certificate for localhost, in (.*)$", example.said(), re.MULTILINE)
+        (made,) = re.findall(r"^INFO made a certificate for localhost: (.*)$", example.said(), re.MULTILINE)
         with SClient(example.addresses[0], made, "-verify_hostname", "localhost", "-quiet", "-no_ign_eof") as client:
             assert client.ask(b"hello\n") == b"hello\n"
             assert client.outcome()[0] == 0
@@ -634,7 +641,7 @@ def test_certificates_change_under_load_and_no_handshake_fails(files: Files, aut
         for step in steps:
             served = load.served
             step()
-            example.signal(signal.SIGHUP)
+            example.send_signal(signal.SIGHUP)
             if step == rotation.good:
                 number = changed(example, context, number)
             else:
@@ -666,7 +673,7 @@ def test_a_reload_leaves_no_descriptor_behind(files: Files, authority: Certifica
     with ReportingServer(ssl_options=files) as server:
         for step in [rotation.good, rotation.mismatched] * 5:
             step()
-            server.signal(signal.SIGHUP)
+            server.send_signal(signal.SIGHUP)
             with server.client(tls=context) as client:
                 assert client.ask(b"hello\n") == b"hello\n"
         assert server.settled()["reasons"]["truncated"] == 10
