@@ -101,8 +101,9 @@ class SClient:
         """Send a line and read one. Only with ``-quiet`` or ``-brief`` are there no other lines."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(line)
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
         return self._process.stdout.readline()
 
     def about(self) -> dict[str, Any]:
