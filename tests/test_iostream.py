@@ -522,4 +522,3 @@ async def test_a_closed_pipe_has_no_descriptor(pipe: Pipe) -> None:
 
 
 # ---- what this release has not
-

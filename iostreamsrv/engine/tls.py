@@ -13,6 +13,7 @@ socket is empty says nothing yet: records may wait in the engine.
 **The handshake** is a part of connecting: until it is done reads and writes wait as they do for a connection.
 """
 
+import contextlib
 import errno
 import os
 import ssl
@@ -254,6 +255,10 @@ class TLSStream(SocketStream):
         except Truncated:
             self._truncated = True
             return b""
+        finally:
+            if tls.has_output():  # an alert, or the answer to the peer's new key
+                with contextlib.suppress(OSError):  # a send that fails says so at the next write
+                    self._send_ciphertext()
         return plaintext
 
     def _how_input_ended(self) -> CloseReason:
@@ -275,7 +280,7 @@ class TLSStream(SocketStream):
     def write_to_fd(self, data: bytes | bytearray | memoryview) -> int:
         """Send ``data``, which begins with what was encrypted before, if that has not been reported sent."""
         assert self._tls is not None
-        if not self._ciphertext:
+        if not self._accepted:
             view = memoryview(data)[:PLAINTEXT]
             self._tls.write(view)
             self._accepted = len(view)
