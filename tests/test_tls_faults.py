@@ -534,8 +534,11 @@ def test_mutated_headers_are_refused_with_few_words_or_taken_for_what_they_say(f
         assert server.settled()["reasons"] == {}
 
 
-@pytest.mark.parametrize("kind", ["plain", "tls"])
-@pytest.mark.parametrize("drip", [b"", header(1, *SOURCES[1]), header(2, *SOURCES[1])], ids=["silent", "v1", "v2"])
+@pytest.mark.parametrize(
+    ("kind", "drip"),
+    [("plain", b""), ("tls", b""), ("plain", header(1, *SOURCES[1])), ("tls", header(2, *SOURCES[1]))],
+    ids=["plain, silent", "tls, silent", "plain, v1", "tls, v2"],
+)
 def test_peers_without_a_header_are_closed_when_it_is_due(kind: str, drip: bytes, files: Files) -> None:
     size = 1000 if ALL and not drip else 20
     with (
