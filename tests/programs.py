@@ -1,12 +1,17 @@
 """Programs that listen, started as a user starts them: in a process of their own, spoken to over real sockets."""
 
+import ast
+import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +33,7 @@ class Program:
     :ivar addresses: (host, port), or the path, of each socket that :meth:`listening` has waited for.
     """
 
-    def __init__(self, *arguments: str | Path, folder: Path = PROJECT) -> None:
+    def __init__(self, *arguments: str | Path, folder: Path = PROJECT, patience: float = PATIENCE) -> None:
         self.addresses: list[Any] = []
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -41,7 +46,7 @@ class Program:
         )
         assert self._process.stdout is not None
         self._stdout = self._process.stdout
-        self._watchdog = threading.Timer(PATIENCE, self._process.kill)
+        self._watchdog = threading.Timer(patience, self._process.kill)
         self._watchdog.start()
 
     def __enter__(self) -> Self:
@@ -73,13 +78,31 @@ class Program:
             self.addresses.append(address)
         return self
 
-    def client(self, number: int = 0) -> "Client":
-        """A client of the socket with this number."""
-        return Client(self.addresses[number])
+    def client(self, number: int = 0, **options: Any) -> "Client":
+        """A client of the socket with this number; ``options`` are those of `Client`."""
+        return Client(self.addresses[number], **options)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+    def line(self) -> str:
+        """The next line on stdout, "" at its end."""
+        return self._stdout.readline()
+
+    def said(self) -> str:
+        """All it has said on stderr so far."""
+        descriptor = self._stderr.fileno()  # pread: the place where the program writes must stay
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
+
+    def wait_for(self, *texts: str) -> str:
+        """All it has said on stderr, once each of the texts is in it."""
+        eventually(lambda: all(text in self.said() for text in texts), self.said)
+        return self.said()
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
         """Send a signal and wait for the outcome."""
-        self._process.send_signal(number)
+        self.send_signal(number)
         return self.outcome()
 
     def outcome(self) -> tuple[int, str, str]:
@@ -98,16 +121,113 @@ def _address(text: str) -> Any:
     return text if "/" in text else None
 
 
-class Client:
-    """A connection to a program, at (host, port) or at the path of a Unix socket."""
+def eventually(condition: Callable[[], object], seen: Callable[[], object], patience: float = PATIENCE) -> None:
+    """Return once ``condition`` holds; ``seen`` is what a failure shows."""
+    late = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < late, seen()
+        time.sleep(0.01)
 
-    def __init__(self, address: Any) -> None:
+
+REPORTING = """
+import asyncio, collections, gc, json, os, signal, sys
+
+import iostreamsrv
+
+
+class Server(iostreamsrv.TCPServer):
+    reasons = collections.Counter()
+
+    async def handle_stream(self, stream, address):
+        try:
+            while True:
+                line = await stream.read_until(b"\\n")
+                await stream.write(b"%r\\n" % self.about(stream, address) if line == b"?\\n" else line)
+        except iostreamsrv.StreamClosedError as error:
+            self.reasons[str(error.reason)] += 1
+            raise
+
+    def about(self, stream, address):
+        tls = {}
+        if isinstance(stream, iostreamsrv.SSLIOStream):
+            tls = dict(version=stream.socket.version(), alpn=stream.alpn, peer=stream.peer_certificate)
+        proxy = stream.proxy and stream.proxy.source
+        return dict(address=address, remote=stream.remote_address, proxy=proxy, **tls)
+
+
+def report(server):
+    gc.collect()
+    print(dict(
+        descriptors=len(os.listdir("/proc/self/fd")),
+        tasks=len(asyncio.all_tasks()),
+        streams=len(server.streams),
+        reasons=dict(server.reasons),
+        resident=int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+    ))
+
+
+async def main(options):
+    server = Server(**options)
+    server.listen(0, "127.0.0.1")
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, server.reload_certificates)
+    loop.add_signal_handler(signal.SIGUSR1, report, server)
+    print("listening on %s:%d" % server.addresses[0])
+    await server.serve_forever()
+
+
+iostreamsrv.run(main(json.loads(sys.argv[1])))
+"""
+
+
+class ReportingServer(Program):
+    """An echo server of lines, with options for `TCPServer`, that tells a client what it knows of it for "?", and a
+    test how it is."""
+
+    def __init__(self, patience: float = PATIENCE, **options: Any) -> None:
+        super().__init__("-c", REPORTING, json.dumps(options, default=str), patience=patience)
+        self.listening()
+        self.at_first = self.report()
+
+    def report(self) -> dict[str, Any]:
+        """Its descriptors, tasks, streams, the reasons its streams ended for, and its resident bytes."""
+        self.send_signal(signal.SIGUSR1)
+        found: dict[str, Any] = ast.literal_eval(self.line())
+        return found
+
+    def settled(self, patience: float = PATIENCE) -> dict[str, Any]:
+        """Its report, once it holds no descriptors, tasks and streams but those it began with."""
+
+        def left() -> dict[str, int]:
+            report = self.report()
+            return {key: report[key] - self.at_first[key] for key in ("descriptors", "tasks", "streams")}
+
+        eventually(lambda: not any(left().values()), left, patience)
+        return self.report()
+
+
+class Client:
+    """A connection to a program, at (host, port) or at the path of a Unix socket.
+
+    :param tls: the context to make it one over TLS, which is to the host ``name``.
+    :param source: the address it comes from.
+    """
+
+    def __init__(
+        self, address: Any, tls: ssl.SSLContext | None = None, name: str = "localhost", source: str | None = None
+    ) -> None:
         if isinstance(address, tuple):
-            self.socket = socket.create_connection(address, PATIENCE)
+            self.socket = socket.create_connection(address, PATIENCE, (source, 0) if source else None)
         else:
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(PATIENCE)
             self.socket.connect(address)
+        if tls is not None:
+            try:
+                self.socket = tls.wrap_socket(self.socket, server_hostname=name)
+            except BaseException:
+                self.socket.close()
+                raise
         self._lines = self.socket.makefile("rb")
 
     def __enter__(self) -> Self:
