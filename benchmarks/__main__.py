@@ -7,6 +7,7 @@ each time to a fresh server that has a core to itself. A run that others disturb
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -24,19 +25,26 @@ ROUNDS = 3
 SECONDS = 0.5
 ATTEMPTS = 3
 NO_COMPILER = "There is no working C compiler, cc (on Debian and Ubuntu: apt install gcc libc6-dev)"
+NO_OPENSSL = "There is no OpenSSL to compile with (on Debian and Ubuntu: apt install libssl-dev)"
 
 
 class Benchmark:
-    """The runs of one call: which, how often and how long. ``load``: None leaves out what needs it."""
+    """The runs of one call: which, how often and how long.
 
-    def __init__(self, workloads: Sequence[Workload], load: Load | None, rounds: int, seconds: float) -> None:
-        self.workloads = [workload for workload in workloads if load or not isinstance(workload, Loaded)]
+    :param load: None leaves out what needs it.
+    :param tls_load: the same for what is under TLS.
+    """
+
+    def __init__(
+        self, workloads: Sequence[Workload], load: Load | None, tls_load: Load | None, rounds: int, seconds: float
+    ) -> None:
+        self._loads = {False: load, True: tls_load}
+        self.workloads = [w for w in workloads if self._loads[w.tls] or not isinstance(w, Loaded)]
         self.peers = [peer for peer in (*PEERS, COPYING) if peer.installed()]
         self.rounds = rounds
         self.seconds = seconds
         self.cores = machine.Cores.pick()
         self.results = Results()
-        self._load = load
 
     def run(self) -> None:
         machine.allow_files()
@@ -48,7 +56,9 @@ class Benchmark:
     def manner(self) -> str:
         """How it is measured, for the table."""
         server, load = self.cores
-        return f"{self.rounds} rounds of {self.seconds:g} s, server on core {server}, load on core {load}"
+        tls = self._loads[True]
+        ciphers = f", TLS with {', '.join(sorted(tls.ciphers))}" if tls and tls.ciphers else ""
+        return f"{self.rounds} rounds of {self.seconds:g} s, server on core {server}, load on core {load}{ciphers}"
 
     def _plan(self) -> Iterator[tuple[int, Workload, Peer]]:
         for number in range(1, self.rounds + 1):
@@ -67,7 +77,7 @@ class Benchmark:
             self.results.add(workload.name, peer, run)
             said = "  ".join(f"{name}: {value:,.6g}" for name, value in run.figures.items())
             said += "  (disturbed)" if run.disturbed else ""
-        say(f"round {number}  {workload.name:10} {peer!s:24} {said}")
+        say(f"round {number}  {workload.name:13} {peer!s:24} {said}")
 
     def _undisturbed(self, workload: Workload, peer: Peer) -> Run:
         for _ in range(ATTEMPTS):
@@ -80,7 +90,7 @@ class Benchmark:
         start, busy, own = time.monotonic(), machine.busy_seconds(self.cores), machine.own_seconds()
         server = Server(peer, workload.mode, self.cores.server)
         try:
-            figures = workload.measure(server, self._load, self.seconds)
+            figures = workload.measure(server, self._loads[workload.tls], self.seconds)
         finally:
             server.stop()
         foreign = (machine.busy_seconds(self.cores) - busy) - (machine.own_seconds() - own)
@@ -92,7 +102,7 @@ def say(text: str) -> None:
 
 
 def options() -> argparse.Namespace:
-    names = "\n".join(f"  {workload.name:10} {workload.about}" for workload in WORKLOADS.values())
+    names = "\n".join(f"  {workload.name:13} {workload.about}" for workload in WORKLOADS.values())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -130,7 +140,8 @@ def main() -> int:
     chosen = options()
     workloads = [WORKLOADS[name] for name in dict.fromkeys(chosen.workloads or WORKLOADS)]
     with tempfile.TemporaryDirectory() as folder:
-        benchmark = Benchmark(workloads, Load.compiled(Path(folder)), chosen.rounds, chosen.secs)
+        load, tls_load = compiled(workloads, Path(folder))
+        benchmark = Benchmark(workloads, load, tls_load, chosen.rounds, chosen.secs)
         complete = run(benchmark, workloads)
     text = table.report(benchmark.results, machine.describe(), benchmark.manner())
     print(text)
@@ -144,11 +155,18 @@ def main() -> int:
     return 0 if complete else 1
 
 
+def compiled(workloads: Sequence[Workload], folder: Path) -> tuple[Load | None, Load | None]:
+    """The load generators, the second for TLS; those that nobody needs, or that cannot be, are None."""
+    plain, tls = (any(isinstance(w, Loaded) and w.tls is under for w in workloads) for under in (False, True))
+    return Load.compiled(folder) if plain else None, Load.compiled(folder, tls=True) if tls else None
+
+
 def run(benchmark: Benchmark, wanted: Sequence[Workload]) -> bool:
     """Whether all that is wanted was measured; what was not, and why, is said."""
-    left_out = [workload.name for workload in wanted if workload not in benchmark.workloads]
+    left_out = [workload for workload in wanted if workload not in benchmark.workloads]
     if left_out:
-        say(f"{NO_COMPILER}: not measured without it: {', '.join(left_out)}")
+        why = NO_OPENSSL if all(workload.tls for workload in left_out) and shutil.which("cc") else NO_COMPILER
+        say(f"{why}: not measured without it: {', '.join(workload.name for workload in left_out)}")
     if benchmark.cores.server == benchmark.cores.load:
         say("There is one core only, which the servers share with their load: the figures mean little.")
     try:

@@ -1,11 +1,13 @@
 """Echo servers.
 
 Modes: ``lines`` echoes line by line, ``timed`` as well with a timer beside it, ``chunks`` echoes whatever comes, and
-``length`` answers a line with its length. A peer that has a way to read a line and to wait for a write uses it.
+``length`` answers a line with its length. A peer that has a way to read a line and to wait for a write uses it. With
+a ``context`` they do so under TLS.
 """
 
 import asyncio
 import socket
+from ssl import SSLContext
 from typing import Any, Literal, cast
 
 from .machine import BACKLOG, CHUNK
@@ -36,24 +38,26 @@ def tornado_like(base: type, closed: type[Exception], mode: Mode) -> Any:
     return type("Server", (base,), {"handle_stream": handle_stream})
 
 
-async def start_iostreamsrv(listener: socket.socket, mode: Mode) -> object:
+async def start_iostreamsrv(listener: socket.socket, mode: Mode, context: SSLContext | None = None) -> object:
     from iostreamsrv import StreamClosedError, TCPServer
 
-    server = tornado_like(TCPServer, StreamClosedError, mode)(max_buffer_size=LONGEST if mode == "length" else None)
+    longest = LONGEST if mode == "length" else None
+    server = tornado_like(TCPServer, StreamClosedError, mode)(ssl_options=context, max_buffer_size=longest)
     server.add_socket(listener)
     return server
 
 
-async def start_tornado(listener: socket.socket, mode: Mode) -> object:
+async def start_tornado(listener: socket.socket, mode: Mode, context: SSLContext | None = None) -> object:
     from tornado.iostream import StreamClosedError
     from tornado.tcpserver import TCPServer
 
-    server = tornado_like(TCPServer, StreamClosedError, mode)(max_buffer_size=LONGEST if mode == "length" else None)
+    longest = LONGEST if mode == "length" else None
+    server = tornado_like(TCPServer, StreamClosedError, mode)(ssl_options=context, max_buffer_size=longest)
     server.add_socket(listener)
     return server
 
 
-async def start_streams(listener: socket.socket, mode: Mode) -> object:
+async def start_streams(listener: socket.socket, mode: Mode, context: SSLContext | None = None) -> object:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if mode == "chunks":
@@ -74,7 +78,7 @@ async def start_streams(listener: socket.socket, mode: Mode) -> object:
             writer.close()
 
     limit = LONGEST if mode == "length" else CHUNK
-    return await asyncio.start_server(handle, sock=listener, backlog=BACKLOG, limit=limit)
+    return await asyncio.start_server(handle, sock=listener, backlog=BACKLOG, limit=limit, ssl=context)
 
 
 class Chunks(asyncio.Protocol):
@@ -110,11 +114,11 @@ class Lines(Chunks):
         self.rest = data[start:]
 
 
-async def start_protocol(listener: socket.socket, mode: Mode) -> object:
+async def start_protocol(listener: socket.socket, mode: Mode, context: SSLContext | None = None) -> object:
     if mode == "length":
         raise ValueError("a Protocol has no read to wait for a long line with")
     protocol = Chunks if mode == "chunks" else Lines
-    return await asyncio.get_running_loop().create_server(protocol, sock=listener, backlog=BACKLOG)
+    return await asyncio.get_running_loop().create_server(protocol, sock=listener, backlog=BACKLOG, ssl=context)
 
 
 ECHOES = {

@@ -14,18 +14,28 @@
  * All connections are served once before the clock starts; after WARM seconds what comes back is counted for SECONDS.
  * Prints the bytes counted, the instants between which they were (CLOCK_MONOTONIC), and the CPU seconds that meanwhile
  * the server, process PID, and the load itself used, both its threads. Any error ends it, with status 1.
+ *
+ * Compiled with -DTLS it does the same under TLS 1.3, with OpenSSL's defaults, and prints the cipher as well. No session
+ * is ever resumed, and no certificate looked at. There "churn" closes as a client should, with a farewell (close_notify).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#ifdef TLS
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#endif
+#include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -38,6 +48,9 @@ struct connection {
     unsigned awaited; /* the epoll events it is registered for */
     size_t unsent;    /* of the batch */
     size_t received;  /* of the answer */
+#ifdef TLS
+    SSL *tls;
+#endif
 };
 
 static enum kind kind;
@@ -99,6 +112,148 @@ static size_t send_some(struct connection *c, const char *bytes, size_t size)
     return n < 0 ? 0 : n;
 }
 
+/* ---- what carries the bytes: the socket, or TLS over it
+
+ * begin()      after connect()
+ * give()       how many bytes it took; 0 where there is no room
+ * receive()    as recv(), into the input
+ * has_more()   whether there is more to receive that epoll does not know of
+ * shaking()    whether it waits for the server before it takes anything
+ * end()        closes
+ */
+
+static const char *cipher = "";
+
+#ifdef TLS
+
+static SSL_CTX *context;
+
+static void prepare_transport(void)
+{
+    signal(SIGPIPE, SIG_IGN); /* OpenSSL calls write() */
+    context = SSL_CTX_new(TLS_client_method());
+    if (!context || !SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION))
+        fail("OpenSSL has no TLS 1.3");
+    SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE);
+    SSL_CTX_set_read_ahead(context, 1); /* one call for many records, and not two for each */
+    SSL_CTX_set_default_read_buffer_len(context, 1 << 16);
+}
+
+static void begin(struct connection *c)
+{
+    int on = 1;
+    if (ioctl(c->fd, FIONBIO, &on) < 0)
+        fail("ioctl: %s", strerror(errno));
+    c->tls = SSL_new(context);
+    if (!c->tls || !SSL_set_fd(c->tls, c->fd))
+        fail("no memory");
+    SSL_set_connect_state(c->tls);
+}
+
+/* What comes of a call that returned n: as it would be of send() or recv(). */
+static ssize_t outcome(struct connection *c, int n)
+{
+    if (n > 0)
+        return n;
+    switch (SSL_get_error(c->tls, n)) {
+    case SSL_ERROR_WANT_READ:
+    case SSL_ERROR_WANT_WRITE:
+        errno = EAGAIN;
+        return -1;
+    case SSL_ERROR_ZERO_RETURN:
+        return 0;
+    case SSL_ERROR_SYSCALL:
+        return -1;
+    }
+    fail("TLS: %s", ERR_reason_error_string(ERR_get_error()));
+    return -1;
+}
+
+static size_t give(struct connection *c, const char *bytes, size_t size)
+{
+    ssize_t n = outcome(c, SSL_write(c->tls, bytes, size));
+    if (n < 0 && errno != EAGAIN)
+        fail("write: %s", strerror(errno));
+    return n < 0 ? 0 : n;
+}
+
+static ssize_t receive(struct connection *c)
+{
+    return outcome(c, SSL_read(c->tls, input, sizeof input));
+}
+
+static int has_more(struct connection *c)
+{
+    return SSL_has_pending(c->tls);
+}
+
+static int shaking(struct connection *c)
+{
+    return !SSL_is_init_finished(c->tls);
+}
+
+static void note_cipher(struct connection *c)
+{
+    cipher = SSL_get_cipher_name(c->tls);
+    if (SSL_session_reused(c->tls))
+        fail("a session was resumed");
+}
+
+static void end(struct connection *c)
+{
+    SSL_shutdown(c->tls);
+    SSL_free(c->tls);
+    close(c->fd);
+}
+
+#else
+
+static void prepare_transport(void)
+{
+}
+
+static void begin(struct connection *c)
+{
+    (void)c;
+}
+
+static size_t give(struct connection *c, const char *bytes, size_t size)
+{
+    return send_some(c, bytes, size);
+}
+
+static ssize_t receive(struct connection *c)
+{
+    return recv(c->fd, input, sizeof input, MSG_DONTWAIT | unseen);
+}
+
+static int has_more(struct connection *c)
+{
+    (void)c;
+    return 0;
+}
+
+static int shaking(struct connection *c)
+{
+    (void)c;
+    return 0;
+}
+
+static void note_cipher(struct connection *c)
+{
+    (void)c;
+}
+
+/* With a reset: it leaves nothing behind, while TIME_WAIT would run the machine out of ports. */
+static void end(struct connection *c)
+{
+    struct linger reset = {.l_onoff = 1};
+    setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    close(c->fd);
+}
+
+#endif
+
 /* ---- the clients */
 
 /* On loopback connect() is done when it returns, so it may block. */
@@ -110,6 +265,7 @@ static void dial(struct connection *c)
     setsockopt(c->fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4); /* others may go by timers (BBR) */
     if (connect(c->fd, (struct sockaddr *)&server, sizeof server) < 0)
         fail("connect: %s", strerror(errno));
+    begin(c);
 }
 
 static void check(struct connection *c, size_t size)
@@ -122,31 +278,31 @@ static void check(struct connection *c, size_t size)
 /* Send one batch and wait for the answer: the server has accepted this connection and its handler runs. */
 static void greet(struct connection *c)
 {
-    struct timeval patience = {.tv_sec = 10};
-    size_t sent = 0;
+    struct pollfd state = {.fd = c->fd};
     send_at_once(c);
-    setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    c->unsent = batch_size;
     c->received = 0;
     while (c->received < answer_size) {
-        if (sent < batch_size) {
-            ssize_t n = send(c->fd, batch + sent, batch_size - sent, MSG_NOSIGNAL);
-            if (n < 0)
-                fail("send: %s", strerror(errno));
-            sent += n;
-        }
-        ssize_t n = recv(c->fd, input, sizeof input, 0);
-        if (n <= 0)
-            fail("the server closed a connection, or was silent for 10 s");
-        check(c, n);
+        if (c->unsent)
+            c->unsent -= give(c, batch + batch_size - c->unsent, c->unsent);
+        state.events = POLLIN | (c->unsent && !shaking(c) ? POLLOUT : 0);
+        if (!has_more(c) && poll(&state, 1, 10000) <= 0)
+            fail("the server was silent for 10 s");
+        ssize_t n = receive(c);
+        if (n > 0)
+            check(c, n);
+        else if (!n || errno != EAGAIN)
+            fail("the server closed a connection");
     }
+    note_cipher(c);
 }
 
 static void push(struct connection *c)
 {
     size_t n = 1;
     for (; c->unsent && n; c->unsent -= n)
-        n = send_some(c, batch + batch_size - c->unsent, c->unsent);
-    watch(c, EPOLL_CTL_MOD, EPOLLIN | (kind == BULK || c->unsent ? EPOLLOUT : 0));
+        n = give(c, batch + batch_size - c->unsent, c->unsent);
+    watch(c, EPOLL_CTL_MOD, EPOLLIN | ((kind == BULK || c->unsent) && !shaking(c) ? EPOLLOUT : 0));
 }
 
 static void send_batch(struct connection *c)
@@ -156,23 +312,15 @@ static void send_batch(struct connection *c)
     push(c);
 }
 
-/* Closed with a reset: it leaves nothing behind, while TIME_WAIT would run the machine out of ports. */
 static void renew(struct connection *c)
 {
-    struct linger reset = {.l_onoff = 1};
-    setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
-    close(c->fd);
+    end(c);
     dial(c);
     watch(c, EPOLL_CTL_ADD, EPOLLIN);
 }
 
-static void on_input(struct connection *c)
+static void on_bytes(struct connection *c, size_t n)
 {
-    ssize_t n = recv(c->fd, input, sizeof input, MSG_DONTWAIT | unseen);
-    if (n < 0 && errno == EAGAIN)
-        return;
-    if (n <= 0)
-        fail("the server closed a connection: %s", n ? strerror(errno) : "end of file");
     counted += n;
     if (kind == BULK)
         return;
@@ -186,6 +334,20 @@ static void on_input(struct connection *c)
     if (kind == CHURN)
         renew(c);
     send_batch(c);
+}
+
+static void on_input(struct connection *c)
+{
+    if (shaking(c))
+        return push(c);
+    do {
+        ssize_t n = receive(c);
+        if (n < 0 && errno == EAGAIN)
+            return;
+        if (n <= 0)
+            fail("the server closed a connection: %s", n ? strerror(errno) : "end of file");
+        on_bytes(c, n);
+    } while (has_more(c));
 }
 
 static void on_output(struct connection *c)
@@ -217,8 +379,8 @@ static void run(int poller, clockid_t server_clock, double warm, double seconds)
                 on_output(c);
         }
     }
-    printf("%llu %.9f %.9f %.9f %.9f\n", counted, start, now, seconds_of(server_clock) - server_start,
-           seconds_of(CLOCK_PROCESS_CPUTIME_ID) - own_start);
+    printf("%llu %.9f %.9f %.9f %.9f %s\n", counted, start, now, seconds_of(server_clock) - server_start,
+           seconds_of(CLOCK_PROCESS_CPUTIME_ID) - own_start, cipher);
 }
 
 /* ---- behind a forwarder, in a thread of its own */
@@ -332,6 +494,7 @@ int main(int argc, char **argv)
         fail("no memory");
     if (argc == 10)
         serve_upstream(atoi(argv[9]));
+    prepare_transport();
 
     int poller = new_poller();
     for (int i = 0; i < connections; i++) {

@@ -11,6 +11,8 @@ from .servers import MeasurementError
 Kind = Literal["lines", "churn", "bulk", "flow", "file"]
 
 SOURCE = Path(__file__).with_name("load.c")
+FLAGS = ("-O2", "-Wall", "-Wextra", "-pthread")
+TLS = ("-DTLS", "-lssl", "-lcrypto")
 WARM = 0.25  # seconds; by then the interpreter has specialised its code, and malloc its thresholds
 PATIENCE = 30.0
 
@@ -44,24 +46,32 @@ class Target(Protocol):
 
 
 class Load:
-    """A compiled load generator."""
+    """A compiled load generator.
+
+    :ivar program: where it is.
+    :ivar ciphers: those that servers have agreed on with it.
+    """
 
     def __init__(self, program: Path) -> None:
-        self._program = program
+        self.program = program
+        self.ciphers: set[str] = set()
 
     @classmethod
-    def compiled(cls, folder: Path) -> "Load | None":
-        """One that is put into ``folder``; None where there is no C compiler, or it fails and says why."""
-        compiler, program = shutil.which("cc"), folder / "load"
+    def compiled(cls, folder: Path, *, tls: bool = False) -> "Load | None":
+        """One that is put into ``folder``; None where there is no C compiler, or it fails and says why.
+
+        :param tls: whether it speaks TLS, which takes OpenSSL to compile.
+        """
+        compiler, program = shutil.which("cc"), folder / ("load-tls" if tls else "load")
         if not compiler:
             return None
-        ended = subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-pthread", "-o", program, SOURCE])
+        ended = subprocess.run([compiler, *FLAGS, "-o", program, SOURCE, *(TLS if tls else ())])
         return None if ended.returncode else cls(program)
 
     def run(self, server: Target, kind: Kind, connections: int, size: int, depth: int, seconds: float) -> Counted:
         listeners = [server.upstream.fileno()] if server.upstream else []
         words = (server.port, server.pid, kind, connections, size, depth, WARM, seconds, *listeners)
-        command = [str(self._program), *map(str, words)]
+        command = [str(self.program), *map(str, words)]
         patience = WARM + seconds + PATIENCE
         try:
             ended = subprocess.run(command, capture_output=True, text=True, timeout=patience, pass_fds=listeners)
@@ -69,7 +79,15 @@ class Load:
             raise MeasurementError("the load generator hung") from None
         if ended.returncode:
             raise MeasurementError(ended.stderr.strip() or f"the load generator ended with {ended.returncode}")
-        count, *seconds_of = ended.stdout.split()
+        count, start, end, server_cpu, load_cpu, *cipher = ended.stdout.split()
         if not int(count):
             raise MeasurementError("nothing came back")
-        return Counted(int(count), *map(float, seconds_of))
+        self._note(*cipher)
+        return Counted(int(count), float(start), float(end), float(server_cpu), float(load_cpu))
+
+    def _note(self, cipher: str = "") -> None:
+        """Servers that encrypt differently cannot be compared."""
+        if cipher:
+            self.ciphers.add(cipher)
+        if len(self.ciphers) > 1:
+            raise MeasurementError(f"the servers do not agree on a cipher: {', '.join(sorted(self.ciphers))}")

@@ -4,7 +4,8 @@
 
 It prints the port it serves and, once its standard input ends, what its timer saw (see `Ticker`), and is gone.
 
-Modes: those of `echoes`; ``forward`` forwards to the port TARGET, and ``file`` sends files from the directory TARGET.
+Modes: those of `echoes`; ``tls-lines`` and ``tls-chunks`` are two of them under TLS, with the certificate in the
+directory TARGET; ``forward`` forwards to the port TARGET, and ``file`` sends files from the directory TARGET.
 A process imports what its peer needs and no other's.
 """
 
@@ -26,7 +27,9 @@ from .files import FILE_SERVERS
 from .forwarders import FORWARDERS
 from .machine import BACKLOG, allow_files, avoid_pacing
 
-Mode = Literal[echoes.Mode, "forward", "file"]
+Mode = Literal[echoes.Mode, "tls-lines", "tls-chunks", "forward", "file"]
+
+UNDER_TLS: dict[Mode, echoes.Mode] = {"tls-lines": "lines", "tls-chunks": "chunks"}
 
 TICK = 0.010  # seconds
 
@@ -91,6 +94,10 @@ async def start(name: str, mode: Mode, listener: socket.socket, target: str) -> 
         return await FORWARDERS[name](listener, int(target))
     if mode == "file":
         return await FILE_SERVERS[name](listener, target)
+    if mode == "tls-lines" or mode == "tls-chunks":
+        from .encryption import server_context  # imports more than the servers need for themselves
+
+        return await ECHOES[name](listener, UNDER_TLS[mode], server_context(target))
     return await ECHOES[name](listener, mode)
 
 

@@ -9,8 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from .encryption import client_context, write_certificate
 from .machine import BACKLOG, avoid_pacing, cpu_seconds, resident_bytes
-from .peers import Mode, Peer
+from .peers import UNDER_TLS, Mode, Peer
 
 START_TIMEOUT = 10.0
 STOP_TIMEOUT = 5.0
@@ -35,6 +36,7 @@ class Server:
         self._mode = mode
         self._seen: list[tuple[float, float]] | None = None
         self._surroundings = contextlib.ExitStack()
+        self._tls = client_context() if mode in UNDER_TLS else None
         target = self._target()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.peers", *peer, mode, str(core), target],
@@ -51,17 +53,24 @@ class Server:
             raise
 
     def _target(self) -> str:
-        """What a forwarder or a file server needs around it."""
+        """What a forwarder, a file server or a server under TLS needs around it."""
         if self._mode == "forward":
             self.upstream = self._surroundings.enter_context(socket.create_server(("127.0.0.1", 0), backlog=BACKLOG))
             self.upstream.settimeout(START_TIMEOUT)
             avoid_pacing(self.upstream)
             return str(self.upstream.getsockname()[1])
         if self._mode == "file":
-            folder = self._surroundings.enter_context(tempfile.TemporaryDirectory())
+            folder = self._folder()
             Path(folder, "data").write_bytes(b"x" * FILE_SIZE)
             return folder
+        if self._tls:
+            folder = self._folder()
+            write_certificate(Path(folder))
+            return folder
         return ""
+
+    def _folder(self) -> str:
+        return self._surroundings.enter_context(tempfile.TemporaryDirectory())
 
     def _read_port(self) -> int:
         output = self._process.stdout
@@ -83,10 +92,10 @@ class Server:
             raise MeasurementError(f"the server answered {got!r}, not {wanted!r}")
 
     def connect(self) -> socket.socket:
-        """A client that sends what it is given at once."""
+        """A client that sends what it is given at once, under TLS where the server is."""
         client = socket.create_connection(("127.0.0.1", self.port), timeout=START_TIMEOUT)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return client
+        return self._tls.wrap_socket(client) if self._tls else client
 
     @property
     def pid(self) -> int:

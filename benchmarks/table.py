@@ -20,8 +20,9 @@ def report(results: Results, machine: dict[str, str], manner: str) -> str:
     sections = [
         "\n".join([*(f"- {name}: {value}" for name, value in machine.items()), f"- {manner}"]),
         _asked(results),
-        *_rates(results, "Speed", "server", lambda workload: workload.mode != "forward"),
-        *_rates(results, "Speed through a forwarder", "forwarder", lambda workload: workload.mode == "forward"),
+        *_rates(results, "Speed", "server's CPU time", lambda w: w.mode != "forward" and not w.tls),
+        *_rates(results, "Speed under TLS", "server's CPU time under TLS", lambda w: w.tls),
+        *_rates(results, "Speed through a forwarder", "forwarder's CPU time", lambda w: w.mode == "forward"),
         *(_costs(workload, results) for workload in WORKLOADS.values()),
         _notes(results),
     ]
@@ -64,7 +65,7 @@ def _threshold(threshold: Threshold, results: Results) -> list[str]:
     ]
 
 
-def _rates(results: Results, speeds: str, who: str, of_them: Callable[[Workload], bool]) -> list[str]:
+def _rates(results: Results, speeds: str, costs: str, of_them: Callable[[Workload], bool]) -> list[str]:
     """Speed, and beside it the server's CPU time, which tells servers apart where the load is the slower side."""
     rates = [w for w in WORKLOADS.values() if isinstance(w, Rate) and of_them(w) and results.has(w.name, TORNADO)]
     speed = [Column(rate.title, rate.name, partial(_speed, results, rate.name)) for rate in rates]
@@ -72,7 +73,7 @@ def _rates(results: Results, speeds: str, who: str, of_them: Callable[[Workload]
     one = [f"{_number(results.median(rate.name, TORNADO, 'rate'))}{rate.unit}" for rate in rates]
     return [
         _table(f"{speeds}, times Tornado on asyncio", results, speed, ["*1.00 is*", *one]),
-        _table(f"The {who}'s CPU time for the same, times less than Tornado on asyncio", results, cpu),
+        _table(f"The {costs} for the same, times less than Tornado on asyncio", results, cpu),
     ]
 
 

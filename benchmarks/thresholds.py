@@ -54,8 +54,28 @@ THRESHOLDS = (
     _faster("echo through a forwarder, 50 connections, 64 bytes", "proxy-echo", 1.8),
     _faster("bulk echo through a forwarder", "proxy-bulk", 0.9, PROTOCOL, "a raw Protocol"),
     _faster("a file of 16 MB by sendfile", "file", 2.0, COPYING, "read and write"),
+    _faster("TLS echo, 50 connections, 64 bytes", "tls", 2.3),
+    _faster("TLS echo, 50 connections, 64 bytes, 16 lines in flight", "tls-pipelined", 6.0),
+    _faster("TLS bulk echo", "tls-bulk", 1.5),
+    Threshold(
+        "CPU for a full TLS handshake, one line, close",
+        "tls-churn",
+        "≤",
+        1.1,
+        " times Tornado",
+        lambda r: r.ratio("tls-churn", OURS, "cpu"),
+        against=(TORNADO,),
+    ),
     Threshold(
         "memory per idle connection, at 5,000", "idle", "≤", 2300, " bytes", lambda r: r.median("idle", OURS, "bytes")
+    ),
+    Threshold(
+        "memory per idle TLS connection, at 1,000",
+        "tls-idle",
+        "≤",
+        22000,
+        " bytes",
+        lambda r: r.median("tls-idle", OURS, "bytes"),
     ),
     Threshold(
         "CPU for a line of 16 MB in 4 KB writes",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .load import Counted, Kind, Load
-from .peers import COPYING, OURS, PEERS, PROTOCOL, STREAMS, TORNADO, Mode, Peer
+from .peers import COPYING, OURS, PEERS, PROTOCOL, STREAMS, TORNADO, UNDER_TLS, Mode, Peer
 from .servers import FILE_SIZE, MeasurementError, Server
 
 Figures = dict[str, float]
@@ -19,6 +19,9 @@ KILOBYTE = 1 << 10
 MEGABYTE = 1 << 20
 SETTLE = 0.3  # seconds until a server has nothing left to do
 PATIENCE = 30.0
+
+TLS_PEERS = [peer for peer in PEERS if peer != Peer(TORNADO.name, "uvloop")]
+"""Whom it makes sense to compare under TLS: Tornado's is hardly another on uvloop."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Workload:
     mode: ClassVar[Mode] = "lines"
     peers: ClassVar[Sequence[Peer]] = PEERS
     rounds: float = field(default=math.inf, kw_only=True)
+
+    @property
+    def tls(self) -> bool:
+        """Whether all of it is under TLS."""
+        return self.mode in UNDER_TLS
 
     def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
         raise NotImplementedError
@@ -166,6 +174,38 @@ class Idle(Workload):
 
 
 @dataclass(frozen=True)
+class TLSRate(Rate):
+    """How much comes back in a second under TLS."""
+
+    mode: ClassVar[Mode] = "tls-lines"
+    peers: ClassVar[Sequence[Peer]] = TLS_PEERS
+
+
+@dataclass(frozen=True)
+class TLSChurn(Churn):
+    """How many connections are served in a second, each with a handshake that nothing is known from before for."""
+
+    mode: ClassVar[Mode] = "tls-lines"
+    peers: ClassVar[Sequence[Peer]] = TLS_PEERS
+
+
+@dataclass(frozen=True)
+class TLSBulk(Bulk):
+    """How many megabytes (10⁶) come back in a second under TLS."""
+
+    mode: ClassVar[Mode] = "tls-chunks"
+    peers: ClassVar[Sequence[Peer]] = TLS_PEERS
+
+
+@dataclass(frozen=True)
+class TLSIdle(Idle):
+    """What a connection that waits costs under TLS."""
+
+    mode: ClassVar[Mode] = "tls-lines"
+    peers: ClassVar[Sequence[Peer]] = TLS_PEERS
+
+
+@dataclass(frozen=True)
 class Drip(Workload):
     """What lines that come in pieces cost the server, in CPU seconds, by the line's length.
 
@@ -225,6 +265,17 @@ WORKLOADS: dict[str, Workload] = {
             "memory per idle connection",
             "5,000 connections that were served a line and now wait",
             5000,
+            rounds=1,
+        ),
+        TLSRate("tls", "50x64", "the same as echo, but under TLS", 50, 64),
+        TLSRate("tls-pipelined", "16 in flight", "the same as pipelined, but under TLS", 50, 64, 16),
+        TLSChurn("tls-churn", "churn", "20 clients, each: a full handshake, one line of 64 bytes, close", 20, 64),
+        TLSBulk("tls-bulk", "bulk", "the same as bulk, but under TLS", 4, 65536),
+        TLSIdle(
+            "tls-idle",
+            "memory per idle connection under TLS",
+            "1,000 connections under TLS that were served a line and now wait",
+            1000,
             rounds=1,
         ),
         Drip(

@@ -1,5 +1,6 @@
 """The benchmarks themselves: that they run, and reckon right. How fast anything is, no test says."""
 
+import dataclasses
 import os
 import socket
 import sys
@@ -12,6 +13,8 @@ if not sys.platform.startswith("linux"):
     pytest.skip("the benchmarks need Linux", allow_module_level=True)
 
 from benchmarks import table
+from benchmarks.__main__ import NO_OPENSSL, Benchmark
+from benchmarks.__main__ import run as run_benchmark
 from benchmarks.load import Kind, Load
 from benchmarks.machine import Cores
 from benchmarks.peers import COPYING, OURS, PEERS, PROTOCOL, TORNADO, Peer
@@ -62,6 +65,8 @@ def test_a_threshold_that_is_missed_is_called_missed() -> None:
 @pytest.mark.parametrize(
     ("workload", "base", "row"),
     [
+        ("tls", "tornado", "≥ 2.30 times Tornado | 1.50 | 2.00 | **missed** |"),
+        ("tls-churn", "tornado", "≤ 1.10 times Tornado | 0.50 |  | met |"),
         ("proxy-bulk", "protocol", "≥ 0.90 times a raw Protocol | 1.50 | 2.00 | met |"),
         ("file", "copying", "≥ 2.00 times read and write | 1.50 | 2.00 | **missed** |"),
     ],
@@ -77,6 +82,14 @@ def test_forwarders_have_tables_of_their_own() -> None:
     made = results("proxy-echo", tornado=[{"rate": 1.0, "cpu": 1.0, "load": 0.5}])
     text = table.report(made, {}, "once")
     assert "### Speed through a forwarder, times Tornado on asyncio" in text
+    assert "### Speed, times Tornado on asyncio" not in text
+
+
+def test_what_is_under_tls_has_tables_of_its_own() -> None:
+    made = results("tls-bulk", tornado=[{"rate": 1.0, "cpu": 1.0, "load": 0.5}])
+    text = table.report(made, {}, "once")
+    assert "### Speed under TLS, times Tornado on asyncio" in text
+    assert "### The server's CPU time under TLS for the same, times less than Tornado on asyncio" in text
     assert "### Speed, times Tornado on asyncio" not in text
 
 
@@ -123,16 +136,66 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     return compiled
 
 
-@pytest.mark.parametrize("name", [name for name, workload in WORKLOADS.items() if isinstance(workload, Rate)])
-def test_the_load_counts_what_comes_back(name: str, load: Load) -> None:
-    workload = WORKLOADS[name]
+@pytest.fixture(scope="module")
+def tls_load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    compiled = Load.compiled(tmp_path_factory.mktemp("load"), tls=True)
+    if compiled is None:
+        pytest.skip("there is nothing to compile OpenSSL programs with: apt-get install gcc libssl-dev")
+    return compiled
+
+
+def measure(workload: Rate, load: Load) -> Figures:
     server = Server(OURS, workload.mode, Cores.pick().server)
     try:
-        figures = workload.measure(server, load, 0.05)
+        return workload.measure(server, load, 0.05)
     finally:
         server.stop()
+
+
+RATES = [workload for workload in WORKLOADS.values() if isinstance(workload, Rate)]
+
+
+@pytest.mark.parametrize("workload", [w for w in RATES if not w.tls], ids=lambda workload: workload.name)
+def test_the_load_counts_what_comes_back(workload: Rate, load: Load) -> None:
+    figures = measure(workload, load)
     assert figures["rate"] > 0
     assert figures["cpu"] > 0
+
+
+@pytest.mark.parametrize("workload", [w for w in RATES if w.tls], ids=lambda workload: workload.name)
+def test_the_load_counts_what_comes_back_under_tls(workload: Rate, tls_load: Load) -> None:
+    figures = measure(workload, tls_load)
+    assert figures["rate"] > 0
+    assert figures["cpu"] > 0
+    assert len(tls_load.ciphers) == 1
+
+
+def test_servers_that_encrypt_differently_are_not_compared(tls_load: Load) -> None:
+    other = Load(tls_load.program)
+    other.ciphers.add("ANOTHER")
+    with pytest.raises(MeasurementError, match=r"do not agree on a cipher: ANOTHER, TLS_"):
+        measure(WORKLOADS["tls"], other)
+
+
+def test_memory_under_tls_is_measured_with_clients_that_speak_it() -> None:
+    workload = dataclasses.replace(WORKLOADS["tls-idle"], connections=50)
+    server = Server(OURS, workload.mode, Cores.pick().server)
+    try:
+        figures = workload.measure(server, None, 0.05)
+    finally:
+        server.stop()
+    assert figures["bytes"] > 2000
+
+
+def test_without_openssl_what_is_under_tls_is_left_out_and_said(
+    load: Load, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Benchmark, "run", lambda self: None)
+    wanted = [WORKLOADS[name] for name in ("echo", "tls", "tls-churn", "tls-idle")]
+    benchmark = Benchmark(wanted, load, None, 1, 0.05)
+    assert [workload.name for workload in benchmark.workloads] == ["echo", "tls-idle"]
+    assert not run_benchmark(benchmark, wanted)
+    assert f"{NO_OPENSSL}: not measured without it: tls, tls-churn\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=str)
