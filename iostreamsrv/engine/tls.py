@@ -321,7 +321,11 @@ class TLSStream(SocketStream):
         SocketStream._keep_what_is_owed(self)
 
     def _more_to_send(self) -> bool:
-        return self._tls is not None and not self._send_ciphertext()
+        try:
+            return self._tls is not None and not self._send_ciphertext()
+        except OSError as error:
+            self._send_failed(error)
+            return False
 
     def _shutdown_writes(self) -> None:
         if self._say_goodbye():
