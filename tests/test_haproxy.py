@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="no hapr
 
 ALL = os.environ.get("IOSTREAMSRV_ALL") == "1"
 
-TRUSTED = {"proxy_protocol": ["127.0.0.1/32"]}
+TRUSTED: dict[str, Any] = {"proxy_protocol": ["127.0.0.1/32"]}
 """haproxy connects from there, clients from elsewhere."""
 
 CLIENT = "127.0.0.7"

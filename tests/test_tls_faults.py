@@ -413,7 +413,7 @@ def test_an_end_without_close_notify_is_told_from_one_with_it(files: Files, trus
 
 
 TRUSTED, STRANGER = "127.0.0.2", "127.0.0.3"
-PROXIES = {"proxy_protocol": [f"{TRUSTED}/32"]}
+PROXIES: dict[str, Any] = {"proxy_protocol": [f"{TRUSTED}/32"]}
 
 SOURCES = [("192.0.2.1", 1000), ("2001:db8::1", 65535)]
 
