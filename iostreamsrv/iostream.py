@@ -21,6 +21,7 @@ from .engine.base import BaseIOStream
 from .engine.sockets import SocketStream
 from .engine.tls import TLSStream
 from .errors import OptionError, StreamBufferFullError, StreamClosedError, UnsatisfiableReadError
+from .options import HANDSHAKE_TIMEOUT, check_timeout
 
 __all__ = [
     "BaseIOStream",
@@ -53,6 +54,8 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
         server_side: bool,
         ssl_options: dict[str, Any] | ssl.SSLContext | Certificates | None = None,
         server_hostname: str | None = None,
+        *,
+        timeout: float | None = HANDSHAKE_TIMEOUT,
     ) -> "Future[SSLIOStream]":
         """Go on under TLS: the future gives the stream to use from now on, when the handshake is done.
 
@@ -67,6 +70,8 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
             defaults, which verify. A server had better make its `Certificates` once and give them here: a dict's files
             are read and checked each time.
         :param server_hostname: for the client's end: the name that the server's certificate is to have.
+        :param timeout: seconds for the handshake; 10. Then the connection is closed, reason ``handshake_timeout``.
+            None for no limit.
         :raises ValueError: a read, a write or a connect is pending.
         :raises StreamClosedError: the stream is closed.
         :raises CertificateError: the options cannot be.
@@ -85,7 +90,8 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
             context = ssl_options.context
         else:
             context = Certificates(ssl_options).context
-        return self._start_tls(context, server_side, server_hostname, None)
+        seconds = None if timeout is None else check_timeout("timeout", timeout)
+        return self._start_tls(context, server_side, server_hostname, seconds)
 
     def _start_tls(
         self, context: ssl.SSLContext, server_side: bool, server_hostname: str | None, timeout: float | None

@@ -20,6 +20,9 @@ speed.
 LINGER = 2.0
 """Seconds a close waits for the peer's end: the time of a lost packet or two (nginx gives 5 and more)."""
 
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds for a TLS handshake, which takes two round trips and some milliseconds (Netty has 10, Ranch 5)."""
+
 
 class Keepalive(NamedTuple):
     """When the kernel asks a silent peer whether it is still there: in seconds, TCP only. ::
@@ -153,7 +156,7 @@ class ServerOptions:
     :ivar nodelay: whether small writes leave at once, without Nagle's algorithm; True. The cork gathers them already.
     :ivar send_buffer_size: bytes of the kernel's buffer for what is sent, ``SO_SNDBUF``; None: the kernel decides.
     :ivar receive_buffer_size: bytes of the kernel's buffer for what is received, ``SO_RCVBUF``; None: likewise.
-    :ivar handshake_timeout: seconds in which a client must have done its TLS handshake; 10, as Netty has. None for no
+    :ivar handshake_timeout: seconds in which a client must have done its TLS handshake; 10. None for no
         limit.
     :ivar strict_validity: whether a certificate that has expired, or is not valid yet, raises; False: it is an error in
         the log, and serves.
@@ -176,7 +179,7 @@ class ServerOptions:
     nodelay: bool = True
     send_buffer_size: int | None = None
     receive_buffer_size: int | None = None
-    handshake_timeout: float | None = 10.0
+    handshake_timeout: float | None = HANDSHAKE_TIMEOUT
     strict_validity: bool = False
     allow_legacy_tls: bool = False
     proxy_protocol: list[str] | tuple[str, ...] | None = None

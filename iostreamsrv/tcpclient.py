@@ -109,7 +109,7 @@ class TCPClient:
             async with asyncio.timeout(seconds):
                 race = _Race(show((host, port)), await self._resolve(host, port, af), attempt)
                 stream = await race.winner()
-                return stream if context is None else await stream.start_tls(False, context, host)
+                return stream if context is None else await stream.start_tls(False, context, host, timeout=None)
         except TimeoutError:  # nothing else raises one
             assert seconds is not None
             where = f"while resolving {host}" if race is None else f"while connecting to {race.under_way()}"
