@@ -1,0 +1,207 @@
+"""TLS in memory: two engines, and what goes from one to the other."""
+
+import ssl
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iostreamsrv.certificates import Certificates, client_context, self_signed
+from iostreamsrv.sansio.tls import TLSEngine, Truncated
+
+UNVERIFIED = {"cert_reqs": ssl.CERT_NONE}
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    return Certificates(self_signed().write(tmp_path_factory.mktemp("keys"))).context
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda version: version.name)
+def pair(request: pytest.FixtureRequest, context: ssl.SSLContext) -> tuple[TLSEngine, TLSEngine]:
+    """A server's engine and a client's, their handshake done."""
+    client = client_context(UNVERIFIED)
+    client.maximum_version = request.param
+    server_engine, client_engine = TLSEngine(context, True), TLSEngine(client, False)
+    shake_hands(server_engine, client_engine)
+    return server_engine, client_engine
+
+
+def shake_hands(server: TLSEngine, client: TLSEngine) -> None:
+    done = False
+    while not done:
+        done = client.handshake()
+        carry(client, server)
+        done = server.handshake() and done
+        carry(server, client)
+
+
+def carry(source: TLSEngine, target: TLSEngine) -> int:
+    """Take what one has for the other to it; how many bytes."""
+    ciphertext = source.take_outgoing()
+    target.feed(ciphertext)
+    return len(ciphertext)
+
+
+def test_what_is_written_is_read(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    for source, target in (pair, pair[::-1]):
+        source.write(b"hello")
+        assert source.has_output()
+        carry(source, target)
+        assert not source.has_output()
+        assert target.has_input()
+        assert target.read(100) == b"hello"
+        assert target.read(100) is None
+        assert not target.has_input()
+
+
+def test_many_records_are_read_at_once_and_no_more_than_is_wanted(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    data = bytes(range(256)) * 400
+    client.write(bytearray(data))
+    carry(client, server)
+    assert server.read(70_000) == data[:70_000]
+    assert server.read(10) == data[70_000:70_010]
+    assert server.read(1 << 20) == data[70_010:]
+
+
+def test_ciphertext_may_come_byte_by_byte(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(memoryview(b"hello"))
+    *ciphertext, last = client.take_outgoing()
+    for byte in ciphertext:
+        server.feed(bytes([byte]))
+        assert server.read(100) is None
+    server.feed(bytes([last]))
+    assert server.read(100) == b"hello"
+
+
+def test_a_handshake_may_come_byte_by_byte(context: ssl.SSLContext) -> None:
+    server, client = TLSEngine(context, True), TLSEngine(client_context(UNVERIFIED), False)
+    done = False
+    while not done:
+        done = client.handshake()
+        for byte in client.take_outgoing():
+            server.feed(bytes([byte]))
+            if server.handshake():
+                done = True
+        carry(server, client)
+    assert client.handshake()
+
+
+def test_an_end_behind_data_is_read_after_it_and_again(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"last words")
+    client.close()
+    carry(client, server)
+    assert server.read(100) == b"last words"
+    assert server.has_input()
+    assert server.read(100) == b""
+    assert server.read(100) == b""
+
+
+def test_a_cut_is_told_from_an_end_and_again(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"last words")
+    carry(client, server)
+    server.feed_end()
+    assert server.read(100) == b"last words"
+    for _ in range(2):
+        with pytest.raises(Truncated):
+            server.read(100)
+
+
+def test_after_a_cut_this_side_still_sends(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    server.feed_end()
+    with pytest.raises(Truncated):
+        server.read(1)
+    server.write(b"reply")
+    server.close()
+    carry(server, client)
+    assert client.read(100) == b"reply"
+    assert client.read(100) == b""
+
+
+def test_a_record_that_is_cut_is_a_cut(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"last words")
+    server.feed(client.take_outgoing()[:-1])
+    server.feed_end()
+    with pytest.raises(Truncated):
+        server.read(100)
+
+
+def test_a_broken_record_is_an_error_behind_what_came_before_and_again(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"fine")
+    carry(client, server)
+    server.feed(b"\x17\x03\x03\x00\x20" + b"z" * 32)
+    assert server.read(100) == b"fine"
+    for _ in range(2):
+        with pytest.raises(ssl.SSLError, match="(?i)mac"):
+            server.read(100)
+    server.close()  # there is nothing that could be told
+
+
+def test_a_close_leaves_what_the_peer_has_sent_and_sends(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"x" * 50_000)
+    carry(client, server)
+    server.close()
+    carry(server, client)
+    assert client.read(100) == b""
+    client.write(b"later")
+    carry(client, server)
+    assert server.read(10) == b"x" * 10
+    assert server.read(1 << 20) + (server.read(1 << 20) or b"") == b"x" * 49_990 + b"later"
+    client.close()
+    carry(client, server)
+    assert server.read(100) == b""
+
+
+def test_a_close_without_a_handshake_says_nothing(context: ssl.SSLContext) -> None:
+    engine = TLSEngine(context, True)
+    engine.close()
+    assert engine.take_outgoing() == b""
+
+
+def test_what_is_not_tls_fails_the_handshake(context: ssl.SSLContext) -> None:
+    engine = TLSEngine(context, True)
+    engine.feed(b"GET / HTTP/1.1\r\n\r\n")
+    with pytest.raises(ssl.SSLError):
+        engine.handshake()
+
+
+def test_a_name_that_is_not_ascii_fails_the_handshake_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: Any = {"sni": {"example.org": self_signed("example.org").write(tmp_path / "org")}}
+    context = Certificates({**self_signed().write(tmp_path / "own"), **names}).context
+    server, client = TLSEngine(context, True), TLSEngine(client_context(UNVERIFIED), False, "example.org")
+    client.handshake()
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    server.feed(client.take_outgoing().replace(b"example.org", b"ex\xe4mple.org"))
+    with pytest.raises(ssl.SSLError):
+        server.handshake()
+    assert said == []
+
+
+def test_other_trouble_in_a_callback_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    context.sni_callback = broken
+    server, client = TLSEngine(context, True), TLSEngine(client_context(UNVERIFIED), False, "example.org")
+    client.handshake()
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    carry(client, server)
+    with pytest.raises(ssl.SSLError):
+        server.handshake()
+    assert [type(unraisable.exc_value) for unraisable in said] == [ZeroDivisionError]
