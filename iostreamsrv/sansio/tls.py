@@ -9,6 +9,7 @@ import contextlib
 import ssl
 import sys
 from collections.abc import Iterator
+from copy import copy
 
 TAKE = 1 << 20
 """Bytes to decrypt at once where all is wanted."""
@@ -104,7 +105,7 @@ class TLSEngine:
         # OpenSSL would not say it twice.
         if isinstance(self._end, bytes):
             return self._end
-        raise self._end
+        raise copy(self._end)  # the one that is kept is without a traceback, whose frames it would keep as well
 
     def _decrypt(self, size: int) -> bytes | None:
         """The next bytes. None where there are none now, or no more, which is then noted as the end."""
@@ -116,7 +117,7 @@ class TLSEngine:
             except ssl.SSLZeroReturnError:
                 self._end = b""
             except ssl.SSLError as error:
-                self._end = error
+                self._end = copy(error)
             else:
                 if record:
                     return record

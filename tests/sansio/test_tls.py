@@ -141,7 +141,7 @@ def test_a_broken_record_is_an_error_behind_what_came_before_and_again(pair: tup
     server.feed(b"\x17\x03\x03\x00\x20" + b"z" * 32)
     assert server.read(100) == b"fine"
     for _ in range(2):
-        with pytest.raises(ssl.SSLError, match="(?i)mac"):
+        with pytest.raises(ssl.SSLError, match=r"(?i)mac"):
             server.read(100)
     server.close()  # there is nothing that could be told
 
