@@ -1,6 +1,7 @@
 """iostreamsrv: the TCP server you subclass. Tornado's API, fast, safe by default, nothing lost."""
 
 from .errors import (
+    CertificateError,
     CloseReason,
     ConcurrentConnectError,
     ConcurrentReadError,
@@ -31,6 +32,7 @@ from .version import __version__
 
 __all__ = [
     "BaseIOStream",
+    "CertificateError",
     "CloseReason",
     "ConcurrentConnectError",
     "ConcurrentReadError",

@@ -10,6 +10,7 @@ The tree, with the classes of Tornado and of Python that each also is::
     ├── ConcurrentReadError           AssertionError
     └── ConcurrentConnectError        AssertionError
     OptionError                       ValueError
+    └── CertificateError              KeyError
     ListenError                       OSError
     ResolveError                      socket.gaierror, OSError
 
@@ -26,6 +27,7 @@ from typing import Literal
 import tornado.iostream
 
 __all__ = [
+    "CertificateError",
     "CloseReason",
     "ConcurrentConnectError",
     "ConcurrentReadError",
@@ -58,18 +60,18 @@ class CloseReason(StrEnum):
     """The peer closed its side in order."""
     RESET = "reset"
     """The peer's host refused, reset or lost the connection."""
+    TRUNCATED = "truncated"
+    """TLS: the peer's side ended without saying so (no close_notify), so the end of what it sent may be missing."""
+    TLS_ERROR = "tls_error"
+    """TLS: what arrived is none, or the two sides do not agree: version, ciphers, certificates."""
+    PROXY_ERROR = "proxy_error"
+    """The PROXY header is missing, wrong or late, or came from a peer that is not trusted to send one."""
+    HANDSHAKE_TIMEOUT = "handshake_timeout"
+    """The TLS handshake was not finished within ``handshake_timeout``."""
     BUFFER_FULL = "buffer_full"
     """A size limit was reached: ``max_buffer_size``, ``max_write_buffer_size`` or a read's ``max_bytes``."""
     READ_TIMEOUT = "read_timeout"
     """A read's ``timeout`` passed and the handler did not catch it."""
-    HANDSHAKE_TIMEOUT = "handshake_timeout"
-    """The TLS handshake was not done within ``handshake_timeout``."""
-    TLS_ERROR = "tls_error"
-    """The peer did not speak TLS as it should, or one side refused the other's certificate."""
-    TRUNCATED = "truncated"
-    """The connection under TLS ended without the peer's word: somebody may have cut off what was to come."""
-    PROXY_ERROR = "proxy_error"
-    """The connection did not begin with the PROXY header it should have, or did with one it should not."""
     HANDLER_ERROR = "handler_error"
     """``handle_stream`` raised."""
     SHUTDOWN = "shutdown"
@@ -247,6 +249,21 @@ class OptionError(ValueError):
         super().__init__(f"{option}={value!r}: {problem}")
         self.option = option
         self.value = value
+
+
+class CertificateError(OptionError, KeyError):
+    """Something in ``ssl_options`` cannot be used: a file, or what an option asks for. ::
+
+        try:
+            server = EchoServer(ssl_options={"certfile": "/etc/echo/cert.pem", "keyfile": "/etc/echo/key.pem"})
+        except CertificateError as error:
+            sys.exit(str(error))  # keyfile='/etc/echo/key.pem': No such file or directory
+
+    :ivar option: what is wrong: "certfile", "keyfile", "ciphers"…; that of a name ``sni['example.org'].certfile``.
+    :ivar value: its value: the path of the file. Passwords are not shown.
+    """
+
+    __str__ = OptionError.__str__  # KeyError's would put it into quotes
 
 
 class ListenError(OSError):

@@ -1,6 +1,7 @@
 """What a client goes through before its handler: the PROXY header, and the TLS handshake."""
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from .addresses import show
 from .certificates import Certificates
 from .errors import CloseReason, StreamClosedError, StreamTimeoutError
 from .iostream import IOStream, SSLIOStream
+from .loglimit import LogLimit
 from .networks import TrustedNetworks
 from .options import ServerOptions
 from .sansio.proxy import ProxyError, parse_header
@@ -37,6 +39,8 @@ class Greeter:
         self._trusted = trusted
         self._serve = serve
         self._tasks: set[asyncio.Task[None]] = set()
+        self._log_tls = LogLimit(gen_log.warning)
+        self._log_header = LogLimit(gen_log.info)
 
     def greet(self, stream: IOStream, address: Any) -> None:
         """``address`` is that of the connection: of the client, or of a proxy."""
@@ -70,7 +74,7 @@ class Greeter:
             self._secure(stream, address)
 
     def _refuse(self, stream: IOStream, why: str) -> None:
-        gen_log.info("PROXY header of %s: %s", show(stream.remote_address), why)
+        self._log_header("PROXY header of %s: %s", show(stream.remote_address), why)
         stream._close(CloseReason.PROXY_ERROR)
 
     def _secure(self, stream: IOStream, address: Any) -> None:
@@ -80,5 +84,10 @@ class Greeter:
         handshake.add_done_callback(partial(self._secured, address))
 
     def _secured(self, address: Any, handshake: "asyncio.Future[SSLIOStream]") -> None:
-        if not handshake.cancelled() and handshake.exception() is None:
+        if handshake.cancelled():
+            return
+        error = handshake.exception()
+        if error is None:
             self._serve(handshake.result(), address)
+        elif isinstance(error, ssl.SSLError):
+            self._log_tls("SSL Error on a connection from %s: %s", show(address), error)

@@ -5,7 +5,6 @@ What is wrong raises `OptionError` here, before anything is bound.
 
 import difflib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -180,7 +179,7 @@ class ServerOptions:
     handshake_timeout: float | None = 10.0
     strict_validity: bool = False
     allow_legacy_tls: bool = False
-    proxy_protocol: Sequence[str] | None = None
+    proxy_protocol: list[str] | tuple[str, ...] | None = None
     proxy_header_timeout: float | None = 5.0
 
     def __post_init__(self) -> None:

@@ -129,7 +129,8 @@ def test_a_bad_size_is_named_with_its_value(option: str, value: Any) -> None:
         ("nodelay", 0),
         ("nodelay", "no"),
         ("io_loop", "loop"),
-        ("ssl_options", {}),
+        ("strict_validity", 1),
+        ("allow_legacy_tls", None),
     ],
 )
 def test_other_options_are_named_with_their_value(option: str, value: Any) -> None:

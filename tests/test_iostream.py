@@ -522,9 +522,3 @@ async def test_a_closed_pipe_has_no_descriptor(pipe: Pipe) -> None:
 
 
 # ---- what this release has not
-
-
-@pytest.mark.gen_test
-async def test_start_tls_says_that_there_is_none(stream: IOStream) -> None:
-    with pytest.raises(NotImplementedError, match="TLS"):
-        stream.start_tls(False)

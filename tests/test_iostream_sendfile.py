@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOStream, OptionError, PipeIOStream, StreamBufferFullError, StreamClosedError
-from iostreamsrv import iostream as iostream_module
+from iostreamsrv.engine import sockets
 from tests.conftest import MakePair
 from tests.support import Peer, fill, on_every_engine, open_descriptors, tcp_pair, turns
 
@@ -398,7 +398,7 @@ async def test_a_file_is_read_where_the_kernel_cannot_copy_it(
     def refuse(*_: int) -> int:
         raise OSError(number, "not here")
 
-    monkeypatch.setattr(iostream_module, "_SENDFILE", refuse if number else None)
+    monkeypatch.setattr(sockets, "_SENDFILE", refuse if number else None)
     stream, peer = make_narrow()
     future = send(stream, path)
     behind = stream.write(b"!")
@@ -467,7 +467,7 @@ def into_nowhere(stream: IOStream, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def into_nowhere_by_the_kernel(stream: IOStream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iostream_module, "_SENDFILE", lambda out, file, offset, count: count)
+    monkeypatch.setattr(sockets, "_SENDFILE", lambda out, file, offset, count: count)
 
 
 every_sink = pytest.mark.parametrize("sink", [into_nowhere, into_nowhere_by_the_kernel], ids=["read", "sendfile"])

@@ -423,7 +423,7 @@ async def test_what_the_system_cannot_resolve_is_named(host: str, port: int | st
         *[("host", value) for value in ("", None, b"localhost", 1, "a\0b")],
         *[("port", value) for value in (-1, 65536, True, 80.0, None, "", "65536", "-1")],
         *[("af", value) for value in ("inet", None, True)],
-        *[("ssl_options", value) for value in ({}, object())],
+        *[("ssl_options", value) for value in ([], object())],
         *[("max_buffer_size", value) for value in (0, -1, "1", True, math.nan)],
         *[("source_ip", value) for value in ("", "localhost", 1, b"1.1.1.1", "127.0.0.1:80", "1.2.3")],
         *[("source_port", value) for value in (-1, 65536, True, "80", 80.0)],

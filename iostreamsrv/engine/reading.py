@@ -328,7 +328,7 @@ class ReadSide(WriteSide):
         self._readable = False
         reason = reason_for(error)
         self._close(reason, without_frames(error))
-        if reason is not CloseReason.RESET:
+        if reason not in (CloseReason.RESET, CloseReason.TLS_ERROR):
             raise error
 
     def _receive_ahead(self) -> None:

@@ -13,6 +13,7 @@ socket is empty says nothing yet: records may wait in the engine.
 **The handshake** is a part of connecting: until it is done reads and writes wait as they do for a connection.
 """
 
+import contextlib
 import errno
 import os
 import ssl
@@ -197,12 +198,9 @@ class TLSStream(SocketStream):
         SocketStream._established(self, 0)  # bytes may have come behind the handshake
 
     def _handshake_failed(self, error: Exception) -> None:
-        if isinstance(error, ssl.SSLError):
+        if isinstance(error, ssl.SSLError) and self._owner is None:  # a server says so itself, within limits
             gen_log.warning("SSL Error on %s %s: %s", self.fileno(), self.remote_address, error)
-            reason = CloseReason.TLS_ERROR
-        else:
-            reason = reason_for(error)
-        self._close(reason, without_frames(error))
+        self._close(reason_for(error), without_frames(error))
 
     def _handshake_timed_out(self) -> None:
         self._handshake_timer = None
@@ -257,6 +255,10 @@ class TLSStream(SocketStream):
         except Truncated:
             self._truncated = True
             return b""
+        finally:
+            if tls.has_output():  # an alert, or the answer to the peer's new key
+                with contextlib.suppress(OSError):  # a send that fails says so at the next write
+                    self._send_ciphertext()
         return plaintext
 
     def _how_input_ended(self) -> CloseReason:
@@ -278,7 +280,7 @@ class TLSStream(SocketStream):
     def write_to_fd(self, data: bytes | bytearray | memoryview) -> int:
         """Send ``data``, which begins with what was encrypted before, if that has not been reported sent."""
         assert self._tls is not None
-        if not self._ciphertext:
+        if not self._accepted:
             view = memoryview(data)[:PLAINTEXT]
             self._tls.write(view)
             self._accepted = len(view)

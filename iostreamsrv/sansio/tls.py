@@ -50,6 +50,10 @@ class TLSEngine:
         """What is to be sent: handshakes, answers to the peer, and what was written."""
         return self._outgoing.read()
 
+    def has_output(self) -> bool:
+        """Whether something is to be sent."""
+        return self._outgoing.pending > 0
+
     def handshake(self) -> bool:
         """Go on with the handshake; whether it is done. Otherwise more is wanted.
 
