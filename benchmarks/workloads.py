@@ -20,8 +20,8 @@ MEGABYTE = 1 << 20
 SETTLE = 0.3  # seconds until a server has nothing left to do
 PATIENCE = 30.0
 
-TLS_PEERS = [peer for peer in PEERS if peer != Peer(TORNADO.name, "uvloop")]
-"""Whom it makes sense to compare under TLS: Tornado's is hardly another on uvloop."""
+TLS_PEERS = (OURS, TORNADO, STREAMS, PROTOCOL, Peer(PROTOCOL.name, "uvloop"))
+"""Of those on uvloop, which has a TLS of its own, only the fastest, as all of them would take minutes."""
 
 
 @dataclass(frozen=True)
