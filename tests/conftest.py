@@ -10,7 +10,24 @@ import pytest
 
 from iostreamsrv import IOLoop, IOStream, hub
 from iostreamsrv.memory import MemorySocket, MemoryStream
-from tests.support import PATIENCE, MemoryPeer, Peer, open_descriptors, tcp_pair
+from tests.support import PATIENCE, MemoryPeer, Peer, open_descriptors, tcp_pair, tls_pair
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "plain(why): not to be run under TLS")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, under TLS, what is about plain sockets."""
+    plain = [item for item in items if item.get_closest_marker("plain") and _engine_of(item) == "tls"]
+    if plain:
+        items[:] = [item for item in items if item not in plain]
+        config.hook.pytest_deselected(items=plain)
+
+
+def _engine_of(item: pytest.Item) -> str | None:
+    call = getattr(item, "callspec", None)
+    return None if call is None else call.params.get("engine")
 
 
 @pytest.fixture
@@ -78,7 +95,7 @@ MakePair = Callable[..., tuple[IOStream, Peer]]
 @pytest.fixture
 def make_pair(io_loop: IOLoop, engine: str) -> Iterator[MakePair]:
     """Makes a stream with the options it is given, connected to a `Peer`, over TCP unless it is given ``sockets``, or
-    the engine is in memory.
+    the engine is in memory; under TLS if that is the engine.
 
     All are closed in the end.
     """
@@ -89,6 +106,8 @@ def make_pair(io_loop: IOLoop, engine: str) -> Iterator[MakePair]:
         if engine == "memory" and sockets is None:
             one, other = MemorySocket.pair(1 << 20)
             pair = MemoryStream(cast(socket.socket, one), **options), MemoryPeer(other)
+        elif engine == "tls":
+            pair = tls_pair(sockets or tcp_pair(), **options)
         else:
             ours, theirs = sockets or tcp_pair()
             pair = IOStream(ours, **options), Peer(theirs)

@@ -15,9 +15,9 @@ import tornado.iostream
 
 from iostreamsrv import BaseIOStream, IOLoop, IOStream, OptionError, PipeIOStream, StreamClosedError
 from tests.conftest import MakePair
-from tests.support import PATIENCE, Peer, eventually, fill, on_every_engine, tcp_pair, turns
+from tests.support import PATIENCE, Peer, eventually, fill, on_every_stream, tcp_pair, turns
 
-pytestmark = on_every_engine
+pytestmark = on_every_stream
 
 
 # ---- what a stream says of itself
@@ -413,8 +413,10 @@ async def test_an_error_of_read_from_fd_closes_the_stream_with_it(
 
 @pytest.mark.gen_test
 async def test_write_to_fd_may_send_as_little_as_it_likes(stream: IOStream, peer: Peer) -> None:
+    send = stream.write_to_fd
+
     def stingy(data: bytes | memoryview) -> int | None:
-        return stream.socket.send(bytes(data[:3]))
+        return send(bytes(data[:3]))
 
     stream.write_to_fd = stingy  # type: ignore[method-assign, assignment]
     await stream.write(b"abcdefgh")

@@ -8,9 +8,9 @@ import pytest
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError
 from tests.conftest import MakePair
-from tests.support import Peer, eventually, fill, on_every_engine, turns
+from tests.support import Peer, eventually, fill, on_every_stream, turns
 
-pytestmark = on_every_engine
+pytestmark = on_every_stream
 
 
 # ---- close

@@ -9,9 +9,9 @@ import pytest
 
 from iostreamsrv import CloseReason, IOStream, OptionError, StreamClosedError, TCPServer
 from tests.conftest import MakePair
-from tests.support import PATIENCE, Peer, eventually, fill, on_every_engine, tcp_pair, turns
+from tests.support import PATIENCE, Peer, eventually, fill, on_every_stream, tcp_pair, turns
 
-pytestmark = on_every_engine
+pytestmark = on_every_stream
 
 LINE = b"0123456789abcde\n"
 
@@ -473,8 +473,11 @@ async def test_a_half_open_stream_costs_nothing_while_it_is_idle(
     assert await is_quiet(dispatched)
 
 
+URGENT = pytest.param("urgent data", marks=pytest.mark.plain("TLS has no urgent data"))
+
+
 @pytest.mark.parametrize("half_open", [False, True])
-@pytest.mark.parametrize("what", ["an end", "unread bytes", "unread bytes and an end", "urgent data"])
+@pytest.mark.parametrize("what", ["an end", "unread bytes", "unread bytes and an end", URGENT])
 @pytest.mark.gen_test
 async def test_a_peer_that_does_not_read_costs_nothing_whatever_it_sent(
     make_pair: MakePair, half_open: bool, what: str
