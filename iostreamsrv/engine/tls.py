@@ -39,6 +39,9 @@ PLAINTEXT = 1 << 18
 """Bytes encrypted at once: what a send may have to leave behind in memory, while the plaintext is kept as well."""
 
 
+NOTHING = memoryview(b"")
+
+
 class TLSSocket:
     """What ``stream.socket`` is under TLS: the socket, and what one asks an `ssl.SSLSocket` for beside it."""
 
@@ -94,7 +97,7 @@ class TLSStream(SocketStream):
         self._server_hostname: str | None = None
         self._raw = self.socket
         self._tls: TLSEngine | None = None
-        self._ciphertext = memoryview(b"")  # encrypted, and not sent
+        self._ciphertext = NOTHING  # encrypted, and not sent
         self._accepted = 0  # bytes of plaintext that are in it
         self._drained = False  # the last receive emptied the socket
         self._truncated = False  # the peer's side ended without its word
@@ -286,9 +289,10 @@ class TLSStream(SocketStream):
         """Send ``data``, which begins with what was encrypted before, if that has not been reported sent."""
         assert self._tls is not None
         if not self._accepted:
-            view = memoryview(data)[:PLAINTEXT]
-            self._tls.write(view)
-            self._accepted = len(view)
+            if len(data) > PLAINTEXT:
+                data = memoryview(data)[:PLAINTEXT]
+            self._tls.write(data)
+            self._accepted = len(data)
         if not self._send_ciphertext():
             return 0
         sent, self._accepted = self._accepted, 0
@@ -297,14 +301,17 @@ class TLSStream(SocketStream):
     def _send_ciphertext(self) -> bool:
         """Send what the engine has for the peer; whether all of it could be."""
         assert self._tls is not None
-        if not self._ciphertext:
-            self._ciphertext = memoryview(self._tls.take_outgoing())
-        while self._ciphertext:
+        while ciphertext := self._ciphertext or self._tls.take_outgoing():
             try:
-                sent = self._raw.send(self._ciphertext)
+                sent = self._raw.send(ciphertext)
             except BlockingIOError:
+                sent = 0
+            if sent < len(ciphertext):
+                self._ciphertext = memoryview(ciphertext)[sent:]
                 return False
-            self._ciphertext = self._ciphertext[sent:] or memoryview(self._tls.take_outgoing())
+            self._ciphertext = NOTHING
+            if not self._tls.has_output():
+                break
         return True
 
     def _sendfile(self, region: FileRegion, size: int) -> int | None:

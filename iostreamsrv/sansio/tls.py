@@ -80,13 +80,15 @@ class TLSEngine:
         :raises Truncated: the ciphertext has ended, and the peer has not.
         :raises ssl.SSLError: the ciphertext is broken.
         """
-        first = self._plaintext.pop(0) if self._plaintext else self._read_record(size)
-        if first is not None and len(first) > size:
-            self._plaintext.insert(0, first[size:])
+        if self._plaintext:
+            first = self._plaintext.pop(0)
+            if len(first) > size:
+                self._plaintext.insert(0, first[size:])
             return first[:size]
-        if not first or not self.has_input():
-            return first
-        return first + self._read_on(size - len(first))
+        record = self._read_record(size)
+        if record and (self._incoming.pending or self.object.pending()):
+            record += self._read_on(size - len(record))
+        return record
 
     def _read_on(self, size: int) -> bytes:
         """What else there is, without the end or the error behind it: that is for the next read."""
@@ -112,26 +114,23 @@ class TLSEngine:
         if self._incoming.pending or self.object.pending():  # saves an exception
             try:
                 record = self.object.read(size)
+                if record:
+                    return record
+                self._end = b""
             except ssl.SSLWantReadError:
                 pass
             except ssl.SSLZeroReturnError:
                 self._end = b""
             except ssl.SSLError as error:
                 self._end = copy(error)
-            else:
-                if record:
-                    return record
-                self._end = b""
         if self._end is None and self._fed_all:
             self._end = Truncated()
         return None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt all of ``data``."""
-        with memoryview(data) as view:
-            done = 0
-            while done < len(view):
-                done += self.object.write(view[done:])
+        if len(data):
+            self.object.write(data)  # there is always room in memory, so it takes all
 
     def close(self) -> None:
         """Tell the peer that this side ends. What it has sent, and sends, can still be read.
