@@ -67,6 +67,7 @@ class Certificates:
       wrong one; both need ``ca_certs``. `ssl.CERT_NONE`, the default, asks for none.
     - ``ciphers``: for TLS 1.2, in OpenSSL's notation; the default is :data:`CIPHERS`.
     - ``alpn``: protocols in the server's order of preference: ``["h2", "http/1.1"]``.
+    - ``ssl_version``: Tornado's; `ssl.PROTOCOL_TLS` and the two after it are taken, and say nothing.
     - ``sni``: certificates by the name a client asks for, each a dict of ``certfile``, ``keyfile``, ``password``. An
       exact name goes before ``*.name``, which stands for one label; all others get the certificate above.
 
@@ -162,7 +163,8 @@ def client_context(ssl_options: SSLOptions | None = None) -> ssl.SSLContext:
     :param ssl_options: None: the authorities that the system trusts. An `ssl.SSLContext`: that one. A dict:
         ``ca_certs``, a file with the authorities to trust instead; ``cert_reqs``, of which `ssl.CERT_NONE` verifies
         neither certificate nor name; ``certfile``, ``keyfile`` and ``password`` for a server that asks for a
-        certificate; ``ciphers`` and ``alpn``.
+        certificate; ``ciphers`` and ``alpn``. Each call reads its files: make one context for many connections.
+    :returns: the context; for None always the same one, which is not to be changed.
     :raises CertificateError: see `Certificates`.
     """
     if ssl_options is None:
@@ -275,7 +277,7 @@ def _host(name: object) -> str:
     except UnicodeError:
         host = ""
     if not re.fullmatch(r"(\*\.)?[\w-]+(\.[\w-]+)*", host):
-        raise CertificateError("sni", name, "must be the name of a host, or *. and the name of a domain")
+        raise CertificateError("sni", name, "must be the name of a host, or *. and a domain")
     return host
 
 
@@ -445,14 +447,16 @@ def _try(context: ssl.SSLContext, option: str, value: object) -> x509.Certificat
                 ) from None
             break
     try:
-        shown = client.getpeercert(binary_form=True)
-    except ValueError:  # the handshake was not finished
+        return x509.load_der_x509_certificate(client.getpeercert(binary_form=True) or b"")
+    except ValueError:  # the handshake was not finished, or showed nothing that would be known
         return None
-    return x509.load_der_x509_certificate(shown) if shown else None
 
 
-NOTHING_TO_SHOW = {"NO_SHARED_CIPHER", "NO_SUITABLE_SIGNATURE_ALGORITHM", "NO_CERTIFICATE_SET"}
-"""What OpenSSL says of a server without a certificate that fits, in TLS 1.2 and 1.3. Anything else may be meant so."""
+NOTHING_TO_SHOW = {"NO_SHARED_CIPHER", "NO_SUITABLE_SIGNATURE_ALGORITHM", "UNSUPPORTED_PROTOCOL"}
+"""What OpenSSL says of a server that has no certificate of use, by version; the client in memory has everything else.
+
+Other errors are for real clients: it has no certificate of its own, say.
+"""
 
 
 @functools.cache

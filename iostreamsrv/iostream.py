@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 from asyncio import Future
-from typing import Any
+from typing import Any, cast
 
 import tornado.iostream
 
@@ -51,7 +51,7 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
     def start_tls(  # type: ignore[override]
         self,
         server_side: bool,
-        ssl_options: dict[str, Any] | ssl.SSLContext | None = None,
+        ssl_options: dict[str, Any] | ssl.SSLContext | Certificates | None = None,
         server_hostname: str | None = None,
     ) -> "Future[SSLIOStream]":
         """Go on under TLS: the future gives the stream to use from now on, when the handshake is done.
@@ -64,7 +64,8 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
 
         :param server_side: whether this is the server's end.
         :param ssl_options: a dict or an `ssl.SSLContext`, see :mod:`iostreamsrv.certificates`. None: the client's
-            defaults, which verify.
+            defaults, which verify. A server had better make its `Certificates` once and give them here: a dict's files
+            are read and checked each time.
         :param server_hostname: for the client's end: the name that the server's certificate is to have.
         :raises ValueError: a read, a write or a connect is pending.
         :raises StreamClosedError: the stream is closed.
@@ -77,9 +78,11 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
         if self.reading() or self._write_buffer is not None or self._connect_future is not None:
             raise ValueError("the stream is not idle: TLS cannot start while it reads, writes or connects")
         if not server_side:
-            context = client_context(ssl_options)
+            context = client_context(cast(Any, ssl_options))  # Certificates are refused there
         elif ssl_options is None:
             raise OptionError("ssl_options", None, "a server needs a certificate")
+        elif isinstance(ssl_options, Certificates):
+            context = ssl_options.context
         else:
             context = Certificates(ssl_options).context
         return self._start_tls(context, server_side, server_hostname, None)

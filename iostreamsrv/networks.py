@@ -46,7 +46,7 @@ class TrustedNetworks:
         if not isinstance(address, tuple) or not address:
             return False
         try:
-            host = ip_address(str(address[0]).partition("%")[0])
+            host = ip_address(str(address[0]))
         except ValueError:
             return False
         if isinstance(host, IPv6Address):
@@ -66,11 +66,10 @@ def _network(name: str) -> IPv4Network | IPv6Network:
     ip, network = interface.ip, interface.network
     if not network.prefixlen:
         raise ValueError(f"{name!r} is everybody; say {ANY!r} where that is meant")
-    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
-    if network.prefixlen < 96 and (mapped is not None or MAPPED in network):
+    if network.prefixlen < 96 and MAPPED in network:
         raise ValueError(f"{name!r} has IPv4-mapped addresses and a prefix below 96; name the IPv4 network instead")
-    if mapped is not None:
-        return _network(f"{mapped}/{network.prefixlen - 96}")
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        return _network(f"{ip.ipv4_mapped}/{network.prefixlen - 96}")
     if ip != network.network_address:
         raise ValueError(f"{name!r} has host bits set; the network is '{network}'")
     return network

@@ -36,10 +36,10 @@ class Pair:
         password = _secret(options.get("password"), prefix)
         option = f"{prefix}certfile" if keyfile is None else f"{prefix}keyfile"
         key = _private_key(option, keyfile or certfile, password)
-        if key.public_key() != certificates[0].public_key():
-            later = any(key.public_key() == other.public_key() for other in certificates[1:])
-            hint = ", but a later one: the server's own must be the first" if later else ""
-            raise CertificateError(option, keyfile or certfile, f"the key is not that of {certfile!r}{hint}")
+        if not _belongs(key, certificates[0]):
+            later = any(_belongs(key, other) for other in certificates[1:])
+            hint = " as its first certificate, only as a later one" if later else ""
+            raise CertificateError(option, keyfile or certfile, f"the key is not what {certfile!r} has{hint}")
         return cls(certfile, keyfile or certfile, password or b"", certificates[0], prefix)
 
     def load_into(self, context: ssl.SSLContext) -> None:
@@ -72,6 +72,13 @@ def _certificates(option: str, path: str) -> list[x509.Certificate]:
         raise CertificateError(option, path, "holds a damaged certificate") from None
 
 
+def _belongs(key: Any, certificate: x509.Certificate) -> bool:
+    try:
+        return bool(key.public_key() == certificate.public_key())
+    except (ValueError, UnsupportedAlgorithm):  # a public key that is damaged, or of a kind that nobody here knows
+        return False
+
+
 def _private_key(option: str, path: str, password: bytes | None) -> Any:
     blocks = blocks_in(option, path, b"PRIVATE KEY")
     if not blocks:
@@ -87,15 +94,18 @@ def _private_key(option: str, path: str, password: bytes | None) -> Any:
         raise CertificateError(option, path, problem) from None
 
 
-PEM = re.compile(rb"^-----BEGIN ([A-Z0-9 ]+)-----$.*?^-----END \1-----$", re.DOTALL | re.MULTILINE)
+PEM = re.compile(rb"^-----BEGIN ([A-Z0-9 ]+)-----[ \t]*$.*?^-----END \1-----[ \t]*$", re.DOTALL | re.MULTILINE)
+
+HALF = re.compile(rb"^-----(BEGIN|END) |^-[^\n]*\Z", re.MULTILINE)
+"""What is left besides blocks where a file ends too early: the line of a block that has no other, or a piece of it."""
 
 
 def blocks_in(option: str, path: str, kind: bytes) -> list[bytes]:
-    """The PEM blocks of a file whose name ends with ``kind``."""
+    """The PEM blocks of a file that are of this kind, which is how their name ends."""
     try:
         data = Path(path).read_bytes().replace(b"\r\n", b"\n")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise CertificateError(option, path, getattr(error, "strerror", None) or str(error)) from None
-    if re.search(rb"^--", PEM.sub(b"", data), re.MULTILINE):
-        raise CertificateError(option, path, "is incomplete: a PEM block begins or ends that has no other half")
+    if HALF.search(PEM.sub(b"", data)):
+        raise CertificateError(option, path, "is incomplete: it has half of a PEM block")
     return [block[0] for block in PEM.finditer(data) if block[1].endswith(kind)]

@@ -31,7 +31,7 @@ from .socketoptions import set_socket_options
 
 __all__ = ["Streams", "TCPServer"]
 
-SSLOptions = dict[str, Any] | ssl.SSLContext | Literal[False] | None
+SSLOptions = dict[str, Any] | ssl.SSLContext | Certificates | Literal[False] | None
 
 DAY = 86400.0
 """Seconds between two looks at how long certificates are still valid."""
@@ -81,7 +81,8 @@ class TCPServer:
     ``io_loop``, else the thread's current one; :func:`iostreamsrv.run` and :meth:`serve_forever` take their own.
 
     :param ssl_options: None for plain connections; for TLS a dict with ``certfile`` and ``keyfile``, or an
-        `ssl.SSLContext`: see `Certificates`. The files are read and checked here, before anything is bound.
+        `ssl.SSLContext`, or `Certificates`, which say more. The files are read and checked here, before anything is
+        bound.
     :param io_loop: the `IOLoop` to accept on; None: see above.
     :param options: ``max_buffer_size``, ``read_chunk_size``, ``close_on_return`` and the others of `ServerOptions`,
         by keyword.
@@ -93,7 +94,7 @@ class TCPServer:
 
     def __init__(
         self,
-        ssl_options: dict[str, Any] | ssl.SSLContext | None = None,
+        ssl_options: dict[str, Any] | ssl.SSLContext | Certificates | None = None,
         max_buffer_size: float | None = None,
         read_chunk_size: int | None = None,
         *,
@@ -266,8 +267,9 @@ class TCPServer:
         self._look_for_expiry(io_loop.asyncio_loop)  # type: ignore[attr-defined]
 
     def _make_greeter(self, ssl_options: SSLOptions) -> Greeter:
-        certificates = None
-        if ssl_options is not None and ssl_options is not False:
+        if ssl_options is None or ssl_options is False or isinstance(ssl_options, Certificates):
+            certificates = ssl_options or None
+        else:
             options = self.options
             certificates = Certificates(
                 ssl_options, strict_validity=options.strict_validity, allow_legacy_tls=options.allow_legacy_tls

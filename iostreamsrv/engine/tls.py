@@ -13,6 +13,7 @@ socket is empty says nothing yet: records may wait in the engine.
 **The handshake** is a part of connecting: until it is done reads and writes wait as they do for a connection.
 """
 
+import contextlib
 import errno
 import os
 import ssl
@@ -256,7 +257,8 @@ class TLSStream(SocketStream):
             return b""
         finally:
             if tls.has_output():  # an alert, or the answer to the peer's new key
-                self._send_ciphertext()
+                with contextlib.suppress(OSError):  # a send that fails says so at the next write
+                    self._send_ciphertext()
         return plaintext
 
     def _how_input_ended(self) -> CloseReason:

@@ -167,7 +167,7 @@ def _show_ipv6(packed: bytes) -> str:
 
 
 def _port(text: str) -> int:
-    if not re.fullmatch("0|[1-9][0-9]{0,4}", text) or int(text) > 65535:
+    if not re.fullmatch("0|[1-9][0-9]*", text) or int(text) > 65535:
         raise ValueError(f"{text!r} is no port")
     return int(text)
 
@@ -237,7 +237,7 @@ def _places(header: bytes, start: int) -> Iterator[tuple[int, int, int]]:
     while start < len(header):
         begin = start + 3
         end = begin + int.from_bytes(header[start + 1 : begin])
-        if max(begin, end) > len(header):
+        if end > len(header):
             raise ProxyError(f"PROXY header: the TLV at byte {start} is longer than the header")
         yield header[start], begin, end
         start = end

@@ -115,6 +115,9 @@ def be_strict() -> None:
     """Set up warnings and logs as Tornado's own test runner does, and be as strict with our modules as with its own."""
     warnings.filterwarnings("error")
     warnings.filterwarnings("ignore", category=ImportWarning)
+    warnings.filterwarnings(
+        "ignore", ".*test.key.*read", UserWarning
+    )  # rightly said of the key that Tornado's tests have
     for category in (DeprecationWarning, PendingDeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
         warnings.filterwarnings("error", category=category, module=r"(tornado|iostreamsrv)\..*")
