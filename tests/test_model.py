@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from iostreamsrv import ConcurrentReadError, IOLoop, IOStream, StreamClosedError, StreamTimeoutError, hub
 from tests.conftest import new_loop
-from tests.support import EVERY_ENGINE, Peer, open_descriptors, tcp_pair, turns
+from tests.support import EVERY_STREAM, Cut, Peer, open_descriptors, tcp_pair, tls_pair, turns
 
 CASES = 2000 if os.environ.get("IOSTREAMSRV_ALL") == "1" else 200
 
@@ -201,6 +201,9 @@ class Machine:
                 chunk = self.peer.socket.recv(1 << 20)
             except BlockingIOError:
                 break
+            except Cut:
+                assert self.stream.close_reason == "aborted" or self.lossy
+                break
             except ConnectionError:
                 assert self.stream.closed()
                 break
@@ -378,6 +381,8 @@ class Machine:
             async with asyncio.timeout(PATIENCE):
                 async for chunk in self.peer.chunks():
                     self.received += chunk
+        except Cut:
+            assert self.lossy
         except ConnectionError:
             pass
         assert self.written.startswith(self.received)
@@ -488,10 +493,20 @@ async def exchange(
         await machine.receive()
 
 
+def ends_of(engine: str, sockets: tuple[socket.socket, socket.socket], **options: Any) -> tuple[IOStream, Peer]:
+    """The stream and its peer."""
+    if engine == "tls":
+        return tls_pair(sockets, **options)
+    return IOStream(sockets[0], **options), Peer(sockets[1])
+
+
 async def carry_out(
-    program: tuple[list[Any], list[Any], list[Any]], sockets: tuple[socket.socket, socket.socket], **options: Any
+    program: tuple[list[Any], list[Any], list[Any]],
+    engine: str,
+    sockets: tuple[socket.socket, socket.socket],
+    **options: Any,
 ) -> None:
-    machine = Machine(IOStream(sockets[0], **options), Peer(sockets[1]))
+    machine = Machine(*ends_of(engine, sockets, **options))
     try:
         first, ends, last = program
         for steps in first:
@@ -527,7 +542,7 @@ def run_on(engine: str, coroutine: Awaitable[None]) -> None:
         asyncio.set_event_loop(None)
 
 
-@pytest.fixture(params=EVERY_ENGINE)
+@pytest.fixture(params=EVERY_STREAM)
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(hub, "driver", hub.LoopHub if request.param == "loop" else hub.EpollHub)
     new_loop(request.param).close()
@@ -550,7 +565,7 @@ def test_a_stream_is_a_string_of_bytes_whatever_happens(
     engine: str, program: tuple[list[Any], list[Any], list[Any]], pair: Callable[[], Any], chunk: int | None, cork: bool
 ) -> None:
     before = open_descriptors()
-    run_on(engine, carry_out(program, pair(), read_chunk_size=chunk, cork=cork))
+    run_on(engine, carry_out(program, engine, pair(), read_chunk_size=chunk, cork=cork))
     assert open_descriptors() == before
 
 
@@ -571,9 +586,10 @@ async def reply_to_all(stream: IOStream, requests: int, size: int, ending: str) 
         await stream.drain()
 
 
-async def pipeline(requests: list[bytes], cuts: list[int], size: int, ending: str, rest: bytes, pause: int) -> None:
-    sockets = socket.socketpair()
-    stream, peer = IOStream(sockets[0]), Peer(sockets[1])
+async def pipeline(
+    engine: str, requests: list[bytes], cuts: list[int], size: int, ending: str, rest: bytes, pause: int
+) -> None:
+    stream, peer = ends_of(engine, socket.socketpair())
     replying = asyncio.create_task(reply_to_all(stream, len(requests), size, ending))
     data = b"".join(requests) + rest
     expected = b"".join(request[:-1] * size + b"\n" for request in requests)
@@ -618,5 +634,5 @@ def test_every_pipelined_request_is_answered_in_order_however_it_ends(
     before = open_descriptors()
     total = sum(map(len, requests)) + len(rest)
     cuts = [min(cut, total) for cut in cuts]
-    run_on(engine, pipeline(requests, cuts, size, ending, rest, pause))
+    run_on(engine, pipeline(engine, requests, cuts, size, ending, rest, pause))
     assert open_descriptors() == before
