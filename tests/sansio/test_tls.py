@@ -57,6 +57,13 @@ def test_what_is_written_is_read(pair: tuple[TLSEngine, TLSEngine]) -> None:
         assert not target.has_input()
 
 
+def test_nothing_that_is_written_is_nothing_to_send(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    client = pair[1]
+    client.take_outgoing()
+    client.write(b"")
+    assert not client.has_output()
+
+
 def test_many_records_are_read_at_once_and_no_more_than_is_wanted(pair: tuple[TLSEngine, TLSEngine]) -> None:
     server, client = pair
     data = bytes(range(256)) * 400
