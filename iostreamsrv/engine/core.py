@@ -57,6 +57,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_hangup",
         "_hub",
         "_inline",
+        "_more_inside",
         "_owed",
         "_owed_timer",
         "_owner",
@@ -135,6 +136,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._read_future: Future[Any] | None = None
         self._read_timer: TimerHandle | None = None
         self._readable = True  # bytes may be there already, and their edge past
+        self._more_inside = False  # a short read is no sign of it, as this stream holds bytes that it has not given
         self._hangup = False  # a short read is no sign that there is no more: an end was announced, or urgent data
         self._eof: CloseReason | None = None  # how the peer's side ended
         self._untried = False  # there are bytes that the pending read has not been offered

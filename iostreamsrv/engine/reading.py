@@ -317,7 +317,7 @@ class ReadSide(WriteSide):
             if chunk is not None:
                 self._input_ended()
             return None
-        if len(chunk) < size and not self._hangup:
+        if len(chunk) < size and not self._hangup and not self._more_inside:
             self._readable = False
         self.bytes_read += len(chunk)
         hub = self._hub

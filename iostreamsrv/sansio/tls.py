@@ -23,9 +23,10 @@ class TLSEngine:
     """One end of a TLS connection.
 
     :ivar object: the `ssl.SSLObject`, to ask for certificates, ciphers and versions.
+    :ivar has_input: whether a read may give something, or an end or an error, without more ciphertext.
     """
 
-    __slots__ = ("_by_name", "_end", "_fed_all", "_incoming", "_outgoing", "_plaintext", "object")
+    __slots__ = ("_by_name", "_end", "_fed_all", "_incoming", "_outgoing", "_plaintext", "has_input", "object")
 
     def __init__(
         self,
@@ -41,14 +42,17 @@ class TLSEngine:
         self._plaintext: list[bytes] = []  # decrypted before somebody asked for it
         self._end: bytes | ssl.SSLError | Truncated | None = None  # what the reads end with: b"" where all is well
         self._fed_all = False
+        self.has_input = False
 
     def feed(self, ciphertext: bytes | bytearray) -> None:
         """Take what arrived."""
         self._incoming.write(ciphertext)
+        self.has_input = True
 
     def feed_end(self) -> None:
         """There is no more to come."""
         self._fed_all = True  # OpenSSL is not told: it would send an alert, and could send nothing after it
+        self.has_input = True
 
     def take_outgoing(self) -> bytes:
         """What is to be sent: handshakes, answers to the peer, and what was written."""
@@ -70,10 +74,6 @@ class TLSEngine:
             return False
         return True
 
-    def has_input(self) -> bool:
-        """Whether a read may give something, or an end or an error, without more ciphertext."""
-        return bool(self._plaintext or self._end is not None or self._incoming.pending or self.object.pending())
-
     def read(self, size: int) -> bytes | None:
         """Up to ``size`` bytes of plaintext; b"" where the peer has ended; None where more ciphertext is wanted.
 
@@ -86,7 +86,7 @@ class TLSEngine:
                 self._plaintext.insert(0, first[size:])
             return first[:size]
         record = self._read_record(size)
-        if record and (self._incoming.pending or self.object.pending()):
+        if record and self.has_input:
             record += self._read_on(size - len(record))
         return record
 
@@ -94,7 +94,7 @@ class TLSEngine:
         """What else there is, without the end or the error behind it: that is for the next read."""
         records = []
         with contextlib.suppress(ssl.SSLError, Truncated):
-            while size and self.has_input() and (record := self._read_record(size)):
+            while size and self.has_input and (record := self._read_record(size)):
                 records.append(record)
                 size -= len(record)
         return b"".join(records)
@@ -111,20 +111,24 @@ class TLSEngine:
 
     def _decrypt(self, size: int) -> bytes | None:
         """The next bytes. None where there are none now, or no more, which is then noted as the end."""
-        if self._incoming.pending or self.object.pending():  # saves an exception
+        if self.has_input:  # saves an exception
             try:
                 record = self.object.read(size)
                 if record:
+                    # Only a read that is full can have left a part of its record.
+                    if not (self._incoming.pending or self._fed_all or (len(record) == size and self.object.pending())):
+                        self.has_input = bool(self._plaintext)
                     return record
                 self._end = b""
             except ssl.SSLWantReadError:
-                pass
+                self.has_input = bool(self._plaintext)
             except ssl.SSLZeroReturnError:
                 self._end = b""
             except ssl.SSLError as error:
                 self._end = copy(error)
         if self._end is None and self._fed_all:
             self._end = Truncated()
+            self.has_input = True
         return None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -140,6 +144,7 @@ class TLSEngine:
         # OpenSSL looks for the peer's answer in what has arrived, and gives up where it finds data: take that first.
         while plaintext := self._read_on(TAKE):
             self._plaintext.append(plaintext)
+        self.has_input = bool(self._plaintext) or self._end is not None
         if not isinstance(self._end, ssl.SSLError):
             with contextlib.suppress(ssl.SSLError):  # as a rule SSLWantReadError: the peer has not answered yet
                 self.object.unwrap()

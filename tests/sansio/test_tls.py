@@ -51,10 +51,10 @@ def test_what_is_written_is_read(pair: tuple[TLSEngine, TLSEngine]) -> None:
         assert source.has_output()
         carry(source, target)
         assert not source.has_output()
-        assert target.has_input()
+        assert target.has_input
         assert target.read(100) == b"hello"
         assert target.read(100) is None
-        assert not target.has_input()
+        assert not target.has_input
 
 
 def test_nothing_that_is_written_is_nothing_to_send(pair: tuple[TLSEngine, TLSEngine]) -> None:
@@ -104,7 +104,7 @@ def test_an_end_behind_data_is_read_after_it_and_again(pair: tuple[TLSEngine, TL
     client.close()
     carry(client, server)
     assert server.read(100) == b"last words"
-    assert server.has_input()
+    assert server.has_input
     assert server.read(100) == b""
     assert server.read(100) == b""
 
