@@ -170,6 +170,7 @@ class TLSEnd:
         self._unread = b""
         self._waiting: asyncio.Future[OSError | None] | None = None  # for room
         self._ended = False
+        self._shut = False  # the socket is to be shut when all has been sent
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.raw, name)
@@ -236,6 +237,9 @@ class TLSEnd:
                 self._unsent = self._unsent[self.raw.send(self._unsent) :]
         except BlockingIOError:
             return False
+        if self._shut:
+            self.raw.shutdown(socket.SHUT_WR)
+            self._shut = False
         return True
 
     def _flush_on(self) -> None:
@@ -272,8 +276,8 @@ class TLSEnd:
     def shutdown(self, how: int) -> None:
         assert how == socket.SHUT_WR
         self.say_goodbye()
-        assert self._flush_now(), "there is more on its way than the kernel takes"
-        self.raw.shutdown(how)
+        self._shut = True
+        self.flush()
 
     def close(self) -> None:
         if self.raw.fileno() >= 0:
