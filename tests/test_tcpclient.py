@@ -6,6 +6,7 @@ import datetime
 import errno
 import itertools
 import math
+import random
 import select
 import socket
 import sys
@@ -286,12 +287,20 @@ async def test_a_family_that_there_is_not_is_passed_over(listener: socket.socket
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems give the loopback interface one address")
+def unused_port() -> int:
+    """A port that is free, and not one of those that the kernel gives to whoever asks for any."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise AssertionError("100 ports were taken")
+
+
 @pytest.mark.gen_test
 async def test_a_connection_comes_from_the_source_that_was_asked_for(
     listener: socket.socket, address: tuple[str, int]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        free = taken.getsockname()[1]
+    free = unused_port()
     for source, seen in (
         ({"source_ip": "127.0.0.3"}, "127.0.0.3"),
         ({"source_port": free}, "127.0.0.1"),
@@ -311,8 +320,7 @@ async def test_attempts_that_overlap_may_have_one_source_port(
     head_start: Any, dead: tuple[str, int], listener: socket.socket, address: tuple[str, int]
 ) -> None:
     head_start(0.01)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        free = taken.getsockname()[1]
+    free = unused_port()
     stream = await client_of(dead, address).connect("example.test", 80, source_port=free, timeout=PATIENCE)
     assert stream.local_address == ("127.0.0.1", free)
     peer = accepted(listener)
