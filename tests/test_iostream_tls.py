@@ -8,7 +8,6 @@ import contextlib
 import functools
 import gc
 import logging
-import select
 import socket
 import ssl
 import tempfile
@@ -672,14 +671,27 @@ async def _end(stream: IOStream, how: str) -> None:
         await result
 
 
+RECORD = 100
+"""Bytes of plaintext in each of the writes that fill the kernel's buffer."""
+
+
 def fill_to_the_last_byte(stream: SSLIOStream) -> int:
-    """Write until the kernel has taken all and has no room for one more; how many bytes."""
-    count = 0
-    while select.select([], [stream.fileno()], [], 0)[1]:
-        stream.write(bytes(100))
-        count += 100
+    """Write until the kernel has taken all and has no room for one more; how many bytes.
+
+    The stream would queue the first record that does not fit, so another socket tells how many do.
+    """
+    one, other = socket.socketpair()
+    with one, other:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        one.setblocking(False)
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while one.send(bytes(RECORD + 22)):  # 22 is what TLS 1.3 adds
+                count += 1
+    for _ in range(count):
+        stream.write(bytes(RECORD))
     assert not stream.writing(), "something is queued"
-    return count
+    return count * RECORD
 
 
 @pytest.mark.gen_test

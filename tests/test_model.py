@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from iostreamsrv import ConcurrentReadError, IOLoop, IOStream, StreamClosedError, StreamTimeoutError, hub
 from tests.conftest import new_loop
-from tests.support import EVERY_ENGINE, Cut, Peer, TLSPeer, open_descriptors, tcp_pair, tls_pair, turns
+from tests.support import EVERY_STREAM, Cut, Peer, TLSPeer, open_descriptors, tcp_pair, tls_pair, turns
 
 CASES = 2000 if os.environ.get("IOSTREAMSRV_ALL") == "1" else 200
 
@@ -549,7 +549,7 @@ def run_on(engine: str, coroutine: Awaitable[None]) -> None:
         asyncio.set_event_loop(None)
 
 
-@pytest.fixture(params=EVERY_ENGINE)
+@pytest.fixture(params=EVERY_STREAM)
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(hub, "driver", hub.LoopHub if request.param == "loop" else hub.EpollHub)
     new_loop(request.param).close()

@@ -200,9 +200,7 @@ class BaseIOStream(ReadSide):
         self._end_read(error)
         self._keep_what_is_owed()
         self._fail_writes()
-        if self._write_buffer is None:
-            self._close_descriptor()
-        else:
+        if self._write_buffer is not None or not self._part():
             self._owed_timer = self._hub.loop.call_later(CLOSE_TIMEOUT, self._give_up_owed)
         if self._close_callback is not None:
             self._run_close_callback()

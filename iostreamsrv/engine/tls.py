@@ -39,6 +39,8 @@ one. Twice as much would have malloc map and unmap memory each time."""
 PLAINTEXT = 1 << 18
 """Bytes encrypted at once: what a send may have to leave behind in memory, while the plaintext is kept as well."""
 
+NO_GOODBYE = frozenset({CloseReason.ABORTED, CloseReason.RESET, CloseReason.TLS_ERROR})
+"""Ends in which the peer is not told of the end: it is gone, or is to notice."""
 
 NOTHING = memoryview(b"")
 
@@ -326,13 +328,20 @@ class TLSStream(SocketStream):
             return False
 
     def _shutdown_writes(self) -> None:
-        if self._say_goodbye():
+        if self._send_goodbye():
             SocketStream._shutdown_writes(self)
         else:  # _flush goes on with it, and comes back here
             self._wait_for_room()
 
     def _say_goodbye(self) -> bool:
-        """Tell the peer that this side ends; whether that is on its way."""
+        if self.close_reason in NO_GOODBYE:
+            return True
+        try:
+            return self._send_goodbye()
+        except OSError:
+            return True  # the peer is gone
+
+    def _send_goodbye(self) -> bool:
         if self._tls is None or not self._handshaken:
             return True
         if not self._said_goodbye:
@@ -345,13 +354,10 @@ class TLSStream(SocketStream):
         SocketStream._forget_all(self)
 
     def close_fd(self) -> None:
-        if self.close_reason not in (CloseReason.ABORTED, CloseReason.RESET, CloseReason.TLS_ERROR):
-            try:
-                self._say_goodbye()
-                # Session tickets, which nobody reads who only writes: to close with them unread would be a reset.
+        if self.close_reason not in NO_GOODBYE:
+            # Session tickets, which nobody reads who only writes: to close with them unread would be a reset.
+            with contextlib.suppress(OSError):  # there are none, or the peer is gone
                 self._raw.recv(CIPHERTEXT)
-            except OSError:
-                pass  # the peer is gone, or there are none
         SocketStream.close_fd(self)
 
 

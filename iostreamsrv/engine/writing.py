@@ -366,7 +366,19 @@ class WriteSide(StreamCore):
         if self._write_buffer is not None:
             self._flush()
             if self._write_buffer is None:
-                self._close_descriptor()
+                self._part()
+
+    def _part(self) -> bool:
+        """Take leave of the peer and close the descriptor; whether that could be done at once."""
+        if self._say_goodbye() or self._hub.loop.is_closed():
+            self._close_descriptor()
+            return True
+        self._wait_for_room()  # _deliver_owed goes on with it
+        return False
+
+    def _say_goodbye(self) -> bool:
+        """Tell the peer, where there are words for it, that this side ends; whether that is on its way."""
+        return True
 
     def _give_up_owed(self) -> None:
         if self._write_buffer is not None:
