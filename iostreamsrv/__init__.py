@@ -5,6 +5,7 @@ from .errors import (
     CloseReason,
     ConcurrentConnectError,
     ConcurrentReadError,
+    KickedError,
     ListenError,
     OptionError,
     ResolveError,
@@ -14,6 +15,7 @@ from .errors import (
     StreamTimeoutError,
     UnsatisfiableReadError,
 )
+from .events import Event
 from .ioloop import IOLoop, run
 from .iostream import BaseIOStream, IOStream, PipeIOStream, SSLIOStream
 from .netutil import (
@@ -26,6 +28,7 @@ from .netutil import (
     socket_from_fd,
 )
 from .options import Keepalive, ServerOptions
+from .registry import Group
 from .tcpclient import TCPClient
 from .tcpserver import TCPServer
 from .version import __version__
@@ -37,9 +40,12 @@ __all__ = [
     "ConcurrentConnectError",
     "ConcurrentReadError",
     "Endpoint",
+    "Event",
+    "Group",
     "IOLoop",
     "IOStream",
     "Keepalive",
+    "KickedError",
     "ListenError",
     "OptionError",
     "PipeIOStream",

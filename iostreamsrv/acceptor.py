@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import logging
+import os
 import socket
 import time
 from asyncio import TimerHandle
@@ -9,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tornado.ioloop import IOLoop
-from tornado.log import gen_log
+
+from .events import UNLIMITED, Event, Events
 
 ACCEPTS_PER_TURN = 16
 """Connections taken before the loop has its turn: enough to work off a rush, few enough for those who are in
@@ -45,11 +48,18 @@ EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 LISTENER_GONE = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})  # somebody closed it behind our back
 
 
+QUEUE_MOST = 4096
+"""Most connections that a listener's queue is taken to hold: Linux' ``somaxconn``."""
+
+
 class Acceptor:
     """Accepts what comes to ``listener`` while a loop runs, and hands it to ``accepted(connection, address)``.
 
     :param prepare: sets a socket's options. It is called for the listener, from which connections inherit them, and
         for each of those that do not: which were waiting before, or are no TCP connections.
+    :param may_accept: whether there is a place for one more; if there is none, nothing is accepted before
+        :meth:`resume`, and clients wait in the kernel's queue.
+    :param events: who is told when descriptors run out.
     """
 
     def __init__(
@@ -57,6 +67,8 @@ class Acceptor:
         listener: socket.socket,
         accepted: Callable[[socket.socket, Any], None],
         prepare: Callable[[socket.socket], None] | None = None,
+        may_accept: Callable[[], bool] = lambda: True,
+        events: Events = UNLIMITED,
     ) -> None:
         listener.setblocking(False)
         if prepare is not None:
@@ -64,11 +76,15 @@ class Acceptor:
         self.listener = listener
         self._accepted = accepted
         self._prepare = prepare
+        self._may_accept = may_accept
+        self._events = events
         self._io_loop: IOLoop | None = None
         self._fd = listener.fileno()
+        self._watching = False
         self._timer: TimerHandle | None = None
         self._pause = PAUSE_FIRST
         self._quiet_until = 0.0
+        self._reserve = -1  # a descriptor to give up for a client who is to be told that there is none
 
     def start(self, io_loop: IOLoop) -> None:
         """Accept on ``io_loop``, and no longer on the loop before."""
@@ -76,65 +92,118 @@ class Acceptor:
             return
         self.stop()
         self._io_loop = io_loop
-        io_loop.add_handler(self.listener, self._on_ready, IOLoop.READ)
+        self._take_reserve()
+        self.resume()
 
     def stop(self) -> None:
         """Stop accepting; the listener stays open."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        elif self._io_loop is not None and not _is_closed(self._io_loop):
-            self._io_loop.remove_handler(self._fd)
+        self.pause()
         self._io_loop = None
+        self._drop_reserve()
 
     def close(self) -> None:
         """Stop accepting and close the listener."""
         self.stop()
         self.listener.close()
 
+    def pause(self) -> None:
+        """Accept nothing until :meth:`resume`."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._watching:
+            self._watching = False
+            if self._io_loop is not None and not _is_closed(self._io_loop):
+                self._io_loop.remove_handler(self._fd)
+
+    def resume(self) -> None:
+        """Accept again. Nothing, if it does, or was stopped."""
+        if self._io_loop is not None and not self._watching and self._timer is None:
+            self._watching = True
+            self._io_loop.add_handler(self.listener, self._on_ready, IOLoop.READ)
+
+    def accept_queued(self) -> None:
+        """Accept all that waits in the kernel's queue, as far as there are places."""
+        for _ in range(QUEUE_MOST):
+            if self._io_loop is None or not self._accept():
+                return
+
     def _on_ready(self, _listener: object, _events: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
-            if self._io_loop is None:
-                return  # stopped by what the last client caused
-            try:
-                connection, address = self.listener.accept()
-            except OSError as error:
-                if error.errno in CLIENT_GONE or error.errno in INTERRUPTED:
-                    continue
-                if error.errno in EXHAUSTED:
-                    self._rest(error)
-                elif error.errno in LISTENER_GONE:
-                    self.stop()
-                elif error.errno in NONE_WAITING:
-                    self._none_waiting()
-                else:
-                    raise
+            if not self._watching:
+                return  # by what the last client caused
+            if not self._accept():
                 return
-            self._pause = PAUSE_FIRST
-            if self._prepare is not None:
-                with contextlib.suppress(OSError):  # the client may be gone
-                    self._prepare(connection)
-            self._accepted(connection, address)
+
+    def _accept(self) -> bool:
+        """Accept one; whether another one may be there."""
+        if not self._may_accept():
+            self.pause()
+            return False
+        try:
+            connection, address = self.listener.accept()
+        except OSError as error:
+            return self._failed(error)
+        self._pause = PAUSE_FIRST
+        if self._prepare is not None:
+            with contextlib.suppress(OSError):  # the client may be gone
+                self._prepare(connection)
+        self._accepted(connection, address)
+        return True
+
+    def _failed(self, error: OSError) -> bool:
+        if error.errno in CLIENT_GONE or error.errno in INTERRUPTED:
+            return True
+        if error.errno in EXHAUSTED:
+            self._rest(error)
+        elif error.errno in LISTENER_GONE:
+            self.stop()
+        elif error.errno in NONE_WAITING:
+            self._none_waiting()
+        else:
+            raise error
+        return False
 
     def _none_waiting(self) -> None:
         if self.listener.family in (socket.AF_INET, socket.AF_INET6):
             self._prepare = None  # whoever comes now inherits
+
+    # ---- out of descriptors
 
     def _rest(self, error: OSError) -> None:
         assert self._io_loop is not None
         now = time.monotonic()
         if now >= self._quiet_until:
             self._quiet_until = now + QUIET
-            gen_log.error("accepting is paused: %s", error)
-        self._io_loop.remove_handler(self._fd)
+            self._events.emit(Event("limit", f"accepting is paused: {error}", logging.ERROR, error=error))
+        if self._pause >= PAUSE_LONGEST:
+            self._shed()
+        self.pause()
         loop = self._io_loop.asyncio_loop  # type: ignore[attr-defined]
         self._timer = loop.call_later(self._pause, self._go_on)
         self._pause = min(self._pause * 2, PAUSE_LONGEST)
 
     def _go_on(self) -> None:
-        assert self._io_loop is not None
         self._timer = None
-        self._io_loop.add_handler(self.listener, self._on_ready, IOLoop.READ)
+        self.resume()
+
+    def _shed(self) -> None:
+        """Close the client that has waited longest, by means of the reserve: better it learns that than waits on."""
+        if self._reserve < 0:
+            return
+        self._drop_reserve()
+        with contextlib.suppress(OSError):
+            self.listener.accept()[0].close()
+        self._take_reserve()
+
+    def _take_reserve(self) -> None:
+        with contextlib.suppress(OSError):
+            self._reserve = os.open(os.devnull, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def _drop_reserve(self) -> None:
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
 
 
 def _is_closed(io_loop: IOLoop) -> bool:

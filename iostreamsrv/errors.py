@@ -7,6 +7,7 @@ The tree, with the classes of Tornado and of Python that each also is::
     ├── StreamTimeoutError            TimeoutError
     ├── StreamBufferFullError         tornado.iostream.StreamBufferFullError
     ├── UnsatisfiableReadError        tornado.iostream.UnsatisfiableReadError
+    ├── KickedError
     ├── ConcurrentReadError           AssertionError
     └── ConcurrentConnectError        AssertionError
     OptionError                       ValueError
@@ -31,6 +32,7 @@ __all__ = [
     "CloseReason",
     "ConcurrentConnectError",
     "ConcurrentReadError",
+    "KickedError",
     "ListenError",
     "Operation",
     "OptionError",
@@ -68,14 +70,28 @@ class CloseReason(StrEnum):
     """The PROXY header is missing, wrong or late, or came from a peer that is not trusted to send one."""
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     """The TLS handshake was not finished within ``handshake_timeout``."""
+    IDLE_TIMEOUT = "idle_timeout"
+    """For ``idle_timeout`` nothing came in, and nothing that is queued went out."""
     BUFFER_FULL = "buffer_full"
     """A size limit was reached: ``max_buffer_size``, ``max_write_buffer_size`` or a read's ``max_bytes``."""
     READ_TIMEOUT = "read_timeout"
-    """A read's ``timeout`` passed and the handler did not catch it."""
+    """A read took longer than ``read_timeout``, or than its own ``timeout`` and the handler did not catch that."""
+    WRITE_TIMEOUT = "write_timeout"
+    """For ``write_timeout`` the peer took nothing of what is queued."""
+    MIN_RATE = "min_rate"
+    """What a read waited for came more slowly than ``min_rate``."""
     HANDLER_ERROR = "handler_error"
     """``handle_stream`` raised."""
     SHUTDOWN = "shutdown"
     """The server ended while the stream was open."""
+    DRAIN_TIMEOUT = "drain_timeout"
+    """The server ended, and the handler had not finished within ``drain_timeout``."""
+    REJECTED = "rejected"
+    """The server was full, or had enough connections of this client."""
+    EVICTED = "evicted"
+    """The server was full, and of those who keep it waiting this client had done so for the longest time."""
+    KICKED = "kicked"
+    """This side called ``kick()``."""
     ABORTED = "aborted"
     """This side called ``abort()``."""
 
@@ -171,19 +187,32 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
 
 
 class StreamTimeoutError(TimeoutError, StreamError):
-    """The ``timeout`` of a read, or of `TCPClient.connect`, passed. After a read the stream goes on, with all bytes. ::
+    """A time limit passed: the ``timeout`` of a read, or of `TCPClient.connect`. After a read the stream goes on, with all
+    bytes. ::
 
         try:
             line = await stream.read_until(b"\\n", timeout=60)
         except StreamTimeoutError:
             await stream.write(b"good bye\\n")
 
-    :ivar operation: "read" or "connect".
+    Of a stream that a server closed for one of its own timeouts it is the ``error``.
+
+    :ivar operation: "read", "write", "connect" or "handshake".
     """
 
     def __init__(self, operation: Operation, seconds: float, message: str | None = None) -> None:
         super().__init__(message or f"{operation} not finished within {seconds:g} s")
         self.operation = operation
+
+
+class KickedError(StreamError):
+    """Somebody on this side called ``stream.kick(message)``, which is the text of it.
+
+    It is never raised by itself: it is the stream's ``error``, and the ``real_error`` of the `StreamClosedError` that
+    its handler gets.
+    """
+
+    reason: CloseReason | None = CloseReason.KICKED
 
 
 class StreamBufferFullError(tornado.iostream.StreamBufferFullError, StreamError):

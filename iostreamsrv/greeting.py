@@ -1,54 +1,58 @@
 """What a client goes through before its handler: the PROXY header, and the TLS handshake."""
 
 import asyncio
-import ssl
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tornado.log import gen_log
-
 from .addresses import show
 from .certificates import Certificates
-from .errors import CloseReason, StreamClosedError, StreamTimeoutError
+from .deadlines import Deadlines
+from .errors import CloseReason, StreamClosedError
+from .events import Event, Events
 from .iostream import IOStream, SSLIOStream
-from .loglimit import LogLimit
 from .networks import TrustedNetworks
-from .options import ServerOptions
 from .sansio.proxy import ProxyError, parse_header
-
-Serve = Callable[[IOStream, Any], None]
 
 
 class Greeter:
-    """Greets the clients of one listener, and hands those who pass to ``serve(stream, address)``.
+    """Greets the clients of one listener.
 
     :param certificates: None for plain connections.
     :param trusted: from whom a PROXY header is wanted; None if it is from nobody.
+    :param deadlines: the clock of the server, for header and handshake.
+    :param known: is asked as soon as a client's address is known, which a PROXY header may have to tell: whether the
+        client may go on. If not, it has been dealt with.
+    :param serve: is given those who pass.
     """
 
     def __init__(
         self,
-        options: ServerOptions,
         certificates: Certificates | None,
         trusted: TrustedNetworks | None,
-        serve: Serve,
+        deadlines: Deadlines,
+        events: Events,
+        known: Callable[[IOStream, Any], bool],
+        serve: Callable[[IOStream, Any], None],
     ) -> None:
         self.certificates = certificates
-        self._options = options
         self._trusted = trusted
+        self._deadlines = deadlines
+        self._events = events
+        self._known = known
         self._serve = serve
         self._tasks: set[asyncio.Task[None]] = set()
-        self._log_tls = LogLimit(gen_log.warning)
-        self._log_header = LogLimit(gen_log.info)
 
     def greet(self, stream: IOStream, address: Any) -> None:
         """``address`` is that of the connection: of the client, or of a proxy."""
         if self._trusted is None:
-            self._secure(stream, address)
+            self._go_on(stream, address)
         elif address not in self._trusted:
-            self._refuse(stream, "a connection that is not from a trusted proxy")
+            self._refuse(stream, address, "a connection that is not from a trusted proxy")
         else:
+            seconds = self._deadlines.options.proxy_header_timeout
+            self._deadlines.begin(stream, CloseReason.PROXY_ERROR, "read", seconds)
             task = stream.io_loop.asyncio_loop.create_task(self._read_header(stream, address))  # type: ignore[attr-defined]
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -62,34 +66,42 @@ class Greeter:
 
     async def _read_header(self, stream: IOStream, address: Any) -> None:
         try:
-            info = await stream.read_until_match(parse_header, timeout=self._options.proxy_header_timeout)
-        except (ProxyError, StreamTimeoutError) as error:
-            self._refuse(stream, str(error))
-        except StreamClosedError:
+            info = await stream.read_until_match(parse_header)
+        except ProxyError as error:
+            self._refuse(stream, address, str(error))
+        except StreamClosedError as error:
+            if error.reason is CloseReason.PROXY_ERROR:  # it was late
+                self._complain(stream, address, str(error.real_error))
             stream.close()
         else:
+            self._deadlines.end(stream)
             stream.proxy = info
             if info.source is not None:  # else it is the proxy itself that has come
                 stream._remote_address = address = info.source
-            self._secure(stream, address)
+            self._go_on(stream, address)
 
-    def _refuse(self, stream: IOStream, why: str) -> None:
-        self._log_header("PROXY header of %s: %s", show(stream.remote_address), why)
+    def _refuse(self, stream: IOStream, address: Any, why: str) -> None:
+        self._complain(stream, address, why)
         stream._close(CloseReason.PROXY_ERROR)
 
-    def _secure(self, stream: IOStream, address: Any) -> None:
+    def _complain(self, stream: IOStream, address: Any, why: str) -> None:
+        text = f"PROXY header of {show(address)}: {why}"
+        self._events.emit(Event("error", text, logging.INFO, stream, address, CloseReason.PROXY_ERROR))
+
+    def _go_on(self, stream: IOStream, address: Any) -> None:
+        if not self._known(stream, address):
+            return
         if self.certificates is None:
             return self._serve(stream, address)
-        handshake = stream._start_tls(self.certificates.context, True, None, self._options.handshake_timeout)
+        seconds = self._deadlines.options.handshake_timeout
+        self._deadlines.begin(stream, CloseReason.HANDSHAKE_TIMEOUT, "handshake", seconds)
+        handshake = stream._start_tls(self.certificates.context, True, None, None)
         handshake.add_done_callback(partial(self._secured, address))
 
     def _secured(self, address: Any, handshake: "asyncio.Future[SSLIOStream]") -> None:
-        if handshake.cancelled():
+        if handshake.cancelled() or handshake.exception() is not None:
             return
-        error = handshake.exception()
-        if error is None:
-            stream = handshake.result()
-            if not stream.closed():  # since then
-                self._serve(stream, address)
-        elif isinstance(error, ssl.SSLError):
-            self._log_tls("SSL Error on a connection from %s: %s", show(address), error)
+        stream = handshake.result()
+        if not stream.closed():  # since then
+            self._deadlines.end(stream)
+            self._serve(stream, address)

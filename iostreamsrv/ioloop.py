@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from tornado.ioloop import IOLoop
 
+from .descriptors import raise_limit
+
 __all__ = ["IOLoop", "run"]
 
 
@@ -52,10 +54,14 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
         server.listen(8888)
         iostreamsrv.run(server)
 
-    A signal cancels what runs: a server stops listening and closes its streams (reason ``shutdown``), then the
-    remaining tasks of the loop are cancelled and the loop is closed. A second signal kills. SIGHUP has a server with
-    certificates read them anew (`TCPServer.reload_certificates`). For a program that has a loop of its own there is
-    ``await server.serve_forever()``. Must be called from the main thread, outside any loop.
+    A signal has a server shut down (`TCPServer.shutdown`): its clients may finish what they are at. A second one ends it
+    at once, a third one kills. A coroutine is cancelled by the first, and killed by the second. Then the remaining tasks
+    of the loop are cancelled and the loop is closed. SIGHUP has a server with certificates read them anew
+    (`TCPServer.reload_certificates`). For a program that has a loop of its own there is ``await
+    server.serve_forever()``. Must be called from the main thread, outside any loop.
+
+    Before anything else the soft limit of open descriptors is raised, as far as the hard one allows, to what
+    ``max_connections`` asks for.
 
     :param main: a server that was told to ``listen``, a coroutine, or a function that makes one.
     :raises RuntimeError: a loop is running in this thread already.
@@ -67,6 +73,7 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
     loop = io_loop.asyncio_loop  # type: ignore[attr-defined]
     if loop.is_running():
         raise RuntimeError("iostreamsrv.run() inside a running loop: use `await server.serve_forever()` there")
+    raise_limit(getattr(getattr(main, "options", None), "max_connections", None))
     try:
         loop.run_until_complete(_until_signal(loop, main))
     finally:
@@ -81,15 +88,21 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
 
 async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
     reload = getattr(main, "reload_certificates", None) if getattr(main, "certificates", None) else None
+    shutdown = getattr(main, "shutdown", None)
     if hasattr(main, "serve_forever"):
         main = main.serve_forever()
     elif callable(main):
         main = main()
     task = asyncio.ensure_future(main)
+    ending: list[asyncio.Future[None]] = []
 
     def on_signal(number: int) -> None:
+        if shutdown is not None and not ending:
+            ending.append(loop.create_task(shutdown()))
+            return
         loop.remove_signal_handler(number)  # the next one has its default effect
-        task.cancel()
+        for each in (*ending, task):
+            each.cancel()
 
     handled = _add_signal_handlers(loop, on_signal)
     if reload is not None:
@@ -97,6 +110,7 @@ async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
         handled.append(signal.SIGHUP)
     try:
         await asyncio.wait([task])
+        await asyncio.gather(*ending, return_exceptions=True)
     finally:
         for number in handled:
             loop.remove_signal_handler(number)

@@ -9,28 +9,22 @@ PER_SECOND = 1.0
 
 
 class LogLimit:
-    """Passes lines on to ``log`` at a limited rate, and counts the rest: the next line that passes tells how many.
+    """Says which lines may pass, at a limited rate, and counts the rest: the next line that passes can tell how many."""
 
-    :param log: a method of a logger, such as ``gen_log.warning``.
-    """
-
-    def __init__(self, log: Callable[..., None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._log = log
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._tokens = float(BURST)
         self._at = clock()
         self._left_out = 0
 
-    def __call__(self, text: str, *arguments: object) -> None:
+    def take(self) -> int | None:
+        """For one line: None if it is to be left out; else how many were, since the last one that passed."""
         now = self._clock()
         self._tokens = min(float(BURST), self._tokens + (now - self._at) * PER_SECOND)
         self._at = now
         if self._tokens < 1:
             self._left_out += 1
-            return
+            return None
         self._tokens -= 1
-        if self._left_out:
-            text += " (and %d lines like this one before)"
-            arguments += (self._left_out,)
-            self._left_out = 0
-        self._log(text, *arguments)
+        left_out, self._left_out = self._left_out, 0
+        return left_out

@@ -5,8 +5,9 @@ What is wrong raises `OptionError` here, before anything is bound.
 
 import difflib
 import math
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from .errors import OptionError
 
@@ -22,6 +23,18 @@ LINGER = 2.0
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for a TLS handshake, which takes two round trips and some milliseconds (Netty has 10, Ranch 5)."""
+
+
+Full = Literal["wait", "reject", "evict"]
+"""What becomes of a client that comes to a server that is full."""
+
+
+class Timeouts(NamedTuple):
+    """How long a stream may wait for its client, in seconds; None: as long as it likes. See `ServerOptions`."""
+
+    idle: float | None
+    read: float | None
+    write: float | None
 
 
 class Keepalive(NamedTuple):
@@ -73,6 +86,50 @@ def _seconds(value: object) -> float:
         return float(value)
     except OverflowError:
         return math.inf
+
+
+def check_optional_timeout(name: str, value: float | None) -> float | None:
+    """A duration in seconds, or None for no limit.
+
+    :raises OptionError: anything else.
+    """
+    return None if value is None else check_timeout(name, value)
+
+
+def check_count(name: str, value: float | None) -> int | None:
+    """How many: 1 or more; None stays None, and ``math.inf`` becomes :data:`UNLIMITED`.
+
+    :raises OptionError: anything else.
+    """
+    if value is None:
+        return None
+    if value == math.inf:
+        return UNLIMITED
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(name, value, "must be a whole number, 1 or more (math.inf for no limit)")
+    return value
+
+
+def check_rate(name: str, value: float | None) -> float | None:
+    """Bytes in a second, or None for no limit.
+
+    :raises OptionError: anything else.
+    """
+    rate = 1.0 if value is None else _seconds(value)
+    if not 0 < rate < math.inf:
+        raise OptionError(name, value, "must be a number of bytes per second above 0 (None for no limit)")
+    return None if value is None else rate
+
+
+def check_when_full(name: str, value: object) -> Full:
+    """One of :data:`Full`.
+
+    :raises OptionError: anything else.
+    """
+    for choice in get_args(Full):
+        if value == choice:
+            return cast(Full, choice)
+    raise OptionError(name, value, "must be 'wait', 'reject' or 'evict'")
 
 
 def check_flag(name: str, value: object) -> bool:
@@ -151,6 +208,27 @@ class ServerOptions:
     :ivar linger: seconds an ordered close waits, after its half-close, for the client to end its side; 2. 0 closes
         with a reset and without waiting. What the socket option of that name does, but it never blocks the loop; and
         no close takes more than 30 s in all.
+    :ivar max_connections: most clients at a time, those in their handshake included. None: 64 less than the soft
+        ``RLIMIT_NOFILE``, but at least half of it and at most 10,000, so that descriptors do not run out; `run` raises
+        that limit first. ``math.inf`` for no limit. (An application that opens files or connections of its own for each
+        client had better give a number.)
+    :ivar max_connections_per_ip: most clients at a time from one IPv4 address, or one /64 of IPv6, which is what one
+        customer has. With a PROXY header it is the client's address that counts. More are rejected, whatever
+        ``when_full`` says. None: no limit.
+    :ivar when_full: what becomes of one client more. "wait": it stays in the kernel's queue until there is a place; the
+        permit is taken before the accept. "reject": it is closed, after `TCPServer.handle_reject`. "evict": it is
+        taken, and of the streams that wait for their client the one that has waited longest is closed, reason
+        ``evicted``; if none waits, the newcomer is rejected.
+    :ivar idle_timeout: seconds after which a stream is closed that has received nothing, and of whose queued bytes none
+        has left; None, as many protocols are silent for hours, and ``keepalive`` finds those who are gone.
+    :ivar read_timeout: seconds that one read may take in all, however often bytes come; None. The guard against clients
+        that send a byte now and then: such a stream is closed, where a read's own ``timeout`` leaves it open.
+    :ivar write_timeout: seconds after which a stream is closed if its client takes nothing of what is queued; 30.
+    :ivar min_rate: bytes per second that a read must be given once it has begun to come, over each
+        ``min_rate_window``; None. (Kestrel asks for 240.) Unlike ``read_timeout`` it suits uploads of any length.
+    :ivar min_rate_window: seconds over which that is counted; 5.
+    :ivar drain_timeout: seconds that `TCPServer.shutdown` gives handlers to finish; 15. None for no limit.
+    :ivar drain_idle: seconds from the beginning of a shutdown for which a client that has sent nothing is waited for; 0.5.
     :ivar keepalive: how the kernel finds out that a silent client is gone: True for ``Keepalive()``, which is after 60
         s of silence and 6 questions, 10 s apart; a `Keepalive` or such a tuple of three; False for never.
     :ivar nodelay: whether small writes leave at once, without Nagle's algorithm; True. The cork gathers them already.
@@ -175,6 +253,16 @@ class ServerOptions:
     close_on_return: bool = True
     allow_half_open: bool = False
     linger: float = LINGER
+    max_connections: float | None = None
+    max_connections_per_ip: float | None = None
+    when_full: Full = "wait"
+    idle_timeout: float | None = None
+    read_timeout: float | None = None
+    write_timeout: float | None = 30.0
+    min_rate: float | None = None
+    min_rate_window: float = 5.0
+    drain_timeout: float | None = 15.0
+    drain_idle: float = 0.5
     keepalive: bool | tuple[int, int, int] | None = True
     nodelay: bool = True
     send_buffer_size: int | None = None
@@ -186,18 +274,16 @@ class ServerOptions:
     proxy_header_timeout: float | None = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("max_buffer_size", "max_write_buffer_size", "read_chunk_size"):
-            default = READ_CHUNK_SIZE if name == "read_chunk_size" else MEBIBYTE
+        for check, names in CHECKS:
+            for name in names:
+                object.__setattr__(self, name, check(name, getattr(self, name)))
+        for name, default in SIZES.items():
             object.__setattr__(self, name, check_size(name, getattr(self, name)) or default)
-        for name in ("cork", "close_on_return", "allow_half_open", "nodelay", "strict_validity", "allow_legacy_tls"):
-            check_flag(name, getattr(self, name))
-        for name in ("send_buffer_size", "receive_buffer_size"):
-            check_kernel_size(name, getattr(self, name))
-        for name in ("handshake_timeout", "proxy_header_timeout"):
-            timeout = getattr(self, name)
-            object.__setattr__(self, name, None if timeout is None else check_timeout(name, timeout))
-        object.__setattr__(self, "linger", check_linger("linger", self.linger))
-        object.__setattr__(self, "keepalive", check_keepalive("keepalive", self.keepalive))
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """``idle_timeout``, ``read_timeout`` and ``write_timeout``, for a stream that has none of its own."""
+        return Timeouts(self.idle_timeout, self.read_timeout, self.write_timeout)
 
     @classmethod
     def of(cls, keywords: dict[str, Any]) -> "ServerOptions":
@@ -206,10 +292,68 @@ class ServerOptions:
         :raises OptionError: a value that cannot be.
         :raises TypeError: a name there is not; the nearest one is suggested.
         """
-        names = [field.name for field in fields(cls)]
-        for name in keywords:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                hint = f" (did you mean {near[0]!r}?)" if near else f" (there are {', '.join(names)})"
+        return cls().replaced(keywords)
+
+    def replaced(self, changes: dict[str, Any]) -> "ServerOptions":
+        """The same options, but for ``changes``.
+
+        :raises OptionError: a value that cannot be.
+        :raises TypeError: a name there is not; the nearest one is suggested.
+        """
+        for name in changes:
+            if name not in NAMES:
+                near = difflib.get_close_matches(name, NAMES, 1)
+                hint = f" (did you mean {near[0]!r}?)" if near else f" (there are {', '.join(NAMES)})"
                 raise TypeError(f"no such option: {name!r}{hint}")
-        return cls(**keywords)
+        return replace(self, **changes)
+
+
+NAMES = tuple(field.name for field in fields(ServerOptions))
+
+SIZES = {"max_buffer_size": MEBIBYTE, "max_write_buffer_size": MEBIBYTE, "read_chunk_size": READ_CHUNK_SIZE}
+"""Those of which None means the default, as Tornado has it."""
+
+CHECKS: tuple[tuple[Callable[[str, Any], Any], tuple[str, ...]], ...] = (
+    (
+        check_flag,
+        ("cork", "close_on_return", "allow_half_open", "nodelay", "strict_validity", "allow_legacy_tls"),
+    ),
+    (check_kernel_size, ("send_buffer_size", "receive_buffer_size")),
+    (check_count, ("max_connections", "max_connections_per_ip")),
+    (check_when_full, ("when_full",)),
+    (
+        check_optional_timeout,
+        (
+            "idle_timeout",
+            "read_timeout",
+            "write_timeout",
+            "drain_timeout",
+            "handshake_timeout",
+            "proxy_header_timeout",
+        ),
+    ),
+    (check_timeout, ("min_rate_window", "drain_idle")),
+    (check_rate, ("min_rate",)),
+    (check_linger, ("linger",)),
+    (check_keepalive, ("keepalive",)),
+)
+
+WHILE_RUNNING = frozenset(
+    {
+        "max_connections",
+        "max_connections_per_ip",
+        "when_full",
+        "idle_timeout",
+        "read_timeout",
+        "write_timeout",
+        "min_rate",
+        "min_rate_window",
+        "drain_timeout",
+        "drain_idle",
+        "handshake_timeout",
+        "proxy_header_timeout",
+        "max_buffer_size",
+        "max_write_buffer_size",
+    }
+)
+"""What can be replaced while a server runs: limits and timeouts."""

@@ -6,63 +6,34 @@ import inspect
 import socket
 import ssl
 import threading
-import time
-from collections.abc import Awaitable, Collection, Iterable, Iterator
+from asyncio import Future
+from collections.abc import Awaitable, Iterable
 from functools import cached_property, partial
-from typing import Any, Literal
+from types import EllipsisType
+from typing import Any, Literal, Self
 
-import tornado.iostream
-from tornado import gen, process
+from tornado import process
 from tornado.ioloop import IOLoop
-from tornado.log import app_log, gen_log
+from tornado.log import app_log
 
-from .acceptor import Acceptor
-from .addresses import show
 from .certificates import Certificates
-from .engine.base import CLOSE_TIMEOUT
-from .errors import CloseReason, OptionError, StreamTimeoutError, reason_for
+from .clients import Clients
+from .draining import drain
+from .errors import CloseReason, OptionError
+from .events import Events
 from .greeting import Greeter
 from .ioloop import current_loop, existing_loop
-from .iostream import BaseIOStream, IOStream
-from .loglimit import LogLimit
-from .netutil import BACKLOG, bind_sockets, why_not_listening
+from .iostream import IOStream
+from .listeners import Listeners
+from .netutil import BACKLOG, bind_sockets
 from .networks import TrustedNetworks
-from .options import ServerOptions
+from .options import NAMES, WHILE_RUNNING, ServerOptions, check_optional_timeout
+from .registry import Group, Slow, Streams, broadcast
 from .socketoptions import set_socket_options
 
 __all__ = ["Streams", "TCPServer"]
 
 SSLOptions = dict[str, Any] | ssl.SSLContext | Certificates | Literal[False] | None
-
-DAY = 86400.0
-"""Seconds between two looks at how long certificates are still valid."""
-
-
-class Streams(Collection[IOStream]):
-    """The open streams of a server, ``server.streams``. ::
-
-        for stream in server.streams:
-            if stream.idle_time > 3600:
-                stream.close()
-
-    It is a collection; iterating goes over those there are at that moment.
-    """
-
-    def __init__(self, streams: dict[int, IOStream]) -> None:
-        self._streams = streams
-
-    def __len__(self) -> int:
-        return len(self._streams)
-
-    def __iter__(self) -> Iterator[IOStream]:
-        return iter(list(self._streams.values()))
-
-    def __contains__(self, stream: object) -> bool:
-        return isinstance(stream, IOStream) and self._streams.get(stream.id) is stream
-
-    def get(self, id: int) -> IOStream | None:
-        """The open stream with this ``id``, or None."""
-        return self._streams.get(id)
 
 
 class TCPServer:
@@ -85,12 +56,19 @@ class TCPServer:
         `ssl.SSLContext`, or `Certificates`, which say more. The files are read and checked here, before anything is
         bound.
     :param io_loop: the `IOLoop` to accept on; None: see above.
-    :param options: ``max_buffer_size``, ``read_chunk_size``, ``close_on_return`` and the others of `ServerOptions`,
-        by keyword.
-    :raises OptionError: an option cannot have this value.
-    :raises TypeError: there is no such option.
+    :param options: a `ServerOptions`, for several servers with the same.
+    :param keywords: ``max_connections``, ``idle_timeout``, ``close_on_return`` and the others of `ServerOptions`, one
+        by one. A class may have its own defaults, as attributes::
 
-    :ivar options: the `ServerOptions` that are in force.
+            class Chat(TCPServer):
+                max_connections = 100
+                idle_timeout = 600
+
+        Keywords go before ``options``, and these before the class's.
+    :raises OptionError: an option cannot have this value.
+    :raises TypeError: there is no such option; the nearest one is suggested.
+
+    :ivar events: who is told of what happens, see `Events`: ``server.events.subscribe(listener, "close")``.
     """
 
     def __init__(
@@ -100,33 +78,44 @@ class TCPServer:
         read_chunk_size: int | None = None,
         *,
         io_loop: IOLoop | None = None,
-        **options: Any,
+        options: ServerOptions | None = None,
+        **keywords: Any,
     ) -> None:
         if io_loop is not None and not isinstance(io_loop, IOLoop):
             raise OptionError("io_loop", io_loop, "must be an IOLoop, or None")
-        self.options = ServerOptions.of(
-            {"max_buffer_size": max_buffer_size, "read_chunk_size": read_chunk_size, **options}
-        )
+        given = {"max_buffer_size": max_buffer_size, "read_chunk_size": read_chunk_size}
+        keywords |= {name: value for name, value in given.items() if value is not None}
+        self._options = self._default_options(options).replaced(keywords)
         self.ssl_options = ssl_options
         networks = self.options.proxy_protocol
         self._trusted = None if networks is None else TrustedNetworks(networks)
+        self._clients = Clients(
+            self,
+            self.options,
+            closes=partial(self._overrides, "handle_close"),
+            rejects=partial(self._overrides, "handle_reject"),
+            on_place=self._go_on,
+        )
+        self.events: Events = self._clients.events
+        self._listeners = Listeners(self._accepted, self._clients.has_place, self.events)
         self._greeter = self._make_greeter(ssl_options)
-        self._greeters = {self._greeter}
+        self._listeners.greeters.add(self._greeter)
         self._io_loop = io_loop
-        self._streams: dict[int, IOStream] = {}
-        self._acceptors: list[Acceptor] = []
-        self._pending: list[tuple[socket.socket, Greeter]] = []
-        self._expiry_timer: asyncio.TimerHandle | None = None
         self._started = False
         self._stopped: asyncio.Event | None = None
-        self._handling: dict[asyncio.Future[Any], IOStream] = {}
-        self._closing: set[asyncio.Task[None]] = set()
-        # One bound method for all streams: a new one for every stream costs 64 bytes.
-        self._on_handled = self._handled
+        self._ending: Future[None] | None = None  # a shutdown is under way; done when it is over
         self._told_no_handler = False
-        self._log_tls = LogLimit(gen_log.warning)
-        if self._handler() is not None:
+        if self._overrides("handle_stream"):
             self._check_handler()
+
+    def _default_options(self, options: ServerOptions | None) -> ServerOptions:
+        if options is None:
+            classes = type(self).__mro__[: type(self).__mro__.index(TCPServer)]
+            own = {name: value for each in reversed(classes) for name, value in vars(each).items() if name in NAMES}
+            return ServerOptions.of({name: value for name, value in own.items() if not hasattr(value, "__get__")})
+        if not isinstance(options, ServerOptions):
+            raise OptionError("options", options, "must be a ServerOptions, or None")
+        return options
 
     # ---- what users override
 
@@ -143,6 +132,64 @@ class TCPServer:
             rule ``""``.
         """
         raise NotImplementedError
+
+    def handle_reject(self, stream: IOStream, address: Any) -> Awaitable[None] | None:
+        """Say goodbye to a client for whom there is no place: may be overridden, by a coroutine or a plain function. ::
+
+            async def handle_reject(self, stream, address):
+                await stream.write(b"sorry, too many of us\\n")
+
+        Afterwards, or after 2 s, the stream is closed, reason ``rejected``. At most 64 are told at a time; others, and
+        all if this is not overridden, are closed without a word, and under TLS without a handshake.
+
+        It is called with ``when_full="reject"``, for ``max_connections_per_ip``, and with ``when_full="evict"`` where
+        nobody can be evicted.
+
+        :param stream: the client; it does not count for ``max_connections``.
+        :param address: its address, as for :meth:`handle_stream`.
+        """
+        return None
+
+    def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
+        """Learn of the end of a stream: may be overridden, by a coroutine or a plain function. ::
+
+            def handle_close(self, stream, reason):
+                print(f"{stream.remote_address} is gone: {reason}, {stream.buffered} bytes unread")
+
+        It is called once for each stream that :meth:`handle_stream` was called with, when its descriptor has been
+        closed; a handler that was reading is about to learn of it. :meth:`shutdown` waits for it. What it raises is
+        logged.
+
+        :param stream: the client. It is closed; ``data``, counters, addresses and unread bytes are still there.
+        :param reason: why, as in ``stream.close_reason``.
+        """
+        return None
+
+    # ---- options
+
+    @property
+    def options(self) -> ServerOptions:
+        """The `ServerOptions` that are in force."""
+        return self._options
+
+    def replace_options(self, **changes: Any) -> None:
+        """Replace limits and timeouts while the server runs; all of them or, if one cannot be, none. ::
+
+            server.replace_options(max_connections=500, idle_timeout=30)
+
+        Timeouts and limits of connections hold at once for all streams, sizes of buffers for those to come. Nobody is
+        closed because ``max_connections`` has become smaller.
+
+        :param changes: of `ServerOptions` those that are timeouts, sizes and numbers of connections.
+        :raises OptionError: an option cannot have this value, or not be replaced while the server runs.
+        :raises TypeError: there is no such option.
+        """
+        options = self.options.replaced(changes)
+        for name in changes:
+            if name not in WHILE_RUNNING:
+                raise OptionError(name, changes[name], "cannot be replaced on a server: give it to the constructor")
+        self._options = options
+        self._clients.set_options(options)
 
     # ---- listening
 
@@ -170,7 +217,8 @@ class TCPServer:
         """
         self._need_handler()
         greeter = self._greeter_for(ssl_options)
-        self._accept_on([(each, greeter) for each in bind_sockets(port, address, family, backlog, flags, reuse_port)])
+        sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
+        self._accept_on([(each, greeter) for each in sockets])
 
     def bind(
         self,
@@ -191,11 +239,11 @@ class TCPServer:
         """
         self._need_handler()
         greeter = self._greeter_for(ssl_options)
-        bound = [(each, greeter) for each in bind_sockets(port, address, family, backlog, flags, reuse_port)]
+        sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
         if self._started:
-            self._accept_on(bound)
+            self._accept_on([(each, greeter) for each in sockets])
         else:
-            self._pending += bound
+            self._listeners.hold(sockets, greeter)
 
     def start(self, num_processes: int | None = 1, max_restarts: int | None = None) -> None:
         """Accept on all that was bound. ::
@@ -222,8 +270,7 @@ class TCPServer:
         if num_processes != 1:
             self._fork(num_processes, max_restarts)
         self._started = True
-        pending, self._pending = self._pending, []
-        self._accept_on(pending)
+        self._accept_on(self._listeners.take_held())
 
     def _fork(self, num_processes: int | None, max_restarts: int | None) -> None:
         """Return in each of the workers; the first process is in here until they have ended, and exits."""
@@ -255,18 +302,9 @@ class TCPServer:
         self._accept_on([(listener, greeter) for listener in sockets])
 
     def _accept_on(self, listeners: list[tuple[socket.socket, Greeter]]) -> None:
-        known = {acceptor.listener.fileno() for acceptor in self._acceptors}
-        for listener, _ in listeners:
-            _check_listener(listener, known)
-            known.add(listener.fileno())
-        io_loop = self._io_loop or current_loop()
         prepare = partial(set_socket_options, options=self.options)
-        acceptors = [Acceptor(listener, partial(self._accepted, greeter), prepare) for listener, greeter in listeners]
-        self._acceptors += acceptors
-        self._greeters.update(greeter for _, greeter in listeners)
-        for acceptor in acceptors:
-            acceptor.start(io_loop)
-        self._look_for_expiry(io_loop.asyncio_loop)  # type: ignore[attr-defined]
+        self._clients.count_places()
+        self._listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
 
     def _make_greeter(self, ssl_options: SSLOptions) -> Greeter:
         if ssl_options is None or ssl_options is False or isinstance(ssl_options, Certificates):
@@ -276,7 +314,10 @@ class TCPServer:
             certificates = Certificates(
                 ssl_options, strict_validity=options.strict_validity, allow_legacy_tls=options.allow_legacy_tls
             )
-        return Greeter(self.options, certificates, self._trusted, self._serve)
+        clients = self._clients
+        return Greeter(
+            certificates, self._trusted, clients.deadlines, clients.events, clients.known, clients.greeted
+        )
 
     def _greeter_for(self, ssl_options: SSLOptions) -> Greeter:
         return self._greeter if ssl_options is None else self._make_greeter(ssl_options)
@@ -285,24 +326,31 @@ class TCPServer:
         """:meth:`add_sockets` for one."""
         self.add_sockets([socket], ssl_options)
 
+    def suspend(self) -> None:
+        """Accept nobody until :meth:`resume`; clients wait in the kernel's queue, and open streams go on."""
+        self._listeners.suspend()
+
+    def resume(self) -> None:
+        """Accept again after :meth:`suspend`."""
+        self._listeners.resume()
+
+    @property
+    def suspended(self) -> bool:
+        """Whether :meth:`suspend` was called, and :meth:`resume` not yet."""
+        return self._listeners.suspended
+
     def stop(self) -> None:
         """Stop listening: new clients are refused, open streams go on. Then it may listen, or bind and start, again."""
-        acceptors, self._acceptors = self._acceptors, []
-        for acceptor in acceptors:
-            acceptor.close()
-        pending, self._pending = self._pending, []
-        for listener, _ in pending:
-            listener.close()
+        self._listeners.close()
         self._started = False
-        if self._expiry_timer is not None:
-            self._expiry_timer.cancel()
-            self._expiry_timer = None
         if self._stopped is not None:
             self._stopped.set()
             self._stopped = None
 
+    # ---- running and ending
+
     async def serve_forever(self) -> None:
-        """Accept on the running loop until :meth:`stop` is called, or until cancelled. ::
+        """Accept on the running loop until :meth:`stop` or :meth:`shutdown` is called, or until cancelled. ::
 
             async def main():
                 server = EchoServer()
@@ -311,44 +359,101 @@ class TCPServer:
 
             asyncio.run(main())
 
-        Cancelled, it stops listening, ends the handlers and closes their streams, reason ``shutdown``.
+        Cancelled, it stops listening, ends the handlers and closes their streams, reason ``shutdown``. Of a shutdown it
+        awaits the end.
 
         :raises NotImplementedError: there is no ``handle_stream``.
         :raises RuntimeError: nothing is listening, so it would wait for nothing for ever.
         """
         self._need_handler()
-        if not self._acceptors:
+        if not self._listeners:
             raise RuntimeError("the server is not listening: call listen(), or bind() and start(), first")
-        io_loop = IOLoop.current()
-        for acceptor in self._acceptors:
-            acceptor.start(io_loop)
+        self._clients.count_places()
+        self._listeners.move_to(IOLoop.current())
         stopped = self._stopped = self._stopped or asyncio.Event()
         try:
             await stopped.wait()
+            if self._ending is not None:
+                await asyncio.shield(self._ending)
         except asyncio.CancelledError:
             self.stop()
             await self.close_all_connections()
             raise
+
+    async def shutdown(self, timeout: float | EllipsisType | None = ...) -> None:
+        """End the server, and let its clients finish. ::
+
+            await server.shutdown(timeout=5)
+
+        Whoever waits in the kernel's queue is accepted, then the listeners are closed, and `IOStream.wait_draining`
+        returns. Streams that merely wait in a read, with nothing received for it and nothing queued, are closed, reason
+        ``shutdown``: for ``drain_idle`` seconds (0.5) they may still send a request, later on they are closed as soon as
+        their handler reads again. Handlers that are at work may finish. What is left at the timeout is cancelled, has
+        a second for its last words, and is closed, reason ``drain_timeout``.
+
+        It returns when all streams are closed and all handlers, :meth:`handle_close` too, have ended; called from a
+        handler it does not wait for that one. Called again meanwhile it waits for the same end. A cancel ends all at
+        once. The server may listen again afterwards.
+
+        :param timeout: seconds; where it is not given ``drain_timeout`` of the options, 15. None for no limit.
+        :raises OptionError: not a number of seconds above 0.
+        """
+        seconds = self.options.drain_timeout if timeout is ... else check_optional_timeout("timeout", timeout)
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+            return
+        self._ending = asyncio.get_running_loop().create_future()
+        try:
+            await self._shut_down(seconds)
+        finally:
+            self._ending.set_result(None)
+            self._ending = None
+
+    async def _shut_down(self, timeout: float | None) -> None:
+        clients = self._clients
+        clients.draining.set()
+        try:
+            self._listeners.accept_queued()
+            self.stop()
+            if not await drain(clients, self.options.drain_idle, timeout):
+                await clients.end_all(self._greeters(), CloseReason.DRAIN_TIMEOUT, gently=True)
+        except asyncio.CancelledError:
+            self.stop()
+            await self.close_all_connections()
+            raise
+        finally:
+            clients.draining = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        """Whether :meth:`shutdown` is under way."""
+        return self._clients.draining.is_set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.shutdown()
 
     async def close_all_connections(self) -> None:
         """End all handlers now and close all streams, reason ``shutdown``; return when the handlers have ended.
 
         Listening goes on, unless :meth:`stop` was called before.
         """
-        ending = [*self._handling, *self._closing]
-        for task in ending:
-            task.cancel()
-        for greeter in self._greeters:
-            ending += greeter.cancel()
-        for stream in list(self._streams.values()):
-            stream._close(CloseReason.SHUTDOWN)
-        await asyncio.gather(*ending, return_exceptions=True)
+        await self._clients.end_all(self._greeters(), CloseReason.SHUTDOWN)
+
+    def _greeters(self) -> list[Greeter]:
+        return list(self._listeners.greeters)
+
+    def _go_on(self) -> None:
+        self._listeners.go_on()
+
+    # ---- what there is
 
     @property
     def addresses(self) -> list[Any]:
         """What is bound, as `socket.socket.getsockname` gives it: port 0 has become a real one."""
-        listeners = [*(acceptor.listener for acceptor in self._acceptors), *(listener for listener, _ in self._pending)]
-        return [listener.getsockname() for listener in listeners]
+        return self._listeners.addresses
 
     @cached_property
     def streams(self) -> Streams:
@@ -356,7 +461,39 @@ class TCPServer:
 
         A subclass may use the name for something of its own.
         """
-        return Streams(self._streams)
+        return Streams(self._clients.open)
+
+    def group(self, name: object) -> Group:
+        """The group of streams with this name, made when it is first asked for. ::
+
+            server.group("lobby").join(stream)
+
+        :param name: anything that can be the key of a dict.
+        """
+        return self._clients.groups.get(name)
+
+    def broadcast(
+        self, data: bytes | bytearray | memoryview, exclude: IOStream | Iterable[IOStream] = (), slow: Slow = "drop"
+    ) -> "Future[int]":
+        """Write ``data`` to all streams that have a handler. ::
+
+            server.broadcast(b"somebody came in\\n", exclude=stream)
+
+        All streams share one copy of it. It need not be awaited, but with ``slow="wait"``.
+
+        :param exclude: a stream, or several, to leave out.
+        :param slow: what becomes of a stream whose queue (``max_write_buffer_size``) has no room for it: "drop": it
+            misses this one; "kick": it is closed, reason ``kicked``; "wait": it gets it as soon as there is room.
+        :returns: a future of how many streams took it; done at once, or, where some are waited for, when those have
+            taken it or are closed.
+        :raises OptionError: ``slow`` is none of these.
+        """
+        return broadcast(asyncio.get_running_loop(), self._clients.served(), data, exclude, slow)
+
+    def kick_all(self, message: str = "") -> None:
+        """Close all streams now, as `IOStream.kick` does; reason ``kicked``."""
+        for stream in list(self._clients.open.values()):
+            stream.kick(message)
 
     @property
     def max_buffer_size(self) -> int:
@@ -370,13 +507,12 @@ class TCPServer:
 
     # ---- the handler
 
-    def _handler(self) -> Any | None:
-        """The user's ``handle_stream``, if there is one."""
-        handler = self.handle_stream
-        return None if getattr(handler, "__func__", None) is TCPServer.handle_stream else handler
+    def _overrides(self, name: str) -> bool:
+        """Whether there is a method of the user's with this name, in a subclass or on the instance."""
+        return getattr(getattr(self, name), "__func__", None) is not getattr(TCPServer, name)
 
     def _need_handler(self) -> None:
-        if self._handler() is None:
+        if not self._overrides("handle_stream"):
             raise NotImplementedError(
                 f"{type(self).__name__} has no handle_stream(stream, address): override it, or assign it on the server"
             )
@@ -400,7 +536,7 @@ class TCPServer:
     @property
     def certificates(self) -> list[Certificates]:
         """The certificates of the server and of its listeners; none, if all of it is plain."""
-        return [greeter.certificates for greeter in self._greeters if greeter.certificates is not None]
+        return self._listeners.certificates
 
     def reload_certificates(self) -> bool:
         """Read all certificate files anew, for the connections to come; those there are keep what they have.
@@ -413,79 +549,13 @@ class TCPServer:
         done = [certificates.reload() for certificates in self.certificates]  # all, also if one cannot be
         return all(done)
 
-    def _look_for_expiry(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Once a day."""
-        for certificates in self.certificates:
-            certificates.warn_of_expiry(time.time())
-            if self._expiry_timer is not None:
-                self._expiry_timer.cancel()
-            self._expiry_timer = loop.call_later(DAY, self._look_for_expiry, loop)
-
-    # ---- a client's way: accepted, greeted, handled, finished
+    # ---- clients
 
     def _accepted(self, greeter: Greeter, connection: socket.socket, address: Any) -> None:
-        if self._handler() is None:
-            return self._refuse_unhandled(connection)
-        stream = IOStream._of_client(connection, address, self.options, self)
-        self._streams[stream.id] = stream
-        greeter.greet(stream, address)
-
-    def _serve(self, stream: IOStream, address: Any) -> None:
-        try:
-            result = self.handle_stream(stream, address)
-            if result is None:
-                return
-            if not inspect.iscoroutine(result):
-                result = _wait_for(gen.convert_yielded(result))
-            handling = stream._hub.loop.create_task(result)
-        except Exception as error:
-            return self._handler_failed(stream, error)
-        self._handling[handling] = stream
-        handling.add_done_callback(self._on_handled)
-
-    def _handled(self, handling: "asyncio.Future[Any]") -> None:
-        """A handler has ended."""
-        stream = self._handling.pop(handling)
-        stream = self._streams.get(stream.id, stream)  # start_tls() has put another one in its place, perhaps
-        if handling.cancelled():
-            if isinstance(handling, asyncio.Task) and handling.cancelling():
-                stream._close(CloseReason.SHUTDOWN)
-            else:  # by what it waited for
-                self._retire(stream, CloseReason.HANDLER_ERROR)
-        elif (error := handling.exception()) is not None:
-            self._handler_failed(stream, error)
-        elif self.options.close_on_return and not stream.reading() and stream._close_callback is None:
-            self._retire(stream, CloseReason.LOCAL)
-
-    def _handler_failed(self, stream: IOStream, error: BaseException) -> None:
-        if isinstance(error, tornado.iostream.StreamClosedError):
-            reason = CloseReason.LOCAL
-        elif isinstance(error, tornado.iostream.StreamBufferFullError):
-            reason = reason_for(error)
-            gen_log.warning("closing %s: %s", _client(stream), error)
-        elif isinstance(error, ssl.SSLError):  # of its start_tls(), as a rule
-            reason = CloseReason.TLS_ERROR
-            self._log_tls("closing %s: %s", _client(stream), error)
-        elif isinstance(error, StreamTimeoutError):
-            reason = CloseReason.READ_TIMEOUT
+        if self._overrides("handle_stream"):
+            self._clients.accepted(greeter, connection, address)
         else:
-            reason = CloseReason.HANDLER_ERROR
-            app_log.error("Exception in callback handle_stream for %s", _client(stream), exc_info=error)
-        self._retire(stream, reason)
-
-    def _retire(self, stream: IOStream, reason: CloseReason) -> None:
-        """Close a stream in order, so that its client reads all that was written and then the end."""
-        if not stream.closed():
-            closing = stream._hub.loop.create_task(stream._aclose(reason, CLOSE_TIMEOUT))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-
-    def _replace(self, stream: IOStream) -> None:
-        self._streams[stream.id] = stream
-
-    def _finish(self, stream: BaseIOStream) -> None:
-        """The only exit: every accepted stream comes by, once, when its descriptor has been closed."""
-        self._streams.pop(stream.id, None)
+            self._refuse_unhandled(connection)
 
     def _refuse_unhandled(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -493,21 +563,3 @@ class TCPServer:
         if not self._told_no_handler:
             self._told_no_handler = True
             app_log.error("%s has no handle_stream: its clients are closed", type(self).__name__)
-
-
-async def _wait_for(future: Awaitable[Any]) -> None:
-    """A coroutine of one stream's own: the future may be anybody's, even one that several handlers return."""
-    await future
-
-
-def _check_listener(listener: socket.socket, known: set[int]) -> None:
-    problem = why_not_listening(listener)
-    if problem is None and listener.fileno() in known:
-        problem = "was added before"
-    if problem is not None:
-        raise OptionError("sockets", listener, problem)
-
-
-def _client(stream: IOStream) -> str:
-    """A client, for a log line; one of a Unix socket has no address, and is named after the one it came by."""
-    return show(stream.remote_address) or f"a client of {show(stream.local_address or 'a Unix socket')}"

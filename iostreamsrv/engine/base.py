@@ -7,13 +7,13 @@
 import asyncio
 import sys
 from collections.abc import Callable
-from types import TracebackType
+from types import EllipsisType, TracebackType
 
 from tornado.ioloop import IOLoop
 
-from ..errors import CloseReason
+from ..errors import CloseReason, KickedError
 from ..hub import BROKEN, READABLE, WRITABLE
-from ..options import LINGER, READ_CHUNK_SIZE, check_flag, check_size, check_timeout
+from ..options import LINGER, READ_CHUNK_SIZE, check_flag, check_optional_timeout, check_size, check_timeout
 from ..sansio.reads import Discard
 from .reading import ReadSide
 
@@ -184,6 +184,47 @@ class BaseIOStream(ReadSide):
             return self._give_up_owed()
         self._write_buffer = None
         self._close(CloseReason.ABORTED)
+
+    def kick(self, message: str = "") -> None:
+        """Close the stream now, as :meth:`close` does; reason ``kicked``. ::
+
+            stream.kick("too many wrong passwords")
+
+        :param message: why; it becomes the text of the stream's ``error``, a `KickedError`, and so of what a pending
+            read raises.
+        """
+        self._close(CloseReason.KICKED, KickedError(message))
+
+    def set_timeouts(
+        self,
+        *,
+        idle: float | EllipsisType | None = ...,
+        read: float | EllipsisType | None = ...,
+        write: float | EllipsisType | None = ...,
+    ) -> None:
+        """Give this stream timeouts of its own, in place of its server's ``idle_timeout``, ``read_timeout`` and
+        ``write_timeout``; those that are not given stay as they are. ::
+
+            stream.set_timeouts(idle=None, read=5)  # after the login: it may be silent, but not slow
+
+        On a stream without a server they mean nothing.
+
+        :param idle: seconds, or None for no limit; likewise the others.
+        :raises OptionError: not a number of seconds above 0.
+        """
+        given = {"idle": idle, "read": read, "write": write}
+        changes = {name: check_optional_timeout(name, value) for name, value in given.items() if value is not ...}
+        self._timeouts = {**(self._timeouts or {}), **changes}
+
+    async def wait_draining(self) -> None:
+        """Return when the stream's server begins to shut down (`TCPServer.shutdown`), for a protocol that says goodbye.
+        Without a server it never returns. ::
+
+            async def say_goodbye(stream):
+                await stream.wait_draining()
+                await stream.write(b"the server is shutting down\\n")
+        """
+        await (asyncio.Event() if self._owner is None else self._owner.draining).wait()
 
     def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""

@@ -1,5 +1,6 @@
 """The fields of a stream, its descriptor, and what both its sides need."""
 
+import asyncio
 import itertools
 import time
 from asyncio import Future, TimerHandle
@@ -10,7 +11,9 @@ from typing import Any, ClassVar, Protocol
 import tornado.iostream
 from tornado.ioloop import IOLoop
 
+from ..addresses import show
 from ..errors import CloseReason, Operation, StreamClosedError
+from ..events import UNLIMITED, Event, EventKind, Events
 from ..hub import Hub, hub_of
 from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.files import FileRegion
@@ -32,7 +35,14 @@ def fail(future: "Future[Any]", error: BaseException) -> None:
 
 
 class Owner(Protocol):
-    """Who has made a stream, and wants to know of its end: a server."""
+    """Who has made a stream, and wants to know of its end: a server.
+
+    :ivar events: who is told of what goes wrong.
+    :ivar draining: is set when the server begins to shut down.
+    """
+
+    events: Events
+    draining: asyncio.Event
 
     def _finish(self, stream: Any) -> None:
         """The stream's descriptor has been closed."""
@@ -63,11 +73,15 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_owner",
         "_read",
         "_read_future",
+        "_read_since",
         "_read_timer",
         "_readable",
         "_reads_watched",
         "_received_at",
         "_sending_eof",
+        "_sent_before",
+        "_sent_since",
+        "_timeouts",
         "_unsent_futures",
         "_untried",
         "_write_buffer",
@@ -135,6 +149,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._read: Read | None = None
         self._read_future: Future[Any] | None = None
         self._read_timer: TimerHandle | None = None
+        self._read_since = self._received_at  # when the pending read, or the one before, began to wait
         self._readable = True  # bytes may be there already, and their edge past
         self._more_inside = False  # a short read is no sign of it, as this stream holds bytes that it has not given
         self._hangup = False  # a short read is no sign that there is no more: an end was announced, or urgent data
@@ -152,6 +167,10 @@ class StreamCore(tornado.iostream.BaseIOStream):
         # what waits for bytes_written to come that far, and the file, if it is one's last byte
         self._unsent_futures: deque[tuple[int, Future[Any], FileRegion | None]] | None = None
         self._sending_eof = False
+        # for the server's clock
+        self._timeouts: dict[str, float | None] | None = None  # in place of the server's
+        self._sent_before: int | None = None  # what had been sent at the clock's last look, if something was queued
+        self._sent_since = 0.0  # when it was first seen that nothing more had been
         # the ends
         self._connect_future: Future[Any] | None = None
         self._close_callback: Callable[[], None] | None = None
@@ -222,6 +241,11 @@ class StreamCore(tornado.iostream.BaseIOStream):
         return self._buffer.size
 
     @property
+    def queued(self) -> int:
+        """Bytes that were written, and that the kernel has not taken yet."""
+        return self._corked_size + (0 if self._write_buffer is None else self._write_buffer.size)
+
+    @property
     def idle_time(self) -> float:
         """Seconds since bytes last came in, or since the stream was made."""
         return time.monotonic() - self._received_at
@@ -255,6 +279,20 @@ class StreamCore(tornado.iostream.BaseIOStream):
         future: Future[Any] = Future(loop=self._hub.loop)
         fail(future, error)
         return future
+
+    def _report(
+        self, kind: EventKind, level: int, text: str, reason: CloseReason | None, error: BaseException | None
+    ) -> None:
+        """Have it said that something went wrong, by the server, if there is one."""
+        if self._owner is None:
+            UNLIMITED.emit(Event(kind, text, level, self, None, reason, error))
+        else:
+            address = self._peer_address()
+            self._owner.events.emit(Event(kind, f"{text} ({show(address)})", level, self, address, reason, error))
+
+    def _peer_address(self) -> Any:
+        """Who is at the other end, as far as that is known."""
+        return None
 
     def _call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         if not self._hub.loop.is_closed():

@@ -1,11 +1,10 @@
 """The side of a stream that receives."""
 
+import logging
 from asyncio import Future
 from re import Pattern
 from time import monotonic
 from typing import Any
-
-from tornado.log import gen_log
 
 from ..errors import (
     CloseReason,
@@ -73,6 +72,19 @@ class ReadSide(WriteSide):
     def reading(self) -> bool:
         """Whether a read is pending."""
         return self._read_future is not None and not self._read_future.done()
+
+    def _has_begun(self) -> bool:
+        """Whether something has come of what the pending read waits for."""
+        begun = isinstance(self._read, ReadInto) and self._read.filled > 0
+        return begun or self._buffer.size > 0 or self._received_at > self._read_since
+
+    def _merely_waits(self) -> bool:
+        """Whether all there is to do is to wait for a message of which nothing has come yet."""
+        return self.reading() and not self._has_begun() and not self.writing() and not self._has_input()
+
+    def _has_input(self) -> bool:
+        """Whether bytes wait in the kernel that are still to be dispatched."""
+        return False
 
     def at_eof(self) -> bool:
         """Whether the peer has ended its side and all that came before was read."""
@@ -214,6 +226,8 @@ class ReadSide(WriteSide):
         future: Future[Any] = GivesBack(self) if read.holds_bytes else Future(loop=self._hub.loop)
         self._read = read
         self._read_future = future
+        hub = self._hub
+        self._read_since = hub.now if hub.running else monotonic()
         if timeout is not None:
             self._read_timer = self._hub.loop.call_later(timeout, self._read_timed_out, future, timeout)
         if not self._reads_watched and self._connect_future is None:
@@ -426,14 +440,15 @@ class ReadSide(WriteSide):
         else:
             if isinstance(error, StreamBufferFullError):
                 self._close_for_limit(error)
-            gen_log.warning("error on read: %s", error)
+            self._report("error", logging.WARNING, f"error on read: {error}", reason_for(error), error)
             self._close(reason_for(error), without_frames(error))
 
     def _close_for_limit(self, error: UnsatisfiableReadError | StreamBufferFullError) -> None:
         if isinstance(error, UnsatisfiableReadError):
-            gen_log.info("Unsatisfiable read, closing connection: %s", error)
+            level, text = logging.INFO, f"Unsatisfiable read, closing connection: {error}"
         else:
-            gen_log.error("%s", error)
+            level, text = logging.ERROR, str(error)
+        self._report("limit", level, text, CloseReason.BUFFER_FULL, error)
         self._close(CloseReason.BUFFER_FULL, without_frames(error))
 
     # ---- the end of the input
@@ -505,6 +520,6 @@ class ReadSide(WriteSide):
             try:
                 self._receive_ahead()
             except OSError as error:
-                gen_log.warning("error on read: %s", error)
+                self._report("error", logging.WARNING, f"error on read: {error}", self.close_reason, error)
         if not self._reads_watched and not self._closed:
             self._reads_watched = self._hub.watch_reads(self)

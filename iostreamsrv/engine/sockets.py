@@ -158,6 +158,15 @@ class SocketStream(BaseIOStream):
                 pass
         return self._remote_address
 
+    def _has_input(self) -> bool:
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def _peer_address(self) -> Any:
+        return self.remote_address
+
     def set_nodelay(self, value: bool) -> None:
         """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it."""
         if self.socket is None or self.socket.family not in (socket.AF_INET, socket.AF_INET6):

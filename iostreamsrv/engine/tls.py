@@ -15,13 +15,12 @@ socket is empty says nothing yet: records may wait in the engine.
 
 import contextlib
 import errno
+import logging
 import os
 import ssl
 from asyncio import Future, TimerHandle
 from types import MethodType
 from typing import Any, Self, cast
-
-from tornado.log import gen_log
 
 from ..errors import CloseReason, reason_for, without_frames
 from ..hub import HANGUP
@@ -208,8 +207,8 @@ class TLSStream(SocketStream):
         SocketStream._established(self, 0)  # bytes may have come behind the handshake
 
     def _handshake_failed(self, error: Exception) -> None:
-        if isinstance(error, ssl.SSLError) and self._owner is None:  # a server says so itself, within limits
-            gen_log.warning("SSL Error on %s %s: %s", self.fileno(), self.remote_address, error)
+        if isinstance(error, ssl.SSLError):
+            self._report("error", logging.WARNING, f"SSL Error: {error}", CloseReason.TLS_ERROR, error)
         self._close(reason_for(error), without_frames(error))
 
     def _handshake_timed_out(self) -> None:
@@ -290,6 +289,9 @@ class TLSStream(SocketStream):
             return 0
         sent, self._accepted = self._accepted, 0
         return sent
+
+    def _progress(self) -> int:
+        return self.bytes_written - len(self._ciphertext)  # of a large write all is counted at its end only
 
     def _send_ciphertext(self) -> bool:
         """Send what the engine has for the peer; whether all of it could be."""

@@ -1,11 +1,10 @@
 """The side of a stream that sends."""
 
 import errno
+import logging
 from asyncio import Future
 from collections import deque
 from typing import IO, Any, ClassVar
-
-from tornado.log import gen_log
 
 from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
@@ -160,19 +159,29 @@ class WriteSide(StreamCore):
                 return self._done_next_turn(region.sent)
         return future
 
-    def drain(self) -> "Future[None]":
-        """Done when the kernel has taken all that was written before. ::
+    def drain(self, remaining: int = 0) -> "Future[None]":
+        """Done when the kernel has taken all that was written before, but for ``remaining`` bytes. ::
 
             await stream.write(b"moved\\n")
             await stream.drain()
             os.execv(sys.executable, [sys.executable, *sys.argv])
 
+        Whoever does not await each write can fill the queue up to one mark and wait for another::
+
+            for record in records:
+                stream.write(record)
+                if stream.queued > 500_000:
+                    await stream.drain(100_000)
+
+        :param remaining: how many bytes may be left in the queue (``queued``); 0.
         :raises StreamClosedError: as :meth:`write`.
         """
         self.uncork()
         if self._closed:
             return self._failed(self._closed_error("write"))
-        return self._hub.done if self._write_buffer is None else self._future_of_queued()
+        if self._write_buffer is None or (remaining and self._write_buffer.size <= remaining):
+            return self._hub.done
+        return self._future_of_queued(remaining=remaining)
 
     def send_eof(self) -> "Future[None]":
         """Half-close: after all that was written the peer reads the end of the stream; reading goes on. ::
@@ -218,7 +227,7 @@ class WriteSide(StreamCore):
     def _send_failed(self, error: Exception) -> None:
         reason = reason_for(error)
         if reason is not CloseReason.RESET:
-            gen_log.warning("Write error on %s: %s", self.fileno(), error)
+            self._report("error", logging.WARNING, f"Write error on {self.fileno()}: {error}", reason, error)
         self._rescue_input()
         self._corked = self._write_buffer = None
         self._close(reason, without_frames(error))
@@ -241,13 +250,18 @@ class WriteSide(StreamCore):
         self._reads_watched = self._hub.watch_writes(self) or self._reads_watched
         return self._write_buffer
 
-    def _future_of_queued(self, region: FileRegion | None = None) -> "Future[Any]":
-        """Done when all that is queued now has left; for a file's last byte, with how many there were."""
+    def _future_of_queued(self, region: FileRegion | None = None, remaining: int = 0) -> "Future[Any]":
+        """Done when all that is queued now has left, but for ``remaining`` bytes; for a file's last byte, with how many
+        there were."""
         assert self._write_buffer is not None
         future: Future[Any] = Future(loop=self._hub.loop)
         if self._unsent_futures is None:
             self._unsent_futures = deque()
-        self._unsent_futures.append((self.bytes_written + self._write_buffer.size, future, region))
+        at = self.bytes_written + self._write_buffer.size - remaining
+        place = len(self._unsent_futures)
+        while remaining and place and self._unsent_futures[place - 1][0] > at:
+            place -= 1
+        self._unsent_futures.insert(place, (at, future, region))
         return future
 
     def _flush(self) -> None:
@@ -313,6 +327,10 @@ class WriteSide(StreamCore):
         future: Future[Any] = Future(loop=self._hub.loop)
         self._call_soon(_set_done, future, result)
         return future
+
+    def _progress(self) -> int:
+        """Changes whenever the kernel takes something of what is queued."""
+        return self.bytes_written
 
     def _settle_writes(self) -> None:
         futures = self._unsent_futures

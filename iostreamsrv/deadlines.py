@@ -1,0 +1,217 @@
+"""The clock of a server: one look at all its streams now and then, instead of a timer for each.
+
+A message costs nothing but the time that is noted when it comes. So a timeout is found out a little late: by an eighth
+of the shortest one, and by a second at most.
+
+**When the server itself slept**, because the process was stopped or a handler blocked the loop, its clients may have
+been as busy as ever. That time is added to all that was noted before, so that nobody is timed out for it.
+"""
+
+import asyncio
+from asyncio import Future, TimerHandle
+from collections.abc import Iterator, Mapping
+from time import monotonic
+from typing import Any, NamedTuple
+
+from .errors import CloseReason, Operation, StreamTimeoutError
+from .iostream import IOStream
+from .options import ServerOptions, Timeouts
+
+LOOKS = 8
+"""Looks within the shortest timeout: one that is due is found at most an eighth late."""
+
+SHORTEST, LONGEST = 0.02, 1.0
+"""Seconds between two looks. More often would cost something with thousands of streams; less often would be more than
+the second that a deadline may be late."""
+
+SLEPT = 0.5
+"""Seconds that a look may be late before the server is taken to have slept, and not merely to be busy."""
+
+HOPELESS = frozenset({CloseReason.WRITE_TIMEOUT, CloseReason.MIN_RATE})
+"""Ends of streams whose client takes nothing, or as good as nothing: what is owed to it is not waited for."""
+
+
+class Phase(NamedTuple):
+    """What a client is in before its handler: a handshake, or a PROXY header."""
+
+    reason: CloseReason
+    operation: Operation
+    since: float
+    seconds: float | None
+
+
+class Window(NamedTuple):
+    """What had come for a read when its rate was last looked at."""
+
+    read: "Future[Any]"
+    since: float
+    bytes_read: int
+
+
+class Deadlines:
+    """Closes those of ``streams`` whose time is up.
+
+    :param streams: of a server, those that are rejected excepted.
+    :ivar options: the timeouts; may be replaced at any time.
+    """
+
+    def __init__(self, options: ServerOptions, *streams: Mapping[int, IOStream]) -> None:
+        self.options = options
+        self._streams = streams
+        self._phases: dict[int, Phase] = {}
+        self._windows: dict[int, Window] = {}
+        self._timer: TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._looked = 0.0
+        self._due = 0.0
+
+    # ---- phases
+
+    def begin(self, stream: IOStream, reason: CloseReason, operation: Operation, seconds: float | None) -> None:
+        """``stream`` is in a phase that is to be over in so many seconds, or else it is closed with ``reason``."""
+        self._phases[stream.id] = Phase(reason, operation, monotonic(), seconds)
+        if seconds is not None and seconds < (self._due - self._looked) * LOOKS:
+            self._look_sooner(stream.io_loop.asyncio_loop)  # type: ignore[attr-defined]
+
+    def end(self, stream: IOStream) -> bool:
+        """Its phase is over; whether it was in one."""
+        return self._phases.pop(stream.id, None) is not None
+
+    def in_phase(self, stream: IOStream) -> bool:
+        """Whether ``stream`` is before its handler."""
+        return stream.id in self._phases
+
+    def forget(self, stream: IOStream) -> bool:
+        """It is closed; whether it was still in a phase."""
+        self._windows.pop(stream.id, None)
+        return self.end(stream)
+
+    # ---- the clock
+
+    def run(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look at the streams from now on, as long as there are any."""
+        if self._timer is None or self._loop is not loop:
+            self._schedule(loop, monotonic())
+
+    def restart(self) -> None:
+        """The options have changed."""
+        if self._timer is not None and self._loop is not None:
+            self._look_sooner(self._loop)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look_sooner(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._schedule(loop, monotonic())
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
+        self.stop()
+        self._loop = loop
+        self._looked = now
+        self._due = now + self._interval()
+        self._timer = loop.call_later(self._due - now, self._look)
+
+    def _interval(self) -> float:
+        options = self.options
+        timeouts = [*options.timeouts, options.min_rate_window if options.min_rate else None]
+        timeouts += [phase.seconds for phase in self._phases.values()]
+        timeouts += [seconds for stream in self._all() for seconds in (stream._timeouts or {}).values()]
+        shortest = min((seconds for seconds in timeouts if seconds is not None), default=LOOKS * LONGEST)
+        return min(max(shortest / LOOKS, SHORTEST), LONGEST)
+
+    def _all(self) -> Iterator[IOStream]:
+        for streams in self._streams:
+            yield from streams.values()
+
+    def _look(self) -> None:
+        self._timer = None
+        streams = list(self._all())
+        if not streams:
+            return  # until run() is called for the next one
+        now = monotonic()
+        if now - self._due > SLEPT:
+            self._forgive(streams, now - self._due, now)
+        else:
+            self._close_overdue(streams, now)
+        assert self._loop is not None
+        self._schedule(self._loop, now)
+
+    def _forgive(self, streams: list[IOStream], slept: float, now: float) -> None:
+        """Nobody is to blame for ``slept`` seconds."""
+        for stream in streams:
+            stream._received_at = min(now, stream._received_at + slept)
+            stream._read_since = min(now, stream._read_since + slept)
+            stream._sent_since = min(now, stream._sent_since + slept)
+        for id, phase in self._phases.items():
+            self._phases[id] = phase._replace(since=min(now, phase.since + slept))
+        for id, window in self._windows.items():
+            self._windows[id] = window._replace(since=min(now, window.since + slept))
+
+    def _close_overdue(self, streams: list[IOStream], now: float) -> None:
+        timeouts, phases, rate = self.options.timeouts, self._phases, self.options.min_rate
+        for stream in streams:
+            if phases and stream.id in phases:
+                overdue = self._overdue_phase(phases[stream.id], now)
+            else:
+                own = stream._timeouts
+                overdue = _overdue(stream, timeouts if own is None else timeouts._replace(**own), now)
+                if rate is not None and overdue is None:
+                    overdue = self._overdue_rate(stream, rate, now)
+            if overdue is not None:
+                self._close(stream, *overdue)
+
+    def _close(self, stream: IOStream, reason: CloseReason, error: StreamTimeoutError) -> None:
+        stream._close(reason, error)
+        if reason in HOPELESS:
+            stream._give_up_owed()
+
+    def _overdue_phase(self, phase: Phase, now: float) -> "Overdue | None":
+        if phase.seconds is None or now - phase.since <= phase.seconds:
+            return None
+        return phase.reason, StreamTimeoutError(phase.operation, phase.seconds)
+
+    def _overdue_rate(self, stream: IOStream, rate: float, now: float) -> "Overdue | None":
+        """Over each window, what has come of a read that has begun to come."""
+        read = stream._read_future
+        if read is None or not stream._has_begun():
+            self._windows.pop(stream.id, None)
+            return None
+        window = self._windows.get(stream.id)
+        if window is None or window.read is not read:
+            since = max(stream._read_since, self._looked)
+            self._windows[stream.id] = Window(read, since, stream.bytes_read)
+            return None
+        seconds = now - window.since
+        if seconds < self.options.min_rate_window:
+            return None
+        came = stream.bytes_read - window.bytes_read
+        if came < rate * seconds:
+            text = f"{came} bytes in {seconds:.1f} s are less than {rate:g} per second"
+            return CloseReason.MIN_RATE, StreamTimeoutError("read", seconds, text)
+        self._windows[stream.id] = Window(read, now, stream.bytes_read)
+        return None
+
+
+Overdue = tuple[CloseReason, StreamTimeoutError]
+
+
+def _overdue(stream: IOStream, timeouts: Timeouts, now: float) -> Overdue | None:
+    """Which of its timeouts has passed, if any."""
+    idle, read, write = timeouts
+    if stream.queued:
+        progress = stream._progress()
+        if progress != stream._sent_before:
+            stream._sent_before, stream._sent_since = progress, now
+        elif write is not None and now - stream._sent_since > write:
+            text = f"the peer took nothing for {write:g} s"
+            return CloseReason.WRITE_TIMEOUT, StreamTimeoutError("write", write, text)
+    else:
+        stream._sent_before = None
+    if read is not None and stream.reading() and now - stream._read_since > read:
+        return CloseReason.READ_TIMEOUT, StreamTimeoutError("read", read)
+    if idle is not None and now - max(stream._received_at, stream._sent_since) > idle:
+        return CloseReason.IDLE_TIMEOUT, StreamTimeoutError("read", idle, f"idle for {idle:g} s")
+    return None

@@ -1,0 +1,29 @@
+"""The end of a server that lets its clients finish."""
+
+import asyncio
+from time import monotonic
+
+from .clients import Clients
+
+TICK = 0.02
+"""Seconds between two looks at who is left: too short to be noticed at the end of a program, and a shutdown is no place
+to save work."""
+
+
+async def drain(clients: Clients, idle: float, timeout: float | None) -> bool:
+    """Wait until all clients have gone; whether they have.
+
+    A client that has a request under way is waited for. One of which nothing has come is closed: for ``idle`` seconds
+    from now it may still send what it was about to, afterwards it is closed as soon as its handler is back in a read.
+
+    :param timeout: seconds after which the rest is given up; None for no limit.
+    """
+    begun = monotonic()
+    while not clients.all_gone():
+        passed = monotonic() - begun
+        if timeout is not None and passed >= timeout:
+            return False
+        if passed >= idle:
+            clients.end_waiting(idle)
+        await asyncio.sleep(TICK)
+    return True

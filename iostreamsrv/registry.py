@@ -1,0 +1,183 @@
+"""The open streams of a server, and named groups of them: to count, to find, and to speak to all at once."""
+
+import asyncio
+from asyncio import Future
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Literal, get_args
+from weakref import WeakValueDictionary
+
+from .errors import OptionError, StreamBufferFullError, StreamClosedError
+from .iostream import IOStream
+
+Slow = Literal["drop", "kick", "wait"]
+"""What becomes of a stream whose queue has no room for a broadcast: it misses this one, it is closed, or the broadcast
+waits for it."""
+
+
+class Streams(Collection[IOStream]):
+    """The open streams of a server, ``server.streams``. ::
+
+        for stream in server.streams:
+            if stream.idle_time > 3600:
+                stream.close()
+
+    It is a collection; iterating goes over those there are at that moment.
+    """
+
+    def __init__(self, streams: dict[int, IOStream]) -> None:
+        self._streams = streams
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def __iter__(self) -> Iterator[IOStream]:
+        return iter(list(self._streams.values()))
+
+    def __contains__(self, stream: object) -> bool:
+        return isinstance(stream, IOStream) and self._streams.get(stream.id) is stream
+
+    def get(self, id: int) -> IOStream | None:
+        """The open stream with this ``id``, or None."""
+        return self._streams.get(id)
+
+
+class Group(Streams):
+    """Some of the streams of a server, under a name; made by `TCPServer.group`. ::
+
+        room = server.group("lobby")
+        room.join(stream)
+        room.broadcast(b"somebody came in\\n", exclude=stream)
+
+    A stream may be in several, and leaves each by itself at its end. A group without streams costs nothing: it is
+    forgotten, and made anew when it is asked for.
+
+    :ivar name: what it is called.
+    """
+
+    def __init__(self, name: object, groups: "Groups") -> None:
+        super().__init__({})
+        self.name = name
+        self._groups = groups
+
+    def __repr__(self) -> str:
+        return f"<Group {self.name!r}: {len(self)} streams>"
+
+    def join(self, stream: IOStream) -> None:
+        """Take ``stream`` in. Nothing, if it is in already.
+
+        :raises StreamClosedError: it is closed.
+        :raises ValueError: it is no stream of this server.
+        """
+        self._groups.join(self, stream)
+
+    def leave(self, stream: IOStream) -> None:
+        """Let ``stream`` go. Nothing, if it is not in."""
+        self._groups.leave(self, stream)
+
+    def broadcast(
+        self, data: bytes | bytearray | memoryview, exclude: IOStream | Iterable[IOStream] = (), slow: Slow = "drop"
+    ) -> "Future[int]":
+        """Write ``data`` to each stream of the group; see `TCPServer.broadcast`."""
+        return broadcast(self._groups.loop(), self, data, exclude, slow)
+
+
+class Groups:
+    """All groups of a server.
+
+    :param streams: its open streams.
+    :param loop: gives the loop that broadcasts wait on.
+    """
+
+    def __init__(self, streams: dict[int, IOStream], loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+        self.loop = loop
+        self._streams = streams
+        # A group is there as long as somebody holds it, which its streams do.
+        self._by_name: WeakValueDictionary[object, Group] = WeakValueDictionary()
+        self._of: dict[int, set[Group]] = {}
+
+    def get(self, name: object) -> Group:
+        """The group of this name, which may be new."""
+        group = self._by_name.get(name)
+        if group is None:
+            group = self._by_name[name] = Group(name, self)
+        return group
+
+    def join(self, group: Group, stream: IOStream) -> None:
+        """See `Group.join`."""
+        if self._streams.get(stream.id) is not stream:
+            if stream.closed():
+                raise stream._closed_error("write")
+            raise ValueError(f"{stream} is not a stream of this server")
+        group._streams[stream.id] = stream
+        self._of.setdefault(stream.id, set()).add(group)
+
+    def leave(self, group: Group, stream: IOStream) -> None:
+        """See `Group.leave`."""
+        if group._streams.pop(stream.id, None) is not None:
+            memberships = self._of[stream.id]
+            memberships.discard(group)
+            if not memberships:
+                del self._of[stream.id]
+
+    def replace(self, stream: IOStream) -> None:
+        """It goes on in the place of the one that had its ``id``."""
+        for group in self._of.get(stream.id, ()):
+            group._streams[stream.id] = stream
+
+    def forget(self, stream: IOStream) -> None:
+        """It has ended."""
+        for group in self._of.pop(stream.id, ()):
+            group._streams.pop(stream.id, None)
+
+
+def broadcast(
+    loop: asyncio.AbstractEventLoop,
+    streams: Iterable[IOStream],
+    data: bytes | bytearray | memoryview,
+    exclude: IOStream | Iterable[IOStream],
+    slow: Slow,
+) -> "Future[int]":
+    """Write ``data`` to each of ``streams``, all of which share one copy; see `TCPServer.broadcast`."""
+    if slow not in get_args(Slow):
+        raise OptionError("slow", slow, "must be 'drop', 'kick' or 'wait'")
+    data = bytes(data)  # which is no copy of bytes
+    left_out = {exclude.id} if isinstance(exclude, IOStream) else {stream.id for stream in exclude}
+    taken, waiting = 0, []
+    for stream in streams:
+        if stream.id in left_out:
+            continue
+        try:
+            stream.write(data)
+        except StreamBufferFullError:
+            if slow == "kick":
+                stream.kick("does not read what is broadcast")
+            elif slow == "wait":
+                waiting.append(stream)
+        except StreamClosedError:
+            pass  # it is on its way out
+        else:
+            taken += 1
+    if waiting:
+        return loop.create_task(_wait_for(waiting, data, taken))
+    done: Future[int] = loop.create_future()
+    done.set_result(taken)
+    return done
+
+
+async def _wait_for(streams: list[IOStream], data: bytes, taken: int) -> int:
+    results = await asyncio.gather(*(_write_later(stream, data) for stream in streams))
+    return taken + sum(results)
+
+
+async def _write_later(stream: IOStream, data: bytes) -> bool:
+    """Write as soon as there is room; whether it came to that."""
+    limit: Any = stream.max_write_buffer_size
+    while True:
+        try:
+            await stream.drain(max(0, limit - len(data)))
+            stream.write(data)
+        except StreamBufferFullError:
+            continue  # somebody was faster
+        except StreamClosedError:
+            return False
+        return True
