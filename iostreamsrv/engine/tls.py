@@ -266,7 +266,7 @@ class TLSStream(SocketStream):
             self._truncated = True
             return b""
         finally:
-            if tls.has_output():  # an alert, or the answer to the peer's new key
+            if tls.outgoing.pending:  # an alert, or the answer to the peer's new key
                 with contextlib.suppress(OSError):  # a send that fails says so at the next write
                     self._send_ciphertext()
         self._more_inside = tls.has_input or not self._drained
@@ -304,9 +304,9 @@ class TLSStream(SocketStream):
             if sent < len(ciphertext):
                 self._ciphertext = memoryview(ciphertext)[sent:]
                 return False
+            if not self._ciphertext:
+                break  # it was all there is
             self._ciphertext = NOTHING
-            if not self._tls.has_output():
-                break
         return True
 
     def _sendfile(self, region: FileRegion, size: int) -> int | None:

@@ -23,10 +23,11 @@ class TLSEngine:
     """One end of a TLS connection.
 
     :ivar object: the `ssl.SSLObject`, to ask for certificates, ciphers and versions.
+    :ivar outgoing: what is to be sent; ``outgoing.pending`` says how many bytes.
     :ivar has_input: whether a read may give something, or an end or an error, without more ciphertext.
     """
 
-    __slots__ = ("_by_name", "_end", "_fed_all", "_incoming", "_outgoing", "_plaintext", "has_input", "object")
+    __slots__ = ("_by_name", "_end", "_fed_all", "_incoming", "_plaintext", "has_input", "object", "outgoing")
 
     def __init__(
         self,
@@ -36,8 +37,8 @@ class TLSEngine:
         session: ssl.SSLSession | None = None,
     ) -> None:
         self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self.object = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname, session)
+        self.outgoing = ssl.MemoryBIO()
+        self.object = context.wrap_bio(self._incoming, self.outgoing, server_side, server_hostname, session)
         self._by_name = context.sni_callback is not None
         self._plaintext: list[bytes] = []  # decrypted before somebody asked for it
         self._end: bytes | ssl.SSLError | Truncated | None = None  # what the reads end with: b"" where all is well
@@ -56,11 +57,7 @@ class TLSEngine:
 
     def take_outgoing(self) -> bytes:
         """What is to be sent: handshakes, answers to the peer, and what was written."""
-        return self._outgoing.read()
-
-    def has_output(self) -> bool:
-        """Whether something is to be sent."""
-        return self._outgoing.pending > 0
+        return self.outgoing.read()
 
     def handshake(self) -> bool:
         """Go on with the handshake; whether it is done. Otherwise more is wanted.

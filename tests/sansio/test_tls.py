@@ -48,9 +48,9 @@ def carry(source: TLSEngine, target: TLSEngine) -> int:
 def test_what_is_written_is_read(pair: tuple[TLSEngine, TLSEngine]) -> None:
     for source, target in (pair, pair[::-1]):
         source.write(b"hello")
-        assert source.has_output()
+        assert source.outgoing.pending
         carry(source, target)
-        assert not source.has_output()
+        assert not source.outgoing.pending
         assert target.has_input
         assert target.read(100) == b"hello"
         assert target.read(100) is None
@@ -61,7 +61,7 @@ def test_nothing_that_is_written_is_nothing_to_send(pair: tuple[TLSEngine, TLSEn
     client = pair[1]
     client.take_outgoing()
     client.write(b"")
-    assert not client.has_output()
+    assert not client.outgoing.pending
 
 
 def test_many_records_are_read_at_once_and_no_more_than_is_wanted(pair: tuple[TLSEngine, TLSEngine]) -> None:
