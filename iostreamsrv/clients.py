@@ -1,8 +1,8 @@
 """The clients of a server: admitted, greeted, handled, finished.
 
 Each has a permit while its descriptor is open: it is one of ``Clients.open``, whose number is what ``max_connections``
-limits. Where a full server lets newcomers wait, the permit is taken before the accept, so that the kernel's backlog is the
-queue. ``Clients._finish`` is the only exit, whatever ended a stream: there the permit is given back.
+limits. Where a full server lets newcomers wait, the permit is there before the accept, so that the kernel's backlog is
+the queue. ``Clients._finish`` is the only exit, whatever ended a stream: there the permit is given back.
 """
 
 import asyncio
@@ -250,7 +250,13 @@ class Clients:
         self._retire(stream, reason)
 
     def _complain(
-        self, kind: Any, stream: IOStream, text: str, reason: CloseReason, error: BaseException, level: int = logging.WARNING
+        self,
+        kind: Any,
+        stream: IOStream,
+        text: str,
+        reason: CloseReason,
+        error: BaseException,
+        level: int = logging.WARNING,
     ) -> None:
         self.events.emit(Event(kind, text, level, stream, stream.remote_address, reason, error))
 

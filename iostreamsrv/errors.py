@@ -187,8 +187,8 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
 
 
 class StreamTimeoutError(TimeoutError, StreamError):
-    """A time limit passed: the ``timeout`` of a read, or of `TCPClient.connect`. After a read the stream goes on, with all
-    bytes. ::
+    """A time limit passed: the ``timeout`` of a read, or of `TCPClient.connect`. After a read the stream goes on, with
+    all bytes. ::
 
         try:
             line = await stream.read_until(b"\\n", timeout=60)

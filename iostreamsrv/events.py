@@ -98,7 +98,7 @@ class Events:
 
     def __init__(self, limited: bool = True) -> None:
         self.log = Log(limited)
-        self._listeners: dict[EventKind, tuple[Listener, ...]] = {kind: (self.log,) for kind in KINDS}
+        self._listeners: dict[EventKind, tuple[Listener, ...]] = dict.fromkeys(KINDS, (self.log,))
 
     def subscribe(self, listener: Listener, *kinds: EventKind) -> None:
         """Call ``listener`` with each `Event` of these kinds; of all, if none is named.

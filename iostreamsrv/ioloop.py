@@ -54,9 +54,9 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
         server.listen(8888)
         iostreamsrv.run(server)
 
-    A signal has a server shut down (`TCPServer.shutdown`): its clients may finish what they are at. A second one ends it
-    at once, a third one kills. A coroutine is cancelled by the first, and killed by the second. Then the remaining tasks
-    of the loop are cancelled and the loop is closed. SIGHUP has a server with certificates read them anew
+    A signal has a server shut down (`TCPServer.shutdown`): its clients may finish what they are at. A second one ends
+    it at once, a third one kills. A coroutine is cancelled by the first, and killed by the second. Then the remaining
+    tasks of the loop are cancelled and the loop is closed. SIGHUP has a server with certificates read them anew
     (`TCPServer.reload_certificates`). For a program that has a loop of its own there is ``await
     server.serve_forever()``. Must be called from the main thread, outside any loop.
 

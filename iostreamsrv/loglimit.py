@@ -9,7 +9,7 @@ PER_SECOND = 1.0
 
 
 class LogLimit:
-    """Says which lines may pass, at a limited rate, and counts the rest: the next line that passes can tell how many."""
+    """Says which lines may pass, at a limited rate, and counts the rest, which the next one that passes can tell."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -228,7 +228,7 @@ class ServerOptions:
         ``min_rate_window``; None. (Kestrel asks for 240.) Unlike ``read_timeout`` it suits uploads of any length.
     :ivar min_rate_window: seconds over which that is counted; 5.
     :ivar drain_timeout: seconds that `TCPServer.shutdown` gives handlers to finish; 15. None for no limit.
-    :ivar drain_idle: seconds from the beginning of a shutdown for which a client that has sent nothing is waited for; 0.5.
+    :ivar drain_idle: seconds from the beginning of a shutdown in which a client may still begin a request; 0.5.
     :ivar keepalive: how the kernel finds out that a silent client is gone: True for ``Keepalive()``, which is after 60
         s of silence and 6 questions, 10 s apart; a `Keepalive` or such a tuple of three; False for never.
     :ivar nodelay: whether small writes leave at once, without Nagle's algorithm; True. The cork gathers them already.

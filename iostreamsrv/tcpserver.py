@@ -315,9 +315,7 @@ class TCPServer:
                 ssl_options, strict_validity=options.strict_validity, allow_legacy_tls=options.allow_legacy_tls
             )
         clients = self._clients
-        return Greeter(
-            certificates, self._trusted, clients.deadlines, clients.events, clients.known, clients.greeted
-        )
+        return Greeter(certificates, self._trusted, clients.deadlines, clients.events, clients.known, clients.greeted)
 
     def _greeter_for(self, ssl_options: SSLOptions) -> Greeter:
         return self._greeter if ssl_options is None else self._make_greeter(ssl_options)
@@ -387,9 +385,9 @@ class TCPServer:
 
         Whoever waits in the kernel's queue is accepted, then the listeners are closed, and `IOStream.wait_draining`
         returns. Streams that merely wait in a read, with nothing received for it and nothing queued, are closed, reason
-        ``shutdown``: for ``drain_idle`` seconds (0.5) they may still send a request, later on they are closed as soon as
-        their handler reads again. Handlers that are at work may finish. What is left at the timeout is cancelled, has
-        a second for its last words, and is closed, reason ``drain_timeout``.
+        ``shutdown``: for ``drain_idle`` seconds (0.5) they may still send a request, later on they are closed as soon
+        as their handler reads again. Handlers that are at work may finish. What is left at the timeout is cancelled,
+        has a second for its last words, and is closed, reason ``drain_timeout``.
 
         It returns when all streams are closed and all handlers, :meth:`handle_close` too, have ended; called from a
         handler it does not wait for that one. Called again meanwhile it waits for the same end. A cancel ends all at

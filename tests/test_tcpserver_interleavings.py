@@ -119,7 +119,7 @@ def test_a_server_stops_after_its_loop_closed_all_it_knew(io_loop: IOLoop) -> No
         return server, IOLoop.current()
 
     server, closed_loop = loop.run_until_complete(begin())
-    listener = server._acceptors[0].listener
+    listener = server._listeners._acceptors[0].listener
     closed_loop.close(all_fds=True)
     try:
         server.stop()
