@@ -28,7 +28,7 @@ def default_connections() -> int:
     return max(1, min(MOST, max(soft - OTHERS, soft // 2)))
 
 
-def raise_limit(connections: int | None) -> None:
+def raise_limit(connections: float | None) -> None:
     """Raise the soft limit of descriptors, as far as the hard one allows, so that there are enough for so many.
 
     :param connections: None: for :data:`MOST`.
@@ -36,7 +36,7 @@ def raise_limit(connections: int | None) -> None:
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(connections or MOST, 1 << 20) + OTHERS
+    wanted = int(min(connections or MOST, 1 << 20)) + OTHERS
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -46,8 +46,8 @@ __all__ = [
     "without_frames",
 ]
 
-Operation = Literal["read", "write", "connect", "handshake"]
-"""What a stream was asked to do when an error arose."""
+Operation = Literal["read", "write", "connect", "handshake", "accept"]
+"""What a stream was asked to do, or was being done to it, when an error arose."""
 
 
 class CloseReason(StrEnum):

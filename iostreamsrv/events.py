@@ -22,14 +22,14 @@ from .loglimit import LogLimit
 
 __all__ = ["Event", "EventKind", "Events", "Log"]
 
-EventKind = Literal["open", "close", "reject", "error", "limit"]
-"""``open``: a client is given to its handler. ``close``: its descriptor is closed; also that of one who did not get as
-far as a handler. ``reject``: a client was turned away, as the server is full. ``error``: something went wrong, in a
-handler, in TLS, in a PROXY header, or with a system call. ``limit``: a limit was reached, of a stream's buffer, of
-connections, or of descriptors."""
+EventKind = Literal["listen", "open", "close", "reject", "error", "limit"]
+"""``listen``: clients are accepted at an address. ``open``: a client is given to its handler. ``close``: its descriptor
+is closed; also that of one who did not get as far as a handler. ``reject``: a client was turned away, as the server is
+full. ``error``: something went wrong, in a handler, in TLS, in a PROXY header, or with a system call. ``limit``: one
+was reached, of a stream's buffer, of connections, or of descriptors."""
 
 KINDS: tuple[EventKind, ...] = get_args(EventKind)
-EVERY_CONNECTION: tuple[EventKind, ...] = ("open", "close")
+ROUTINE: tuple[EventKind, ...] = ("listen", "open", "close")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Log:
             gen_log.log(event.level, "%s%s", event.text, more)
 
     def _left_out(self, event: Event) -> int | None:
-        if self._limits is None or event.kind in EVERY_CONNECTION:
+        if self._limits is None or event.kind in ROUTINE:
             return 0
         key = event.kind, event.reason, event.level
         if key not in self._limits:
@@ -122,7 +122,7 @@ class Events:
     def wanted(self, kind: EventKind) -> bool:
         """Whether anybody would see such an event: what comes with every connection is not made for nobody."""
         listeners = self._listeners[kind]
-        if listeners == (self.log,) and kind in EVERY_CONNECTION:
+        if listeners == (self.log,) and kind in ROUTINE:
             return gen_log.isEnabledFor(logging.DEBUG)
         return bool(listeners)
 

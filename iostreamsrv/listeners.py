@@ -10,9 +10,10 @@ from typing import Any
 from tornado.ioloop import IOLoop
 
 from .acceptor import Acceptor
+from .addresses import show
 from .certificates import Certificates
 from .errors import OptionError
-from .events import Events
+from .events import Event, Events
 from .greeting import Greeter
 from .netutil import why_not_listening
 
@@ -84,6 +85,8 @@ class Listeners:
         self.greeters.update(greeter for _, greeter in listeners)
         for acceptor in acceptors:
             self._start(acceptor, io_loop)
+            address = acceptor.listener.getsockname()
+            self._events.emit(Event("listen", f"listening on {show(address)}", address=address))
         self._look_for_expiry(io_loop.asyncio_loop)  # type: ignore[attr-defined]
 
     def move_to(self, io_loop: IOLoop) -> None:

@@ -79,6 +79,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_reads_watched",
         "_received_at",
         "_sending_eof",
+        "_sent_at",
         "_sent_before",
         "_sent_since",
         "_timeouts",
@@ -143,6 +144,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self.hub_key = -1
         self._hub: Hub = self._hub_of(io_loop)
         self._received_at = time.monotonic()
+        self._sent_at = self._received_at
         self._data: dict[Any, Any] | None = None
         # reading
         self._buffer = ReadBuffer()
@@ -249,6 +251,11 @@ class StreamCore(tornado.iostream.BaseIOStream):
     def idle_time(self) -> float:
         """Seconds since bytes last came in, or since the stream was made."""
         return time.monotonic() - self._received_at
+
+    @property
+    def write_idle_time(self) -> float:
+        """Seconds since bytes last went out, or since the stream was made."""
+        return time.monotonic() - self._sent_at
 
     @property
     def real_error(self) -> BaseException | None:

@@ -380,6 +380,8 @@ class ReadSide(WriteSide):
             return self._failed_in_dispatch(error)
         if result is MORE:
             return self._wait_for_more()
+        if self._read_future is not future:
+            return None  # a match function has ended the stream
         self._read = self._read_future = None  # as _forget_read does, without a call for each message
         if self._read_timer is not None:
             self._read_timer.cancel()

@@ -4,6 +4,7 @@ import errno
 import logging
 from asyncio import Future
 from collections import deque
+from time import monotonic
 from typing import IO, Any, ClassVar
 
 from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for, without_frames
@@ -222,6 +223,8 @@ class WriteSide(StreamCore):
             self._send_failed(error)
             return 0
         self.bytes_written += sent
+        hub = self._hub
+        self._sent_at = hub.now if hub.running else monotonic()
         return sent
 
     def _send_failed(self, error: Exception) -> None:
