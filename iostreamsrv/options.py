@@ -354,6 +354,7 @@ WHILE_RUNNING = frozenset(
         "proxy_header_timeout",
         "max_buffer_size",
         "max_write_buffer_size",
+        "read_chunk_size",
     }
 )
 """What can be replaced while a server runs: limits and timeouts."""

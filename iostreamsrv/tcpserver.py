@@ -102,7 +102,7 @@ class TCPServer:
         self._listeners.greeters.add(self._greeter)
         self._io_loop = io_loop
         self._started = False
-        self._stopped: asyncio.Event | None = None
+        self._on_stop: asyncio.Event | None = None
         self._ending: Future[None] | None = None  # a shutdown is under way; done when it is over
         self._told_no_handler = False
         if self._overrides("handle_stream"):
@@ -341,9 +341,9 @@ class TCPServer:
         """Stop listening: new clients are refused, open streams go on. Then it may listen, or bind and start, again."""
         self._listeners.close()
         self._started = False
-        if self._stopped is not None:
-            self._stopped.set()
-            self._stopped = None
+        if self._on_stop is not None:
+            self._on_stop.set()
+            self._on_stop = None
 
     # ---- running and ending
 
@@ -368,7 +368,7 @@ class TCPServer:
             raise RuntimeError("the server is not listening: call listen(), or bind() and start(), first")
         self._clients.count_places()
         self._listeners.move_to(IOLoop.current())
-        stopped = self._stopped = self._stopped or asyncio.Event()
+        stopped = self._on_stop = self._on_stop or asyncio.Event()
         try:
             await stopped.wait()
             if self._ending is not None:
@@ -495,13 +495,21 @@ class TCPServer:
 
     @property
     def max_buffer_size(self) -> int:
-        """``options.max_buffer_size``, where Tornado has it."""
+        """``options.max_buffer_size``, where Tornado has it; may be set, for the streams to come."""
         return self.options.max_buffer_size
+
+    @max_buffer_size.setter
+    def max_buffer_size(self, value: float | None) -> None:
+        self.replace_options(max_buffer_size=value)
 
     @property
     def read_chunk_size(self) -> int:
-        """``options.read_chunk_size``, where Tornado has it."""
+        """``options.read_chunk_size``, where Tornado has it; may be set, for the streams to come."""
         return self.options.read_chunk_size
+
+    @read_chunk_size.setter
+    def read_chunk_size(self, value: int | None) -> None:
+        self.replace_options(read_chunk_size=value)
 
     # ---- the handler
 

@@ -24,7 +24,16 @@ import iostreamsrv
 from . import expectations
 from .swap import CHILD_REPORT, THEIRS, Seen, Witness, swap
 
-MODULES = ("tornado.test.iostream_test", "tornado.test.tcpserver_test", "tornado.test.tcpclient_test")
+MODULES = (
+    "tornado.test.iostream_test",
+    "tornado.test.tcpserver_test",
+    "tornado.test.tcpclient_test",
+    "tornado.test.httpserver_test",
+    "tornado.test.http1connection_test",
+    "tornado.test.simple_httpclient_test",
+    "tornado.test.websocket_test",
+    "tornado.test.web_test",
+)
 
 HERE = Path(__file__).resolve().parent
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import tornado.httpserver
 import tornado.iostream
 import tornado.netutil
 import tornado.process
@@ -12,9 +13,9 @@ import tornado.simple_httpclient
 import tornado.tcpclient
 import tornado.tcpserver
 import tornado.testing
-from tornado.httpserver import HTTPServer
 
 import iostreamsrv
+import iostreamsrv.httpserver
 
 THEIRS = {
     "BaseIOStream": tornado.iostream.BaseIOStream,
@@ -24,15 +25,18 @@ THEIRS = {
     "StreamClosedError": tornado.iostream.StreamClosedError,
     "UnsatisfiableReadError": tornado.iostream.UnsatisfiableReadError,
     "StreamBufferFullError": tornado.iostream.StreamBufferFullError,
+    "HTTPServer": tornado.httpserver.HTTPServer,
     "TCPClient": tornado.tcpclient.TCPClient,
     "TCPServer": tornado.tcpserver.TCPServer,
     "bind_sockets": tornado.netutil.bind_sockets,
 }
 """What is swapped, by its name in both packages."""
 
+OURS = {name: getattr(iostreamsrv, name, None) for name in THEIRS} | {"HTTPServer": iostreamsrv.httpserver.HTTPServer}
+"""What takes its place."""
+
 LEFT = {("tornado.httpserver", "TCPServer")}
-"""Where not to swap: Tornado's HTTPServer inherits from Tornado's TCPServer, until there is an HTTPServer on ours. The
-streams that it makes are swapped like all others."""
+"""Where not to swap: Tornado's HTTPServer, from which ours inherits, calls the constructor of Tornado's TCPServer."""
 
 CHILD_REPORT = "IOSTREAMSRV_CONFORMANCE_REPORT"
 """The environment variable that tells a child process the file to report to."""
@@ -43,7 +47,7 @@ def swap(**instead: Any) -> None:
 
     :param instead: by name, what to take instead of that.
     """
-    ours = {id(THEIRS[name]): instead.get(name, getattr(iostreamsrv, name)) for name in THEIRS}
+    ours = {id(THEIRS[name]): instead.get(name, OURS[name]) for name in THEIRS}
     for module_name, module in list(sys.modules.items()):
         if module_name.split(".")[0] == "tornado":
             for name, value in list(vars(module).items()):
@@ -103,7 +107,7 @@ def _observe(note: Any) -> None:
     _hook(iostreamsrv.TCPClient, lambda made: note(_side(made, iostreamsrv.TCPClient)))
     _hook(THEIRS["TCPClient"], lambda made: note(_side(made, iostreamsrv.TCPClient)))
     _hook(iostreamsrv.TCPServer, lambda made: note(_side(made, iostreamsrv.TCPServer)))
-    _hook(THEIRS["TCPServer"], lambda made: issubclass(made, HTTPServer) or note(_side(made, iostreamsrv.TCPServer)))
+    _hook(THEIRS["TCPServer"], lambda made: issubclass(made, THEIRS["HTTPServer"]) or note(_side(made, iostreamsrv.TCPServer)))
 
 
 def _side(made: type, ours: type) -> str:
