@@ -477,7 +477,8 @@ class TCPServer:
 
             server.broadcast(b"somebody came in\\n", exclude=stream)
 
-        All streams share one copy of it. It need not be awaited, but with ``slow="wait"``.
+        All streams share one copy of it. It need not be awaited, but with ``slow="wait"``, and then before the next
+        one: it may be overtaken by what is written meanwhile.
 
         :param exclude: a stream, or several, to leave out.
         :param slow: what becomes of a stream whose queue (``max_write_buffer_size``) has no room for it: "drop": it
