@@ -213,5 +213,8 @@ def _overdue(stream: IOStream, timeouts: Timeouts, now: float) -> Overdue | None
     if read is not None and stream.reading() and now - stream._read_since > read:
         return CloseReason.READ_TIMEOUT, StreamTimeoutError("read", read)
     if idle is not None and now - max(stream._received_at, stream._sent_since) > idle:
+        if not stream.reading() and stream._has_input():  # it is the handler that is busy
+            stream._received_at = now
+            return None
         return CloseReason.IDLE_TIMEOUT, StreamTimeoutError("read", idle, f"idle for {idle:g} s")
     return None

@@ -357,8 +357,8 @@ class TCPServer:
 
             asyncio.run(main())
 
-        Cancelled, it stops listening, ends the handlers and closes their streams, reason ``shutdown``. Of a shutdown it
-        awaits the end.
+        Cancelled, it shuts down (:meth:`shutdown`), and returns when that is over; cancelled again, it ends all at
+        once. So Ctrl-C in the program above lets clients finish, and a second Ctrl-C does not wait for them.
 
         :raises NotImplementedError: there is no ``handle_stream``.
         :raises RuntimeError: nothing is listening, so it would wait for nothing for ever.
@@ -371,12 +371,11 @@ class TCPServer:
         stopped = self._on_stop = self._on_stop or asyncio.Event()
         try:
             await stopped.wait()
-            if self._ending is not None:
-                await asyncio.shield(self._ending)
         except asyncio.CancelledError:
-            self.stop()
-            await self.close_all_connections()
+            await self.shutdown()
             raise
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
 
     async def shutdown(self, timeout: float | EllipsisType | None = ...) -> None:
         """End the server, and let its clients finish. ::
@@ -477,7 +476,8 @@ class TCPServer:
 
             server.broadcast(b"somebody came in\\n", exclude=stream)
 
-        All streams share one copy of it. It need not be awaited, but with ``slow="wait"``.
+        All streams share one copy of it. It need not be awaited, but with ``slow="wait"``, and then before the next
+        one: it may be overtaken by what is written meanwhile.
 
         :param exclude: a stream, or several, to leave out.
         :param slow: what becomes of a stream whose queue (``max_write_buffer_size``) has no room for it: "drop": it

@@ -53,22 +53,24 @@ def test_a_signal_ends_a_server_in_order(number: signal.Signals) -> None:
     assert complaints == ""
 
 
-def test_a_second_signal_kills() -> None:
+def test_a_second_signal_cancels_again_and_a_third_kills() -> None:
     stubborn = """
         import asyncio, iostreamsrv
 
         async def main():
             print("'running'")
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                print("'cancelled'")
-                await asyncio.sleep(60)
+            while True:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    print("'cancelled'")
 
         iostreamsrv.run(main)
     """
     with program(stubborn) as process:
         assert printed(process) == "running"
+        process.send_signal(signal.SIGTERM)
+        assert printed(process) == "cancelled"
         process.send_signal(signal.SIGTERM)
         assert printed(process) == "cancelled"
         process.send_signal(signal.SIGTERM)
