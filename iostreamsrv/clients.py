@@ -23,7 +23,7 @@ from .addresses import show
 from .deadlines import Deadlines
 from .descriptors import default_connections
 from .engine.base import CLOSE_TIMEOUT
-from .errors import CloseReason, StreamTimeoutError, reason_for
+from .errors import CloseReason, FramingError, StreamTimeoutError, reason_for
 from .events import Event, Events
 from .greeting import Greeter
 from .iostream import BaseIOStream, IOStream
@@ -242,6 +242,9 @@ class Clients:
             self._complain("limit", stream, f"closing {client(stream)}: {error}", reason, error)
         elif isinstance(error, ssl.SSLError):  # of its start_tls(), which has said so
             reason = CloseReason.TLS_ERROR
+        elif isinstance(error, FramingError):
+            reason = CloseReason.LOCAL
+            self._complain("error", stream, f"closing {client(stream)}: {error}", reason, error, logging.INFO)
         elif isinstance(error, StreamTimeoutError):
             reason = CloseReason.READ_TIMEOUT
         else:

@@ -8,6 +8,7 @@ The tree, with the classes of Tornado and of Python that each also is::
     ├── StreamBufferFullError         tornado.iostream.StreamBufferFullError
     ├── UnsatisfiableReadError        tornado.iostream.UnsatisfiableReadError
     ├── KickedError
+    ├── FramingError                  ValueError
     ├── ConcurrentReadError           AssertionError
     └── ConcurrentConnectError        AssertionError
     OptionError                       ValueError
@@ -32,6 +33,7 @@ __all__ = [
     "CloseReason",
     "ConcurrentConnectError",
     "ConcurrentReadError",
+    "FramingError",
     "KickedError",
     "ListenError",
     "Operation",
@@ -213,6 +215,15 @@ class KickedError(StreamError):
     """
 
     reason: CloseReason | None = CloseReason.KICKED
+
+
+class FramingError(StreamError, ValueError):
+    """What came is no message of its framing, or what is to be sent cannot be one; see :mod:`iostreamsrv.framing`.
+
+    A handler that leaves it uncaught has its client closed, without a traceback: the client caused it.
+    """
+
+    reason: CloseReason | None = CloseReason.LOCAL
 
 
 class StreamBufferFullError(tornado.iostream.StreamBufferFullError, StreamError):

@@ -107,7 +107,10 @@ def _observe(note: Any) -> None:
     _hook(iostreamsrv.TCPClient, lambda made: note(_side(made, iostreamsrv.TCPClient)))
     _hook(THEIRS["TCPClient"], lambda made: note(_side(made, iostreamsrv.TCPClient)))
     _hook(iostreamsrv.TCPServer, lambda made: note(_side(made, iostreamsrv.TCPServer)))
-    _hook(THEIRS["TCPServer"], lambda made: issubclass(made, THEIRS["HTTPServer"]) or note(_side(made, iostreamsrv.TCPServer)))
+    _hook(
+        THEIRS["TCPServer"],
+        lambda made: issubclass(made, THEIRS["HTTPServer"]) or note(_side(made, iostreamsrv.TCPServer)),
+    )
 
 
 def _side(made: type, ours: type) -> str:

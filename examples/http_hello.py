@@ -1,0 +1,77 @@
+"""An HTTP/1.1 server in a page: h11 knows the protocol, the stream moves the bytes.
+
+It answers every request with a greeting, keeps connections alive, and says in HTTP what is wrong with a request.
+"""
+
+import argparse
+import sys
+
+import h11
+
+import iostreamsrv
+
+MAX_BODY = 1_000_000
+"""Bytes of a request's body, which is read and thrown away."""
+
+
+class HelloServer(iostreamsrv.TCPServer):
+    read_timeout = 30  # nobody may take longer for the next piece of a request
+    max_connections = 10_000
+
+    async def handle_stream(self, stream, address):
+        connection = h11.Connection(h11.SERVER)
+        while True:
+            try:
+                method = await self.read_request(stream, connection)
+            except h11.RemoteProtocolError as error:
+                if connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                    await self.answer(stream, connection, error.error_status_hint, f"{error}\n".encode(), b"GET")
+                return
+            await self.answer(stream, connection, 200, b"Hello, world\n", method)
+            if connection.our_state is h11.MUST_CLOSE:
+                return
+            connection.start_next_cycle()
+
+    async def read_request(self, stream, connection):
+        """Its method, when all of it has come."""
+        method, size = b"GET", 0
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                if connection.they_are_waiting_for_100_continue:
+                    await stream.write(connection.send(h11.InformationalResponse(status_code=100, headers=[])))
+                connection.receive_data(await stream.read_bytes(65536, partial=True))
+            elif isinstance(event, h11.Request):
+                method = event.method
+            elif isinstance(event, h11.Data):
+                size += len(event.data)
+                if size > MAX_BODY:
+                    raise h11.RemoteProtocolError("the body is too large", error_status_hint=413)
+            elif isinstance(event, h11.EndOfMessage):
+                return method
+
+    async def answer(self, stream, connection, status, body, method):
+        headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
+        if connection.their_state in (h11.ERROR, h11.SEND_BODY):
+            headers.append(("Connection", "close"))
+        head = connection.send(h11.Response(status_code=status, headers=headers))
+        sent = connection.send(h11.Data(data=body)) if method != b"HEAD" else b""
+        await stream.write(head + sent + connection.send(h11.EndOfMessage()))
+
+
+async def main(arguments):
+    server = HelloServer()
+    server.listen(arguments.port, arguments.host)
+    for host, port, *_ in server.addresses:
+        print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
+    try:
+        iostreamsrv.run(main(parser.parse_args()))
+    except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:
+        sys.exit(f"http_hello: {error}")

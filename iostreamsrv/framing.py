@@ -1,0 +1,296 @@
+"""Messages over a stream: where one ends and the next begins. ::
+
+    from iostreamsrv.framing import JSONLines
+
+    class Calculator(TCPServer):
+        async def handle_stream(self, stream, address):
+            requests = JSONLines(stream, max_size=10_000)
+            async for request in requests:
+                await requests.write({"sum": sum(request["numbers"])})
+
+Each framing reads and writes one kind of message, and has a limit for its size. ``async for`` ends when the peer ends
+between two messages. A read that is cancelled or times out has taken nothing.
+
+**One's own** is a subclass of `Framing` with two functions of bytes, which can be tested without a stream::
+
+    class Chunks(Framing[bytes]):  # a length byte, then so many bytes
+        def decode(self, buffer):
+            if len(buffer) < 1 + buffer[0]:
+                return None
+            return 1 + buffer[0], bytes(buffer[1 : 1 + buffer[0]])
+
+        def encode(self, message):
+            return bytes([len(message)]) + message
+"""
+
+import json
+import struct
+from asyncio import Future
+from typing import Any, Generic, Self, TypeVar
+
+from .errors import CloseReason, FramingError, OptionError, StreamClosedError
+from .iostream import BaseIOStream
+from .options import check_size
+
+__all__ = [
+    "Delimited",
+    "FixedSize",
+    "Framing",
+    "JSONLines",
+    "LengthPrefixed",
+    "Netstrings",
+    "Structs",
+]
+
+MAX_SIZE = 65536
+"""Default limit of a message: one receive. Less than the 1 MiB a server's stream can hold."""
+
+Message = TypeVar("Message")
+
+
+class Framing(Generic[Message]):
+    """Messages over ``stream``; the base of all framings, and of one's own.
+
+    :param stream: to read from and to write to; what else is read from it is read between the messages.
+    :param max_size: most bytes of a message, without what frames it; 65536. A larger one raises `FramingError`, on
+        both sides. It should be less than the stream's ``max_buffer_size``.
+    :raises OptionError: not a number of bytes.
+    """
+
+    overhead = 64
+    """Most bytes that frame a message."""
+
+    def __init__(self, stream: BaseIOStream, max_size: float = MAX_SIZE) -> None:
+        self.stream = stream
+        self.max_size = check_size("max_size", max_size) or MAX_SIZE
+
+    # ---- what a subclass writes
+
+    def decode(self, buffer: bytearray) -> tuple[int, Message] | None:
+        """The first message in ``buffer``, which has at least a byte, and how many bytes it takes there; None if it is
+        not there as a whole. ``buffer`` must be neither changed nor kept.
+
+        :raises FramingError: there can be no message, whatever comes.
+        """
+        raise NotImplementedError
+
+    def encode(self, message: Message) -> bytes:
+        """A message as it is sent.
+
+        :raises FramingError: it cannot be sent.
+        """
+        raise NotImplementedError
+
+    # ---- what it gets
+
+    def read(self, *, timeout: float | None = None) -> "Future[Message]":
+        """The next message.
+
+        :param timeout: seconds; None for no limit.
+        :raises FramingError: from the future: what came is no message. Where the next one begins nobody knows.
+        :raises StreamClosedError: the stream has ended, or was closed.
+        :raises StreamTimeoutError: from the future. The stream goes on, with all bytes.
+        """
+        return self.stream.read_until_match(self._match, timeout=timeout)
+
+    def write(self, message: Message) -> "Future[None]":
+        """Write a message; otherwise as `BaseIOStream.write`.
+
+        :raises FramingError: it is larger than ``max_size``, or cannot be a message.
+        """
+        return self.stream.write(self.encode(message))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        try:
+            return await self.read()
+        except StreamClosedError as error:
+            if error.reason is not CloseReason.EOF:
+                raise
+            if self.stream.buffered:
+                raise FramingError(f"the stream ended within a message, after {self.stream.buffered} bytes") from None
+            raise StopAsyncIteration from None
+
+    def _match(self, buffer: bytearray) -> tuple[int, Message] | None:
+        found = self.decode(buffer)
+        if found is None and len(buffer) > self.max_size + self.overhead:
+            raise self._too_large(len(buffer))
+        return found
+
+    def _too_large(self, size: int) -> FramingError:
+        return FramingError(f"a message of {size} bytes is larger than max_size, {self.max_size}")
+
+    def _checked(self, message: bytes) -> bytes:
+        if len(message) > self.max_size:
+            raise self._too_large(len(message))
+        return message
+
+
+class Delimited(Framing[bytes]):
+    """Messages that end with a delimiter, which they do not contain: lines.
+
+    :param delimiter: one byte or more; a newline. It is not part of the messages.
+    """
+
+    def __init__(self, stream: BaseIOStream, delimiter: bytes = b"\n", max_size: float = MAX_SIZE) -> None:
+        super().__init__(stream, max_size)
+        if not isinstance(delimiter, bytes) or not delimiter:
+            raise OptionError("delimiter", delimiter, "must be bytes, at least one")
+        self.delimiter = delimiter
+        self.overhead = len(delimiter)
+        self._begin = -1  # where in the stream the message begins that was searched last
+        self._searched = 0  # how many of its bytes have no delimiter
+
+    def decode(self, buffer: bytearray) -> tuple[int, bytes] | None:
+        return self._decode_from(buffer, 0)
+
+    def _decode_from(self, buffer: bytearray, begin: int) -> tuple[int, bytes] | None:
+        end = buffer.find(self.delimiter, begin)
+        return None if end < 0 else (end + len(self.delimiter), self._checked(bytes(buffer[:end])))
+
+    def _match(self, buffer: bytearray) -> tuple[int, bytes] | None:
+        begin = self.stream.bytes_read - len(buffer)
+        if begin != self._begin:
+            self._begin, self._searched = begin, 0
+        found = self._decode_from(buffer, self._searched)
+        if found is None:  # but it may have begun
+            self._searched = max(0, len(buffer) - len(self.delimiter) + 1)
+            if len(buffer) > self.max_size + self.overhead:
+                raise self._too_large(len(buffer))
+        return found
+
+    def encode(self, message: bytes) -> bytes:
+        if self.delimiter in message:
+            raise FramingError(f"the message contains the delimiter, {self.delimiter!r}")
+        return self._checked(message) + self.delimiter
+
+
+class JSONLines(Framing[Any]):
+    """One JSON value in each line (https://jsonlines.org): in UTF-8, with ``\\n``, or ``\\r\\n``, at its end."""
+
+    def __init__(self, stream: BaseIOStream, max_size: float = MAX_SIZE) -> None:
+        super().__init__(stream, max_size)
+        self._lines = Delimited(stream, b"\n", max_size)
+
+    def decode(self, buffer: bytearray) -> tuple[int, Any] | None:
+        return self._parsed(self._lines.decode(buffer))
+
+    def _match(self, buffer: bytearray) -> tuple[int, Any] | None:
+        return self._parsed(self._lines._match(buffer))
+
+    def _parsed(self, found: tuple[int, bytes] | None) -> tuple[int, Any] | None:
+        if found is None:
+            return None
+        try:
+            return found[0], json.loads(found[1])
+        except (ValueError, RecursionError) as error:
+            raise FramingError(f"the line is not JSON: {error}") from None
+
+    def encode(self, message: Any) -> bytes:
+        try:
+            text = json.dumps(message, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise FramingError(f"the message cannot be JSON: {error}") from None
+        return self._lines.encode(text.encode())
+
+
+class LengthPrefixed(Framing[bytes]):
+    """Messages with their length in front.
+
+    :param format: of the length, as `struct` has it: one unsigned integer; ``"!I"``, four bytes in network order.
+    """
+
+    def __init__(self, stream: BaseIOStream, format: str = "!I", max_size: float = MAX_SIZE) -> None:
+        super().__init__(stream, max_size)
+        try:
+            self._prefix = struct.Struct(format)
+            self._prefix.pack(0)
+        except struct.error as error:
+            raise OptionError("format", format, f"must be one integer, as struct has it: {error}") from None
+        self.overhead = self._prefix.size
+
+    def decode(self, buffer: bytearray) -> tuple[int, bytes] | None:
+        begin = self._prefix.size
+        if len(buffer) < begin:
+            return None
+        (size,) = self._prefix.unpack_from(buffer)
+        if not 0 <= size <= self.max_size:  # it may be of a signed type
+            raise self._too_large(size)
+        return None if len(buffer) < begin + size else (begin + size, bytes(buffer[begin : begin + size]))
+
+    def encode(self, message: bytes) -> bytes:
+        try:
+            return self._prefix.pack(len(self._checked(message))) + message
+        except struct.error:
+            raise FramingError(f"{len(message)} bytes are more than the prefix can say") from None
+
+
+class Netstrings(Framing[bytes]):
+    """Netstrings (https://cr.yp.to/proto/netstrings.txt): ``5:hello,``."""
+
+    overhead = 12
+
+    def decode(self, buffer: bytearray) -> tuple[int, bytes] | None:
+        colon = buffer.find(b":", 0, self.overhead)
+        digits = bytes(buffer[: self.overhead] if colon < 0 else buffer[:colon])
+        if not digits.isdigit() or (digits[0] == 48 and len(digits) > 1) or (colon < 0 and len(buffer) > 10):
+            raise FramingError(f"{digits!r} is no length of a netstring")
+        size = int(digits)
+        if size > self.max_size:
+            raise self._too_large(size)
+        end = colon + 1 + size
+        if colon < 0 or len(buffer) <= end:
+            return None
+        if buffer[end] != 44:
+            raise FramingError("there is no comma after the netstring")
+        return end + 1, bytes(buffer[colon + 1 : end])
+
+    def encode(self, message: bytes) -> bytes:
+        return b"%d:%s," % (len(self._checked(message)), message)
+
+
+class FixedSize(Framing[bytes]):
+    """Messages that have all the same size.
+
+    :param size: in bytes.
+    """
+
+    def __init__(self, stream: BaseIOStream, size: int) -> None:
+        super().__init__(stream, size)
+
+    def decode(self, buffer: bytearray) -> tuple[int, bytes] | None:
+        return None if len(buffer) < self.max_size else (self.max_size, bytes(buffer[: self.max_size]))
+
+    def encode(self, message: bytes) -> bytes:
+        if len(message) != self.max_size:
+            raise FramingError(f"a message has {self.max_size} bytes, not {len(message)}")
+        return bytes(message)
+
+
+class Structs(Framing[tuple[Any, ...]]):
+    """Records of a fixed layout, as tuples. ::
+
+        async for device, value in Structs(stream, "!Hd"):
+            ...
+
+    :param format: the layout, as `struct` has it.
+    """
+
+    def __init__(self, stream: BaseIOStream, format: str) -> None:
+        try:
+            self._layout = struct.Struct(format)
+        except struct.error as error:
+            raise OptionError("format", format, str(error)) from None
+        super().__init__(stream, self._layout.size)
+
+    def decode(self, buffer: bytearray) -> tuple[int, tuple[Any, ...]] | None:
+        size = self._layout.size
+        return None if len(buffer) < size else (size, self._layout.unpack_from(buffer))
+
+    def encode(self, message: tuple[Any, ...]) -> bytes:
+        try:
+            return self._layout.pack(*message)
+        except struct.error as error:
+            raise FramingError(f"{message!r} does not fit {self._layout.format!r}: {error}") from None
