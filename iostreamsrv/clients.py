@@ -10,7 +10,7 @@ import inspect
 import logging
 import socket
 import ssl
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv6Address
 from itertools import islice
@@ -94,6 +94,8 @@ class Clients:
         self._handling: dict[asyncio.Future[Any], IOStream] = {}
         self._closing: set[asyncio.Task[Any]] = set()
         self._end = CloseReason.SHUTDOWN  # what a cancelled handler's stream ends with
+        self._ended: deque[tuple[IOStream, bool]] = deque()  # to be told of, and whether it had a handler
+        self._telling = False
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self._on_handled = self._handled
 
@@ -290,16 +292,30 @@ class Clients:
         elif self._of_host and (host := host_of(stream.remote_address)) is not None:
             self._leave_host(host)
         self.groups.forget(stream)
-        if self.events.wanted("close"):
-            self._tell_of_close(stream)
-        if not before_handler and self._closes():
-            self._call_handle_close(stream)
+        self._ended.append((stream, not before_handler))
+        if not self._telling:
+            self._tell_of_ends()
         self._offer_place()
 
     def _leave_host(self, host: str) -> None:
         self._of_host[host] -= 1
         if self._of_host[host] <= 0:
             del self._of_host[host]
+
+    def _tell_of_ends(self) -> None:
+        """One after the other, never one within another: who is told of an end may speak to all the others, find them
+        broken, and so end them. A hundred such calls within each other are more than Python's stack takes.
+        """
+        self._telling = True
+        try:
+            while self._ended:
+                stream, handled = self._ended.popleft()
+                if self.events.wanted("close"):
+                    self._tell_of_close(stream)
+                if handled and self._closes():
+                    self._call_handle_close(stream)
+        finally:
+            self._telling = False
 
     def _tell_of_close(self, stream: IOStream) -> None:
         reason, address = stream.close_reason, stream.remote_address

@@ -652,6 +652,64 @@ async def test_a_stream_that_is_closing_in_order_gets_no_broadcast(entering: Ent
     await closing
 
 
+ENDING: dict[str, Callable[[TCPServer, Callable[[], object]], object]] = {
+    "handle_close": lambda server, speak: setattr(server, "handle_close", lambda stream, reason: speak()),
+    "a subscriber": lambda server, speak: server.events.subscribe(lambda event: speak(), "close"),
+}
+"""How one speaks to all at an end."""
+
+
+@pytest.mark.parametrize("when", ENDING.values(), ids=ENDING)
+@pytest.mark.gen_test
+async def test_many_resets_at_once_of_which_each_is_told_to_all_end_each_stream_once(
+    serving: Serving, caplog: pytest.LogCaptureFixture, when: Callable[[TCPServer, Callable[[], object]], object]
+) -> None:
+    """The first word about the first of them finds the second, and so on: calls must not pile up within each other."""
+    said: list[int] = []
+    depth = 0
+
+    def speak() -> None:
+        nonlocal depth
+        depth += 1
+        said.append(depth)
+        server.broadcast(LINE)
+        depth -= 1
+
+    server = serving.started(Hall())
+    when(server, speak)
+    stays = serving.connect(server)
+    peers = [serving.connect(server) for _ in range(300)]
+    await eventually(lambda: len(server.streams) == 301)
+    for peer in peers:
+        peer.reset()
+    await eventually(lambda: len(server.streams) == 1)
+    assert said == [1] * 300
+    assert await stays.receive(300 * len(LINE)) == LINE * 300
+    assert not caplog.records
+
+
+@pytest.mark.gen_test
+async def test_many_kicks_of_which_each_is_told_to_all_end_each_stream_once(
+    entering: Entering, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[IOStream] = []
+
+    def handle_close(stream: IOStream, reason: str) -> None:
+        ended.append(stream)
+        server.broadcast(LINE, slow="kick")
+
+    server = entering.started(Hall(max_write_buffer_size=10_000))
+    server.handle_close = handle_close  # type: ignore[method-assign]
+    streams, peers = await entering.enter_all(server, 200)
+    for stream in streams[1:]:
+        fill_up(stream)
+    assert await server.broadcast(b"hello\n", slow="kick") == 1
+    assert sorted(stream.id for stream in ended) == [stream.id for stream in streams[1:]]
+    assert list(server.streams) == streams[:1]
+    assert await peers[0].receive(6 + 199 * len(LINE)) == b"hello\n" + LINE * 199
+    assert not caplog.records
+
+
 # ---- kick
 
 
