@@ -140,25 +140,27 @@ def broadcast(
     """Write ``data`` to each of ``streams``, all of which share one copy; see `TCPServer.broadcast`."""
     if slow not in get_args(Slow):
         raise OptionError("slow", slow, "must be 'drop', 'kick' or 'wait'")
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"can only broadcast bytes, bytearray or memoryview, not {type(data).__name__}")
     data = bytes(data)  # which is no copy of bytes
     left_out = {exclude.id} if isinstance(exclude, IOStream) else {stream.id for stream in exclude}
-    taken, waiting = 0, []
+    taken, full = 0, []
     for stream in streams:
         if stream.id in left_out:
             continue
         try:
             stream.write(data)
         except StreamBufferFullError:
-            if slow == "kick":
-                stream.kick("does not read what is broadcast")
-            elif slow == "wait":
-                waiting.append(stream)
+            full.append(stream)
         except StreamClosedError:
             pass  # it is on its way out
         else:
-            taken += 1
-    if waiting:
-        return loop.create_task(_wait_for(waiting, data, taken))
+            taken += not stream.closed()  # the write may have found it broken
+    if full and slow == "wait":
+        return loop.create_task(_wait_for(full, data, taken))
+    if slow == "kick":
+        for stream in full:  # now that all have the data: who is told of these ends may speak to them
+            stream.kick("does not read what is broadcast")
     done: Future[int] = loop.create_future()
     done.set_result(taken)
     return done

@@ -413,6 +413,16 @@ async def test_any_view_of_bytes_can_be_broadcast(entering: Entering, hall: TCPS
     assert await peer.receive(4) == b"abcd"
 
 
+@pytest.mark.parametrize("data", ["abc", 3, None, [1, 2]])
+@pytest.mark.gen_test
+async def test_nothing_else_can_be_broadcast(entering: Entering, hall: TCPServer, data: Any) -> None:
+    _, peer = await entering.enter(hall)
+    with pytest.raises(TypeError, match=type(data).__name__):
+        hall.broadcast(data)
+    await turns()
+    assert not peer.has_input()
+
+
 @pytest.mark.parametrize("slow", ["", "Drop", None, True])
 @pytest.mark.gen_test
 async def test_what_becomes_of_slow_streams_is_one_of_three_things(hall: TCPServer, slow: Any) -> None:
@@ -701,13 +711,27 @@ async def test_many_kicks_of_which_each_is_told_to_all_end_each_stream_once(
     server = entering.started(Hall(max_write_buffer_size=10_000))
     server.handle_close = handle_close  # type: ignore[method-assign]
     streams, peers = await entering.enter_all(server, 200)
-    for stream in streams[1:]:
+    for stream in streams[:-1]:
         fill_up(stream)
     assert await server.broadcast(b"hello\n", slow="kick") == 1
-    assert sorted(stream.id for stream in ended) == [stream.id for stream in streams[1:]]
-    assert list(server.streams) == streams[:1]
-    assert await peers[0].receive(6 + 199 * len(LINE)) == b"hello\n" + LINE * 199
+    assert ended == streams[:-1]
+    assert list(server.streams) == streams[-1:]
+    assert await peers[-1].receive(6 + 199 * len(LINE)) == b"hello\n" + LINE * 199, (
+        "what has led to the others is first"
+    )
     assert not caplog.records
+
+
+@pytest.mark.gen_test
+async def test_a_broadcast_does_not_count_a_stream_it_finds_broken(serving: Serving) -> None:
+    server = serving.started(Hall())
+    peers = [serving.connect(server) for _ in range(3)]
+    await eventually(lambda: len(server.streams) == 3)
+    peers[1].reset()
+    assert await server.broadcast(LINE) == 2
+    for peer in peers[::2]:
+        assert await peer.receive(len(LINE)) == LINE
+    assert len(server.streams) == 2
 
 
 # ---- kick
