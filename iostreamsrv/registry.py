@@ -176,7 +176,8 @@ async def _write_later(stream: IOStream, data: bytes) -> bool:
     limit: Any = stream.max_write_buffer_size
     while True:
         try:
-            await stream.drain(max(0, limit - len(data)))
+            # Something must leave in any case: of many small writes the queue counts more than their bytes.
+            await stream.drain(max(0, min(limit - len(data), stream.queued - 1)))
             stream.write(data)
         except StreamBufferFullError:
             continue  # somebody was faster

@@ -1,6 +1,7 @@
 """`TCPServer.streams`, groups and broadcasts: who is in, who gets what, and what becomes of those who do not read."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 import tracemalloc
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import IOLoop, IOStream, KickedError, OptionError, StreamClosedError, TCPServer
+from iostreamsrv import IOLoop, IOStream, KickedError, OptionError, StreamBufferFullError, StreamClosedError, TCPServer
 from iostreamsrv.registry import Group
 from tests.support import PATIENCE, Peer, TLSEnd, TLSPeer, eventually, on_every_engine, tls_contexts, turns
 from tests.test_tcpserver import Serving
@@ -574,6 +575,27 @@ async def test_a_waiting_broadcast_does_not_count_streams_that_end(entering: Ent
     peers[1].close()
     streams[2].kick()
     assert await future == 1
+
+
+@pytest.mark.gen_test
+async def test_a_waiting_broadcast_lets_the_loop_go_on_when_many_small_writes_fill_the_queue(
+    entering: Entering, hall: TCPServer
+) -> None:
+    stream, peer = await entering.enter(hall)
+    while not stream.queued:
+        stream.write(bytes(65536))
+    begun, small = stream.bytes_written + stream.queued, 0
+    with contextlib.suppress(StreamBufferFullError):
+        while True:
+            stream.write(b"x")
+            small += 1
+    assert stream.queued < 1 << 19, "each counts more than its byte"
+    futures = [hall.broadcast(LINE, slow="wait") for _ in range(3)]
+    await turns()
+    assert not any(future.done() for future in futures)
+    received = await peer.receive(begun + small + 3 * len(LINE))
+    assert received.endswith(b"x" * small + LINE * 3)
+    assert [await future for future in futures] == [1, 1, 1]
 
 
 @pytest.mark.gen_test
