@@ -104,9 +104,9 @@ class Groups:
 
     def join(self, group: Group, stream: IOStream) -> None:
         """See `Group.join`."""
+        if stream.closed():
+            raise stream._closed_error("write")
         if self._streams.get(stream.id) is not stream:
-            if stream.closed():
-                raise stream._closed_error("write")
             raise ValueError(f"{stream} is not a stream of this server")
         group._streams[stream.id] = stream
         self._of.setdefault(stream.id, set()).add(group)

@@ -266,6 +266,30 @@ async def test_a_closed_stream_cannot_join(entering: Entering, hall: TCPServer) 
 
 
 @pytest.mark.gen_test
+async def test_a_closed_stream_that_still_delivers_what_it_owes_cannot_join(entering: Entering) -> None:
+    closed: list[IOStream] = []
+
+    async def handler(stream: IOStream, address: Any) -> None:
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        for _ in range(5):
+            await stream.read_until(b"\n")
+            stream.write(bytes(6_000))
+        stream.close()
+        closed.append(stream)
+
+    server = entering.with_handler(handler)
+    stream, peer = await entering.enter(server)
+    peer.send(LINE * 10)
+    await eventually(lambda: closed)
+    assert stream in server.streams
+    with pytest.raises(StreamClosedError):
+        server.group("room").join(stream)
+    assert await server.broadcast(LINE) == 0
+    assert await peer.receive(30_000) == bytes(30_000)
+    await eventually(lambda: not server.streams)
+
+
+@pytest.mark.gen_test
 async def test_handle_close_finds_its_stream_in_no_group_and_cannot_join_again(entering: Entering) -> None:
     seen: list[Any] = []
 
