@@ -11,7 +11,7 @@ import logging
 import socket
 import ssl
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import IPv6Address
 from itertools import islice
 from typing import Any, Protocol, cast
@@ -87,7 +87,7 @@ class Clients:
         self._on_place = on_place
         self._rejected: dict[int, IOStream] = {}
         self.deadlines = Deadlines(options, self.open, self._rejected)
-        self.groups = Groups(self.open, asyncio.get_running_loop)
+        self.groups = Groups(self.open, asyncio.get_running_loop, self.served)
         self._of_host: Counter[str] = Counter()
         self._candidates: list[tuple[IOStream, float]] = []
         self._wanted = False  # somebody waits for a place
@@ -115,9 +115,9 @@ class Clients:
         self.most = int(self.options.max_connections or default_connections())
         self._offer_place()
 
-    def served(self) -> list[IOStream]:
-        """The streams that have got as far as their handler."""
-        return [stream for stream in self.open.values() if not self.deadlines.in_phase(stream)]
+    def served(self, streams: Iterable[IOStream]) -> list[IOStream]:
+        """Those of ``streams`` that have got as far as their handler."""
+        return [stream for stream in streams if not self.deadlines.in_phase(stream)]
 
     # ---- admitted
 

@@ -77,8 +77,8 @@ class Group(Streams):
     def broadcast(
         self, data: bytes | bytearray | memoryview, exclude: IOStream | Iterable[IOStream] = (), slow: Slow = "drop"
     ) -> "Future[int]":
-        """Write ``data`` to each stream of the group; see `TCPServer.broadcast`."""
-        return broadcast(self._groups.loop(), self, data, exclude, slow)
+        """Write ``data`` to each stream of the group that has a handler; see `TCPServer.broadcast`."""
+        return broadcast(self._groups.loop(), self._groups.served(self), data, exclude, slow)
 
 
 class Groups:
@@ -86,10 +86,17 @@ class Groups:
 
     :param streams: its open streams.
     :param loop: gives the loop that broadcasts wait on.
+    :param served: gives, of some streams, those that have got as far as their handler.
     """
 
-    def __init__(self, streams: dict[int, IOStream], loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    def __init__(
+        self,
+        streams: dict[int, IOStream],
+        loop: Callable[[], asyncio.AbstractEventLoop],
+        served: Callable[[Iterable[IOStream]], list[IOStream]],
+    ) -> None:
         self.loop = loop
+        self.served = served
         self._streams = streams
         # A group is there as long as somebody holds it, which its streams do.
         self._by_name: WeakValueDictionary[object, Group] = WeakValueDictionary()

@@ -500,8 +500,9 @@ async def test_a_client_without_a_handler_yet_gets_no_broadcast(serving: Serving
     server = Hall(tls_contexts()[0] if phase == "handshake" else None, **options)
     peer = serving.connect(serving.started(server))
     await eventually(lambda: len(server.streams) == 1)
-    assert await server.broadcast(LINE) == 0
-    assert await server.broadcast(LINE, slow="wait") == 0
+    for speaker in speakers(server):
+        assert await speaker.broadcast(LINE) == 0
+        assert await speaker.broadcast(LINE, slow="wait") == 0
     (stream,) = server.streams
     assert not stream.queued and not stream.bytes_written
     assert not peer.has_input()
