@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tornado.iostream
 
-from iostreamsrv import IOStream, StreamBufferFullError, StreamClosedError
+from iostreamsrv import IOStream, OptionError, StreamBufferFullError, StreamClosedError
 from iostreamsrv.engine.tls import PLAINTEXT
 from tests.conftest import MakePair
 from tests.support import Peer, eventually, fill, on_every_stream, turns
@@ -139,6 +139,81 @@ async def test_a_cancelled_drain_leaves_the_output(stream: IOStream, peer: Peer)
 @pytest.mark.gen_test
 async def test_drain_is_done_when_there_is_nothing(stream: IOStream) -> None:
     assert stream.drain().done()
+
+
+# ---- marks in the queue
+
+
+@pytest.mark.gen_test
+async def test_queued_is_what_the_kernel_has_not_taken(stream: IOStream, peer: Peer) -> None:
+    assert stream.queued == 0
+    before = fill(stream)
+    assert stream.queued == before - stream.bytes_written > 0
+    stream.write(LINE)
+    assert stream.queued == before + len(LINE) - stream.bytes_written
+    await peer.receive(before + len(LINE))
+    await stream.drain()
+    assert stream.queued == 0
+
+
+@pytest.mark.gen_test
+async def test_queued_counts_what_is_corked(stream: IOStream, peer: Peer) -> None:
+    seen: list[int] = []
+
+    async def reply() -> None:
+        for _ in range(3):
+            stream.write(await stream.read_until(b"\n"))
+            seen.append(stream.queued)
+
+    task = asyncio.create_task(reply())
+    await turns(1)
+    peer.send(LINE * 3)
+    await task
+    assert seen == [len(LINE), 2 * len(LINE), 3 * len(LINE)]
+    assert stream.queued == 0
+
+
+@pytest.mark.gen_test
+async def test_drain_waits_until_no_more_is_left_than_it_says(make_pair: MakePair) -> None:
+    stream, peer = make_pair(socket.socketpair())
+    stream.write(bytes(4_000_000))
+    queued = stream.queued
+    for remaining in (queued, queued + 1, 1 << 70):
+        assert stream.drain(remaining).done()
+    mark = stream.drain(1_000_000)
+    behind = stream.write(bytes(2_000_000))
+    received = 0
+    async for chunk in peer.chunks():
+        received += len(chunk)
+        await turns(1)
+        assert mark.done() == (stream.bytes_written >= 3_000_000)
+        if behind.done():
+            break
+    assert stream.bytes_written == 6_000_000
+
+
+@pytest.mark.parametrize("remaining", [-1, 0.5, float("nan"), "1", None, True])
+@pytest.mark.gen_test
+async def test_what_may_remain_is_a_number_of_bytes(stream: IOStream, peer: Peer, remaining: Any) -> None:
+    before = fill(stream)
+    with pytest.raises(OptionError, match="remaining.*0 or more"):
+        stream.drain(remaining)
+    await peer.receive(before)
+    await stream.drain()
+
+
+@pytest.mark.gen_test
+async def test_marks_fail_with_the_writes_when_the_stream_is_closed(stream: IOStream) -> None:
+    fill(stream)
+    fill_more = stream.write(bytes(100))
+    marks = [stream.drain(remaining) for remaining in (10, 1, 0)]
+    stream.close()
+    for future in (fill_more, *marks):
+        with pytest.raises(StreamClosedError) as caught:
+            await future
+        assert caught.value.operation == "write"
+    with pytest.raises(StreamClosedError):
+        await stream.drain(10)
 
 
 # ---- limits
