@@ -10,8 +10,8 @@ import inspect
 import logging
 import socket
 import ssl
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import IPv6Address
 from itertools import islice
 from typing import Any, Protocol, cast
@@ -87,13 +87,15 @@ class Clients:
         self._on_place = on_place
         self._rejected: dict[int, IOStream] = {}
         self.deadlines = Deadlines(options, self.open, self._rejected)
-        self.groups = Groups(self.open, asyncio.get_running_loop)
+        self.groups = Groups(self.open, asyncio.get_running_loop, self.served)
         self._of_host: Counter[str] = Counter()
         self._candidates: list[tuple[IOStream, float]] = []
         self._wanted = False  # somebody waits for a place
         self._handling: dict[asyncio.Future[Any], IOStream] = {}
         self._closing: set[asyncio.Task[Any]] = set()
         self._end = CloseReason.SHUTDOWN  # what a cancelled handler's stream ends with
+        self._ended: deque[tuple[IOStream, bool]] = deque()  # to be told of, and whether it had a handler
+        self._telling = False
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self._on_handled = self._handled
 
@@ -113,9 +115,9 @@ class Clients:
         self.most = int(self.options.max_connections or default_connections())
         self._offer_place()
 
-    def served(self) -> list[IOStream]:
-        """The streams that have got as far as their handler."""
-        return [stream for stream in self.open.values() if not self.deadlines.in_phase(stream)]
+    def served(self, streams: Iterable[IOStream]) -> list[IOStream]:
+        """Those of ``streams`` that have got as far as their handler."""
+        return [stream for stream in streams if not self.deadlines.in_phase(stream)]
 
     # ---- admitted
 
@@ -290,16 +292,30 @@ class Clients:
         elif self._of_host and (host := host_of(stream.remote_address)) is not None:
             self._leave_host(host)
         self.groups.forget(stream)
-        if self.events.wanted("close"):
-            self._tell_of_close(stream)
-        if not before_handler and self._closes():
-            self._call_handle_close(stream)
+        self._ended.append((stream, not before_handler))
+        if not self._telling:
+            self._tell_of_ends()
         self._offer_place()
 
     def _leave_host(self, host: str) -> None:
         self._of_host[host] -= 1
         if self._of_host[host] <= 0:
             del self._of_host[host]
+
+    def _tell_of_ends(self) -> None:
+        """One after the other, never one within another: who is told of an end may speak to all the others, find them
+        broken, and so end them. A hundred such calls within each other are more than Python's stack takes.
+        """
+        self._telling = True
+        try:
+            while self._ended:
+                stream, handled = self._ended.popleft()
+                if self.events.wanted("close"):
+                    self._tell_of_close(stream)
+                if handled and self._closes():
+                    self._call_handle_close(stream)
+        finally:
+            self._telling = False
 
     def _tell_of_close(self, stream: IOStream) -> None:
         reason, address = stream.close_reason, stream.remote_address

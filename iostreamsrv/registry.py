@@ -77,8 +77,8 @@ class Group(Streams):
     def broadcast(
         self, data: bytes | bytearray | memoryview, exclude: IOStream | Iterable[IOStream] = (), slow: Slow = "drop"
     ) -> "Future[int]":
-        """Write ``data`` to each stream of the group; see `TCPServer.broadcast`."""
-        return broadcast(self._groups.loop(), self, data, exclude, slow)
+        """Write ``data`` to each stream of the group that has a handler; see `TCPServer.broadcast`."""
+        return broadcast(self._groups.loop(), self._groups.served(self), data, exclude, slow)
 
 
 class Groups:
@@ -86,10 +86,17 @@ class Groups:
 
     :param streams: its open streams.
     :param loop: gives the loop that broadcasts wait on.
+    :param served: gives, of some streams, those that have got as far as their handler.
     """
 
-    def __init__(self, streams: dict[int, IOStream], loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    def __init__(
+        self,
+        streams: dict[int, IOStream],
+        loop: Callable[[], asyncio.AbstractEventLoop],
+        served: Callable[[Iterable[IOStream]], list[IOStream]],
+    ) -> None:
         self.loop = loop
+        self.served = served
         self._streams = streams
         # A group is there as long as somebody holds it, which its streams do.
         self._by_name: WeakValueDictionary[object, Group] = WeakValueDictionary()
@@ -104,9 +111,9 @@ class Groups:
 
     def join(self, group: Group, stream: IOStream) -> None:
         """See `Group.join`."""
+        if stream.closed():
+            raise stream._closed_error("write")
         if self._streams.get(stream.id) is not stream:
-            if stream.closed():
-                raise stream._closed_error("write")
             raise ValueError(f"{stream} is not a stream of this server")
         group._streams[stream.id] = stream
         self._of.setdefault(stream.id, set()).add(group)
@@ -140,25 +147,27 @@ def broadcast(
     """Write ``data`` to each of ``streams``, all of which share one copy; see `TCPServer.broadcast`."""
     if slow not in get_args(Slow):
         raise OptionError("slow", slow, "must be 'drop', 'kick' or 'wait'")
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"can only broadcast bytes, bytearray or memoryview, not {type(data).__name__}")
     data = bytes(data)  # which is no copy of bytes
     left_out = {exclude.id} if isinstance(exclude, IOStream) else {stream.id for stream in exclude}
-    taken, waiting = 0, []
+    taken, full = 0, []
     for stream in streams:
         if stream.id in left_out:
             continue
         try:
             stream.write(data)
         except StreamBufferFullError:
-            if slow == "kick":
-                stream.kick("does not read what is broadcast")
-            elif slow == "wait":
-                waiting.append(stream)
+            full.append(stream)
         except StreamClosedError:
             pass  # it is on its way out
         else:
-            taken += 1
-    if waiting:
-        return loop.create_task(_wait_for(waiting, data, taken))
+            taken += not stream.closed()  # the write may have found it broken
+    if full and slow == "wait":
+        return loop.create_task(_wait_for(full, data, taken))
+    if slow == "kick":
+        for stream in full:  # now that all have the data: who is told of these ends may speak to them
+            stream.kick("does not read what is broadcast")
     done: Future[int] = loop.create_future()
     done.set_result(taken)
     return done
@@ -174,7 +183,8 @@ async def _write_later(stream: IOStream, data: bytes) -> bool:
     limit: Any = stream.max_write_buffer_size
     while True:
         try:
-            await stream.drain(max(0, limit - len(data)))
+            # Something must leave in any case: of many small writes the queue counts more than their bytes.
+            await stream.drain(max(0, min(limit - len(data), stream.queued - 1)))
             stream.write(data)
         except StreamBufferFullError:
             continue  # somebody was faster

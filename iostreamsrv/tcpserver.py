@@ -486,7 +486,9 @@ class TCPServer:
             taken it or are closed.
         :raises OptionError: ``slow`` is none of these.
         """
-        return broadcast(asyncio.get_running_loop(), self._clients.served(), data, exclude, slow)
+        return broadcast(
+            asyncio.get_running_loop(), self._clients.served(self._clients.open.values()), data, exclude, slow
+        )
 
     def kick_all(self, message: str = "") -> None:
         """Close all streams now, as `IOStream.kick` does; reason ``kicked``."""
