@@ -88,7 +88,7 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
 
 async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
     reload = getattr(main, "reload_certificates", None) if getattr(main, "certificates", None) else None
-    shutdown = getattr(main, "shutdown", None)
+    shutdown: Any = getattr(main, "shutdown", None)
     if hasattr(main, "serve_forever"):
         main = main.serve_forever()
     elif callable(main):
@@ -96,12 +96,19 @@ async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
     task = asyncio.ensure_future(main)
     ending: list[asyncio.Future[None]] = []
 
+    async def end() -> None:
+        try:
+            await shutdown()
+        except Exception:  # of a shutdown() that somebody has overridden
+            task.cancel()
+            raise
+
     def on_signal(number: int) -> None:
         if shutdown is not None and not ending:
-            ending.append(loop.create_task(shutdown()))
+            ending.append(loop.create_task(end()))
             return
         loop.remove_signal_handler(number)  # the next one has its default effect
-        for each in (*ending, task):
+        for each in [each for each in ending if not each.done()] or [task]:  # whose end is that of serve_forever(), too
             each.cancel()
 
     handled = _add_signal_handlers(loop, on_signal)
@@ -114,8 +121,9 @@ async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
-    if not task.cancelled():
-        task.result()
+    for each in (*ending, task):
+        if not each.cancelled():
+            each.result()
 
 
 def _add_signal_handlers(loop: asyncio.AbstractEventLoop, on_signal: Callable[[int], None]) -> list[int]:
