@@ -48,11 +48,12 @@ class Greeter:
         """``address`` is that of the connection: of the client, or of a proxy."""
         if self._trusted is None:
             self._go_on(stream, address)
-        elif address not in self._trusted:
+            return
+        seconds = self._deadlines.options.proxy_header_timeout
+        self._deadlines.begin(stream, CloseReason.PROXY_ERROR, "read", seconds)
+        if address not in self._trusted:
             self._refuse(stream, address, "a connection that is not from a trusted proxy")
         else:
-            seconds = self._deadlines.options.proxy_header_timeout
-            self._deadlines.begin(stream, CloseReason.PROXY_ERROR, "read", seconds)
             task = stream.io_loop.asyncio_loop.create_task(self._read_header(stream, address))  # type: ignore[attr-defined]
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
