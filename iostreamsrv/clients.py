@@ -120,20 +120,18 @@ class Clients:
     # ---- admitted
 
     def has_place(self) -> bool:
-        """Whether one more may be accepted; if not, ``on_place`` is called later."""
-        if len(self.open) < self.most or self.options.when_full != "wait":
-            return True
+        """Whether one more may be accepted."""
+        return len(self.open) < self.most or self.options.when_full != "wait"
+
+    def one_waits(self) -> None:
+        """There is one more, and no place: ``on_place`` is called when there is."""
         if not self._wanted:
             self._wanted = True
-            self._say_full("new ones wait")
-        return False
-
-    def _say_full(self, consequence: str) -> None:
-        text = f"there are {len(self.open)} connections (max_connections): {consequence}"
-        self.events.emit(Event("limit", text, logging.WARNING))
+            text = f"there are {len(self.open)} connections (max_connections): new ones wait"
+            self.events.emit(Event("limit", text, logging.WARNING))
 
     def _offer_place(self) -> None:
-        if self._wanted and len(self.open) < self.most:
+        if self._wanted and self.has_place():
             self._wanted = False
             self._on_place()
 

@@ -97,7 +97,7 @@ class TCPServer:
             on_place=self._go_on,
         )
         self.events: Events = self._clients.events
-        self._listeners = Listeners(self._accepted, self._clients.has_place, self.events)
+        self._listeners = Listeners(self._accepted, self._clients.has_place, self._clients.one_waits, self.events)
         self._greeter = self._make_greeter(ssl_options)
         self._listeners.greeters.add(self._greeter)
         self._io_loop = io_loop
