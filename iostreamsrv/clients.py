@@ -88,7 +88,8 @@ class Clients:
         self._rejected: dict[int, IOStream] = {}
         self.deadlines = Deadlines(options, self.open, self._rejected)
         self.groups = Groups(self.open, asyncio.get_running_loop)
-        self._of_host: Counter[str] = Counter()
+        self._of_host: Counter[str | None] = Counter()
+        self._hosts: dict[int, str] = {}  # for which of these a stream counts
         self._candidates: list[tuple[IOStream, float]] = []
         self._wanted = False  # somebody waits for a place
         self._handling: dict[asyncio.Future[Any], IOStream] = {}
@@ -102,11 +103,12 @@ class Clients:
         self.options = self.deadlines.options = options
         self.deadlines.restart()
         self.count_places()
-        self._of_host = Counter()
+        self._of_host.clear()
+        self._hosts.clear()
         if options.max_connections_per_ip is not None:
             for stream in self.open.values():
-                if (host := host_of(stream.remote_address)) is not None:
-                    self._of_host[host] += 1
+                if options.proxy_protocol is None or stream.proxy is not None:  # else it is counted by its header
+                    self._count(stream, host_of(stream.remote_address))
 
     def count_places(self) -> None:
         """How many there are may depend on the limit of descriptors, which may have changed."""
@@ -151,12 +153,22 @@ class Clients:
         if limit is None or stream.id in self._rejected:
             return True
         host = host_of(address)
-        if host is None:
-            return True
         if self._of_host[host] >= limit:
             return self._reject(stream, address, "max_connections_per_ip")
-        self._of_host[host] += 1
+        self._count(stream, host)
         return True
+
+    def _count(self, stream: IOStream, host: str | None) -> None:
+        if host is not None:
+            self._of_host[host] += 1
+            self._hosts[stream.id] = host
+
+    def _discount(self, stream: IOStream) -> None:
+        host = self._hosts.pop(stream.id, None)
+        if host is not None:
+            self._of_host[host] -= 1
+            if not self._of_host[host]:
+                del self._of_host[host]
 
     def _reject(self, stream: IOStream, address: Any, limit: str) -> bool:
         """Turn a client away; whether it is still to be told so."""
@@ -285,19 +297,13 @@ class Clients:
         if self.open.pop(stream.id, None) is None:
             self._rejected.pop(stream.id, None)
             before_handler = True
-        elif self._of_host and (host := host_of(stream.remote_address)) is not None:
-            self._leave_host(host)
+        self._discount(stream)
         self.groups.forget(stream)
         if self.events.wanted("close"):
             self._tell_of_close(stream)
         if not before_handler and self._closes():
             self._call_handle_close(stream)
         self._offer_place()
-
-    def _leave_host(self, host: str) -> None:
-        self._of_host[host] -= 1
-        if self._of_host[host] <= 0:
-            del self._of_host[host]
 
     def _tell_of_close(self, stream: IOStream) -> None:
         reason, address = stream.close_reason, stream.remote_address

@@ -1,13 +1,16 @@
 """`max_connections` and `max_connections_per_ip`: who is let in, who waits, who is turned away or evicted."""
 
 import logging
+import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from iostreamsrv import IOLoop, TCPServer
+from iostreamsrv import IOLoop, TCPServer, bind_unix_socket
 from iostreamsrv.events import Event
+from tests.listening import with_ipv6
 from tests.support import Peer, eventually, on_every_engine, turns
 from tests.test_tcpserver import Echo, Serving, answers
 
@@ -33,6 +36,21 @@ async def waits(peer: Peer) -> bool:
 async def is_turned_away(peer: Peer) -> bool:
     """Whether the server closes this connection without a word."""
     return await peer.receive_all() == b""
+
+
+def unix_server(serving: Serving, directory: Path, server: TCPServer) -> TCPServer:
+    """The server, listening at a Unix socket."""
+    server.add_socket(bind_unix_socket(str(directory / "socket")))
+    serving.servers.append(server)
+    return server
+
+
+def connect_unix(serving: Serving, server: TCPServer) -> Peer:
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(server.addresses[0])
+    peer = Peer(client)
+    serving.peers.append(peer)
+    return peer
 
 
 def listen_to(server: TCPServer, *kinds: Any) -> list[Event]:
@@ -211,3 +229,167 @@ async def test_those_who_wait_are_dealt_with_as_soon_as_when_full_says_otherwise
     assert await waits(late)
     peers[1 - gone].close()
     assert await late.receive(5) == b"late\n"
+
+
+# ---- so many from one address
+
+
+def connect_from(serving: Serving, server: TCPServer, host: str) -> Peer:
+    """A client whose address is that one, of 127.0.0.0/8."""
+    peer = Peer(socket.create_connection(server.addresses[0], source_address=(host, 0)))
+    serving.peers.append(peer)
+    return peer
+
+
+@pytest.mark.gen_test
+async def test_each_address_has_its_own_places(serving: Serving) -> None:
+    server = serving.started(Echo(max_connections_per_ip=2))
+    events = listen_to(server, "reject")
+    mine = [connect_from(serving, server, "127.0.0.2") for _ in range(2)]
+    for peer in mine:
+        assert await answers(peer)
+    third = connect_from(serving, server, "127.0.0.2")
+    assert await is_turned_away(third)
+    assert await answers(connect_from(serving, server, "127.0.0.3"))
+    mine[0].close()
+    await eventually(lambda: len(server.streams) == 2)
+    assert await answers(connect_from(serving, server, "127.0.0.2"))
+    (event,) = events
+    host, port = third.socket.getsockname()
+    assert event.text == f"{host}:{port} is rejected: max_connections_per_ip is 2"
+    assert (event.address, event.reason) == ((host, port), "rejected")
+
+
+@pytest.mark.gen_test
+async def test_whoever_is_turned_away_again_and_again_loses_no_place(serving: Serving) -> None:
+    server = serving.started(Echo(max_connections_per_ip=1))
+    good = serving.connect(server)
+    assert await answers(good)
+    for _ in range(50):
+        assert await is_turned_away(serving.connect(server))
+    assert await answers(good)
+    good.close()
+    await eventually(lambda: not len(server.streams))
+    assert await answers(serving.connect(server))
+    assert await is_turned_away(serving.connect(server))
+
+
+TRUSTING: dict[str, Any] = {"proxy_protocol": ["127.0.0.0/8"]}
+
+
+def header(host: str) -> bytes:
+    """What a proxy says of a client; of itself, if there is no host."""
+    if not host:
+        return b"PROXY UNKNOWN\r\n"
+    family = 6 if ":" in host else 4
+    return f"PROXY TCP{family} {host} {'::1' if family == 6 else '127.0.0.1'} 1000 2000\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:0:0:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("", "", True),
+        ("", "192.0.2.1", False),
+    ],
+)
+@pytest.mark.gen_test
+async def test_behind_a_proxy_it_is_the_client_or_its_network_that_counts(
+    serving: Serving, one: str, other: str, same: bool
+) -> None:
+    server = serving.started(Echo(max_connections_per_ip=1, **TRUSTING))
+    peers = [serving.connect(server) for _ in range(2)]
+    peers[0].send(header(one))
+    assert await answers(peers[0])
+    peers[1].send(header(other))
+    if same:
+        assert await is_turned_away(peers[1])
+        peers[0].close()
+        await eventually(lambda: not len(server.streams))
+        peers[1] = serving.connect(server)
+        peers[1].send(header(other))
+    assert await answers(peers[1])
+
+
+@pytest.mark.gen_test
+async def test_a_header_that_is_refused_gives_nobodys_place_back(serving: Serving) -> None:
+    server = serving.started(Echo(max_connections_per_ip=1, **TRUSTING))
+    proxy = serving.connect(server)
+    proxy.send(header(""))
+    assert await answers(proxy)
+    for wrong in (b"NO PROXY\r\n", b"PROXY UNKNOWN", b""):
+        peer = serving.connect(server)
+        peer.send(wrong)
+        peer.half_close()
+        assert await is_turned_away(peer)
+    late = serving.connect(server)
+    late.send(header(""))
+    assert await is_turned_away(late)
+    assert await answers(proxy)
+
+
+@pytest.mark.gen_test
+async def test_a_limit_that_comes_while_headers_are_awaited_counts_no_client_twice(serving: Serving) -> None:
+    server = serving.started(Echo(**TRUSTING))
+    there = serving.connect(server)
+    there.send(header("192.0.2.1"))
+    assert await answers(there)
+    peers = [serving.connect(server) for _ in range(3)]
+    await eventually(lambda: len(server.streams) == 4)
+    server.replace_options(max_connections_per_ip=1)
+    for peer, host in zip(peers, ("192.0.2.2", "", "192.0.2.1"), strict=True):
+        peer.send(header(host))
+    assert await answers(peers[0])
+    assert await answers(peers[1])
+    assert await is_turned_away(peers[2])
+    for peer in (there, *peers):
+        peer.close()
+    await eventually(lambda: not len(server.streams))
+    for host in ("192.0.2.1", "192.0.2.2", ""):
+        peer = serving.connect(server)
+        peer.send(header(host))
+        assert await answers(peer)
+
+
+@pytest.mark.gen_test
+async def test_a_limit_per_address_that_comes_later_counts_who_is_there(serving: Serving) -> None:
+    server = serving.started(Echo())
+    peers = [serving.connect(server) for _ in range(3)]
+    for peer in peers:
+        assert await answers(peer)
+    for _ in range(2):  # and it may go and come again
+        server.replace_options(max_connections_per_ip=2)
+        assert await is_turned_away(serving.connect(server))
+        server.replace_options(max_connections_per_ip=None)
+        peers.append(serving.connect(server))
+        assert await answers(peers[-1])
+    server.replace_options(max_connections_per_ip=2)
+    for peer in peers[1:]:
+        peer.close()
+    await eventually(lambda: len(server.streams) == 1)
+    assert await answers(serving.connect(server))
+    assert await is_turned_away(serving.connect(server))
+
+
+@pytest.mark.gen_test
+async def test_clients_of_a_unix_socket_are_not_counted_per_address(serving: Serving, tmp_path: Path) -> None:
+    server = unix_server(serving, tmp_path, Echo(max_connections_per_ip=1))
+    peers = [connect_unix(serving, server) for _ in range(3)]
+    for peer in peers:
+        assert await answers(peer)
+
+
+@with_ipv6
+@pytest.mark.gen_test
+async def test_an_ipv6_client_is_known_by_its_network(serving: Serving) -> None:
+    server = Echo(max_connections_per_ip=1)
+    server.listen(0, "::1")
+    serving.servers.append(server)
+    address = server.addresses[0][:2]
+    assert await answers(serving.connect(address))
+    assert await is_turned_away(serving.connect(address))
