@@ -88,7 +88,7 @@ class Clients:
         self._rejected: dict[int, IOStream] = {}
         self.deadlines = Deadlines(options, self.open, self._rejected)
         self.groups = Groups(self.open, asyncio.get_running_loop)
-        self._of_host: Counter[str | None] = Counter()
+        self._of_host: Counter[str] = Counter()
         self._hosts: dict[int, str] = {}  # for which of these a stream counts
         self._candidates: list[tuple[IOStream, float]] = []
         self._wanted = False  # somebody waits for a place
@@ -141,19 +141,31 @@ class Clients:
         """There is a connection: of a client, or of a proxy in front of one."""
         stream = IOStream._of_client(connection, address, self.options, self)
         self.deadlines.run(stream._hub.loop)
-        if len(self.open) < self.most or (self.options.when_full == "evict" and self._evict()):
+        if len(self.open) < self.most or self._make_room_for(address):
             self.open[stream.id] = stream
         elif not self._reject(stream, address, "max_connections"):
             return
         greeter.greet(stream, address)
 
+    def _make_room_for(self, address: Any) -> bool:
+        """By an eviction; but nobody has to go for a client who would be rejected all the same."""
+        options = self.options
+        if options.when_full != "evict":
+            return False
+        if options.proxy_protocol is None and self._has_its_share(host_of(address)):
+            return False
+        return self._evict()
+
+    def _has_its_share(self, host: str | None) -> bool:
+        limit = self.options.max_connections_per_ip
+        return limit is not None and host is not None and self._of_host[host] >= limit
+
     def known(self, stream: IOStream, address: Any) -> bool:
         """The address of a client is known: whether it may go on."""
-        limit = self.options.max_connections_per_ip
-        if limit is None or stream.id in self._rejected:
+        if self.options.max_connections_per_ip is None or stream.id in self._rejected:
             return True
         host = host_of(address)
-        if self._of_host[host] >= limit:
+        if self._has_its_share(host):
             return self._reject(stream, address, "max_connections_per_ip")
         self._count(stream, host)
         return True

@@ -1,5 +1,6 @@
 """`max_connections` and `max_connections_per_ip`: who is let in, who waits, who is turned away or evicted."""
 
+import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterator
@@ -8,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import IOLoop, TCPServer, bind_unix_socket
+from iostreamsrv import IOLoop, IOStream, TCPServer, bind_unix_socket
 from iostreamsrv.events import Event
 from tests.listening import with_ipv6
-from tests.support import Peer, eventually, on_every_engine, turns
+from tests.support import Peer, eventually, fill, on_every_engine, tls_contexts, turns
 from tests.test_tcpserver import Echo, Serving, answers
 
 pytestmark = on_every_engine
@@ -393,3 +394,138 @@ async def test_an_ipv6_client_is_known_by_its_network(serving: Serving) -> None:
     address = server.addresses[0][:2]
     assert await answers(serving.connect(address))
     assert await is_turned_away(serving.connect(address))
+
+
+# ---- evicting
+
+
+@pytest.mark.gen_test
+async def test_who_has_been_silent_for_the_longest_time_is_evicted(serving: Serving) -> None:
+    server = serving.started(Echo(max_connections=3, when_full="evict"))
+    events = listen_to(server, "close")
+    peers = []
+    for _ in range(3):
+        peers.append(serving.connect(server))
+        assert await answers(peers[-1])
+    streams = list(server.streams)
+    assert await answers(peers[0])
+    for number in (1, 2, 0):
+        assert await answers(serving.connect(server))
+        assert await is_turned_away(peers[number])
+        assert streams[number].close_reason == "evicted"
+        assert len(server.streams) == 3
+    assert [(event.stream, event.reason) for event in events] == [(streams[number], "evicted") for number in (1, 2, 0)]
+
+
+@pytest.mark.gen_test
+async def test_a_server_of_one_place_gives_it_to_the_last_who_came(serving: Serving) -> None:
+    server = serving.started(Echo(max_connections=1, when_full="evict"))
+    before = serving.connect(server)
+    assert await answers(before)
+    for _ in range(100):
+        peer = serving.connect(server)
+        assert await answers(peer)
+        assert await is_turned_away(before)
+        before = peer
+    assert len(server.streams) == 1
+
+
+@pytest.mark.gen_test
+async def test_whoever_has_spoken_since_candidates_were_chosen_stays(serving: Serving) -> None:
+    server = serving.started(Echo(max_connections=20, when_full="evict"))
+    peers = []
+    for _ in range(20):
+        peers.append(serving.connect(server))
+        assert await answers(peers[-1])
+    assert await answers(serving.connect(server))  # all the others are next from here on
+    assert await is_turned_away(peers[0])
+    assert await answers(peers[1])
+    for peer in peers[2:]:
+        assert await answers(serving.connect(server))
+        assert await is_turned_away(peer)
+    assert await answers(peers[1])
+
+
+@pytest.mark.gen_test
+async def test_nobody_is_evicted_whose_handler_is_at_work_and_the_newcomer_is_turned_away(serving: Serving) -> None:
+    go_on = asyncio.Event()
+
+    async def handler(stream: IOStream, address: Any) -> None:
+        line = await stream.read_until(b"\n")
+        await go_on.wait()
+        await stream.write(line)
+
+    server = serving.with_handler(handler, max_connections=2, when_full="evict")
+    events = listen_to(server, "reject")
+    peers = [serving.connect(server) for _ in range(2)]
+    for peer in peers:
+        peer.send(b"abc\n")
+    await eventually(lambda: len(server.streams) == 2 and not any(stream.reading() for stream in server.streams))
+    assert await is_turned_away(serving.connect(server))
+    assert [event.reason for event in events] == ["rejected"]
+    go_on.set()
+    for peer in peers:
+        assert await peer.receive_all() == b"abc\n"
+
+
+@pytest.mark.gen_test
+async def test_who_takes_nothing_of_what_is_written_can_be_evicted(serving: Serving) -> None:
+    async def handler(stream: IOStream, address: Any) -> None:
+        fill(stream)
+        await stream.write(b"more")
+
+    server = serving.with_handler(handler, max_connections=1, when_full="evict")
+    peers = [serving.connect(server)]
+    await eventually(lambda: len(server.streams) and next(iter(server.streams)).writing())
+    (stream,) = server.streams
+    peers.append(serving.connect(server))
+    await eventually(stream.closed)
+    assert stream.close_reason == "evicted"
+    assert stream.fileno() == -1
+    assert len(server.streams) == 1
+
+
+@pytest.mark.parametrize("kind", ["header", "handshake"])
+@pytest.mark.gen_test
+async def test_who_is_silent_before_its_handler_is_evicted_first(serving: Serving, kind: str) -> None:
+    options = TRUSTING if kind == "header" else {"ssl_options": tls_contexts()[0]}
+    server = serving.started(Echo(max_connections=3, when_full="evict", **options))
+    silent = [serving.connect(server) for _ in range(3)]
+    await eventually(lambda: len(server.streams) == 3)
+    streams = list(server.streams)
+    for peer, stream in zip(silent, streams, strict=True):
+        serving.connect(server)
+        assert await is_turned_away(peer)
+        assert stream.close_reason == "evicted"
+    assert len(server.streams) == 3
+
+
+@pytest.mark.gen_test
+async def test_nobody_is_evicted_for_who_has_its_share_already(serving: Serving) -> None:
+    server = serving.started(Echo(max_connections=2, max_connections_per_ip=1, when_full="evict"))
+    mine, other = connect_from(serving, server, "127.0.0.2"), connect_from(serving, server, "127.0.0.3")
+    assert await answers(mine)
+    assert await answers(other)
+    for _ in range(10):
+        assert await is_turned_away(connect_from(serving, server, "127.0.0.3"))
+    assert await answers(mine)
+    assert await answers(other)
+    assert await answers(connect_from(serving, server, "127.0.0.4"))
+    assert await is_turned_away(mine)
+
+
+@pytest.mark.gen_test
+async def test_a_rush_of_newcomers_never_goes_over_the_limit_and_all_learn_their_fate(serving: Serving) -> None:
+    """Of those who come in one turn of the loop none is evicted for another: their handlers have not begun."""
+    server = serving.started(Echo(max_connections=10, when_full="evict"))
+    opened, rejected = listen_to(server, "open"), listen_to(server, "reject")
+    peers = [serving.connect(server) for _ in range(200)]
+    most = 0
+    while len(opened) + len(rejected) < 200:
+        await turns(1)
+        most = max(most, len(server.streams))
+    assert most == 10
+    stay = {stream.remote_address for stream in server.streams}
+    for peer in peers:
+        is_in = peer.socket.getsockname() in stay
+        assert await (answers(peer) if is_in else is_turned_away(peer))
