@@ -188,7 +188,7 @@ class Clients:
         text = f"{show(address)} is rejected: {limit} is {getattr(self.options, limit) or self.most}"
         event = Event("reject", text, logging.INFO, stream, address, CloseReason.REJECTED)
         self.events.emit(event)
-        if not self._rejects() or len(self._rejected) >= GOODBYES:
+        if stream.closed() or not self._rejects() or len(self._rejected) >= GOODBYES:  # closed by who was told
             stream._close(CloseReason.REJECTED)
             return False
         self._rejected[stream.id] = stream
@@ -227,12 +227,19 @@ class Clients:
         try:
             result = getattr(self._server, name)(stream, address)
             if result is None:
-                return self._returned(stream)
-            handling = stream._hub.loop.create_task(_coroutine(result))
+                return self._returned(self._successor(stream))
+            coroutine = _coroutine(result)
+            if stream.id in self._rejected:
+                coroutine = _goodbye(coroutine)
+            handling = stream._hub.loop.create_task(coroutine)
         except Exception as error:
-            return self._handler_failed(stream, name, error)
+            return self._handler_failed(self._successor(stream), name, error)
         self._handling[handling] = stream
         handling.add_done_callback(self._on_handled)
+
+    def _successor(self, stream: IOStream) -> IOStream:
+        """The one that ``start_tls()`` has put in its place, perhaps."""
+        return self.open.get(stream.id) or self._rejected.get(stream.id) or stream
 
     def _returned(self, stream: IOStream) -> None:
         """A plain function has: it may have left the stream to others, but not that of a client who is not to stay."""
@@ -241,8 +248,7 @@ class Clients:
 
     def _handled(self, handling: "asyncio.Future[Any]") -> None:
         """A handler has ended."""
-        stream = self._handling.pop(handling)
-        stream = self.open.get(stream.id, stream)  # start_tls() has put another one in its place, perhaps
+        stream = self._successor(self._handling.pop(handling))
         rejected = stream.id in self._rejected
         if handling.cancelled():
             if isinstance(handling, asyncio.Task) and handling.cancelling():
@@ -383,6 +389,16 @@ async def _wait(futures: list["asyncio.Future[Any]"]) -> None:
 async def _wait_for(future: Awaitable[Any]) -> None:
     """A coroutine of one stream's own: the future may be anybody's, even one that several handlers return."""
     await future
+
+
+async def _goodbye(handling: Awaitable[None]) -> None:
+    """No longer than its stream may live: or else each client that is turned away could leave a task behind."""
+    try:
+        async with asyncio.timeout(GOODBYE_TIMEOUT) as limit:
+            await handling
+    except TimeoutError:
+        if not limit.expired():
+            raise
 
 
 def _coroutine(result: Any) -> Any:

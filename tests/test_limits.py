@@ -1,6 +1,7 @@
 """`max_connections` and `max_connections_per_ip`: who is let in, who waits, who is turned away or evicted."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Iterator
@@ -8,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tornado import gen
 
-from iostreamsrv import IOLoop, IOStream, TCPServer, bind_unix_socket
+from iostreamsrv import IOLoop, IOStream, TCPClient, TCPServer, bind_unix_socket, clients
 from iostreamsrv.events import Event
 from tests.listening import with_ipv6
 from tests.support import Peer, eventually, fill, on_every_engine, tls_contexts, turns
-from tests.test_tcpserver import Echo, Serving, answers
+from tests.test_tcpserver import Echo, Handler, Serving, answers
 
 pytestmark = on_every_engine
 
@@ -529,3 +531,324 @@ async def test_a_rush_of_newcomers_never_goes_over_the_limit_and_all_learn_their
     for peer in peers:
         is_in = peer.socket.getsockname() in stay
         assert await (answers(peer) if is_in else is_turned_away(peer))
+
+
+# ---- turning away
+
+
+@pytest.fixture
+def short_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "GOODBYE_TIMEOUT", 0.1)
+
+
+@pytest.fixture
+def no_time_for_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is closed before its test ends was not closed for the time."""
+    monkeypatch.setattr(clients, "GOODBYE_TIMEOUT", 1000.0)
+
+
+class Turning(Echo):
+    """Turns away by a function that it is given, and keeps the streams of whom it does so to."""
+
+    def __init__(self, goodbye: Handler, **options: Any) -> None:
+        super().__init__(**{"when_full": "reject", "max_connections": 1, **options})
+        self.goodbye = goodbye
+        self.away: list[IOStream] = []
+        self.closed: list[tuple[IOStream, Any]] = []
+
+    def handle_reject(self, stream: IOStream, address: Any) -> Any:
+        self.away.append(stream)
+        return self.goodbye(stream, address)
+
+    def handle_close(self, stream: IOStream, reason: Any) -> None:
+        self.closed.append((stream, reason))
+
+
+async def turning(serving: Serving, goodbye: Handler, **options: Any) -> tuple[Turning, Peer]:
+    """A server with one place, and the client that has it."""
+    server = Turning(goodbye, **options)
+    serving.started(server)
+    peer = serving.connect(server)
+    assert await answers(peer)
+    return server, peer
+
+
+async def say_sorry(stream: IOStream, address: Any) -> None:
+    await stream.write(b"sorry\n")
+
+
+@gen.coroutine
+def say_sorry_as_tornado_does(stream: IOStream, address: Any) -> Any:
+    yield stream.write(b"sorry\n")
+
+
+def say_sorry_and_return(stream: IOStream, address: Any) -> None:
+    stream.write(b"sorry\n")
+
+
+@pytest.mark.gen_test
+async def test_without_a_goodbye_who_comes_to_a_full_server_is_closed(serving: Serving) -> None:
+    server = serving.started(Echo(max_connections=1, when_full="reject"))
+    events = listen_to(server)
+    good = serving.connect(server)
+    assert await answers(good)
+    (stream,) = server.streams
+    for _ in range(100):
+        assert await is_turned_away(serving.connect(server))
+    assert await answers(good)
+    assert list(server.streams) == [stream]
+    assert [event.kind for event in events] == ["open", *["reject", "close"] * 100]
+    assert {event.reason for event in events[1:]} == {"rejected"}
+    good.close()
+    await eventually(stream.closed)
+    assert await answers(serving.connect(server))
+
+
+@pytest.mark.parametrize("goodbye", [say_sorry, say_sorry_as_tornado_does, say_sorry_and_return])
+@pytest.mark.usefixtures("no_time_for_goodbyes")
+@pytest.mark.gen_test
+async def test_a_goodbye_is_delivered_and_then_the_stream_is_closed(serving: Serving, goodbye: Handler) -> None:
+    server, good = await turning(serving, goodbye)
+    peer = serving.connect(server)
+    assert await peer.receive_all() == b"sorry\n"
+    peer.close()
+    (stream,) = server.away
+    await eventually(stream.closed)
+    assert stream.close_reason == "rejected"
+    assert len(server.streams) == 1
+    assert not server.closed, "no handle_close for who had no handle_stream"
+    assert await answers(good)
+
+
+@pytest.mark.parametrize("goodbye", [say_sorry, say_sorry_and_return])
+@pytest.mark.usefixtures("no_time_for_goodbyes")
+@pytest.mark.gen_test
+async def test_a_goodbye_of_a_client_over_the_limit_of_its_address(serving: Serving, goodbye: Handler) -> None:
+    server = Turning(goodbye, max_connections=None, max_connections_per_ip=1, when_full="wait")
+    serving.started(server)
+    good = serving.connect(server)
+    assert await answers(good)
+    for _ in range(3):
+        peer = serving.connect(server)
+        assert await peer.receive_all() == b"sorry\n"
+        peer.close()
+    assert await answers(good)
+
+
+@pytest.mark.usefixtures("no_time_for_goodbyes")
+@pytest.mark.gen_test
+async def test_a_goodbye_takes_no_place_from_those_who_wait(serving: Serving) -> None:
+    server = Turning(read_for_ever, max_connections=2, max_connections_per_ip=1, when_full="wait")
+    serving.started(server)
+    good, away = connect_from(serving, server, "127.0.0.2"), connect_from(serving, server, "127.0.0.2")
+    assert await answers(good)
+    await eventually(lambda: server.away)
+    others = [connect_from(serving, server, f"127.0.0.{number}") for number in (3, 4)]
+    assert await answers(others[0])
+    others[1].send(b"abc\n")
+    assert await waits(others[1])
+    away.close()
+    others[0].close()
+    assert await others[1].receive(4) == b"abc\n"
+
+
+async def forever(stream: IOStream, address: Any) -> None:
+    await asyncio.Event().wait()
+
+
+async def read_for_ever(stream: IOStream, address: Any) -> None:
+    while True:
+        await stream.read_bytes(1)
+
+
+async def write_for_ever(stream: IOStream, address: Any) -> None:
+    while True:
+        await stream.write(bytes(60000))
+
+
+async def write_too_much(stream: IOStream, address: Any) -> None:
+    while True:
+        stream.write(bytes(60000))
+
+
+def fill_and_return(stream: IOStream, address: Any) -> None:
+    fill(stream)
+
+
+async def set_callback_and_return(stream: IOStream, address: Any) -> None:
+    stream.set_close_callback(lambda: None)
+
+
+async def return_while_reading(stream: IOStream, address: Any) -> None:
+    stream.read_until(b"\n")
+
+
+@pytest.mark.parametrize(
+    "goodbye",
+    [
+        forever,
+        read_for_ever,
+        write_for_ever,
+        write_too_much,
+        fill_and_return,
+        set_callback_and_return,
+        return_while_reading,
+    ],
+)
+@pytest.mark.usefixtures("short_goodbyes")
+@pytest.mark.gen_test
+async def test_a_goodbye_has_its_time_whatever_it_does(serving: Serving, goodbye: Handler) -> None:
+    server, good = await turning(serving, goodbye)
+    handlers = asyncio.all_tasks()
+    peers = [serving.connect(server) for _ in range(5)]
+    await eventually(lambda: len(server.away) == 5)
+    await eventually(lambda: all(stream.fileno() == -1 for stream in server.away))
+    await eventually(lambda: asyncio.all_tasks() <= handlers)
+    assert {str(stream.close_reason) for stream in server.away} <= {"rejected", "buffer_full"}
+    assert await answers(good)
+    assert len(peers) == 5
+
+
+@pytest.mark.usefixtures("no_time_for_goodbyes")
+@pytest.mark.gen_test
+async def test_a_client_that_leaves_before_the_goodbye_leaves_nothing(serving: Serving) -> None:
+    server, good = await turning(serving, read_for_ever)
+    for _ in range(3 * clients.GOODBYES):
+        count = len(server.away)
+        peer = serving.connect(server)
+        await eventually(lambda count=count: len(server.away) > count)  # type: ignore[misc]
+        peer.reset()
+        await eventually(server.away[-1].closed)
+    assert await answers(good)
+
+
+@pytest.mark.usefixtures("no_time_for_goodbyes")
+@pytest.mark.gen_test
+async def test_so_many_are_told_at_a_time_and_the_others_are_closed(serving: Serving) -> None:
+    server, good = await turning(serving, read_for_ever)
+    told = [serving.connect(server) for _ in range(clients.GOODBYES)]
+    await eventually(lambda: len(server.away) == len(told))
+    for _ in range(20):
+        assert await is_turned_away(serving.connect(server))
+    assert len(server.away) == len(told)
+    told[0].close()
+    await eventually(server.away[0].closed)
+    serving.connect(server)
+    await eventually(lambda: len(server.away) == len(told) + 1)
+    assert await answers(good)
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "function"])
+@pytest.mark.usefixtures("no_time_for_goodbyes")
+@pytest.mark.gen_test
+async def test_a_goodbye_that_raises_is_logged_and_its_stream_closed(
+    serving: Serving, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    async def coroutine(stream: IOStream, address: Any) -> None:
+        await stream.write(b"sorry\n")
+        raise ZeroDivisionError
+
+    def function(stream: IOStream, address: Any) -> None:
+        stream.write(b"sorry\n")
+        raise ZeroDivisionError
+
+    server, good = await turning(serving, coroutine if kind == "coroutine" else function)
+    peer = serving.connect(server)
+    assert await peer.receive_all() == b"sorry\n"
+    host, port = peer.socket.getsockname()
+    peer.close()
+    await eventually(server.away[0].closed)
+    assert await answers(good)
+    messages = [record.getMessage() for record in caplog.records if record.name == "tornado.application"]
+    assert messages == [f"Exception in callback handle_reject for {host}:{port}"]
+
+
+@pytest.mark.usefixtures("no_time_for_goodbyes")
+@pytest.mark.gen_test
+async def test_a_goodbye_that_times_out_by_itself_is_logged(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
+    async def goodbye(stream: IOStream, address: Any) -> None:
+        await asyncio.wait_for(asyncio.Event().wait(), 0.01)
+
+    server, _ = await turning(serving, goodbye)
+    assert await is_turned_away(serving.connect(server))
+    assert [record.exc_info and record.exc_info[0] for record in caplog.records if record.exc_info] == [TimeoutError]
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "function"])
+@pytest.mark.usefixtures("no_time_for_goodbyes")
+@pytest.mark.gen_test
+async def test_a_goodbye_may_start_tls_and_is_closed_when_it_returns(serving: Serving, kind: str) -> None:
+    context, trusting = tls_contexts()
+    upgraded: list[IOStream] = []
+
+    async def coroutine(stream: IOStream, address: Any) -> None:
+        upgraded.append(await stream.start_tls(True, context))
+        await upgraded[0].write(b"sorry\n")
+
+    def function(stream: IOStream, address: Any) -> None:
+        stream.start_tls(True, context)
+
+    server, good = await turning(serving, coroutine if kind == "coroutine" else function)
+    stream = await TCPClient().connect(*server.addresses[0])
+    secure = await stream.start_tls(False, trusting, "localhost")
+    assert await secure.read_until_close() == (b"sorry\n" if kind == "coroutine" else b"")
+    if kind == "coroutine":
+        await eventually(upgraded[0].closed)
+        assert upgraded[0].close_reason == "rejected"
+    assert await answers(good)
+
+
+@pytest.mark.usefixtures("no_time_for_goodbyes")
+@pytest.mark.gen_test
+async def test_a_goodbye_of_a_tls_server_is_said_under_tls(serving: Serving) -> None:
+    context, trusting = tls_contexts()
+    server = Turning(say_sorry, ssl_options=context, max_connections=1)
+    serving.started(server)
+    good = await TCPClient().connect(*server.addresses[0], ssl_options=trusting)
+    await good.write(b"abc\n")
+    assert await good.read_until(b"\n") == b"abc\n"
+    for _ in range(3):
+        late = await TCPClient().connect(*server.addresses[0], ssl_options=trusting)
+        assert await late.read_until_close() == b"sorry\n"
+    await good.write(b"abc\n")
+    assert await good.read_until(b"\n") == b"abc\n"
+    good.close()
+
+
+@pytest.mark.gen_test
+async def test_without_a_goodbye_a_tls_server_turns_away_before_the_handshake(serving: Serving) -> None:
+    server = serving.started(Echo(ssl_options=tls_contexts()[0], max_connections=1, when_full="reject"))
+    serving.connect(server)  # which takes the place, silent as it is
+    await eventually(lambda: len(server.streams))
+    assert await is_turned_away(serving.connect(server))
+
+
+@pytest.mark.gen_test
+async def test_a_silent_client_of_a_tls_server_has_the_time_of_a_handshake_for_its_goodbye(serving: Serving) -> None:
+    server = Turning(say_sorry, ssl_options=tls_contexts()[0], handshake_timeout=0.1)
+    serving.started(server)
+    serving.connect(server)
+    await eventually(lambda: len(server.streams))
+    events = listen_to(server, "close")
+    assert await is_turned_away(serving.connect(server))
+    await eventually(lambda: len(events) == 2)
+    assert not server.away
+    assert not server.closed
+
+
+@pytest.mark.parametrize("way", ["kick", "close", "abort"])
+@pytest.mark.gen_test
+async def test_a_listener_may_close_who_is_turned_away(serving: Serving, way: str) -> None:
+    server, good = await turning(serving, say_sorry)
+
+    def close(event: Event) -> None:
+        getattr(event.stream, way)()
+
+    server.events.subscribe(close, "reject")
+    for _ in range(clients.GOODBYES + 1):
+        with contextlib.suppress(ConnectionResetError):
+            assert await is_turned_away(serving.connect(server))
+    assert not server.away
+    server.events.unsubscribe(close)
+    assert await serving.connect(server).receive_all() == b"sorry\n"
+    assert await answers(good)
