@@ -19,13 +19,12 @@ from typing import Any, Protocol, cast
 import tornado.iostream
 from tornado import gen
 
-from .addresses import show
 from .deadlines import Deadlines
 from .descriptors import default_connections
 from .engine.base import CLOSE_TIMEOUT
 from .errors import CloseReason, StreamTimeoutError, reason_for
 from .events import Event, Events
-from .greeting import Greeter
+from .greeting import Greeter, client
 from .iostream import BaseIOStream, IOStream
 from .options import ServerOptions
 from .registry import Groups
@@ -185,7 +184,7 @@ class Clients:
     def _reject(self, stream: IOStream, address: Any, limit: str) -> bool:
         """Turn a client away; whether it is still to be told so."""
         self.open.pop(stream.id, None)
-        text = f"{show(address)} is rejected: {limit} is {getattr(self.options, limit) or self.most}"
+        text = f"{client(stream)} is rejected: {limit} is {getattr(self.options, limit) or self.most}"
         event = Event("reject", text, logging.INFO, stream, address, CloseReason.REJECTED)
         self.events.emit(event)
         if stream.closed() or not self._rejects() or len(self._rejected) >= GOODBYES:  # closed by who was told
@@ -219,9 +218,14 @@ class Clients:
             self.deadlines.begin(stream, CloseReason.REJECTED, "write", GOODBYE_TIMEOUT)
             self._call("handle_reject", stream, address)
             return
-        if self.events.wanted("open"):
-            self.events.emit(Event("open", f"{client(stream)} is connected", stream=stream, address=address))
-        self._call("handle_stream", stream, address)
+        if not self.events.wanted("open") or self._announce(stream, address):
+            self._call("handle_stream", stream, address)
+
+    def _announce(self, stream: IOStream, address: Any) -> bool:
+        """Tell of a client; whether it is still there, as a listener may have closed it."""
+        self.deadlines.begin(stream, CloseReason.LOCAL, "read", None)  # so that it ends as one without a handler
+        self.events.emit(Event("open", f"{client(stream)} is connected", stream=stream, address=address))
+        return not stream.closed() and self.deadlines.end(stream)
 
     def _call(self, name: str, stream: IOStream, address: Any) -> None:
         try:
@@ -414,8 +418,3 @@ def host_of(address: Any) -> str | None:
         return host
     ip = IPv6Address(host.partition("%")[0])
     return str(ip.ipv4_mapped or IPv6Address(int(ip) >> 64 << 64))
-
-
-def client(stream: IOStream) -> str:
-    """A client, for people; one of a Unix socket has no address, and is named after the one it came by."""
-    return show(stream.remote_address) or f"a client of {show(stream.local_address or 'a Unix socket')}"
