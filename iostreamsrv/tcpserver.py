@@ -110,7 +110,7 @@ class TCPServer:
 
     def _default_options(self, options: ServerOptions | None) -> ServerOptions:
         if options is None:
-            classes = type(self).__mro__[: type(self).__mro__.index(TCPServer)]
+            classes = [each for each in type(self).__mro__ if each is not TCPServer]
             own = {name: value for each in reversed(classes) for name, value in vars(each).items() if name in NAMES}
             return ServerOptions.of({name: value for name, value in own.items() if not hasattr(value, "__get__")})
         if not isinstance(options, ServerOptions):
