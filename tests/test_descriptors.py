@@ -1,5 +1,6 @@
 """How many connections the limit of descriptors allows, seen from processes that have other limits than this one."""
 
+import contextlib
 import resource
 import socket
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.listening import output
+from tests.programs import Client, Program
 from tests.support import printed, program
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
@@ -150,3 +152,56 @@ OPTIONS = """
 
 def test_a_limit_that_is_replaced_raises_no_limit_of_descriptors() -> None:
     assert output(OPTIONS) == [True]
+
+
+EXHAUSTED = """
+import asyncio, resource
+import iostreamsrv
+
+class Server(iostreamsrv.TCPServer):
+    async def handle_stream(self, stream, address):
+        while True:
+            await stream.write(await stream.read_until(b"\\n"))
+
+async def main():
+    server = Server(max_connections=1000)
+    server.listen(0, "127.0.0.1")
+    print("listening on %s:%d" % server.addresses[0])
+    await server.serve_forever()
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+asyncio.run(main())
+"""
+
+
+def ends_or_answers(client: Client) -> bytes:
+    """Its line, or b"" for an end, which may be a reset as its line was never read."""
+    with contextlib.suppress(ConnectionResetError):
+        return client.line()
+    return b""
+
+
+def test_clients_for_whom_there_is_no_descriptor_are_closed_one_by_one_in_the_end() -> None:
+    with Program("-c", EXHAUSTED) as server, contextlib.ExitStack() as stack:
+        server.listening()
+        clients = [stack.enter_context(server.client()) for _ in range(40)]
+        for client in clients:
+            client.send(b"abc\n")
+        answers: list[bytes] = []
+        while answers.count(b"") < 2:  # when the longest rest has been reached, the first of the queue is closed
+            answers.append(ends_or_answers(clients[len(answers)]))
+        assert 20 < len(answers) < 40
+        assert answers == [b"abc\n"] * (len(answers) - 2) + [b""] * 2
+        assert clients[0].ask(b"abc\n") == b"abc\n"
+        assert server.said().count("\n") == 1
+        assert "accepting is paused: [Errno 24]" in server.said()
+
+
+def test_who_comes_when_there_is_a_descriptor_again_is_served() -> None:
+    with Program("-c", EXHAUSTED) as server, contextlib.ExitStack() as stack:
+        server.listening()
+        clients = [server.client() for _ in range(40)]
+        server.wait_for("accepting is paused")
+        for client in clients:
+            client.__exit__()
+        assert stack.enter_context(server.client()).ask(b"abc\n") == b"abc\n"
