@@ -852,3 +852,194 @@ async def test_a_listener_may_close_who_is_turned_away(serving: Serving, way: st
     server.events.unsubscribe(close)
     assert await serving.connect(server).receive_all() == b"sorry\n"
     assert await answers(good)
+
+
+# ---- places are given back
+
+
+class Obedient(TCPServer):
+    """Does to each client what it says; answers all else."""
+
+    async def handle_stream(self, stream: IOStream, address: Any) -> None:
+        while True:
+            match await stream.read_until(b"\n", 100):
+                case b"return\n":
+                    return
+                case b"raise\n":
+                    raise ZeroDivisionError
+                case b"close\n":
+                    stream.close()
+                case b"abort\n":
+                    stream.abort()
+                case b"kick\n":
+                    stream.kick()
+                case b"cancel\n":
+                    task = asyncio.current_task()
+                    assert task is not None
+                    task.cancel()
+                case b"start_tls\n":
+                    await stream.write(b"go ahead\n")
+                    stream = await stream.start_tls(True, tls_contexts()[0], timeout=0.05)
+                case b"stuff\n":
+                    fill(stream)
+                    return
+                case line:
+                    await stream.write(line)
+
+
+async def hang_up(peer: Peer) -> None:
+    peer.close()
+
+
+async def reset(peer: Peer) -> None:
+    peer.reset()
+
+
+async def half_close(peer: Peer) -> None:
+    peer.half_close()
+
+
+async def say_nothing(peer: Peer) -> None:
+    pass
+
+
+def saying(*words: bytes) -> Callable[[Peer], Any]:
+    async def say(peer: Peer) -> None:
+        for word in words:
+            peer.send(word)
+            await turns(LONG_ENOUGH)
+
+    return say
+
+
+async def leave_with_everything_unread(peer: Peer) -> None:
+    peer.send(b"stuff\n")
+    await turns(LONG_ENOUGH)
+    peer.reset()
+
+
+IN_THE_HANDLER: dict[str, Callable[[Peer], Any]] = {
+    "end": hang_up,
+    "half-close": half_close,
+    "reset": reset,
+    "too long a line": saying(bytes(200)),
+    "the handler returns": saying(b"return\n"),
+    "the handler returns while much is unread": leave_with_everything_unread,
+    "the handler raises": saying(b"raise\n"),
+    "the handler is cancelled": saying(b"cancel\n"),
+    "closed": saying(b"close\n"),
+    "aborted": saying(b"abort\n"),
+    "kicked": saying(b"kick\n"),
+    "start_tls fails": saying(b"start_tls\n", b"GET / HTTP/1.1\r\n\r\n"),
+    "start_tls has its timeout": saying(b"start_tls\n"),
+    "idle": say_nothing,
+}
+
+BEFORE_THE_HANDLER: dict[str, tuple[dict[str, Any], Callable[[Peer], Any]]] = {
+    "handshake: end": ({"ssl_options": True}, hang_up),
+    "handshake: reset": ({"ssl_options": True}, reset),
+    "handshake: none": ({"ssl_options": True}, saying(b"GET / HTTP/1.1\r\n\r\n")),
+    "handshake: silence": ({"ssl_options": True, "handshake_timeout": 0.05}, say_nothing),
+    "header: end": (TRUSTING, hang_up),
+    "header: reset": (TRUSTING, reset),
+    "header: none": (TRUSTING, saying(b"GET / HTTP/1.1\r\n\r\n")),
+    "header: silence": ({**TRUSTING, "proxy_header_timeout": 0.05}, say_nothing),
+    "header and handshake: none": ({**TRUSTING, "ssl_options": True}, saying(header("192.0.2.1"), b"GET / \r\n\r\n")),
+    "header and handshake: reset": ({**TRUSTING, "ssl_options": True}, reset),
+}
+
+EITHER_LIMIT = pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_ip"])
+
+
+async def empty(server: TCPServer) -> None:
+    await eventually(lambda: not len(server.streams))
+
+
+@EITHER_LIMIT
+@pytest.mark.parametrize("way", IN_THE_HANDLER)
+@pytest.mark.gen_test
+async def test_a_place_is_given_back_once_however_its_stream_ends(serving: Serving, limit: str, way: str) -> None:
+    options = {"idle_timeout": 0.05} if way == "idle" else {}
+    server = serving.started(Obedient(linger=0.05, **{limit: 1}, **options))
+    for _ in range(3):
+        peer = serving.connect(server)
+        assert await answers(peer)
+        await IN_THE_HANDLER[way](peer)
+        if way == "the handler returns":
+            assert await peer.receive_all() == b""
+            peer.close()
+        await empty(server)
+    server.replace_options(idle_timeout=None)
+    assert await answers(serving.connect(server))
+    late = serving.connect(server)
+    assert await (waits(late) if limit == "max_connections" else is_turned_away(late))
+    assert len(server.streams) == 1
+
+
+@EITHER_LIMIT
+@pytest.mark.parametrize("way", BEFORE_THE_HANDLER)
+@pytest.mark.gen_test
+async def test_a_place_is_given_back_once_however_a_stream_ends_before_its_handler(
+    serving: Serving, limit: str, way: str
+) -> None:
+    context, trusting = tls_contexts()
+    options, end = BEFORE_THE_HANDLER[way]
+    ssl_options = context if "ssl_options" in options else None
+    server = serving.started(Obedient(**{**options, "ssl_options": ssl_options}, **{limit: 1}))
+    for _ in range(3):
+        peer = serving.connect(server)
+        await eventually(lambda: len(server.streams))
+        await end(peer)
+        await empty(server)
+    server.replace_options(handshake_timeout=None, proxy_header_timeout=None)
+    stream = await TCPClient().connect(*server.addresses[0])
+    if "proxy_protocol" in options:
+        await stream.write(header("192.0.2.1"))
+    if ssl_options is not None:
+        stream = await stream.start_tls(False, trusting, "localhost")
+    await stream.write(b"abc\n")
+    assert await stream.read_until(b"\n") == b"abc\n"
+    late = serving.connect(server)
+    if "proxy_protocol" in options:
+        late.send(header("192.0.2.1"))
+    assert await (waits(late) if limit == "max_connections" else is_turned_away(late))
+    assert len(server.streams) == 1
+    stream.close()
+
+
+@EITHER_LIMIT
+@pytest.mark.gen_test
+async def test_a_place_is_given_back_of_who_is_gone_before_it_is_accepted(serving: Serving, limit: str) -> None:
+    server = serving.started(Echo(**{limit: 1}))
+    server.suspend()
+    closed = listen_to(server, "close")
+    for number in range(20):
+        peer = serving.connect(server)
+        peer.send(b"abc\n")
+        if number % 2:
+            peer.reset()
+        else:
+            peer.close()
+    server.resume()
+    await eventually(lambda: len(closed) == 20)
+    await empty(server)
+    assert await answers(serving.connect(server))
+
+
+@EITHER_LIMIT
+@pytest.mark.gen_test
+async def test_the_place_of_a_stream_stays_taken_when_it_goes_on_under_tls(serving: Serving, limit: str) -> None:
+    server = serving.started(Obedient(**{limit: 1}))
+    for _ in range(3):
+        stream = await TCPClient().connect(*server.addresses[0])
+        await stream.write(b"start_tls\n")
+        assert await stream.read_until(b"\n") == b"go ahead\n"
+        stream = await stream.start_tls(False, tls_contexts()[1], "localhost")
+        await stream.write(b"abc\n")
+        assert await stream.read_until(b"\n") == b"abc\n"
+        server.replace_options(**{limit: 1})  # which counts anew
+        late = serving.connect(server)
+        assert await (waits(late) if limit == "max_connections" else is_turned_away(late))
+        late.close()
+        await stream.aclose()
+        await empty(server)
