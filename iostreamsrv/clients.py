@@ -19,13 +19,12 @@ from typing import Any, Protocol
 import tornado.iostream
 from tornado import gen
 
-from .addresses import show
 from .deadlines import Deadlines
 from .descriptors import default_connections
 from .engine.base import CLOSE_TIMEOUT
 from .errors import CloseReason, StreamTimeoutError, reason_for
 from .events import Event, Events
-from .greeting import Greeter
+from .greeting import Greeter, client
 from .iostream import BaseIOStream, IOStream
 from .options import ServerOptions
 from .registry import Groups
@@ -90,6 +89,7 @@ class Clients:
         self.deadlines = Deadlines(options, self.open, self._rejected)
         self.groups = Groups(self.open, asyncio.get_running_loop, self.served)
         self._of_host: Counter[str] = Counter()
+        self._hosts: dict[int, str] = {}  # for which of these a stream counts
         self._candidates: list[tuple[IOStream, float]] = []
         self._wanted = False  # somebody waits for a place
         self._handling: dict[asyncio.Future[Any], IOStream] = {}
@@ -106,11 +106,12 @@ class Clients:
         self.options = self.deadlines.options = options
         self.deadlines.restart()
         self.count_places()
-        self._of_host = Counter()
+        self._of_host.clear()
+        self._hosts.clear()
         if options.max_connections_per_ip is not None:
             for stream in self.open.values():
-                if (host := host_of(stream.remote_address)) is not None:
-                    self._of_host[host] += 1
+                if options.proxy_protocol is None or stream.proxy is not None:  # else it is counted by its header
+                    self._count(stream, host_of(stream.remote_address))
 
     def count_places(self) -> None:
         """How many there are may depend on the limit of descriptors, which may have changed."""
@@ -124,20 +125,18 @@ class Clients:
     # ---- admitted
 
     def has_place(self) -> bool:
-        """Whether one more may be accepted; if not, ``on_place`` is called later."""
-        if len(self.open) < self.most or self.options.when_full != "wait":
-            return True
+        """Whether one more may be accepted."""
+        return len(self.open) < self.most or self.options.when_full != "wait"
+
+    def one_waits(self) -> None:
+        """There is one more, and no place: ``on_place`` is called when there is."""
         if not self._wanted:
             self._wanted = True
-            self._say_full("new ones wait")
-        return False
-
-    def _say_full(self, consequence: str) -> None:
-        text = f"there are {len(self.open)} connections (max_connections): {consequence}"
-        self.events.emit(Event("limit", text, logging.WARNING))
+            text = f"there are {len(self.open)} connections (max_connections): new ones wait"
+            self.events.emit(Event("limit", text, logging.WARNING))
 
     def _offer_place(self) -> None:
-        if self._wanted and len(self.open) < self.most:
+        if self._wanted and self.has_place():
             self._wanted = False
             self._on_place()
 
@@ -145,32 +144,54 @@ class Clients:
         """There is a connection: of a client, or of a proxy in front of one."""
         stream = IOStream._of_client(connection, address, self.options, self)
         self.deadlines.run(stream._hub.loop)
-        if len(self.open) < self.most or (self.options.when_full == "evict" and self._evict()):
+        if len(self.open) < self.most or self._make_room_for(address):
             self.open[stream.id] = stream
         elif not self._reject(stream, address, "max_connections"):
             return
         greeter.greet(stream, address)
 
+    def _make_room_for(self, address: Any) -> bool:
+        """By an eviction; but nobody has to go for a client who would be rejected all the same."""
+        options = self.options
+        if options.when_full != "evict":
+            return False
+        if options.proxy_protocol is None and self._has_its_share(host_of(address)):
+            return False
+        return self._evict()
+
+    def _has_its_share(self, host: str | None) -> bool:
+        limit = self.options.max_connections_per_ip
+        return limit is not None and host is not None and self._of_host[host] >= limit
+
     def known(self, stream: IOStream, address: Any) -> bool:
         """The address of a client is known: whether it may go on."""
-        limit = self.options.max_connections_per_ip
-        if limit is None or stream.id in self._rejected:
+        if self.options.max_connections_per_ip is None or stream.id in self._rejected:
             return True
         host = host_of(address)
-        if host is None:
-            return True
-        if self._of_host[host] >= limit:
+        if self._has_its_share(host):
             return self._reject(stream, address, "max_connections_per_ip")
-        self._of_host[host] += 1
+        self._count(stream, host)
         return True
+
+    def _count(self, stream: IOStream, host: str | None) -> None:
+        if host is not None:
+            self._of_host[host] += 1
+            self._hosts[stream.id] = host
+
+    def _discount(self, stream: IOStream) -> None:
+        host = self._hosts.pop(stream.id, None)
+        if host is not None:
+            self._of_host[host] -= 1
+            if not self._of_host[host]:
+                del self._of_host[host]
 
     def _reject(self, stream: IOStream, address: Any, limit: str) -> bool:
         """Turn a client away; whether it is still to be told so."""
         self.open.pop(stream.id, None)
-        text = f"{show(address)} is rejected: {limit} is {getattr(self.options, limit) or self.most}"
+        text = f"{client(stream)} is rejected: {limit} is {getattr(self.options, limit) or self.most}"
         event = Event("reject", text, logging.INFO, stream, address, CloseReason.REJECTED)
         self.events.emit(event)
-        if not self._rejects() or len(self._rejected) >= GOODBYES:
+        if stream.closed() or not self._rejects() or len(self._rejected) >= GOODBYES:  # closed by who was told
             stream._close(CloseReason.REJECTED)
             return False
         self._rejected[stream.id] = stream
@@ -201,20 +222,32 @@ class Clients:
             self.deadlines.begin(stream, CloseReason.REJECTED, "write", GOODBYE_TIMEOUT)
             self._call("handle_reject", stream, address)
             return
-        if self.events.wanted("open"):
-            self.events.emit(Event("open", f"{client(stream)} is connected", stream=stream, address=address))
-        self._call("handle_stream", stream, address)
+        if not self.events.wanted("open") or self._announce(stream, address):
+            self._call("handle_stream", stream, address)
+
+    def _announce(self, stream: IOStream, address: Any) -> bool:
+        """Tell of a client; whether it is still there, as a listener may have closed it."""
+        self.deadlines.begin(stream, CloseReason.LOCAL, "read", None)  # so that it ends as one without a handler
+        self.events.emit(Event("open", f"{client(stream)} is connected", stream=stream, address=address))
+        return not stream.closed() and self.deadlines.end(stream)
 
     def _call(self, name: str, stream: IOStream, address: Any) -> None:
         try:
             result = getattr(self._server, name)(stream, address)
             if result is None:
-                return self._returned(stream)
-            handling = stream._hub.loop.create_task(_coroutine(result))
+                return self._returned(self._successor(stream))
+            coroutine = _coroutine(result)
+            if stream.id in self._rejected:
+                coroutine = _goodbye(coroutine)
+            handling = stream._hub.loop.create_task(coroutine)
         except Exception as error:
-            return self._handler_failed(stream, name, error)
+            return self._handler_failed(self._successor(stream), name, error)
         self._handling[handling] = stream
         handling.add_done_callback(self._on_handled)
+
+    def _successor(self, stream: IOStream) -> IOStream:
+        """The one that ``start_tls()`` has put in its place, perhaps."""
+        return self.open.get(stream.id) or self._rejected.get(stream.id) or stream
 
     def _returned(self, stream: IOStream) -> None:
         """A plain function has: it may have left the stream to others, but not that of a client who is not to stay."""
@@ -223,8 +256,7 @@ class Clients:
 
     def _handled(self, handling: "asyncio.Future[Any]") -> None:
         """A handler has ended."""
-        stream = self._handling.pop(handling)
-        stream = self.open.get(stream.id, stream)  # start_tls() has put another one in its place, perhaps
+        stream = self._successor(self._handling.pop(handling))
         rejected = stream.id in self._rejected
         if handling.cancelled():
             if isinstance(handling, asyncio.Task) and handling.cancelling():
@@ -291,18 +323,12 @@ class Clients:
         if self.open.pop(stream.id, None) is None:
             self._rejected.pop(stream.id, None)
             before_handler = True
-        elif self._of_host and (host := host_of(stream.remote_address)) is not None:
-            self._leave_host(host)
+        self._discount(stream)
         self.groups.forget(stream)
         self._ended.append((stream, not before_handler))
         if not self._telling:
             self._tell_of_ends()
         self._offer_place()
-
-    def _leave_host(self, host: str) -> None:
-        self._of_host[host] -= 1
-        if self._of_host[host] <= 0:
-            del self._of_host[host]
 
     def _tell_of_ends(self) -> None:
         """One after the other, never one within another: who is told of an end may speak to all the others, find them
@@ -389,6 +415,16 @@ async def _wait_for(future: Awaitable[Any]) -> None:
     await future
 
 
+async def _goodbye(handling: Awaitable[None]) -> None:
+    """No longer than its stream may live: or else each client that is turned away could leave a task behind."""
+    try:
+        async with asyncio.timeout(GOODBYE_TIMEOUT) as limit:
+            await handling
+    except TimeoutError:
+        if not limit.expired():
+            raise
+
+
 def _coroutine(result: Any) -> Any:
     return result if inspect.iscoroutine(result) else _wait_for(gen.convert_yielded(result))
 
@@ -402,8 +438,3 @@ def host_of(address: Any) -> str | None:
         return host
     ip = IPv6Address(host.partition("%")[0])
     return str(ip.ipv4_mapped or IPv6Address(int(ip) >> 64 << 64))
-
-
-def client(stream: IOStream) -> str:
-    """A client, for people; one of a Unix socket has no address, and is named after the one it came by."""
-    return show(stream.remote_address) or f"a client of {show(stream.local_address or 'a Unix socket')}"

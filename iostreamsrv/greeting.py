@@ -86,7 +86,7 @@ class Greeter:
         stream._close(CloseReason.PROXY_ERROR)
 
     def _complain(self, stream: IOStream, address: Any, why: str) -> None:
-        text = f"PROXY header of {show(address)}: {why}"
+        text = f"PROXY header of {client(stream)}: {why}"
         self._events.emit(Event("error", text, logging.INFO, stream, address, CloseReason.PROXY_ERROR))
 
     def _go_on(self, stream: IOStream, address: Any) -> None:
@@ -106,3 +106,8 @@ class Greeter:
         if not stream.closed():  # since then
             self._deadlines.end(stream)
             self._serve(stream, address)
+
+
+def client(stream: IOStream) -> str:
+    """A client, for people; one of a Unix socket has no address, and is named after the one it came by."""
+    return show(stream.remote_address) or f"a client of {show(stream.local_address or 'a Unix socket')}"

@@ -97,7 +97,7 @@ class TCPServer:
             on_place=self._go_on,
         )
         self.events: Events = self._clients.events
-        self._listeners = Listeners(self._accepted, self._clients.has_place, self.events)
+        self._listeners = Listeners(self._accepted, self._clients.has_place, self._clients.one_waits, self.events)
         self._greeter = self._make_greeter(ssl_options)
         self._listeners.greeters.add(self._greeter)
         self._io_loop = io_loop
@@ -110,7 +110,7 @@ class TCPServer:
 
     def _default_options(self, options: ServerOptions | None) -> ServerOptions:
         if options is None:
-            classes = type(self).__mro__[: type(self).__mro__.index(TCPServer)]
+            classes = [each for each in type(self).__mro__ if each is not TCPServer]
             own = {name: value for each in reversed(classes) for name, value in vars(each).items() if name in NAMES}
             return ServerOptions.of({name: value for name, value in own.items() if not hasattr(value, "__get__")})
         if not isinstance(options, ServerOptions):
