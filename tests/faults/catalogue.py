@@ -1,6 +1,6 @@
 """All probes, in the order of the docs."""
 
-from . import overload
+from . import ends, lines, overload, secured, slow
 from .probes import Probe
 
-PROBES: tuple[Probe, ...] = overload.PROBES
+PROBES: tuple[Probe, ...] = (*overload.PROBES, *slow.PROBES, *ends.PROBES, *lines.PROBES, *secured.PROBES)

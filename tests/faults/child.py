@@ -17,6 +17,9 @@ from typing import Any
 MODULES = {"iostreamsrv": "ours", "Tornado": "tornados", "asyncio": "streams"}
 """Where each kind is. A process imports its own and no other's."""
 
+BACKLOG = 1024
+"""Of all of them, so that nobody's clients are not even let into the queue."""
+
 
 class Surroundings:
     """What a server is told, and what it tells.

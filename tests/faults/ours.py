@@ -4,7 +4,7 @@ from typing import Any
 
 import iostreamsrv
 
-from .child import Surroundings
+from .child import BACKLOG, Surroundings
 from .guards import SWITCHES
 from .handlers import HANDLERS
 
@@ -21,7 +21,8 @@ def serve(surroundings: Surroundings) -> None:
         SWITCHES[surroundings.without]()
     server = Server(ssl_options=surroundings.files, **surroundings.options)
     server.surroundings = surroundings
-    server.listen(0, "127.0.0.1")
-    loop: Any = iostreamsrv.IOLoop.current()
-    surroundings.listening(loop.asyncio_loop, server.addresses[0])
+    server.listen(0, "127.0.0.1", backlog=BACKLOG)
+    io_loop: Any = iostreamsrv.IOLoop.current()
+    loop = io_loop.asyncio_loop
+    loop.call_soon(loop.call_soon, surroundings.listening, loop, server.addresses[0])  # when all its tasks are there
     iostreamsrv.run(server)

@@ -8,7 +8,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .child import Surroundings, port_of
+from .child import BACKLOG, Surroundings, port_of
 from .handlers import PIECE, Tally
 from .tornados import server_context
 
@@ -94,7 +94,7 @@ def serve(surroundings: Surroundings) -> None:
 
 async def _serve(surroundings: Surroundings) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it has nothing to reload certificates with
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"backlog": BACKLOG}
     if surroundings.files is not None and "proxy_protocol" not in surroundings.options:
         options["ssl"] = server_context(surroundings.files)
         options["ssl_handshake_timeout"] = surroundings.options.get("handshake_timeout")

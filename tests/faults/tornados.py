@@ -9,7 +9,7 @@ from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.tcpserver import TCPServer
 
-from .child import Surroundings, port_of
+from .child import BACKLOG, Surroundings, port_of
 from .handlers import HANDLERS
 
 
@@ -44,7 +44,7 @@ async def _serve(surroundings: Surroundings) -> None:
     under_tls = surroundings.files is not None and "proxy_protocol" not in surroundings.options
     server = Server(ssl_options=server_context(surroundings.files) if under_tls else None)
     server.surroundings = surroundings
-    listeners = bind_sockets(0, "127.0.0.1")
+    listeners = bind_sockets(0, "127.0.0.1", backlog=BACKLOG)
     server.add_sockets(listeners)
     surroundings.listening(asyncio.get_running_loop(), port_of(listeners[0]))
     await asyncio.Event().wait()
