@@ -371,11 +371,16 @@ class TCPServer:
         stopped = self._stopped = self._stopped or asyncio.Event()
         try:
             await stopped.wait()
+            if self._ending is not None:
+                await asyncio.shield(self._ending)
         except asyncio.CancelledError:
-            await self.shutdown()
+            try:
+                if self._ending is None:  # else somebody has had enough of it
+                    await self.shutdown()
+            finally:
+                self.stop()
+                await self.close_all_connections()
             raise
-        if self._ending is not None:
-            await asyncio.shield(self._ending)
 
     async def shutdown(self, timeout: float | EllipsisType | None = ...) -> None:
         """End the server, and let its clients finish. ::
