@@ -747,6 +747,26 @@ async def test_a_goodbye_has_its_time_whatever_it_does(serving: Serving, goodbye
     assert len(peers) == 5
 
 
+@pytest.mark.gen_test
+async def test_what_is_owed_after_a_goodbye_has_no_more_time(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "GOODBYE_TIMEOUT", 0.5)
+
+    async def goodbye(stream: IOStream, address: Any) -> None:
+        while True:
+            await stream.write(await stream.read_bytes(1) * 10_000)
+
+    server, good = await turning(serving, goodbye)
+    peer = serving.connect(server)
+    await eventually(lambda: server.away)
+    (stream,) = server.away
+    while not stream.queued:
+        peer.send(bytes(6))  # replies to what comes at once are corked, up to 64 KiB, and reported done
+        await turns()
+    await eventually(lambda: stream.fileno() == -1)
+    assert stream.close_reason == "rejected"
+    assert await answers(good)
+
+
 @pytest.mark.usefixtures("no_time_for_goodbyes")
 @pytest.mark.gen_test
 async def test_a_client_that_leaves_before_the_goodbye_leaves_nothing(serving: Serving) -> None:
