@@ -538,6 +538,22 @@ async def test_nobody_is_evicted_for_who_has_its_share_already(serving: Serving)
 
 
 @pytest.mark.gen_test
+async def test_nobody_is_evicted_for_who_queues_at_a_shutdown(serving: Serving) -> None:
+    server = serving.started(Echo(max_connections=1, when_full="evict", drain_idle=0.01))
+    peer = serving.connect(server)
+    peer.send(b"half a ")
+    await eventually(lambda: [stream for stream in server.streams if stream.bytes_read])
+    server.suspend()
+    late = [serving.connect(server) for _ in range(3)]
+    ending = asyncio.ensure_future(server.shutdown())
+    for each in late:
+        assert await is_turned_away(each)
+    peer.send(b"line\n")
+    assert await peer.receive_all() == b"half a line\n"
+    await ending
+
+
+@pytest.mark.gen_test
 async def test_a_rush_of_newcomers_never_goes_over_the_limit_and_all_learn_their_fate(serving: Serving) -> None:
     """Of those who come in one turn of the loop none is evicted for another: their handlers have not begun."""
     server = serving.started(Echo(max_connections=10, when_full="evict"))
