@@ -150,6 +150,8 @@ class Acceptor:
         except OSError as error:
             return self._failed(error)
         self._pause = PAUSE_FIRST
+        if self._reserve < 0:  # there was none to be had before
+            self._take_reserve()
         if self._prepare is not None:
             with contextlib.suppress(OSError):  # the client may be gone
                 self._prepare(connection)

@@ -153,7 +153,7 @@ class Clients:
     def _make_room_for(self, address: Any) -> bool:
         """By an eviction; but nobody has to go for a client who would be rejected all the same."""
         options = self.options
-        if options.when_full != "evict":
+        if options.when_full != "evict" or self.draining.is_set():  # who is in may finish
             return False
         if options.proxy_protocol is None and self._has_its_share(host_of(address)):
             return False

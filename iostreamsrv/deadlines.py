@@ -29,8 +29,9 @@ the second that a deadline may be late."""
 SLEPT = 0.5
 """Seconds that a look may be late before the server is taken to have slept, and not merely to be busy."""
 
-HOPELESS = frozenset({CloseReason.WRITE_TIMEOUT, CloseReason.MIN_RATE})
-"""Ends of streams whose client takes nothing, or as good as nothing: what is owed to it is not waited for."""
+HOPELESS = frozenset({CloseReason.WRITE_TIMEOUT, CloseReason.MIN_RATE, CloseReason.REJECTED})
+"""Ends of streams whose client takes nothing, or as good as nothing, or has had its time: what is owed to it is not
+waited for."""
 
 
 class Phase(NamedTuple):

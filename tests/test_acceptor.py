@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import IOLoop, IOStream, TCPServer
+from iostreamsrv import IOLoop, IOStream, TCPServer, acceptor
 from iostreamsrv.acceptor import ACCEPTS_PER_TURN, Acceptor
 from tests.support import eventually, on_every_engine, turns
 from tests.test_limits import LONG_ENOUGH, connect_unix, listen_to, unix_server, waits
@@ -370,3 +370,26 @@ async def test_what_rests_can_be_suspended_resumed_and_stopped(serving: Serving)
         server.stop()
     await asyncio.sleep(0.3)
     assert len(server.streams) == 2
+
+
+@pytest.mark.parametrize("begin", [0, 5])
+@pytest.mark.gen_test
+async def test_who_cannot_be_accepted_is_closed_also_if_it_started_without_descriptors(
+    monkeypatch: pytest.MonkeyPatch, io_loop: IOLoop, begin: int
+) -> None:
+    monkeypatch.setattr(acceptor, "PAUSE_FIRST", 0.01)
+    monkeypatch.setattr(acceptor, "PAUSE_LONGEST", 0.01)
+    door = Door()
+    try:
+        with descriptors_left(begin):
+            door.acceptor.start(io_loop)
+        door.connect()
+        await eventually(lambda: door.accepted)
+        door.connect(3)
+        with descriptors_left(0):
+            for client in door.sockets[-3:]:
+                client.setblocking(False)
+                assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+        assert len(door.accepted) == 1
+    finally:
+        door.close()

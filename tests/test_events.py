@@ -289,6 +289,15 @@ async def test_a_handshake_that_fails_names_its_client(serving: Serving) -> None
 
 
 @pytest.mark.gen_test
+async def test_a_handshake_that_fails_at_a_unix_socket_says_so(serving: Serving, tmp_path: Path) -> None:
+    server = unix_server(serving, tmp_path, Echo(ssl_options=tls_contexts()[0]))
+    events = listen_to(server, "error")
+    connect_unix(serving, server).send(b"GET / HTTP/1.1\r\n\r\n")
+    await eventually(lambda: events)
+    assert events[0].text.endswith(" (a client of a Unix socket)")
+
+
+@pytest.mark.gen_test
 async def test_a_client_over_tls_comes_and_goes_once(serving: Serving) -> None:
     context, trusting = tls_contexts()
     server = serving.started(Echo(ssl_options=context))

@@ -487,6 +487,27 @@ async def test_who_takes_nothing_of_what_is_written_can_be_evicted(serving: Serv
     assert len(server.streams) == 1
 
 
+@pytest.mark.gen_test
+async def test_what_is_owed_to_who_is_evicted_is_given_up(serving: Serving) -> None:
+    """Or else its descriptor would stay open, over the limit, till it has taken what was reported done."""
+
+    async def handler(stream: IOStream, address: Any) -> None:
+        while True:
+            await stream.write(await stream.read_bytes(1) * 10_000)
+
+    server = serving.with_handler(handler, max_connections=1, when_full="evict")
+    peer = serving.connect(server)
+    await eventually(lambda: len(server.streams))
+    (stream,) = server.streams
+    while not stream.queued:
+        peer.send(bytes(6))  # replies to what comes at once are corked, up to 64 KiB, and reported done
+        await turns()
+    serving.connect(server)
+    await eventually(stream.closed)
+    await eventually(lambda: len(server.streams) and stream not in server.streams)
+    assert stream.fileno() == -1
+
+
 @pytest.mark.parametrize("kind", ["header", "handshake"])
 @pytest.mark.gen_test
 async def test_who_is_silent_before_its_handler_is_evicted_first(serving: Serving, kind: str) -> None:
@@ -514,6 +535,22 @@ async def test_nobody_is_evicted_for_who_has_its_share_already(serving: Serving)
     assert await answers(other)
     assert await answers(connect_from(serving, server, "127.0.0.4"))
     assert await is_turned_away(mine)
+
+
+@pytest.mark.gen_test
+async def test_nobody_is_evicted_for_who_queues_at_a_shutdown(serving: Serving) -> None:
+    server = serving.started(Echo(max_connections=1, when_full="evict", drain_idle=0.01))
+    peer = serving.connect(server)
+    peer.send(b"half a ")
+    await eventually(lambda: [stream for stream in server.streams if stream.bytes_read])
+    server.suspend()
+    late = [serving.connect(server) for _ in range(3)]
+    ending = asyncio.ensure_future(server.shutdown())
+    for each in late:
+        assert await is_turned_away(each)
+    peer.send(b"line\n")
+    assert await peer.receive_all() == b"half a line\n"
+    await ending
 
 
 @pytest.mark.gen_test
@@ -652,6 +689,23 @@ async def test_a_goodbye_takes_no_place_from_those_who_wait(serving: Serving) ->
     assert await others[1].receive(4) == b"abc\n"
 
 
+@pytest.mark.usefixtures("no_time_for_goodbyes")
+@pytest.mark.gen_test
+async def test_the_place_of_who_is_turned_away_after_its_header_goes_to_who_waits(serving: Serving) -> None:
+    server = Turning(read_for_ever, max_connections=2, max_connections_per_ip=1, when_full="wait", **TRUSTING)
+    serving.started(server)
+    good, away = serving.connect(server), serving.connect(server)
+    good.send(header("192.0.2.1"))
+    assert await answers(good)
+    await eventually(lambda: len(server.streams) == 2)
+    late = serving.connect(server)
+    late.send(header("192.0.2.2") + b"late\n")
+    assert await waits(late)
+    away.send(header("192.0.2.1"))
+    assert await late.receive(5) == b"late\n"
+    assert not away.has_input()
+
+
 async def forever(stream: IOStream, address: Any) -> None:
     await asyncio.Event().wait()
 
@@ -707,6 +761,26 @@ async def test_a_goodbye_has_its_time_whatever_it_does(serving: Serving, goodbye
     assert {str(stream.close_reason) for stream in server.away} <= {"rejected", "buffer_full"}
     assert await answers(good)
     assert len(peers) == 5
+
+
+@pytest.mark.gen_test
+async def test_what_is_owed_after_a_goodbye_has_no_more_time(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "GOODBYE_TIMEOUT", 0.5)
+
+    async def goodbye(stream: IOStream, address: Any) -> None:
+        while True:
+            await stream.write(await stream.read_bytes(1) * 10_000)
+
+    server, good = await turning(serving, goodbye)
+    peer = serving.connect(server)
+    await eventually(lambda: server.away)
+    (stream,) = server.away
+    while not stream.queued:
+        peer.send(bytes(6))  # replies to what comes at once are corked, up to 64 KiB, and reported done
+        await turns()
+    await eventually(lambda: stream.fileno() == -1)
+    assert stream.close_reason == "rejected"
+    assert await answers(good)
 
 
 @pytest.mark.usefixtures("no_time_for_goodbyes")
@@ -825,13 +899,15 @@ async def test_without_a_goodbye_a_tls_server_turns_away_before_the_handshake(se
 
 @pytest.mark.gen_test
 async def test_a_silent_client_of_a_tls_server_has_the_time_of_a_handshake_for_its_goodbye(serving: Serving) -> None:
-    server = Turning(say_sorry, ssl_options=tls_contexts()[0], handshake_timeout=0.1)
+    server = Turning(say_sorry, ssl_options=tls_contexts()[0])
     serving.started(server)
     serving.connect(server)
     await eventually(lambda: len(server.streams))
+    server.replace_options(handshake_timeout=0.1)
     events = listen_to(server, "close")
     assert await is_turned_away(serving.connect(server))
-    await eventually(lambda: len(events) == 2)
+    await eventually(lambda: events)
+    assert events[0].reason == "handshake_timeout"
     assert not server.away
     assert not server.closed
 
@@ -959,17 +1035,17 @@ async def empty(server: TCPServer) -> None:
 @pytest.mark.parametrize("way", IN_THE_HANDLER)
 @pytest.mark.gen_test
 async def test_a_place_is_given_back_once_however_its_stream_ends(serving: Serving, limit: str, way: str) -> None:
-    options = {"idle_timeout": 0.05} if way == "idle" else {}
-    server = serving.started(Obedient(linger=0.05, **{limit: 1}, **options))
+    server = serving.started(Obedient(linger=0.05, **{limit: 1}))
     for _ in range(3):
         peer = serving.connect(server)
         assert await answers(peer)
+        server.replace_options(idle_timeout=0.05 if way == "idle" else None)
         await IN_THE_HANDLER[way](peer)
         if way == "the handler returns":
             assert await peer.receive_all() == b""
             peer.close()
         await empty(server)
-    server.replace_options(idle_timeout=None)
+        server.replace_options(idle_timeout=None)
     assert await answers(serving.connect(server))
     late = serving.connect(server)
     assert await (waits(late) if limit == "max_connections" else is_turned_away(late))
@@ -986,11 +1062,10 @@ async def test_a_place_is_given_back_once_however_a_stream_ends_before_its_handl
     options, end = BEFORE_THE_HANDLER[way]
     ssl_options = context if "ssl_options" in options else None
     server = serving.started(Obedient(**{**options, "ssl_options": ssl_options}, **{limit: 1}))
-    for _ in range(3):
-        peer = serving.connect(server)
-        await eventually(lambda: len(server.streams))
-        await end(peer)
-        await empty(server)
+    closed = listen_to(server, "close")
+    for count in range(1, 4):
+        await end(serving.connect(server))
+        await eventually(lambda count=count: len(closed) == count)  # type: ignore[misc]
     server.replace_options(handshake_timeout=None, proxy_header_timeout=None)
     stream = await TCPClient().connect(*server.addresses[0])
     if "proxy_protocol" in options:
