@@ -23,6 +23,9 @@ from tests.support import tcp_pair
 LONGEST = 0.01
 """Seconds that a piece is held up at most."""
 
+KERNEL = 8192
+"""Bytes that the kernel is to hold between server and proxy: with its usual megabytes no write would ever wait."""
+
 PATIENCE = 60.0
 """Seconds that a connection takes at most: more than ten times what it does take on a machine with time to spare."""
 
@@ -98,6 +101,7 @@ class Journey:
             for sock in (self._client, server):
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL)
             await asyncio.get_running_loop().sock_connect(server, self._address)
             try:
                 async with asyncio.TaskGroup() as group:
@@ -302,6 +306,11 @@ class Echoes:
 # ---- the server
 
 
+MARK = 200_000
+"""Queued bytes at which the server waits for half of them to leave. It awaits no write, so that many are under way when
+its client ends."""
+
+
 class FrameServer(TCPServer):
     """Repeats messages, each of which it reads in another way, and checks.
 
@@ -321,10 +330,13 @@ class FrameServer(TCPServer):
             if hashlib.sha256(body).digest() != digest:
                 raise Lost(f"message {number} has other bytes")
             number += 1
-            await self.reply(stream, number, frame(body))
+            stream.write(self.reply(number, frame(body)))
+            if stream.queued > MARK:
+                await stream.drain(MARK // 2)
 
-    async def reply(self, stream: IOStream, number: int, message: bytes) -> None:
-        await stream.write(message)
+    def reply(self, number: int, message: bytes) -> bytes:
+        """What to answer to a message."""
+        return message
 
 
 async def _read_bytes(stream: IOStream) -> tuple[bytes, bytes]:
@@ -355,24 +367,22 @@ async def _read_match(stream: IOStream) -> tuple[bytes, bytes]:
 class LosingServer(FrameServer):
     """Every tenth message of a stream lacks its last byte."""
 
-    async def reply(self, stream: IOStream, number: int, message: bytes) -> None:
-        await stream.write(message if number % 10 else message[:-1])
+    def reply(self, number: int, message: bytes) -> bytes:
+        return message if number % 10 else message[:-1]
 
 
 class DoublingServer(FrameServer):
     """Every tenth message of a stream comes twice."""
 
-    async def reply(self, stream: IOStream, number: int, message: bytes) -> None:
-        await stream.write(message if number % 10 else message * 2)
+    def reply(self, number: int, message: bytes) -> bytes:
+        return message if number % 10 else message * 2
 
 
 class ReorderingServer(FrameServer):
-    """Every tenth message of a stream has two bytes of its body in each other's place."""
+    """Every tenth message of a stream has its body from back to front."""
 
-    async def reply(self, stream: IOStream, number: int, message: bytes) -> None:
-        if not number % 10:
-            message = message[: HEADER.size] + message[HEADER.size :][::-1]
-        await stream.write(message)
+    def reply(self, number: int, message: bytes) -> bytes:
+        return message if number % 10 else message[: HEADER.size] + message[HEADER.size :][::-1]
 
 
 class LeakingServer(FrameServer):
