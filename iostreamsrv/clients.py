@@ -302,6 +302,11 @@ class Clients:
         if self._of_host[host] <= 0:
             del self._of_host[host]
 
+    def _tell_of_close(self, stream: IOStream) -> None:
+        reason, address = stream.close_reason, stream.remote_address
+        text = f"{client(stream)} is closed: {reason}{f' ({stream.error})' if stream.error else ''}"
+        self.events.emit(Event("close", text, logging.DEBUG, stream, address, reason, stream.error))
+
     def _tell_of_ends(self) -> None:
         """One after the other, never one within another: who is told of an end may speak to all the others, find them
         broken, and so end them. A hundred such calls within each other are more than Python's stack takes.
@@ -316,11 +321,6 @@ class Clients:
                     self._call_handle_close(stream)
         finally:
             self._telling = False
-
-    def _tell_of_close(self, stream: IOStream) -> None:
-        reason, address = stream.close_reason, stream.remote_address
-        text = f"{client(stream)} is closed: {reason}{f' ({stream.error})' if stream.error else ''}"
-        self.events.emit(Event("close", text, logging.DEBUG, stream, address, reason, stream.error))
 
     def _call_handle_close(self, stream: IOStream) -> None:
         assert stream.close_reason is not None
