@@ -26,15 +26,18 @@ class Listeners:
     """What is bound: accepted on, or waiting for `TCPServer.start`.
 
     :param accepted: is given each connection, with who is to greet it.
-    :param may_accept: whether there is a place for one more.
+    :param has_place: see `Acceptor`; likewise ``one_waits``.
     :ivar greeters: all that there were, as their clients may still be there.
     """
 
-    def __init__(self, accepted: Accepted, may_accept: Callable[[], bool], events: Events) -> None:
+    def __init__(
+        self, accepted: Accepted, has_place: Callable[[], bool], one_waits: Callable[[], None], events: Events
+    ) -> None:
         self.greeters: set[Greeter] = set()
         self.suspended = False
         self._accepted = accepted
-        self._may_accept = may_accept
+        self._has_place = has_place
+        self._one_waits = one_waits
         self._events = events
         self._acceptors: list[Acceptor] = []
         self._pending: list[tuple[socket.socket, Greeter]] = []
@@ -77,7 +80,9 @@ class Listeners:
             _check_listener(listener, known)
             known.add(listener.fileno())
         acceptors = [
-            Acceptor(listener, partial(self._accepted, greeter), prepare, self._may_accept, self._events)
+            Acceptor(
+                listener, partial(self._accepted, greeter), prepare, self._has_place, self._one_waits, self._events
+            )
             for listener, greeter in listeners
         ]
         self._acceptors += acceptors

@@ -220,9 +220,11 @@ class ServerOptions:
         taken, and of the streams that wait for their client the one that has waited longest is closed, reason
         ``evicted``; if none waits, the newcomer is rejected.
     :ivar idle_timeout: seconds after which a stream is closed that has received nothing, and of whose queued bytes none
-        has left; None, as many protocols are silent for hours, and ``keepalive`` finds those who are gone.
-    :ivar read_timeout: seconds that one read may take in all, however often bytes come; None. The guard against clients
-        that send a byte now and then: such a stream is closed, where a read's own ``timeout`` leaves it open.
+        has left, whatever its handler does meanwhile; None, as many protocols are silent for hours, and ``keepalive``
+        finds those who are gone.
+    :ivar read_timeout: seconds that one read may take in all, however often bytes come, and the wait for the first one
+        included; None. The guard against clients that send a byte now and then: such a stream is closed, where a
+        read's own ``timeout`` leaves it open.
     :ivar write_timeout: seconds after which a stream is closed if its client takes nothing of what is queued; 30.
     :ivar min_rate: bytes per second that a read must be given once it has begun to come, over each
         ``min_rate_window``; None. (Kestrel asks for 240.) Unlike ``read_timeout`` it suits uploads of any length.

@@ -97,7 +97,7 @@ class TCPServer:
             on_place=self._go_on,
         )
         self.events: Events = self._clients.events
-        self._listeners = Listeners(self._accepted, self._clients.has_place, self.events)
+        self._listeners = Listeners(self._accepted, self._clients.has_place, self._clients.one_waits, self.events)
         self._greeter = self._make_greeter(ssl_options)
         self._listeners.greeters.add(self._greeter)
         self._io_loop = io_loop
@@ -110,7 +110,7 @@ class TCPServer:
 
     def _default_options(self, options: ServerOptions | None) -> ServerOptions:
         if options is None:
-            classes = type(self).__mro__[: type(self).__mro__.index(TCPServer)]
+            classes = [each for each in type(self).__mro__ if each is not TCPServer]
             own = {name: value for each in reversed(classes) for name, value in vars(each).items() if name in NAMES}
             return ServerOptions.of({name: value for name, value in own.items() if not hasattr(value, "__get__")})
         if not isinstance(options, ServerOptions):
@@ -357,8 +357,8 @@ class TCPServer:
 
             asyncio.run(main())
 
-        Cancelled, it stops listening, ends the handlers and closes their streams, reason ``shutdown``. Of a shutdown it
-        awaits the end.
+        Cancelled, it shuts down (:meth:`shutdown`), and returns when that is over; cancelled again, it ends all at
+        once. So Ctrl-C in the program above lets clients finish, and a second Ctrl-C does not wait for them.
 
         :raises NotImplementedError: there is no ``handle_stream``.
         :raises RuntimeError: nothing is listening, so it would wait for nothing for ever.
@@ -374,8 +374,12 @@ class TCPServer:
             if self._ending is not None:
                 await asyncio.shield(self._ending)
         except asyncio.CancelledError:
-            self.stop()
-            await self.close_all_connections()
+            try:
+                if self._ending is None:  # else somebody has had enough of it
+                    await self.shutdown()
+            finally:
+                self.stop()
+                await self.close_all_connections()
             raise
 
     async def shutdown(self, timeout: float | EllipsisType | None = ...) -> None:
@@ -387,27 +391,26 @@ class TCPServer:
         returns. Streams that merely wait in a read, with nothing received for it and nothing queued, are closed, reason
         ``shutdown``: for ``drain_idle`` seconds (0.5) they may still send a request, later on they are closed as soon
         as their handler reads again. Handlers that are at work may finish. What is left at the timeout is cancelled,
-        has a second for its last words, and is closed, reason ``drain_timeout``.
+        has a second for its last words and its client another one to read them, and is closed, reason
+        ``drain_timeout``.
 
-        It returns when all streams are closed and all handlers, :meth:`handle_close` too, have ended; called from a
-        handler it does not wait for that one. Called again meanwhile it waits for the same end. A cancel ends all at
+        It returns when all streams are closed and all handlers, :meth:`handle_close` too, have ended; called from some
+        of these it does not wait for those. Called again meanwhile it waits for the same end. A cancel ends all at
         once. The server may listen again afterwards.
 
         :param timeout: seconds; where it is not given ``drain_timeout`` of the options, 15. None for no limit.
         :raises OptionError: not a number of seconds above 0.
         """
         seconds = self.options.drain_timeout if timeout is ... else check_optional_timeout("timeout", timeout)
-        if self._ending is not None:
-            await asyncio.shield(self._ending)
-            return
-        self._ending = asyncio.get_running_loop().create_future()
+        asking = asyncio.current_task()
+        self._clients.asking.add(asking)
         try:
-            await self._shut_down(seconds)
+            await (self._shut_down(seconds) if self._ending is None else asyncio.shield(self._ending))
         finally:
-            self._ending.set_result(None)
-            self._ending = None
+            self._clients.asking.discard(asking)
 
     async def _shut_down(self, timeout: float | None) -> None:
+        self._ending = asyncio.get_running_loop().create_future()
         clients = self._clients
         clients.draining.set()
         try:
@@ -421,6 +424,8 @@ class TCPServer:
             raise
         finally:
             clients.draining = asyncio.Event()
+            self._ending.set_result(None)
+            self._ending = None
 
     @property
     def draining(self) -> bool:
@@ -477,7 +482,8 @@ class TCPServer:
 
             server.broadcast(b"somebody came in\\n", exclude=stream)
 
-        All streams share one copy of it. It need not be awaited, but with ``slow="wait"``.
+        All streams share one copy of it. It need not be awaited, but with ``slow="wait"``, and then before the next
+        one: it may be overtaken by what is written meanwhile.
 
         :param exclude: a stream, or several, to leave out.
         :param slow: what becomes of a stream whose queue (``max_write_buffer_size``) has no room for it: "drop": it
