@@ -17,7 +17,16 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError, StreamTimeoutError, TCPServer
+from iostreamsrv import (
+    CloseReason,
+    IOLoop,
+    IOStream,
+    OptionError,
+    StreamClosedError,
+    StreamTimeoutError,
+    TCPServer,
+    deadlines,
+)
 from iostreamsrv.certificates import self_signed
 from iostreamsrv.events import Event
 from tests.programs import Program, ReportingServer
@@ -497,8 +506,11 @@ async def test_a_streams_own_timeout_must_be_one(serving: Timed, value: Any) -> 
 
 
 @pytest.mark.gen_test
-async def test_a_timeout_that_is_replaced_holds_for_the_streams_there_are(serving: Timed) -> None:
-    server = serving.started(Echo())
+async def test_a_timeout_that_is_replaced_holds_for_the_streams_there_are(
+    serving: Timed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "LONGEST", 60.0)  # between two looks: it is not by the next one that this is found
+    server = serving.started(Echo(write_timeout=None))
     peer = serving.connect(server)
     assert await answers(peer)
     server.replace_options(idle_timeout=SOON)
@@ -584,10 +596,11 @@ SLEEP = 2.0
 
 @contextlib.contextmanager
 def slept(server: Program) -> Iterator[None]:
-    """Before and after a sleep of the server."""
+    """After a sleep of the server, when it has looked at its streams again."""
     server.send_signal(signal.SIGSTOP)
     time.sleep(SLEEP)
     server.send_signal(signal.SIGCONT)
+    time.sleep(SLEEP / 6)
     yield
 
 
