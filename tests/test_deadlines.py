@@ -443,6 +443,23 @@ async def test_other_timeouts_begin_with_the_handler(serving: Timed) -> None:
     assert serving.is_open(waiting)
 
 
+@pytest.mark.gen_test
+async def test_a_close_in_order_has_its_time(serving: Timed) -> None:
+    """Or what the client sends meanwhile would be answered with a reset, which may destroy the last reply."""
+
+    async def reply(stream: IOStream, address: Any) -> None:
+        await stream.write(b"reply\n")
+
+    server = serving.with_handler(reply, idle_timeout=SOON, read_timeout=SOON, min_rate=10_000, min_rate_window=SOON)
+    peer, silent = serving.connect(server), serving.connect(serving.with_handler(silence, idle_timeout=4 * SOON))
+    assert await peer.receive_all() == b"reply\n"
+    peer.send(b"more")
+    assert await serving.end_of(silent) == "idle_timeout"
+    assert serving.is_open(peer)
+    peer.half_close()
+    assert await serving.end_of(peer) == "local"
+
+
 # ---- a stream's own, and others in the server's place
 
 

@@ -357,6 +357,19 @@ async def test_the_timeout_is_an_option(serving: Serving) -> None:
 
 
 @pytest.mark.gen_test
+async def test_one_that_was_stopped_ends_its_clients(serving: Serving) -> None:
+    server = serving.started(Noting())
+    peer = serving.connect(server)
+    assert await answers(peer)
+    server.stop()
+    assert not server.draining
+    assert await answers(peer)
+    await server.shutdown()
+    assert await peer.receive_all() == b""
+    assert server.ends == ["shutdown"]
+
+
+@pytest.mark.gen_test
 async def test_without_a_timeout_it_waits(serving: Serving) -> None:
     server = serving.started(Working(drain_timeout=0.05))
     peer = serving.connect(server)
