@@ -178,7 +178,7 @@ class Deadlines:
     def _overdue_rate(self, stream: IOStream, rate: float, now: float) -> "Overdue | None":
         """Over each window, what has come of a read that has begun to come."""
         read = stream._read_future
-        if read is None or not stream._has_begun():
+        if read is None or stream._closing is not None or not stream._has_begun():
             self._windows.pop(stream.id, None)
             return None
         window = self._windows.get(stream.id)
@@ -220,6 +220,8 @@ def _overdue(stream: IOStream, timeouts: Timeouts, now: float) -> Overdue | None
             return CloseReason.WRITE_TIMEOUT, StreamTimeoutError("write", write, text)
     else:
         stream._sent_before = None
+    if stream._closing is not None:
+        return None  # the rest of an aclose() has limits of its own
     if read is not None and stream.reading() and now - stream._read_since > read:
         return CloseReason.READ_TIMEOUT, StreamTimeoutError("read", read)
     if idle is not None and now - max(stream._received_at, stream._sent_since) > idle:

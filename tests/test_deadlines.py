@@ -17,7 +17,16 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError, StreamTimeoutError, TCPServer
+from iostreamsrv import (
+    CloseReason,
+    IOLoop,
+    IOStream,
+    OptionError,
+    StreamClosedError,
+    StreamTimeoutError,
+    TCPServer,
+    deadlines,
+)
 from iostreamsrv.certificates import self_signed
 from iostreamsrv.events import Event
 from tests.programs import Program, ReportingServer
@@ -434,6 +443,23 @@ async def test_other_timeouts_begin_with_the_handler(serving: Timed) -> None:
     assert serving.is_open(waiting)
 
 
+@pytest.mark.gen_test
+async def test_a_close_in_order_has_its_time(serving: Timed) -> None:
+    """Or what the client sends meanwhile would be answered with a reset, which may destroy the last reply."""
+
+    async def reply(stream: IOStream, address: Any) -> None:
+        await stream.write(b"reply\n")
+
+    server = serving.with_handler(reply, idle_timeout=SOON, read_timeout=SOON, min_rate=10_000, min_rate_window=SOON)
+    peer, silent = serving.connect(server), serving.connect(serving.with_handler(silence, idle_timeout=4 * SOON))
+    assert await peer.receive_all() == b"reply\n"
+    peer.send(b"more")
+    assert await serving.end_of(silent) == "idle_timeout"
+    assert serving.is_open(peer)
+    peer.half_close()
+    assert await serving.end_of(peer) == "local"
+
+
 # ---- a stream's own, and others in the server's place
 
 
@@ -497,8 +523,11 @@ async def test_a_streams_own_timeout_must_be_one(serving: Timed, value: Any) -> 
 
 
 @pytest.mark.gen_test
-async def test_a_timeout_that_is_replaced_holds_for_the_streams_there_are(serving: Timed) -> None:
-    server = serving.started(Echo())
+async def test_a_timeout_that_is_replaced_holds_for_the_streams_there_are(
+    serving: Timed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "LONGEST", 60.0)  # between two looks: it is not by the next one that this is found
+    server = serving.started(Echo(write_timeout=None))
     peer = serving.connect(server)
     assert await answers(peer)
     server.replace_options(idle_timeout=SOON)
@@ -584,10 +613,11 @@ SLEEP = 2.0
 
 @contextlib.contextmanager
 def slept(server: Program) -> Iterator[None]:
-    """Before and after a sleep of the server."""
+    """After a sleep of the server, when it has looked at its streams again."""
     server.send_signal(signal.SIGSTOP)
     time.sleep(SLEEP)
     server.send_signal(signal.SIGCONT)
+    time.sleep(SLEEP / 6)
     yield
 
 

@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError, TCPServer
+from iostreamsrv.draining import drain
 from iostreamsrv.iostream import SSLIOStream
 from tests.support import Peer, TLSEnd, TLSPeer, eventually, fill, on_every_engine, tls_contexts, turns
 from tests.test_tcpserver import Echo, Serving, answers
@@ -270,6 +272,39 @@ async def test_a_handshake_under_way_is_waited_for_and_a_silent_client_is_not(se
     assert server.ends == ["shutdown"]
 
 
+@pytest.mark.gen_test
+async def test_a_handshake_that_drips_is_waited_for(serving: Serving) -> None:
+    server = serving.started(Noting(ssl_options=tls_contexts()[0], drain_idle=0.3))
+    raw = socket.create_connection(server.addresses[0])
+    end = TLSEnd(raw, tls_contexts()[1])
+    peer = TLSPeer(end)
+    serving.peers.append(peer)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        end.tls.do_handshake()
+    hello = end._outgoing.read()
+    await eventually(lambda: len(server.streams))
+    ending = asyncio.create_task(server.shutdown())
+    for number in range(50):
+        raw.send(hello[number : number + 1])
+        await asyncio.sleep(0.01)
+    raw.send(hello[50:])
+    await eventually(end.handshake)
+    assert await answers(peer)
+    assert await peer.receive_all() == b""
+    await ending
+    assert server.ends == ["shutdown"]
+
+
+@pytest.mark.gen_test
+async def test_a_request_that_is_still_in_the_kernel_is_waited_for(serving: Serving) -> None:
+    server = serving.started(Noting())
+    peer = serving.connect(server)
+    assert await answers(peer)
+    peer.send(b"in time\n")
+    await drain(server._clients, idle=0.0, timeout=None)  # which looks at once
+    assert await peer.receive_all() == b"in time\n"
+
+
 # ---- the timeout
 
 
@@ -279,10 +314,36 @@ async def test_what_is_not_done_in_time_is_cancelled_and_has_its_last_words(serv
     peer = serving.connect(server)
     peer.send(b"abc\n")
     await server.working.wait()
-    peer.send(b"unread, which the close must not answer with a reset\n")
-    await server.shutdown(timeout=0.05)
+    ending = asyncio.create_task(server.shutdown(timeout=0.05))
+    received = asyncio.create_task(peer.receive_all())
+    while not received.done():
+        peer.send(b"unread, which the close must not answer with a reset\n")
+        await asyncio.sleep(0.001)
+    assert received.result() == b"last words\n"
+    peer.close()
+    await ending
     assert server.ends == ["drain_timeout"]
-    assert await peer.receive_all() == b"last words\n"
+
+
+@pytest.mark.gen_test
+async def test_last_words_may_be_many_for_a_client_that_reads(serving: Serving) -> None:
+    async def handler(stream: IOStream, address: Any) -> None:
+        try:
+            await stream.read_until(b"\n")
+            await asyncio.Event().wait()
+        finally:
+            stream.write(bytes(1 << 23))
+
+    server = serving.with_handler(handler, **AT_ONCE)
+    peer = serving.connect(server)
+    peer.send(b"abc\n")
+    await eventually(lambda: len(server.streams))
+    (stream,) = server.streams
+    ending = asyncio.create_task(server.shutdown(timeout=0.05))
+    assert len(await peer.receive_all()) == 1 << 23
+    peer.close()
+    await ending
+    assert stream.close_reason == "drain_timeout"
 
 
 @pytest.mark.gen_test
@@ -293,6 +354,19 @@ async def test_the_timeout_is_an_option(serving: Serving) -> None:
     await server.working.wait()
     await server.shutdown()
     assert server.ends == ["drain_timeout"]
+
+
+@pytest.mark.gen_test
+async def test_one_that_was_stopped_ends_its_clients(serving: Serving) -> None:
+    server = serving.started(Noting())
+    peer = serving.connect(server)
+    assert await answers(peer)
+    server.stop()
+    assert not server.draining
+    assert await answers(peer)
+    await server.shutdown()
+    assert await peer.receive_all() == b""
+    assert server.ends == ["shutdown"]
 
 
 @pytest.mark.gen_test
