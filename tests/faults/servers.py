@@ -54,6 +54,10 @@ class Server(Program):
     def cpu_seconds(self) -> float:
         return cpu_seconds(self.pid)
 
+    def sleeps(self) -> bool:
+        """Whether it has done all there was to do, and waits."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
     def resident(self) -> int:
         """Bytes."""
         return resident_bytes(self.pid)
