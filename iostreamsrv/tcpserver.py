@@ -27,7 +27,7 @@ from .iostream import IOStream
 from .listeners import Listeners
 from .netutil import BACKLOG, bind_sockets
 from .networks import TrustedNetworks
-from .options import NAMES, WHILE_RUNNING, ServerOptions, check_optional_timeout
+from .options import WHILE_RUNNING, ServerOptions, check_optional_timeout
 from .registry import Group, Slow, Streams, broadcast
 from .socketoptions import set_socket_options
 
@@ -110,9 +110,7 @@ class TCPServer:
 
     def _default_options(self, options: ServerOptions | None) -> ServerOptions:
         if options is None:
-            classes = [each for each in type(self).__mro__ if each is not TCPServer]
-            own = {name: value for each in reversed(classes) for name, value in vars(each).items() if name in NAMES}
-            return ServerOptions.of({name: value for name, value in own.items() if not hasattr(value, "__get__")})
+            return ServerOptions.of_class(type(self))
         if not isinstance(options, ServerOptions):
             raise OptionError("options", options, "must be a ServerOptions, or None")
         return options

@@ -129,6 +129,25 @@ def test_a_keyword_of_none_goes_before_the_class_where_none_means_something() ->
     assert (options.idle_timeout, options.max_connections) == (None, None)
 
 
+def test_an_attribute_that_was_meant_to_be_an_option_is_a_warning() -> None:
+    class Hasty(Silent):
+        max_conections = 5
+
+    with pytest.warns(UserWarning, match="Hasty.max_conections is no option .*'max_connections'") as warned:
+        server = Hasty()
+    assert warned[0].filename == __file__
+    assert server.options.max_connections is None
+
+
+def test_attributes_of_other_names_are_the_classes_own_affair() -> None:
+    class Chatty(Silent):
+        tick_interval = 5
+        timeout = 3
+        rooms = ("lobby",)
+
+    assert Chatty().options == Silent().options
+
+
 def test_the_nearest_class_that_has_an_attribute_counts() -> None:
     class Base(Silent):
         max_connections = 1
