@@ -87,7 +87,7 @@ class Clients:
         self._on_place = on_place
         self._rejected: dict[int, IOStream] = {}
         self.deadlines = Deadlines(options, self.open, self._rejected)
-        self.groups = Groups(self.open, asyncio.get_running_loop, self.served)
+        self.groups = Groups(self.open, self.served)
         self._of_host: Counter[str] = Counter()
         self._hosts: dict[int, str] = {}  # for which of these a stream counts
         self._candidates: list[tuple[IOStream, float]] = []

@@ -28,7 +28,7 @@ from .listeners import Listeners
 from .netutil import BACKLOG, bind_sockets
 from .networks import TrustedNetworks
 from .options import WHILE_RUNNING, ServerOptions, check_optional_timeout
-from .registry import Group, Slow, Streams, broadcast
+from .registry import Group, Slow, Streams
 from .socketoptions import set_socket_options
 
 __all__ = ["Streams", "TCPServer"]
@@ -490,9 +490,7 @@ class TCPServer:
             taken it or are closed.
         :raises OptionError: ``slow`` is none of these.
         """
-        return broadcast(
-            asyncio.get_running_loop(), self._clients.served(self._clients.open.values()), data, exclude, slow
-        )
+        return self._clients.groups.broadcast(self._clients.open.values(), data, exclude, slow)
 
     def kick_all(self, message: str = "") -> None:
         """Close all streams now, as `IOStream.kick` does; reason ``kicked``."""

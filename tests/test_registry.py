@@ -580,6 +580,22 @@ async def test_broadcasts_that_are_awaited_reach_slow_readers_complete_and_in_or
 
 
 @pytest.mark.gen_test
+async def test_no_broadcast_overtakes_one_that_waits(entering: Entering) -> None:
+    server = entering.started(Hall(max_write_buffer_size=100_000))
+    stream, peer = await entering.enter(server)
+    filled = fill_up(stream)
+    sizes = [50_000, 1_000, 90_000, 300] * 25
+    messages = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
+    futures = [server.broadcast(message, slow="wait") for message in messages]
+    assert await server.broadcast(b"dropped", slow="drop") == 0
+    received = await peer.receive(filled + sum(sizes))
+    assert received[filled:] == b"".join(messages)
+    assert [await future for future in futures] == [1] * len(sizes)
+    assert await server.broadcast(LINE) == 1
+    assert await peer.receive(len(LINE)) == LINE
+
+
+@pytest.mark.gen_test
 async def test_a_waiting_broadcast_may_be_larger_than_the_queue(entering: Entering) -> None:
     server = entering.started(Hall(max_write_buffer_size=10_000))
     stream, peer = await entering.enter(server)
