@@ -1,8 +1,7 @@
 """The clients of a server: admitted, greeted, handled, finished.
 
-Each has a permit while its descriptor is open: it is one of ``Clients.open``, whose number is what ``max_connections``
-limits. Where a full server lets newcomers wait, the permit is there before the accept, so that the kernel's backlog is
-the queue. ``Clients._finish`` is the only exit, whatever ended a stream: there the permit is given back.
+Each has a permit while its descriptor is open: it is one of ``Clients.open``. ``Clients._finish`` is the only exit,
+whatever ended a stream: there the permit is given back.
 """
 
 import asyncio
@@ -10,23 +9,21 @@ import inspect
 import logging
 import socket
 import ssl
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from ipaddress import IPv6Address
-from itertools import islice
 from typing import Any, Protocol
 
 import tornado.iostream
 from tornado import gen
 
 from .deadlines import Deadlines
-from .descriptors import default_connections
 from .engine.base import CLOSE_TIMEOUT
 from .errors import CloseReason, StreamTimeoutError, reason_for
 from .events import Event, Events
 from .greeting import Greeter, client
 from .iostream import BaseIOStream, IOStream
 from .options import ServerOptions
+from .permits import Permits, host_of
 from .registry import Groups
 
 GOODBYES = 64
@@ -37,9 +34,6 @@ GOODBYE_TIMEOUT = 2.0
 
 CANCEL_PATIENCE = 1.0
 """Seconds that a cancelled handler has for its last words; whoever takes longer is left alone."""
-
-CANDIDATES = 64
-"""Streams that are found at once when one must go, so that a rush does not look at all of them for each newcomer."""
 
 
 class Serving(Protocol):
@@ -63,7 +57,7 @@ class Clients:
     :param on_place: is called when a place has become free that a newcomer was refused for.
     :ivar open: the streams, by their id.
     :ivar draining: is set when the server begins to shut down.
-    :ivar most: how many there may be.
+    :ivar permits: how many there may be.
     :ivar asking: the tasks that wait for a shutdown, which does not wait for them: handlers may be among them.
     """
 
@@ -79,19 +73,14 @@ class Clients:
         self.options = options
         self.events = Events()
         self.open: dict[int, IOStream] = {}
+        self.permits = Permits(self.open, options, self.events, on_place)
         self.draining = asyncio.Event()
-        self.most = options.max_connections or 1
         self._server = server
         self._closes = closes
         self._rejects = rejects
-        self._on_place = on_place
         self._rejected: dict[int, IOStream] = {}
         self.deadlines = Deadlines(options, self.open, self._rejected)
         self.groups = Groups(self.open, self.served)
-        self._of_host: Counter[str] = Counter()
-        self._hosts: dict[int, str] = {}  # for which of these a stream counts
-        self._candidates: list[tuple[IOStream, float]] = []
-        self._wanted = False  # somebody waits for a place
         self._handling: dict[asyncio.Future[Any], IOStream] = {}
         self._closing: set[asyncio.Task[Any]] = set()
         self.asking: set[asyncio.Task[Any] | None] = set()
@@ -105,18 +94,7 @@ class Clients:
         """From now on."""
         self.options = self.deadlines.options = options
         self.deadlines.restart()
-        self.count_places()
-        self._of_host.clear()
-        self._hosts.clear()
-        if options.max_connections_per_ip is not None:
-            for stream in self.open.values():
-                if options.proxy_protocol is None or stream.proxy is not None:  # else it is counted by its header
-                    self._count(stream, host_of(stream.remote_address))
-
-    def count_places(self) -> None:
-        """How many there are may depend on the limit of descriptors, which may have changed."""
-        self.most = int(self.options.max_connections or default_connections())
-        self._offer_place()
+        self.permits.set_options(options)
 
     def served(self, streams: Iterable[IOStream]) -> list[IOStream]:
         """Those of ``streams`` that have got as far as their handler."""
@@ -124,27 +102,11 @@ class Clients:
 
     # ---- admitted
 
-    def has_place(self) -> bool:
-        """Whether one more may be accepted."""
-        return len(self.open) < self.most or self.options.when_full != "wait"
-
-    def one_waits(self) -> None:
-        """There is one more, and no place: ``on_place`` is called when there is."""
-        if not self._wanted:
-            self._wanted = True
-            text = f"there are {len(self.open)} connections (max_connections): new ones wait"
-            self.events.emit(Event("limit", text, logging.WARNING))
-
-    def _offer_place(self) -> None:
-        if self._wanted and self.has_place():
-            self._wanted = False
-            self._on_place()
-
     def accepted(self, greeter: Greeter, connection: socket.socket, address: Any) -> None:
         """There is a connection: of a client, or of a proxy in front of one."""
         stream = IOStream._of_client(connection, address, self.options, self)
         self.deadlines.run(stream._hub.loop)
-        if len(self.open) < self.most or self._make_room_for(address):
+        if self.permits.is_free() or self._make_room_for(address):
             self.open[stream.id] = stream
         elif not self._reject(stream, address, "max_connections"):
             return
@@ -155,64 +117,35 @@ class Clients:
         options = self.options
         if options.when_full != "evict" or self.draining.is_set():  # who is in may finish
             return False
-        if options.proxy_protocol is None and self._has_its_share(host_of(address)):
+        if options.proxy_protocol is None and self.permits.has_its_share(host_of(address)):
             return False
-        return self._evict()
+        return self.permits.evict(self._keeps_waiting)
 
-    def _has_its_share(self, host: str | None) -> bool:
-        limit = self.options.max_connections_per_ip
-        return limit is not None and host is not None and self._of_host[host] >= limit
+    def _keeps_waiting(self, stream: IOStream) -> bool:
+        return stream.reading() or stream.writing() or self.deadlines.in_phase(stream)
 
     def known(self, stream: IOStream, address: Any) -> bool:
         """The address of a client is known: whether it may go on."""
         if self.options.max_connections_per_ip is None or stream.id in self._rejected:
             return True
         host = host_of(address)
-        if self._has_its_share(host):
+        if self.permits.has_its_share(host):
             return self._reject(stream, address, "max_connections_per_ip")
-        self._count(stream, host)
+        self.permits.count(stream, host)
         return True
-
-    def _count(self, stream: IOStream, host: str | None) -> None:
-        if host is not None:
-            self._of_host[host] += 1
-            self._hosts[stream.id] = host
-
-    def _discount(self, stream: IOStream) -> None:
-        host = self._hosts.pop(stream.id, None)
-        if host is not None:
-            self._of_host[host] -= 1
-            if not self._of_host[host]:
-                del self._of_host[host]
 
     def _reject(self, stream: IOStream, address: Any, limit: str) -> bool:
         """Turn a client away; whether it is still to be told so."""
         self.open.pop(stream.id, None)
-        text = f"{client(stream)} is rejected: {limit} is {getattr(self.options, limit) or self.most}"
+        text = f"{client(stream)} is rejected: {limit} is {getattr(self.options, limit) or self.permits.most}"
         event = Event("reject", text, logging.INFO, stream, address, CloseReason.REJECTED)
         self.events.emit(event)
         if stream.closed() or not self._rejects() or len(self._rejected) >= GOODBYES:  # closed by who was told
             stream._close(CloseReason.REJECTED)
             return False
         self._rejected[stream.id] = stream
-        self._offer_place()
+        self.permits.offer()
         return True
-
-    def _evict(self) -> bool:
-        """Close, of those who keep their handler waiting, the one who has done so for the longest time."""
-        for _ in range(2):
-            while self._candidates:
-                stream, since = self._candidates.pop()
-                if not stream.closed() and stream._received_at == since and self._keeps_waiting(stream):
-                    stream._close(CloseReason.EVICTED)
-                    stream._give_up_owed()
-                    return True
-            waiting = sorted(filter(self._keeps_waiting, self.open.values()), key=lambda each: each._received_at)
-            self._candidates = [(each, each._received_at) for each in islice(waiting, CANDIDATES)][::-1]
-        return False
-
-    def _keeps_waiting(self, stream: IOStream) -> bool:
-        return stream.reading() or stream.writing() or self.deadlines.in_phase(stream)
 
     # ---- handled
 
@@ -323,12 +256,12 @@ class Clients:
         if self.open.pop(stream.id, None) is None:
             self._rejected.pop(stream.id, None)
             before_handler = True
-        self._discount(stream)
+        self.permits.discount(stream)
         self.groups.forget(stream)
         self._ended.append((stream, not before_handler))
         if not self._telling:
             self._tell_of_ends()
-        self._offer_place()
+        self.permits.offer()
 
     def _tell_of_ends(self) -> None:
         """One after the other, never one within another: who is told of an end may speak to all the others, find them
@@ -427,14 +360,3 @@ async def _goodbye(handling: Awaitable[None]) -> None:
 
 def _coroutine(result: Any) -> Any:
     return result if inspect.iscoroutine(result) else _wait_for(gen.convert_yielded(result))
-
-
-def host_of(address: Any) -> str | None:
-    """Whom an address belongs to: an IPv4 address, or a /64 of IPv6; None for Unix sockets."""
-    if not isinstance(address, tuple):
-        return None
-    host = str(address[0])
-    if ":" not in host:
-        return host
-    ip = IPv6Address(host.partition("%")[0])
-    return str(ip.ipv4_mapped or IPv6Address(int(ip) >> 64 << 64))

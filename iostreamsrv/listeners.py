@@ -15,6 +15,7 @@ from .errors import OptionError
 from .events import Events
 from .greeting import Greeter
 from .netutil import why_not_listening
+from .permits import Permits
 
 DAY = 86400.0
 """Seconds between two looks at how long certificates are still valid."""
@@ -26,18 +27,15 @@ class Listeners:
     """What is bound: accepted on, or waiting for `TCPServer.start`.
 
     :param accepted: is given each connection, with who is to greet it.
-    :param has_place: see `Acceptor`; likewise ``one_waits``.
+    :param permits: whether one more may be accepted.
     :ivar greeters: all that there were, as their clients may still be there.
     """
 
-    def __init__(
-        self, accepted: Accepted, has_place: Callable[[], bool], one_waits: Callable[[], None], events: Events
-    ) -> None:
+    def __init__(self, accepted: Accepted, permits: Permits, events: Events) -> None:
         self.greeters: set[Greeter] = set()
         self.suspended = False
         self._accepted = accepted
-        self._has_place = has_place
-        self._one_waits = one_waits
+        self._permits = permits
         self._events = events
         self._acceptors: list[Acceptor] = []
         self._pending: list[tuple[socket.socket, Greeter]] = []
@@ -81,7 +79,12 @@ class Listeners:
             known.add(listener.fileno())
         acceptors = [
             Acceptor(
-                listener, partial(self._accepted, greeter), prepare, self._has_place, self._one_waits, self._events
+                listener,
+                partial(self._accepted, greeter),
+                prepare,
+                self._permits.may_accept,
+                self._permits.one_waits,
+                self._events,
             )
             for listener, greeter in listeners
         ]

@@ -97,7 +97,7 @@ class TCPServer:
             on_place=self._go_on,
         )
         self.events: Events = self._clients.events
-        self._listeners = Listeners(self._accepted, self._clients.has_place, self._clients.one_waits, self.events)
+        self._listeners = Listeners(self._accepted, self._clients.permits, self.events)
         self._greeter = self._make_greeter(ssl_options)
         self._listeners.greeters.add(self._greeter)
         self._io_loop = io_loop
@@ -301,7 +301,7 @@ class TCPServer:
 
     def _accept_on(self, listeners: list[tuple[socket.socket, Greeter]]) -> None:
         prepare = partial(set_socket_options, options=self.options)
-        self._clients.count_places()
+        self._clients.permits.count_places()
         self._listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
 
     def _make_greeter(self, ssl_options: SSLOptions) -> Greeter:
@@ -364,7 +364,7 @@ class TCPServer:
         self._need_handler()
         if not self._listeners:
             raise RuntimeError("the server is not listening: call listen(), or bind() and start(), first")
-        self._clients.count_places()
+        self._clients.permits.count_places()
         self._listeners.move_to(IOLoop.current())
         stopped = self._stopped = self._stopped or asyncio.Event()
         try:
