@@ -40,9 +40,12 @@ async def forward(source, sink):
         await copy(source, sink)
         await sink.send_eof()
         source.set_close_callback(sink.abort)  # it is not read any more, but it can still break
-    except iostreamsrv.StreamClosedError:
-        source.abort()
-        sink.abort()
+    except iostreamsrv.StreamClosedError as error:
+        for stream in (source, sink):
+            if error.reason == "shutdown":  # it is this program that ends
+                stream.close()
+            else:
+                stream.abort()
 
 
 async def copy(source, sink):
