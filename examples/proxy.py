@@ -41,11 +41,8 @@ async def forward(source, sink):
         await sink.send_eof()
         source.set_close_callback(sink.abort)  # it is not read any more, but it can still break
     except iostreamsrv.StreamClosedError as error:
-        for stream in (source, sink):
-            if error.reason == "shutdown":  # it is this program that ends
-                stream.close()
-            else:
-                stream.abort()
+        for stream in (source, sink):  # a shutdown is no trouble of theirs
+            (stream.close if error.reason == "shutdown" else stream.abort)()
 
 
 async def copy(source, sink):
