@@ -47,6 +47,7 @@ LAYERS = [
     "netutil",
     "socketoptions",
     "registry",
+    "permits",
     "deadlines",
     "greeting",
     "clients",
