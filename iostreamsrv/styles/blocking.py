@@ -280,6 +280,8 @@ class _Server(TCPServer):
         for sock in list(self._sockets.values()):
             sock.wake(socket.SHUT_RD)  # what it is about to say it still may
         await self.shutdown(timeout=STOP_TIMEOUT)
+        for stream in self.streams:
+            stream.abort()  # what it owes its client it cannot deliver without a loop
 
     # ---- handles that are accepted
 

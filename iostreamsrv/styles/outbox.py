@@ -34,6 +34,12 @@ class Outbox:
             self._posted = True
             self._post(self.flush)
 
+    def put_in_loop(self, data: bytes | bytearray | memoryview) -> None:
+        """The same in the loop's thread."""
+        self._waiting += data
+        self.size += len(data)
+        self.flush()
+
     def flush(self) -> None:
         """In the loop: give the stream what waits."""
         with self.changed:
@@ -67,15 +73,15 @@ class Outbox:
             self.size -= count
             self.changed.notify_all()
 
-    async def drain(self) -> None:
-        """In the loop: return when the stream has nothing left to send.
+    async def drain(self, remaining: int = 0) -> None:
+        """In the loop: return when there are no more than so many bytes left to send.
 
-        :raises StreamClosedError: it never will.
+        :raises StreamClosedError: there always will be.
         """
-        await self._stream.drain()
-        while self.size:
+        await self._stream.drain(remaining)
+        while self.size > remaining:
             await asyncio.sleep(0)  # _taken() or _retry() is called in the loop's next turn
-            await self._stream.drain()
+            await self._stream.drain(remaining)
 
     def wake(self) -> None:
         """The stream was closed: nobody need wait."""

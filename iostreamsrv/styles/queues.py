@@ -62,9 +62,7 @@ class SendQueue:
                 raise queue.Full
             if self._stream.closed():
                 raise StreamClosedError(self._stream.error, "write", self._stream.close_reason)
-            outbox.put(data)
-        if in_loop:
-            outbox.flush()
+            (outbox.put_in_loop if in_loop else outbox.put)(data)
 
     def put_nowait(self, data: bytes | bytearray | memoryview) -> None:
         """:meth:`put` without waiting."""
@@ -81,6 +79,14 @@ class SendQueue:
     def full(self) -> bool:
         """Whether a byte more would have to wait."""
         return not self._takes(1)
+
+    async def drain(self, remaining: int) -> None:
+        """For the server: return when no more than so many bytes wait."""
+        await self._outbox.drain(remaining)
+
+    def wake(self) -> None:
+        """For the server: the client is gone, so nobody need wait."""
+        self._outbox.wake()
 
     def _takes(self, count: int) -> bool:
         """Whether so many bytes need not wait. (Those of a client who is gone are refused, without waiting.)"""
@@ -122,7 +128,12 @@ class QueueServer:
         except BaseException:
             self._io_loop.close()
             raise
-        self.port: int = self._server.addresses[0][1]
+        self.port: int = self.addresses[0][1]
+
+    @property
+    def addresses(self) -> list[Any]:
+        """What is bound, as `socket.socket.getsockname` gives it."""
+        return self._server.addresses
 
     def run(self) -> None:
         """Serve until :meth:`stop` is called; in the main thread, also until SIGINT (Ctrl-C) or SIGTERM comes.
@@ -148,6 +159,8 @@ class QueueServer:
                 loop.add_signal_handler(number, self._told.set)  # until the loop is closed
         await self._told.wait()
         await self._server.shutdown()
+        for stream in self._server.streams:
+            stream.abort()  # what it owes its client it cannot deliver without a loop
 
     def stop(self) -> None:
         """Have :meth:`run` return, and wait until it has, but in its own thread: the callback's. What was put is still
@@ -188,11 +201,11 @@ class _Server(TCPServer):
                 self._callback(sending.address, sending, data)
             except queue.Full:
                 raise StreamBufferFullError("the callback put more than the client's queue takes", "write") from None
-            if stream.queued > half:
-                await stream.drain(half)
+            if sending.qsize() > half:
+                await sending.drain(half)
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
-        self._queues.pop(stream.id)._outbox.wake()
+        self._queues.pop(stream.id).wake()
 
 
 def _with_address(callback: Any) -> Callable[[Any, SendQueue, bytes], object]:
