@@ -84,7 +84,7 @@ class Crossing:
         self.loop: asyncio.AbstractEventLoop = self.io_loop.asyncio_loop
         self._calls: deque[Callable[[], object]] = deque()
         self._woken = False
-        self._asking = threading.Lock()
+        self._asking = threading.RLock()  # a signal handler may call end() from within ask()
         self._closed = False
         self._thread: threading.Thread | None = None
         self._pumping = threading.Lock()
@@ -125,8 +125,10 @@ class Crossing:
 
     def _wait_for(self, answer: Answer) -> Any:
         self._wake()
+        if self.loop.is_closed() and not answer.arrived():
+            raise stopped()  # by a signal handler, just now
         try:
-            if self._thread is None:
+            if not self.has_thread:
                 while not answer.arrived():
                     self.pump(TURN, answer)
             else:

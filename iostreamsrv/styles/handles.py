@@ -173,11 +173,10 @@ class Handle:
             raise stopped()
         if self.stream.closed():
             raise StreamClosedError(self.stream.error, "write", self.stream.close_reason)
-        with self._outbox.changed:
-            room = not self._left_behind and self._outbox.size + len(data) <= self._most
-            if room:
-                self._outbox.put(data)
-        return room
+        if self._left_behind or self._outbox.size + len(data) > self._most:
+            return False
+        self._outbox.put(data)
+        return True
 
     async def _send(self, data: bytes | memoryview, seconds: float | None) -> None:
         sent = 0

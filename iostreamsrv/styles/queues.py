@@ -42,7 +42,8 @@ class SendQueue:
         self.address = address
         self._stream = stream
         self._loop_thread = threading.get_ident()
-        self._outbox = Outbox(stream, stream.io_loop.add_callback)
+        self._room = threading.Condition()
+        self._outbox = Outbox(stream, stream.io_loop.add_callback, self.wake)
 
     def put(self, data: bytes | bytearray | memoryview, block: bool = True, timeout: float | None = None) -> None:
         """Have ``data`` sent, after all that was put before. A full queue is waited for, but not in the callback, which
@@ -56,13 +57,12 @@ class SendQueue:
         """
         data = memoryview(data).cast("B")
         in_loop = threading.get_ident() == self._loop_thread
-        outbox = self._outbox
-        with outbox.changed:
-            if not outbox.changed.wait_for(lambda: self._takes(len(data)), timeout if block and not in_loop else 0):
+        with self._room:
+            if not self._room.wait_for(lambda: self._takes(len(data)), timeout if block and not in_loop else 0):
                 raise queue.Full
             if self._stream.closed():
                 raise StreamClosedError(self._stream.error, "write", self._stream.close_reason)
-            (outbox.put_in_loop if in_loop else outbox.put)(data)
+            (self._outbox.put_in_loop if in_loop else self._outbox.put)(data)
 
     def put_nowait(self, data: bytes | bytearray | memoryview) -> None:
         """:meth:`put` without waiting."""
@@ -85,8 +85,9 @@ class SendQueue:
         await self._outbox.drain(remaining)
 
     def wake(self) -> None:
-        """For the server: the client is gone, so nobody need wait."""
-        self._outbox.wake()
+        """In the loop: there is more room, or the client is gone."""
+        with self._room:
+            self._room.notify_all()
 
     def _takes(self, count: int) -> bool:
         """Whether so many bytes need not wait. (Those of a client who is gone are refused, without waiting.)"""
