@@ -58,10 +58,8 @@ class Handle:
         self.address = address
         self._crossing = crossing
         self._timeout: float | None = None
-        self._most = min(CHUNK, stream.max_write_buffer_size or CHUNK)
         self._outbox = Outbox(stream, crossing.post)
         self._sending = threading.Lock()
-        self._left_behind = False  # bytes of a sendall() that timed out may be queued
         self.closed = False
         self.released = asyncio.Event()
         self._peek: Future[None] | None = None  # waits until there is something to be told of
@@ -156,7 +154,7 @@ class Handle:
         :raises TypeError: ``data`` is not bytes.
         """
         seconds = self._seconds(timeout)
-        content = data if type(data) is bytes else memoryview(data).cast("B")
+        content = memoryview(data).cast("B")
         if not self._sending.acquire(timeout=-1 if seconds is None else seconds):
             raise SendTimeoutError(seconds or 0, 0, len(content))
         try:
@@ -166,30 +164,30 @@ class Handle:
             raise _os_error(error) from None
         finally:
             self._sending.release()
+            with contextlib.suppress(BufferError):  # after Ctrl-C the loop may be at it still
+                content.release()  # an error's traceback would keep it, and the caller may want to resize its bytearray
 
-    def _put(self, data: bytes | memoryview) -> bool:
+    def _put(self, data: memoryview) -> bool:
         """Send ``data`` without waiting for it; whether there was room."""
         if self._crossing.closed:
             raise stopped()
         if self.stream.closed():
             raise StreamClosedError(self.stream.error, "write", self.stream.close_reason)
-        if self._left_behind or self._outbox.size + len(data) > self._most:
+        if self._outbox.size + len(data) > CHUNK:
             return False
         self._outbox.put(data)
         return True
 
-    async def _send(self, data: bytes | memoryview, seconds: float | None) -> None:
+    async def _send(self, data: memoryview, seconds: float | None) -> None:
         sent = 0
         try:
             async with asyncio.timeout(seconds):
                 await self._outbox.drain()
-                self._left_behind = False
                 while sent < len(data):
-                    chunk = bytes(data[sent : sent + CHUNK])  # which may outlive the caller's
-                    sent += len(chunk)
-                    await self.stream.write(chunk)
+                    with data[sent : sent + CHUNK] as chunk:
+                        sent += len(chunk)
+                        await self.stream.write(chunk)
         except TimeoutError:
-            self._left_behind = True
             raise SendTimeoutError(seconds or 0, sent, len(data)) from None
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **options: Any) -> Any:

@@ -1,6 +1,7 @@
 """`BlockingServer` and `Handle`: what goes wrong harms the one connection, or is a clear error, and nothing is left."""
 
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -160,6 +162,20 @@ def test_what_was_sent_may_be_changed_at_once(pair: Pair) -> None:
     assert digest(receiving.result()) == expected
 
 
+def test_what_a_sendall_that_timed_out_has_sent_may_be_cut_off_at_once(pair: Pair) -> None:
+    handle, client = pair
+    data = bytearray(random.Random(2).randbytes(32 * MEBIBYTE))
+    expected = digest(data)
+    try:
+        handle.sendall(data, timeout=0.1)
+        pytest.fail("the client does not read")
+    except SendTimeoutError as error:
+        del data[: error.sent]
+    receiving = Call(exactly, client, 32 * MEBIBYTE)
+    handle.sendall(data)
+    assert digest(receiving.result()) == expected
+
+
 def test_a_handle_as_text_files(pair: Pair) -> None:
     handle, client = pair
     with handle.makefile(encoding="utf-8") as lines, handle.makefile("w", encoding="utf-8") as answers:
@@ -206,6 +222,16 @@ def test_a_close_delivers_what_was_sent_before(pair: Pair) -> None:
         handle.sendall(data[begin : begin + 10000])
     handle.close()
     assert digest(receiving.result()) == digest(data)
+
+
+def test_a_close_delivers_what_the_stream_had_no_room_for() -> None:
+    with serving(max_write_buffer_size=1000) as server, connect(server) as client, server.accept(PATIENCE) as handle:
+        with pytest.raises(SendTimeoutError) as caught:
+            handle.sendall(bytes(64 * MEBIBYTE), timeout=0.1)
+        for _ in range(20):
+            handle.sendall(b"x" * 900)
+        handle.close()
+        assert digest(everything(client)) == digest(bytes(caught.value.sent) + b"x" * 18000)
 
 
 def test_a_second_thread_that_receives_is_refused_and_the_first_gets_all(pair: Pair) -> None:
@@ -289,6 +315,21 @@ def test_sending_to_who_is_gone_is_an_error_soon(pair: Pair) -> None:
         return False
 
     eventually(fails)
+
+
+def test_a_handle_that_nobody_closes_is_forgotten_when_its_client_is_gone() -> None:
+    with serving() as server:
+        with connect(server):
+            handle = server.accept(PATIENCE)
+        assert handle.recv(1) == b""
+        forgotten = weakref.ref(handle)
+        del handle
+
+        def is_forgotten() -> bool:
+            gc.collect()
+            return forgotten() is None
+
+        eventually(is_forgotten)
 
 
 # ---- the pool
@@ -492,11 +533,12 @@ def test_a_flood_that_nobody_receives_is_left_to_the_kernel_and_can_be_received_
     with serving(notify=notes, max_buffer_size=200_000) as server, connect(server) as client:
         sending = Call(client.sendall, flood)
         handle = server.accept(PATIENCE)
-        eventually(lambda: handle.stream.buffered > 100_000)
-        before = handle.stream.bytes_read
+        eventually(lambda: handle.stream.buffered > 200_000 - 65536)
+        told = len(notes.told)
         sending.join(0.2)
         assert sending.is_alive()
-        assert handle.stream.bytes_read - before <= 100_000
+        assert len(notes.told) <= told + 1
+        assert handle.stream.buffered <= 200_000
         assert not handle.stream.closed()
         assert digest(exactly(handle, len(flood))) == digest(flood)
         sending.result()
@@ -611,6 +653,21 @@ def test_stop_from_a_handle_method() -> None:
         eventually(lambda: stopped == [[]])
 
 
+def test_stop_from_a_handle_method_that_another_stop_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+    begun = threading.Event()
+
+    class Stopping(BlockingServer):
+        def handle(self, sock: Any, address: Any) -> None:
+            while sock.recv(1):
+                begun.set()
+            self.stop()
+
+    with serving(Stopping) as server, connect(server) as client:
+        client.sendall(b"!")
+        assert begun.wait(PATIENCE)
+    assert complaints(caplog) == []
+
+
 def test_stop_from_a_signal_handler_ends_an_accept_in_the_main_thread() -> None:
     with serving() as server:
         before = signal.signal(signal.SIGUSR1, lambda *_: server.stop())
@@ -653,6 +710,7 @@ def test_stop_ends_handle_methods_that_wait_for_clients(tls: bool) -> None:
             client.sendall(b"!")
             assert client.recv(1)
             server.stop()
+            assert [thread for thread in threading.enumerate() if thread.name.startswith("handle")] == []
 
 
 def test_a_handle_method_that_goes_on_is_left_alone_which_is_logged(caplog: pytest.LogCaptureFixture) -> None:
