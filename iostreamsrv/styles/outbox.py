@@ -15,7 +15,7 @@ class Outbox:
     The loop waits for no lock here: a signal handler may interrupt a put, and itself wait for the loop.
 
     :param post: has a function called in the loop's thread, after those that were posted before.
-    :ivar on_room: is called in the loop when fewer bytes wait.
+    :param on_room: is called in the loop when fewer bytes wait, or none ever will.
     """
 
     def __init__(

@@ -11,11 +11,11 @@ import inspect
 import queue
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from ..descriptors import raise_limit
-from ..errors import CloseReason, OptionError, StreamBufferFullError, StreamClosedError
+from ..errors import OptionError, StreamBufferFullError, StreamClosedError
 from ..ioloop import IOLoop
 from ..iostream import IOStream
 from ..tcpserver import TCPServer
@@ -43,7 +43,7 @@ class SendQueue:
         self._stream = stream
         self._loop_thread = threading.get_ident()
         self._room = threading.Condition()
-        self._outbox = Outbox(stream, stream.io_loop.add_callback, self.wake)
+        self._outbox = Outbox(stream, stream.io_loop.add_callback, self._wake)
 
     def put(self, data: bytes | bytearray | memoryview, block: bool = True, timeout: float | None = None) -> None:
         """Have ``data`` sent, after all that was put before. A full queue is waited for, but not in the callback, which
@@ -84,8 +84,7 @@ class SendQueue:
         """For the server: return when no more than so many bytes wait."""
         await self._outbox.drain(remaining)
 
-    def wake(self) -> None:
-        """In the loop: there is more room, or the client is gone."""
+    def _wake(self) -> None:
         with self._room:
             self._room.notify_all()
 
@@ -188,25 +187,18 @@ class _Server(TCPServer):
     def __init__(self, callback: Callable[[Any, SendQueue, bytes], object], **options: Any) -> None:
         super().__init__(**options)
         self._callback = callback
-        self._queues: dict[int, SendQueue] = {}
 
-    def handle_stream(self, stream: IOStream, address: Any) -> Coroutine[Any, Any, None]:
-        self._queues[stream.id] = sending = SendQueue(stream, address)
-        return self._receive(stream, sending)
-
-    async def _receive(self, stream: IOStream, sending: SendQueue) -> None:
+    async def handle_stream(self, stream: IOStream, address: Any) -> None:
+        sending = SendQueue(stream, address)
         half = (stream.max_write_buffer_size or 0) // 2
         while True:
             data = await stream.read_bytes(stream.read_chunk_size, partial=True)
             try:
-                self._callback(sending.address, sending, data)
+                self._callback(address, sending, data)
             except queue.Full:
                 raise StreamBufferFullError("the callback put more than the client's queue takes", "write") from None
             if sending.qsize() > half:
                 await sending.drain(half)
-
-    def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
-        self._queues.pop(stream.id).wake()
 
 
 def _with_address(callback: Any) -> Callable[[Any, SendQueue, bytes], object]:

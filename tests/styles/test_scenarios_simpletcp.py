@@ -147,14 +147,22 @@ def test_simpletcp_4_1100_clients_are_served_at_once() -> None:
 
 
 def test_simpletcp_4_stop_has_run_return_and_the_port_can_be_bound_at_once() -> None:
-    server = QueueServer("localhost", 0, echo)
+    busy = threading.Event()
+
+    def slow_echo(queue: SendQueue, data: bytes) -> None:
+        queue.put(data)
+        busy.set()
+        time.sleep(0.2)
+
+    server = QueueServer("localhost", 0, slow_echo)
     running = Call(server.run)
     with connect(server) as client:
-        assert asks(client, b"hello")
+        client.sendall(b"hello")
+        assert busy.wait(PATIENCE)
         server.stop()
         again = QueueServer("localhost", server.port, echo)
         assert again.port == server.port
-        assert client.recv(1) == b""
+        assert everything(client) == b"hello"
     running.result()
     again.stop()
 
