@@ -213,10 +213,15 @@ async def _end(coroutine: Callable[[], Coroutine[Any, Any, Any]]) -> None:
     try:
         await coroutine()
     finally:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_the_rest()
+
+
+async def cancel_the_rest() -> None:
+    """Cancel all other tasks of a loop that is about to be closed, and wait for their ends."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def stopped() -> ConnectionAbortedError:

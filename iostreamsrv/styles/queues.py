@@ -19,6 +19,7 @@ from ..errors import OptionError, StreamBufferFullError, StreamClosedError
 from ..ioloop import IOLoop
 from ..iostream import IOStream
 from ..tcpserver import TCPServer
+from .crossing import cancel_the_rest
 from .outbox import Outbox
 
 __all__ = ["QueueServer", "SendQueue"]
@@ -146,9 +147,11 @@ class QueueServer:
             self._runner = threading.current_thread()
             if self._stopping:
                 return
+        loop: asyncio.AbstractEventLoop = self._io_loop.asyncio_loop
         try:
-            self._io_loop.run_sync(self._serve)
+            loop.run_until_complete(self._serve())
         finally:
+            loop.run_until_complete(self._close())
             self._io_loop.close()
             self._ended.set()
 
@@ -159,8 +162,14 @@ class QueueServer:
                 loop.add_signal_handler(number, self._told.set)  # until the loop is closed
         await self._told.wait()
         await self._server.shutdown()
+
+    async def _close(self) -> None:
+        """Whatever is left, as when the callback has raised SystemExit."""
+        self._server.stop()
+        await self._server.close_all_connections()
         for stream in self._server.streams:
             stream.abort()  # what it owes its client it cannot deliver without a loop
+        await cancel_the_rest()
 
     def stop(self) -> None:
         """Have :meth:`run` return, and wait until it has, but in its own thread: the callback's. What was put is still
@@ -173,6 +182,7 @@ class QueueServer:
             if first:
                 self._server.stop()
                 self._io_loop.close()
+                self._ended.set()
             return
         self._io_loop.add_callback(self._told.set)
         if runner is not threading.current_thread():

@@ -201,6 +201,32 @@ def test_a_mode_that_no_file_can_have_raises(pair: Pair, arguments: tuple[Any, .
         pair[0].makefile(*arguments)
 
 
+def test_a_handle_under_tls() -> None:
+    tls, trusting = tls_contexts()
+    large = random.Random(7).randbytes(4 * MEBIBYTE)
+    with serving(ssl_options=tls) as server:
+        connecting = Call(lambda: trusting.wrap_socket(connect(server), server_hostname="localhost"))
+        with server.accept(PATIENCE) as handle, connecting.result() as client:
+            client.sendall(b"hello")
+            assert exactly(handle, 5) == b"hello"
+            with pytest.raises(TimeoutError):
+                handle.recv(1, timeout=0)
+            receiving = Call(exactly, client, len(large))
+            handle.sendall(large)
+            assert digest(receiving.result()) == digest(large)
+            ending = Call(client.unwrap)
+            assert handle.recv(1) == b""
+            ending.result().close()
+
+
+def test_a_handle_of_a_proxys_client_has_that_ones_address() -> None:
+    with serving(proxy_protocol=["127.0.0.1"]) as server, connect(server) as client:
+        client.sendall(HEADER + b"hello")
+        with server.accept(PATIENCE) as handle:
+            assert handle.getpeername() == ("10.1.2.3", 4567)
+            assert exactly(handle, 5) == b"hello"
+
+
 # ---- handles that are closed, or in two hands
 
 
@@ -831,6 +857,19 @@ def test_without_a_thread_a_pool_serves_all_the_same() -> None:
         asking = Call(asks, client)
         pumped(server, lambda: not asking.is_alive())
         assert asking.result()
+
+
+def test_without_a_thread_a_pool_serves_tls() -> None:
+    tls, trusting = tls_contexts()
+
+    def talk() -> bool:
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as client:
+            return asks(client)
+
+    with without_thread(Lines, ssl_options=tls) as server:
+        talking = Call(talk)
+        pumped(server, lambda: not talking.is_alive())
+        assert talking.result()
 
 
 def test_without_a_thread_stop_tells_of_those_who_are_there() -> None:

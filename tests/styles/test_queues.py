@@ -6,6 +6,7 @@ import queue
 import random
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -115,6 +116,24 @@ def test_run_after_stop_returns_at_once() -> None:
     server.stop()
     server.stop()
     server.run()
+    Call(server.stop).result()
+
+
+def test_a_callback_that_exits_ends_run_and_leaves_nothing() -> None:
+    def callback(queue: SendQueue, data: bytes) -> None:
+        if data == b"exit":
+            sys.exit("a client asked for it")
+        queue.put(data)
+
+    server = QueueServer("localhost", 0, callback)
+    running = Call(server.run)
+    with connect(server) as client, connect(server) as other:
+        assert asks(other, b"hello")
+        client.sendall(b"exit")
+        with pytest.raises(SystemExit, match="asked"):
+            running.result()
+        assert everything(other) == b""
+    server.stop()
 
 
 def test_stop_from_the_callback_delivers_what_was_put() -> None:
