@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv6Address
 from itertools import islice
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import tornado.iostream
 from tornado import gen
@@ -65,6 +65,7 @@ class Clients:
     :ivar open: the streams, by their id.
     :ivar draining: is set when the server begins to shut down.
     :ivar most: how many there may be.
+    :ivar asking: the tasks that wait for a shutdown, which does not wait for them: handlers may be among them.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Clients:
         self._wanted = False  # somebody waits for a place
         self._handling: dict[asyncio.Future[Any], IOStream] = {}
         self._closing: set[asyncio.Task[Any]] = set()
+        self.asking: set[asyncio.Task[Any] | None] = set()
         self._end = CloseReason.SHUTDOWN  # what a cancelled handler's stream ends with
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self._on_handled = self._handled
@@ -166,7 +168,7 @@ class Clients:
         text = f"{show(address)} is rejected: {limit} is {getattr(self.options, limit) or self.most}"
         event = Event("reject", text, logging.INFO, stream, address, CloseReason.REJECTED)
         self.events.emit(event)
-        if not self._rejects() or len(self._rejected) >= GOODBYES:
+        if stream.closed() or not self._rejects() or len(self._rejected) >= GOODBYES:  # closed by who was told
             stream._close(CloseReason.REJECTED)
             return False
         self._rejected[stream.id] = stream
@@ -324,11 +326,10 @@ class Clients:
     # ---- ended, all of them
 
     def all_gone(self) -> bool:
-        """Whether there is none, and nothing to be done for one, but for the client whose handler asks."""
-        asking = self._handling.get(cast(Any, asyncio.current_task()))
-        besides = 0 if asking is None else 1
-        streams = len(self.open) - (asking is not None and asking.id in self.open)
-        return not (streams or self._rejected or len(self._handling) > besides or self._closing)
+        """Whether there is none, and nothing to be done for one, but for clients whose handlers ask."""
+        asking = [self._handling[task] for task in self._handling.keys() & self.asking]
+        streams = len(self.open) - sum(stream.id in self.open for stream in asking)
+        return not (streams or self._rejected or len(self._handling) > len(asking) or self._closing - self.asking)
 
     def end_waiting(self, idle: float) -> None:
         """Close the streams that merely wait for their client, and those who have not begun with their handshake."""
@@ -345,8 +346,8 @@ class Clients:
         :param gently: let the handlers have their last words before the streams are closed.
         """
         self._end = reason
-        asking = asyncio.current_task()
-        ending: list[asyncio.Future[Any]] = [task for task in (*self._handling, *self._closing) if task is not asking]
+        spared = {asyncio.current_task(), *self.asking}
+        ending: list[asyncio.Future[Any]] = [*self._handling.keys() - spared, *self._closing - spared]
         for task in ending:
             task.cancel()
         for greeter in greeters:
@@ -356,7 +357,7 @@ class Clients:
         for stream in [*self.open.values(), *self._rejected.values()]:
             stream._close(reason)
         self._end = CloseReason.SHUTDOWN
-        await _wait([*ending, *self._closing - {asking}])
+        await _wait([*ending, *self._closing - spared])
 
 
 async def _wait(futures: list["asyncio.Future[Any]"]) -> None:

@@ -389,25 +389,23 @@ class TCPServer:
         as their handler reads again. Handlers that are at work may finish. What is left at the timeout is cancelled,
         has a second for its last words, and is closed, reason ``drain_timeout``.
 
-        It returns when all streams are closed and all handlers, :meth:`handle_close` too, have ended; called from a
-        handler it does not wait for that one. Called again meanwhile it waits for the same end. A cancel ends all at
+        It returns when all streams are closed and all handlers, :meth:`handle_close` too, have ended; called from some
+        of these it does not wait for those. Called again meanwhile it waits for the same end. A cancel ends all at
         once. The server may listen again afterwards.
 
         :param timeout: seconds; where it is not given ``drain_timeout`` of the options, 15. None for no limit.
         :raises OptionError: not a number of seconds above 0.
         """
         seconds = self.options.drain_timeout if timeout is ... else check_optional_timeout("timeout", timeout)
-        if self._ending is not None:
-            await asyncio.shield(self._ending)
-            return
-        self._ending = asyncio.get_running_loop().create_future()
+        asking = asyncio.current_task()
+        self._clients.asking.add(asking)
         try:
-            await self._shut_down(seconds)
+            await (self._shut_down(seconds) if self._ending is None else asyncio.shield(self._ending))
         finally:
-            self._ending.set_result(None)
-            self._ending = None
+            self._clients.asking.discard(asking)
 
     async def _shut_down(self, timeout: float | None) -> None:
+        self._ending = asyncio.get_running_loop().create_future()
         clients = self._clients
         clients.draining.set()
         try:
@@ -421,6 +419,8 @@ class TCPServer:
             raise
         finally:
             clients.draining = asyncio.Event()
+            self._ending.set_result(None)
+            self._ending = None
 
     @property
     def draining(self) -> bool:
