@@ -78,6 +78,10 @@ class Program:
             self.addresses.append(address)
         return self
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def client(self, number: int = 0, **options: Any) -> "Client":
         """A client of the socket with this number; ``options`` are those of `Client`."""
         return Client(self.addresses[number], **options)
