@@ -402,9 +402,11 @@ class Conversation:
 
     async def _call_due(self) -> None:
         for callback in list(self._due):  # and not those that become due meanwhile, or nothing would be read any more
-            if not self._stream.closed():
-                started = self._due.pop(callback)
-                await (self._call(callback) if started is None else started)
+            started = self._due.pop(callback)
+            if started is not None:
+                await started
+            elif not self._stream.closed():
+                await self._call(callback)
 
     def look_for_writes(self) -> None:
         """Once what was written has left, tell so. Not at once: what is corked had better stay so for now."""

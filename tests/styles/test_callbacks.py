@@ -25,7 +25,7 @@ FOR_CLIENTS = [name for name in CALLBACKS if name != "on_listen"]
 
 
 def started(serving: Serving, **keywords: Any) -> Recorder:
-    server = Recorder(**keywords)
+    server = Recorder(**{"linger": 0.1, **keywords})  # for clients that do not close
     serving.started(server)
     return server
 
@@ -123,10 +123,13 @@ async def test_without_on_data_all_is_consumed(serving: Serving) -> None:
 
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_what_is_no_function_of_these_arguments_is_refused(name: str) -> None:
+    wrong: Any
+    wrong = {name: 5}
     with pytest.raises(OptionError, match=f"^{name}=5: must be a function"):
-        CallbackServer(**{name: 5})
+        CallbackServer(**wrong)
+    wrong = {name: lambda: None}
     with pytest.raises(OptionError, match=rf"must take \({', '.join(CALLBACKS[name])}\), takes \(\)"):
-        CallbackServer(**{name: lambda: None})
+        CallbackServer(**wrong)
 
 
 def test_a_method_with_other_arguments_is_refused() -> None:
@@ -162,7 +165,10 @@ async def test_on_listen_has_each_address(serving: Serving) -> None:
 
 @pytest.mark.gen_test
 async def test_on_listen_may_stop_the_server(serving: Serving) -> None:
-    server = Recorder(on_listen=lambda address: server.stop())
+    def on_listen(address: Any) -> None:
+        server.stop()
+
+    server = Recorder(on_listen=on_listen)
     server.add_sockets([*bind_sockets(0, "127.0.0.1"), *bind_sockets(0, "127.0.0.1")])
     assert len(server.of("on_listen")) == 2
     assert server.addresses == []

@@ -10,7 +10,7 @@ import pytest
 
 from iostreamsrv import IOStream
 from tests.styles.recorder import Recorder
-from tests.support import eventually, on_every_engine, turns
+from tests.support import Peer, eventually, on_every_engine, turns
 from tests.test_tcpserver import Serving
 
 pytestmark = on_every_engine
@@ -77,7 +77,7 @@ async def test_autoit_2_0_with_a_full_buffer_closes(serving: Serving) -> None:
     assert await ended(peer)
 
 
-async def ended(peer: Any) -> bool:
+async def ended(peer: Peer) -> bool:
     """Whether the client sees the end; a reset is one, where it has sent what nobody read."""
     try:
         return await peer.receive_all() == b""
@@ -106,7 +106,7 @@ async def test_autoit_3_a_silent_client_is_disconnected_once_with_what_it_had_se
 @pytest.mark.gen_test
 async def test_autoit_4_receiving_broadcasts_does_not_keep_a_client_alive(serving: Serving) -> None:
     server = started(
-        serving, idle_timeout=0.3, tick_interval=0.05, on_tick=lambda stream: server.broadcast(b"news") and None
+        serving, idle_timeout=0.3, tick_interval=0.05, on_tick=lambda stream: stream.write(b"news") and None
     )
     peer = serving.connect(server)
     stream, _, _ = await server.called("on_disconnect")

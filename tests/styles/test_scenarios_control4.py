@@ -145,7 +145,7 @@ async def test_control4_2_a_tail_without_delimiter_is_there_at_the_end(serving: 
         tails.append((reason, await stream.read_bytes(stream.buffered)))
 
     server = Echo()
-    server.handle_close = handle_close  # type: ignore[method-assign,assignment]
+    server.handle_close = handle_close  # type: ignore[method-assign]
     peer = serving.connect(serving.started(server))
     assert await answers(peer)
     peer.send(b"no newline")
@@ -187,10 +187,12 @@ async def test_control4_3_a_graceful_close_gives_a_slow_reader_everything_and_th
 @pytest.mark.gen_test
 async def test_control4_3_a_reset_has_its_errno(serving: Serving) -> None:
     ends: list[tuple[Any, Any]] = []
+
+    def handle_close(stream: IOStream, reason: Any) -> None:
+        ends.append((reason, getattr(stream.error, "errno", None)))
+
     server = Echo()
-    server.handle_close = lambda stream, reason: ends.append(  # type: ignore[method-assign]
-        (reason, stream.error.errno)
-    )
+    server.handle_close = handle_close  # type: ignore[method-assign]
     peer = serving.connect(serving.started(server))
     assert await answers(peer)
     peer.reset()

@@ -206,7 +206,11 @@ def cpu_seconds(server: ReportingServer) -> float:
 async def test_turbo_5_the_stream_has_the_error(serving: Serving) -> None:
     ends: list[tuple[Any, Any]] = []
     server = Echo(max_buffer_size=20_000)
-    server.handle_close = lambda stream, reason: ends.append((reason, stream.error))  # type: ignore[method-assign]
+
+    def handle_close(stream: IOStream, reason: Any) -> None:
+        ends.append((reason, stream.error))
+
+    server.handle_close = handle_close  # type: ignore[method-assign]
     peer = serving.connect(serving.started(server))
     await peer.send_all(bytes(60_000))
     await eventually(lambda: ends)
