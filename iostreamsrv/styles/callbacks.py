@@ -45,7 +45,7 @@ IN_A_ROW = 16
 
 class CallbackServer(TCPServer):
     """A server that calls functions. Each is a method to be overridden, or a keyword, and a plain function or a
-    coroutine::
+    coroutine. ::
 
         def packets(stream, data):
             end = data.find(b"</pkt>") + 6
@@ -66,16 +66,17 @@ class CallbackServer(TCPServer):
     - ``on_error(stream, error)``: something went wrong with it, or there was no place for it.
     - ``on_tick(stream)``: every ``tick_interval`` seconds, for each client.
 
-    For one client they are called one after another, never two at a time, but for ``on_tick`` where it or another one
-    is a coroutine. What one of them raises closes that client's connection, and is logged. They may write, close, kick
-    and shut down whatever they like.
+    For one client they are called one after another, never two at a time. What one of them raises closes that client's
+    connection in order, reason ``handler_error``, and is logged once. They may write, close, kick, stop and shut down
+    whatever they like; after a callback that awaited :meth:`shutdown` its own client is closed.
 
     Per client there are, on the stream, ``remote_address``, ``opened_at``, ``idle_time``, ``write_idle_time``,
     ``read_chunk_size`` (most that is received at once; may be set), ``buffered``, and ``data``, a dict that is still
-    there in ``on_disconnect``. `TCPServer.streams` counts and lists the clients, `broadcast` writes to all.
+    there in ``on_disconnect``. `TCPServer.streams` counts and lists the clients, ``broadcast`` writes to all.
 
     :param tick_interval: seconds; None, the default, for no ticks.
-    :raises OptionError: no function, or not a number of seconds above 0.
+    :raises OptionError: no function, one of other arguments, or not a number of seconds above 0.
+    :raises TypeError: there is no such callback, or no such option.
 
     The other parameters are those of `TCPServer`. A class may have ``tick_interval`` as an attribute.
     """
@@ -116,11 +117,15 @@ class CallbackServer(TCPServer):
         :returns: how many bytes of it are consumed. What is left is offered again: at once, if some were consumed; else
             when more has come. If the buffer (``max_buffer_size``) is full by then the client is closed. None is 0, and
             -1 or more than there are is all.
+
+        While a coroutine is at work nothing is received, so a fast client has to wait. Each call of one begins the
+        ``read_timeout`` and ``min_rate`` of the server anew. It must not read from ``stream`` itself.
         """
         return len(data)
 
     def on_write(self, stream: IOStream) -> Awaitable[None] | None:
-        """All that the callbacks have written to ``stream`` has been taken by the kernel."""
+        """All that was written to ``stream`` by its callbacks, or by ``broadcast`` of the server, has been taken by the
+        kernel. (Of what somebody else writes it is told after the next of these.)"""
         return None
 
     def on_disconnect(self, stream: IOStream, unread: bytes, error: str) -> Awaitable[None] | None:
@@ -136,12 +141,12 @@ class CallbackServer(TCPServer):
         """Something went wrong with a client, who is about to be disconnected; or there is no place for one, and it
         was never connected: then ``error.reason`` is ``rejected``.
 
-        :param error: with ``operation``, ``reason``, ``errno`` and ``real_error``.
+        :param error: with ``operation``, ``reason``, ``errno`` and ``real_error``, which is also what a callback raised.
         """
         return None
 
     def on_tick(self, stream: IOStream) -> Awaitable[None] | None:
-        """``tick_interval`` has passed."""
+        """``tick_interval`` has passed. Ticks that fall into the time of another callback are one tick after it."""
         return None
 
     # ---- what the server does with them

@@ -105,9 +105,10 @@ async def test_autoit_3_a_silent_client_is_disconnected_once_with_what_it_had_se
 
 @pytest.mark.gen_test
 async def test_autoit_4_receiving_broadcasts_does_not_keep_a_client_alive(serving: Serving) -> None:
-    server = started(
-        serving, idle_timeout=0.3, tick_interval=0.05, on_tick=lambda stream: stream.write(b"news") and None
-    )
+    def on_tick(stream: IOStream) -> None:
+        server.broadcast(b"news")
+
+    server = started(serving, idle_timeout=0.3, tick_interval=0.05, on_tick=on_tick)
     peer = serving.connect(server)
     stream, _, _ = await server.called("on_disconnect")
     assert stream.close_reason == "idle_timeout"
