@@ -68,7 +68,7 @@ class CallbackServer(TCPServer):
 
     For one client they are called one after another, never two at a time. What one of them raises closes that client's
     connection in order, reason ``handler_error``, and is logged once. They may write, close, kick, stop and shut down
-    whatever they like; after a callback that awaited :meth:`shutdown` its own client is closed.
+    whatever they like; after a callback that awaited ``shutdown()`` its own client is closed.
 
     Per client there are, on the stream, ``remote_address``, ``opened_at``, ``idle_time``, ``write_idle_time``,
     ``read_chunk_size`` (most that is received at once; may be set), ``buffered``, and ``data``, a dict that is still
@@ -141,7 +141,7 @@ class CallbackServer(TCPServer):
         """Something went wrong with a client, who is about to be disconnected; or there is no place for one, and it
         was never connected: then ``error.reason`` is ``rejected``.
 
-        :param error: with ``operation``, ``reason``, ``errno`` and ``real_error``, which is also what a callback raised.
+        :param error: with ``operation``, ``reason``, ``errno`` and ``real_error``: what a callback raised, too.
         """
         return None
 
