@@ -16,7 +16,7 @@ from iostreamsrv import IOLoop, IOStream, OptionError, bind_sockets
 from iostreamsrv.styles import CallbackServer
 from iostreamsrv.styles.callbacks import CALLBACKS, IN_A_ROW
 from tests.styles.recorder import Recorder, nothing
-from tests.support import Peer, eventually, turns
+from tests.support import PATIENCE, Peer, eventually, turns
 from tests.test_tcpserver import Serving
 
 pytestmark = pytest.mark.usefixtures("io_loop")
@@ -763,7 +763,35 @@ async def test_on_error_may_close_a_client_for_whom_there_is_no_place(serving: S
     serving.connect(server)
     await server.called("on_connect")
     assert await serving.connect(server).receive_all() == b""
-    await server.shutdown(timeout=5)
+    async with asyncio.timeout(PATIENCE):
+        await server.shutdown(timeout=None)
+
+
+@pytest.mark.gen_test
+async def test_on_disconnect_may_shut_the_server_down_after_an_error(serving: Serving) -> None:
+    async def on_disconnect(stream: IOStream, unread: bytes, error: str) -> None:
+        await server.shutdown(timeout=None)
+        over.set()
+
+    over = asyncio.Event()
+    server = started(serving, on_data=fails, on_disconnect=on_disconnect, drain_idle=0.02)
+    serving.connect(server).send(b"data")
+    async with asyncio.timeout(PATIENCE):
+        await over.wait()
+
+
+@pytest.mark.gen_test
+async def test_a_cancel_is_not_taken_for_a_tick(serving: Serving) -> None:
+    def on_tick(stream: IOStream) -> Awaitable[Any]:
+        ending.append(asyncio.ensure_future(server.close_all_connections()))
+        return asyncio.Event().wait()
+
+    ending: list[asyncio.Future[None]] = []
+    server = started(serving, tick_interval=0.02, on_tick=on_tick)
+    serving.connect(server)
+    await server.called("on_disconnect")
+    await ending[0]
+    await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
 
 @pytest.mark.gen_test
