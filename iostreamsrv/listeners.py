@@ -93,9 +93,9 @@ class Listeners:
         self.greeters.update(greeter for _, greeter in listeners)
         for acceptor in acceptors:
             self._start(acceptor, io_loop)
-            address = acceptor.listener.getsockname()
-            self._events.emit(Event("listen", f"listening on {show(address)}", address=address))
         self._look_for_expiry(io_loop.asyncio_loop)  # type: ignore[attr-defined]
+        for address in [acceptor.listener.getsockname() for acceptor in acceptors]:  # a subscriber may stop the server
+            self._events.emit(Event("listen", f"listening on {show(address)}", address=address))
 
     def move_to(self, io_loop: IOLoop) -> None:
         """Accept on another loop."""
