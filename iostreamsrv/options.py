@@ -5,6 +5,7 @@ What is wrong raises `OptionError` here, before anything is bound.
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -296,6 +297,26 @@ class ServerOptions:
         """
         return cls().replaced(keywords)
 
+    @classmethod
+    def of_class(cls, server: type) -> "ServerOptions":
+        """Options from the attributes of a class of servers and of its bases.
+
+        An attribute may have any name, so one that merely resembles an option is a `UserWarning`.
+
+        :raises OptionError: a value that cannot be.
+        """
+        own = {}
+        for each in reversed(server.__mro__):
+            for name, value in vars(each).items():
+                if hasattr(value, "__get__"):
+                    continue  # a method, or a property
+                if name in NAMES:
+                    own[name] = value
+                elif near := difflib.get_close_matches(name, NAMES, 1, ALIKE):
+                    text = f"{each.__name__}.{name} is no option of a server: did you mean {near[0]!r}?"
+                    warnings.warn(text, stacklevel=4)
+        return cls.of(own)
+
     def replaced(self, changes: dict[str, Any]) -> "ServerOptions":
         """The same options, but for ``changes``.
 
@@ -309,6 +330,9 @@ class ServerOptions:
                 raise TypeError(f"no such option: {name!r}{hint}")
         return replace(self, **changes)
 
+
+ALIKE = 0.9
+"""How much an attribute resembles an option that it was probably meant to be: one letter too many, or too few."""
 
 NAMES = tuple(field.name for field in fields(ServerOptions))
 

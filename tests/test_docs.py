@@ -61,7 +61,8 @@ class Block(NamedTuple):
             return "console"
         if "listening on" in self.source:
             return "server"
-        return "program" if "TCPServer" in self.source or "run(" in self.source else "handler"
+        whole = any(text in self.source for text in ("TCPServer", "BlockingServer", "run("))
+        return "program" if whole else "handler"
 
 
 def blocks() -> Iterator[Block]:

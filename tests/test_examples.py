@@ -17,7 +17,7 @@ EXAMPLES = PROJECT / "examples"
 EVERY_EXAMPLE = sorted(path.name for path in EXAMPLES.glob("*.py"))
 SERVERS = [name for name in EVERY_EXAMPLE if name not in ("client.py", "tls_echo.py", "unix_socket.py")]
 """Those that take --host and --port, and speak plainly."""
-SOCKETS = {"multi_bind.py": 2}
+SOCKETS = {"gateway_blocking.py": 2, "multi_bind.py": 2}
 
 ENDED_WELL = (0, "", "")
 
@@ -233,3 +233,58 @@ def test_one_server_listens_on_several_addresses() -> None:
             with program.client(number) as client:
                 assert client.line() == f"you came in by {host}:{port}\n".encode()
         assert program.end() == ENDED_WELL
+
+
+# ---- gateway_blocking.py
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems give the loopback interface one address")
+def test_a_gateway_passes_what_devices_report_to_those_who_watch_on_the_other_address() -> None:
+    with start("gateway_blocking.py") as program:
+        assert [host for host, _ in program.addresses] == ["127.0.0.1", "127.0.0.2"]
+        with program.client(0) as device, program.client(0) as other:
+            assert device.ask(b"nobody listens\n") == b"passed to 0\n"
+            with program.client(1) as watcher:
+                while device.ask(b"21 degrees\n") != b"passed to 1\n":
+                    pass
+                assert watcher.line() == b"21 degrees\n"
+                watcher.send(b"is heard and ignored")
+                assert other.ask(b"22 degrees\n") == b"passed to 1\n"
+                assert watcher.line() == b"22 degrees\n"
+            while device.ask(b"23 degrees\n") != b"passed to 0\n":
+                pass
+        assert program.end() == ENDED_WELL
+
+
+def test_a_gateway_says_nothing_about_devices_that_reset() -> None:
+    with start("gateway_blocking.py") as program, program.client() as other:
+        with program.client() as device:
+            assert device.ask(b"21 degrees\n")
+            device.send(b"half a li")
+            device.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # closing resets
+        assert other.ask(b"still there\n")
+        assert program.end() == ENDED_WELL
+
+
+# ---- queue_echo.py
+
+
+def test_queue_echo_sends_back_what_each_client_sends() -> None:
+    with start("queue_echo.py") as program, program.client() as first, program.client() as second:
+        assert first.ask(b"hello\n") == b"hello\n"
+        assert second.ask(b"one\ntwo\n") == b"one\n"
+        assert second.line() == b"two\n"
+        assert program.end() == ENDED_WELL
+
+
+@pytest.mark.parametrize(("mode", "host"), [("localhost", "127.0.0.1"), ("public", "0.0.0.0")])
+def test_queue_echo_takes_a_mode_for_a_host(mode: str, host: str) -> None:
+    with Program(EXAMPLES / "queue_echo.py", "--port", "0", "--host", mode).listening() as program:
+        assert program.addresses[0][0] == host
+        with program.client() as client:
+            assert client.ask(b"hello\n") == b"hello\n"
+
+
+@pytest.mark.parametrize("name", ["gateway_blocking.py", "queue_echo.py"])
+def test_an_example_of_another_style_is_short(name: str) -> None:
+    assert len((EXAMPLES / name).read_text().splitlines()) <= 60

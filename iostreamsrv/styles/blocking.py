@@ -11,27 +11,25 @@ three ways to use it:
 """
 
 import asyncio
-import concurrent.futures
-import errno
+import contextlib
 import functools
-import os
-import queue
 import socket
 import threading
-from asyncio import Future
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from enum import StrEnum
+import time
+from collections.abc import Coroutine
 from typing import Any, Self
 
-from tornado.log import app_log
+from tornado.log import gen_log
 
-from ..errors import CloseReason, OptionError, StreamTimeoutError
-from ..ioloop import IOLoop
+from ..descriptors import raise_limit
+from ..errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError
 from ..iostream import IOStream
 from ..options import Full, check_count
 from ..tcpserver import TCPServer
-from .handles import Handle
+from .crossing import Crossing, stopped
+from .handles import TURNS, Handle, check_wait
+from .notices import Notice, Notices, Notify
+from .pool import ClientSocket, Pool, Serve
 
 __all__ = ["BlockingServer", "Notice"]
 
@@ -42,13 +40,11 @@ STOP_TIMEOUT = 0.5
 """Seconds that clients have to receive what was sent to them when the server stops: threads that wait for them are to
 return within a second."""
 
+PATIENCE = 1.0
+"""Seconds that ``handle`` and ``notify`` have to return when the server has stopped."""
 
-class Notice(StrEnum):
-    """What ``notify`` is told of a client."""
-
-    CONNECT = "connect"
-    RECV = "recv"
-    DISCONNECT = "disconnect"
+LOOK = 1.0
+"""Seconds between two looks whether a client is still there of which so much waits that no more is received."""
 
 
 class BlockingServer:
@@ -68,32 +64,36 @@ class BlockingServer:
         refused (``when_full="reject"``), unless something else is said.
     """
 
-    def __init__(
-        self, *, threads: int = THREADS, notify: Callable[[Handle, Notice], None] | None = None, **options: Any
-    ) -> None:
+    def __init__(self, *, threads: int = THREADS, notify: Notify | None = None, **options: Any) -> None:
         if notify is not None:
             if not callable(notify):
                 raise OptionError("notify", notify, "must be a function of (handle, notice)")
-            self.notify = notify  # type: ignore[method-assign]
-        self._io_loop = IOLoop(make_current=False)
-        self._loop: asyncio.AbstractEventLoop = self._io_loop.asyncio_loop
+            self.notify = notify  # type: ignore[method-assign, assignment]
+        serve = self.handle if self._overrides("handle") else None
+        if serve is not None and self._overrides("notify"):
+            raise TypeError("there is either handle() or notify(): override one of them")
+        self._pool = Pool(check_count("threads", threads) or THREADS)
+        self._state = threading.RLock()  # a signal handler may call stop() from within start()
+        self._ended: threading.Event | None = None  # set when a stop() that has begun is over
+        self._stopper: threading.Thread | None = None
+        self._crossing = crossing = Crossing(self._tell_now)
+        self._notices: Notices | None = None
+        if self._overrides("notify"):
+            self._notices = Notices(self.notify, crossing.post, crossing.happened)
         try:
-            self._server = _Server(self, self._io_loop, options)
+            self._server = _Server(crossing, serve, self._notices, self._pool, options)
         except BaseException:
-            self._io_loop.close()
+            crossing.io_loop.close()
             raise
-        self._pool = ThreadPoolExecutor(check_count("threads", threads), thread_name_prefix="handle")
-        self._notices: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._accepted: asyncio.Queue[Handle | None] = asyncio.Queue()
-        self._thread: threading.Thread | None = None
-        self._notifier: threading.Thread | None = None
-        self._stopped = False
+
+    def _overrides(self, name: str) -> bool:
+        return getattr(getattr(self, name), "__func__", None) is not getattr(BlockingServer, name)
 
     # ---- what users override
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serve one client, in a thread of the pool: to be overridden. When it returns the connection is closed in
-        order; what it raises is logged.
+        order; what it raises is logged, but for what a client does to a socket: resets, and timeouts.
 
         :param sock: a blocking `socket.socket`, or a `Handle` where there is TLS or a PROXY header.
         :param address: the client's address.
@@ -102,15 +102,18 @@ class BlockingServer:
 
     def notify(self, handle: Handle, notice: Notice) -> None:
         """A client has come, sent something, or gone: may be overridden. It is called by one thread, for one notice
-        after another, and may use the handle. What is not received when it is told of stays, and it is told again
-        when there is more.
+        after another, and may use the handle. What is not received when it is told of stays; it is told again when
+        there is more, or when some was received, and some is left. What it raises is logged, and closes the handle.
+
+        A client of which nothing is received is not read from any more when ``max_buffer_size`` bytes wait.
         """
 
     # ---- running
 
     def listen(self, port: int | str, address: str | None = None, **options: Any) -> None:
-        """See `TCPServer.listen`."""
-        self._ask(functools.partial(self._listen, port, address, options))
+        """See `TCPServer.listen`. The limit of open descriptors is raised to what ``max_connections`` asks for."""
+        raise_limit(self._server.options.max_connections)
+        self._crossing.run(functools.partial(self._listen, port, address, options))
 
     async def _listen(self, port: int | str, address: str | None, options: dict[str, Any]) -> None:
         self._server.listen(port, address, **options)
@@ -132,14 +135,14 @@ class BlockingServer:
 
         :raises RuntimeError: it has been stopped.
         """
-        if self._stopped:
-            raise RuntimeError("the server has been stopped: make a new one")
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._loop.run_forever, name="BlockingServer", daemon=True)
-            self._thread.start()
-            if _overridden(self, "notify"):
-                self._notifier = threading.Thread(target=self._notify_all, name="notify", daemon=True)
-                self._notifier.start()
+        with self._state:
+            if self._ended is not None:
+                raise RuntimeError("the server has been stopped: make a new one")
+            if self._crossing.has_thread:
+                return
+            self._crossing.start()
+            if self._notices is not None:
+                self._notices.start()
 
     def process(self, timeout: float = 0) -> None:
         """Serve for a moment, in this thread: for a program with a main loop of its own, instead of :meth:`start`. ::
@@ -148,14 +151,17 @@ class BlockingServer:
                 draw()
                 server.process()
 
-        :param timeout: seconds to wait for something to do.
+        Between two calls nothing happens, unless a thread waits for something in a call of the server or a handle.
+
+        :param timeout: seconds to wait until a client has come, or there is something to notify of.
         :raises RuntimeError: the server has a thread.
+        :raises ConnectionAbortedError: it was stopped.
         """
-        if self._thread is not None:
+        if self._ended is not None:
+            raise stopped()
+        if self._crossing.has_thread:
             raise RuntimeError("the server has a thread of its own: process() is for those that have not")
-        self._loop.call_later(timeout, self._loop.stop)
-        self._loop.run_forever()
-        self._tell_all()
+        self._crossing.pump(check_wait(timeout) or 0)
 
     def accept(self, timeout: float | None = None) -> Handle:
         """The next client.
@@ -163,101 +169,61 @@ class BlockingServer:
         :param timeout: seconds; None waits, 0 does not.
         :raises TimeoutError: nobody came.
         :raises ConnectionAbortedError: the server was stopped, now or before.
+        :raises RuntimeError: clients are given to :meth:`handle`.
         """
-        handle: Handle | None = self._ask(functools.partial(self._next, timeout))
-        if handle is None:
-            raise _stopped()
-        return handle
-
-    async def _next(self, timeout: float | None) -> Handle | None:
-        if timeout == 0 and self._accepted.empty():
-            await asyncio.sleep(0)  # one turn, for whoever is in the kernel's queue
-        try:
-            async with asyncio.timeout(timeout):
-                handle = await self._accepted.get()
-        except TimeoutError:
-            raise StreamTimeoutError("accept", timeout or 0, f"nobody came within {timeout:g} s") from None
-        if handle is None:
-            self._accepted.put_nowait(None)  # for the next thread
+        if self._overrides("handle"):
+            raise RuntimeError("clients are given to handle(), and so there is nobody to accept")
+        handle: Handle = self._crossing.run(functools.partial(self._server.next, check_wait(timeout)))
         return handle
 
     def stop(self) -> None:
-        """Stop listening, close all connections in order, and return when threads that waited for one have been told.
-        It may be repeated.
+        """Stop listening, close all connections in order, as far as that goes in half a second, and return when the
+        threads that waited for one have been told. It may be repeated, and called from ``handle`` and ``notify``.
+
+        A ``handle`` or ``notify`` that goes on for more than a second is left alone, which is logged.
+
+        :raises RuntimeError: this is the loop's thread.
         """
-        if self._stopped:
-            return
-        self._stopped = True
-        if self._thread is None:
-            self._pump(self._loop.create_task(self._end()))
-        else:
-            self._run(self._end())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-        self._notices.put(None)
-        if self._notifier is not None and self._notifier is not threading.current_thread():
-            self._notifier.join()
-        self._pool.shutdown(wait=False)
-        self._io_loop.close()
+        self._crossing.check_thread()
+        with self._state:
+            if self._ended is None:
+                self._ended, self._stopper = threading.Event(), threading.current_thread()
+                first = True
+            else:
+                first = False
+        if first:
+            self._stop()
+        elif threading.current_thread() not in (*self._own_threads(), self._stopper):
+            self._ended.wait()
 
-    def _pump(self, ending: "asyncio.Task[None]") -> None:
-        """Run the loop to the end, and call ``notify`` in between, as :meth:`process` does."""
-        while not ending.done():
-            self._loop.run_until_complete(asyncio.wait([ending], timeout=0.01))
-            self._tell_all()
-
-    async def _end(self) -> None:
-        self._accepted.put_nowait(None)
-        await self._server.end()
-
-    # ---- between threads
-
-    def _ask(self, coroutine: Callable[[], Any]) -> Any:
-        """What a coroutine gives that the loop runs."""
-        if self._stopped:
-            raise _stopped()
-        return self._run(coroutine())
-
-    def _run(self, coroutine: Any) -> Any:
-        if self._thread is None:
-            return self._loop.run_until_complete(coroutine)
-        if threading.current_thread() is self._thread:
-            coroutine.close()
-            raise RuntimeError("this is the thread of the server's loop, which cannot wait for itself")
+    def _stop(self) -> None:
+        assert self._ended is not None
         try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-        except concurrent.futures.CancelledError:
-            raise _stopped() from None
+            self._crossing.end(self._server.end)
+            if self._notices is not None:
+                self._notices.stop()
+            self._pool.stop()
+            self._join()
+        finally:
+            self._ended.set()
 
-    def _call_soon(self, function: Callable[[], object]) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function)
+    def _own_threads(self) -> list[threading.Thread]:
+        notifier = None if self._notices is None else self._notices.thread
+        return [*self._pool.threads, *([] if notifier is None else [notifier])]
 
-    def _notify_all(self) -> None:
-        while (tell := self._notices.get()) is not None:
-            tell()
+    def _join(self) -> None:
+        """Wait for the threads, but for the one that asks."""
+        late = time.monotonic() + PATIENCE
+        others = [thread for thread in self._own_threads() if thread is not threading.current_thread()]
+        for thread in others:
+            thread.join(max(0.0, late - time.monotonic()))
+        left = [thread.name for thread in others if thread.is_alive()]
+        if left:
+            gen_log.warning("the server has stopped, and is still at work in %s", ", ".join(left))
 
-    def _tell_all(self) -> None:
-        """Without a thread for it: tell of what is to be told of by now."""
-        while not self._notices.empty():
-            if (tell := self._notices.get()) is not None:
-                tell()
-
-    async def _tell(self, handle: Handle, notice: Notice) -> None:
-        """Have ``notify`` called, and wait for its end."""
-        told = self._loop.create_future()
-
-        def tell() -> None:
-            try:
-                self.notify(handle, notice)
-            except Exception:
-                app_log.error("Exception in callback notify for %s", handle, exc_info=True)
-                handle.close()
-            finally:
-                self._call_soon(functools.partial(_set_done, told))
-
-        self._notices.put(tell)
-        await told
+    def _tell_now(self) -> None:
+        if self._notices is not None:
+            self._notices.tell_now()
 
 
 class _Server(TCPServer):
@@ -265,122 +231,148 @@ class _Server(TCPServer):
 
     when_full: Full = "reject"
 
-    def __init__(self, outer: BlockingServer, io_loop: IOLoop, options: dict[str, Any]) -> None:
-        super().__init__(io_loop=io_loop, **options)
-        self._outer = outer
+    def __init__(
+        self,
+        crossing: Crossing,
+        serve: Serve | None,
+        notices: Notices | None,
+        pool: Pool,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__(io_loop=crossing.io_loop, **options)
+        self._crossing = crossing
+        self._serve = serve
+        self._notices = notices
+        self._pool = pool
         self._handles: dict[int, Handle] = {}
-        self._sockets: dict[int, socket.socket] = {}
+        self._unaccepted: dict[int, Handle] = {}
+        self._came = asyncio.Condition()
+        self._sockets: dict[int, ClientSocket] = {}
+        self._stopping = False
 
-    async def handle_stream(self, stream: IOStream, address: Any) -> None:
-        if _overridden(self._outer, "handle"):
-            return await self._serve_in_pool(stream, address)
-        handle = self._handles[stream.id] = Handle(self._outer, stream, address)
-        notifies = _overridden(self._outer, "notify")
-        if notifies:
-            await self._outer._tell(handle, Notice.CONNECT)
-        if not handle._closed:
-            self._outer._accepted.put_nowait(handle)
-        if notifies:
-            await self._notify_of_data(handle)
-        await handle._released.wait()
-        await stream.aclose()  # also if another thread is receiving
+    def handle_stream(self, stream: IOStream, address: Any) -> Coroutine[Any, Any, None]:
+        if self._serve is None:
+            return self._offer(self._handle_of(stream, address))
+        stream.set_timeouts(idle=None)  # what comes and goes is not seen from here, or waits for a thread
+        return self._serve_in_pool(self._serve, stream, address)
 
-    async def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
-        sock = self._sockets.pop(stream.id, None)
-        if sock is not None:
-            _wake(sock)
+    def _handle_of(self, stream: IOStream, address: Any) -> Handle:
+        handle = self._handles[stream.id] = Handle(self._crossing, stream, address)
+        return handle
+
+    def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
         handle = self._handles.pop(stream.id, None)
-        if handle is not None and _overridden(self._outer, "notify"):
-            await self._outer._tell(handle, Notice.DISCONNECT)
-
-    async def _notify_of_data(self, handle: Handle) -> None:
-        stream, seen = handle.stream, 0
-        while not handle._released.is_set():
-            await handle._unused.wait()
-            handle._peek = peek = stream.read_until_match(functools.partial(_more_than, seen))
-            released = asyncio.ensure_future(handle._released.wait())
-            await asyncio.wait([peek, released], return_when=asyncio.FIRST_COMPLETED)
-            released.cancel()
-            handle._peek = None
-            if not peek.done():
-                peek.cancel()
-            elif not peek.cancelled():
-                if peek.exception() is not None:
-                    return
-                await self._outer._tell(handle, Notice.RECV)
-            seen = stream.buffered
-
-    # ---- the pool
-
-    async def _serve_in_pool(self, stream: IOStream, address: Any) -> None:
-        work = self._with_socket if type(stream) is IOStream and not stream.buffered else self._with_handle
-        stream.set_timeouts(idle=None)  # what comes and goes is not seen from here
-        serving = asyncio.get_running_loop().run_in_executor(self._outer._pool, work, stream, address)
-        try:
-            await asyncio.shield(serving)
-        except asyncio.CancelledError:
-            if stream.id in self._sockets:
-                _wake(self._sockets[stream.id])
-            await serving
-            raise
-        finally:
-            self._sockets.pop(stream.id, None)
-            if stream.socket is not None:
-                stream.socket.setblocking(False)
-
-    def _with_socket(self, stream: IOStream, address: Any) -> None:
-        """In a thread: call ``handle`` with a socket of its own on the stream's connection, of which the stream knows
-        nothing meanwhile. (One that nobody reads from is not registered with any epoll.)"""
-        number = stream.fileno()
-        if number < 0:
+        if handle is None:
             return
-        with socket.socket(fileno=os.dup(number)) as sock:
-            self._sockets[stream.id] = sock
-            sock.settimeout(self.options.idle_timeout)
-            self._call_handle(sock, address)
-
-    def _with_handle(self, stream: IOStream, address: Any) -> None:
-        with Handle(self._outer, stream, address) as handle:
-            handle.settimeout(self.options.idle_timeout)
-            self._call_handle(handle, address)
-
-    def _call_handle(self, sock: Any, address: Any) -> None:
-        try:
-            self._outer.handle(sock, address)
-        except (ConnectionError, TimeoutError):
-            pass  # what the client did
+        handle.release()
+        if self._notices is not None:
+            self._unaccepted.pop(stream.id, None)
+            self._notices.add(handle, Notice.DISCONNECT)
 
     async def end(self) -> None:
         """Close all connections in order, as far as that goes quickly."""
+        self._stopping = True
         self.stop()
+        async with self._came:
+            self._came.notify_all()
         for handle in list(self._handles.values()):
-            handle._closed = True
-            handle._released.set()
+            handle.release()
         for sock in list(self._sockets.values()):
-            _wake(sock)
+            sock.wake(socket.SHUT_RD)  # what it is about to say it still may
         await self.shutdown(timeout=STOP_TIMEOUT)
+        for stream in self.streams:
+            stream.abort()  # what it owes its client it cannot deliver without a loop
 
+    # ---- handles that are accepted
 
-def _overridden(server: BlockingServer, name: str) -> bool:
-    return getattr(getattr(server, name), "__func__", None) is not getattr(BlockingServer, name)
+    async def next(self, timeout: float | None) -> Handle:
+        """The one that has come first, of those that nobody has been given."""
+        if timeout == 0:
+            for _ in range(TURNS):  # for whoever is in the kernel's queue
+                await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(timeout), self._came:
+                await self._came.wait_for(lambda: self._unaccepted or self._stopping)
+        except TimeoutError:
+            raise StreamTimeoutError("accept", timeout or 0, f"nobody came within {timeout:g} s") from None
+        if self._stopping:
+            raise stopped()
+        return self._unaccepted.pop(next(iter(self._unaccepted)))
 
+    async def _offer(self, handle: Handle) -> None:
+        if self._notices is not None:
+            await self._notices.add(handle, Notice.CONNECT)
+        if not handle.closed and not handle.stream.closed():
+            self._unaccepted[handle.stream.id] = handle
+            async with self._came:
+                self._came.notify_all()
+            self._crossing.happened()
+        if self._notices is not None:
+            await self._notify_of_data(handle, self._notices)
+        await handle.released.wait()
+        await handle.finish()
 
-def _more_than(seen: int, buffer: bytearray) -> tuple[int, None] | None:
-    return (0, None) if len(buffer) > seen else None
+    async def _notify_of_data(self, handle: Handle, notices: Notices) -> None:
+        """Until it is released, or the client has ended its side."""
+        stream, seen = handle.stream, 0
+        full = stream.max_buffer_size - stream.read_chunk_size  # with more, one more chunk could be too much
+        while not handle.released.is_set():
+            taken = stream.bytes_read - stream.buffered
+            if seen and stream.buffered > full:
+                await handle.wait_for_use(LOOK)
+                if not stream.closed() and (error := stream.get_fd_error()) is not None:
+                    stream.close(error)
+            else:
+                try:
+                    news = await handle.wait_for_news(seen)
+                except StreamClosedError:
+                    return
+                if news:
+                    await notices.add(handle, Notice.RECV)
+            seen = stream.buffered if taken == stream.bytes_read - stream.buffered else 0
 
+    # ---- the pool
 
-def _set_done(future: "Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
+    async def _serve_in_pool(self, serve: Serve, stream: IOStream, address: Any) -> None:
+        async with self._pool.free:
+            if stream.closed() or self._stopping:
+                return
+            if type(stream) is IOStream and stream.proxy is None:
+                await self._serve_socket(serve, stream, address)
+            else:
+                await self._serve_handle(serve, stream, address)
 
+    async def _serve_socket(self, serve: Serve, stream: IOStream, address: Any) -> None:
+        """With a socket of its own on the stream's connection, of which the stream knows nothing meanwhile. (One that
+        nobody has read from is not registered with any epoll.)"""
+        sock = self._sockets[stream.id] = ClientSocket(stream, self._crossing.post)
+        sock.settimeout(self.options.idle_timeout)
+        serving = self._pool.call(serve, sock, address)
+        try:
+            await asyncio.wait([serving, sock.closed], return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                stream.socket.setblocking(False)
+                await stream.aclose()
+            await serving
+        except asyncio.CancelledError:
+            serving.cancel()
+            sock.wake(socket.SHUT_RDWR)
+            raise
+        finally:
+            del self._sockets[stream.id]
+            if stream.socket is not None:
+                stream.socket.setblocking(False)  # both have that in common
 
-def _wake(sock: socket.socket) -> None:
-    """Have a thread that waits for ``sock`` see its end."""
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # it has ended already
-
-
-def _stopped() -> ConnectionAbortedError:
-    return ConnectionAbortedError(errno.ECONNABORTED, "the server was stopped")
+    async def _serve_handle(self, serve: Serve, stream: IOStream, address: Any) -> None:
+        handle = self._handle_of(stream, address)
+        handle.settimeout(self.options.idle_timeout)
+        serving = self._pool.call(serve, handle, address)
+        serving.add_done_callback(lambda _: handle.close())
+        try:
+            await handle.released.wait()
+            with contextlib.suppress(StreamClosedError):
+                await handle.finish()
+            await serving
+        except asyncio.CancelledError:
+            serving.cancel()
+            raise

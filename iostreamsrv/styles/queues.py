@@ -6,9 +6,10 @@ def echo(queue, data):
 QueueServer("localhost", 5000, echo).run()
 """
 
-import contextlib
+import asyncio
 import inspect
 import queue
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,8 @@ from ..errors import OptionError, StreamBufferFullError, StreamClosedError
 from ..ioloop import IOLoop
 from ..iostream import IOStream
 from ..tcpserver import TCPServer
+from .crossing import cancel_the_rest
+from .outbox import Outbox
 
 __all__ = ["QueueServer", "SendQueue"]
 
@@ -41,7 +44,7 @@ class SendQueue:
         self._stream = stream
         self._loop_thread = threading.get_ident()
         self._room = threading.Condition()
-        self._size = 0  # bytes that were put, and that the kernel has not taken
+        self._outbox = Outbox(stream, stream.io_loop.add_callback, self._wake)
 
     def put(self, data: bytes | bytearray | memoryview, block: bool = True, timeout: float | None = None) -> None:
         """Have ``data`` sent, after all that was put before. A full queue is waited for, but not in the callback, which
@@ -53,21 +56,14 @@ class SendQueue:
         :raises StreamClosedError: the client is gone.
         :raises TypeError: ``data`` is not bytes.
         """
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise TypeError(f"can only put bytes, not {type(data).__name__}")
-        data = bytes(data)
+        data = memoryview(data).cast("B")
         in_loop = threading.get_ident() == self._loop_thread
         with self._room:
-            may_wait = block and not in_loop
-            if not self._room.wait_for(lambda: self._has_room(len(data)), timeout if may_wait else 0):
+            if not self._room.wait_for(lambda: self._takes(len(data)), timeout if block and not in_loop else 0):
                 raise queue.Full
             if self._stream.closed():
                 raise StreamClosedError(self._stream.error, "write", self._stream.close_reason)
-            self._size += len(data)
-        if in_loop:
-            self._write(data)
-        else:
-            self._stream.io_loop.add_callback(self._write, data)
+            (self._outbox.put_in_loop if in_loop else self._outbox.put)(data)
 
     def put_nowait(self, data: bytes | bytearray | memoryview) -> None:
         """:meth:`put` without waiting."""
@@ -75,106 +71,128 @@ class SendQueue:
 
     def qsize(self) -> int:
         """Bytes that wait."""
-        return self._size
+        return self._outbox.size
 
     def empty(self) -> bool:
         """Whether all has been sent."""
-        return not self._size
+        return not self._outbox.size
 
     def full(self) -> bool:
         """Whether a byte more would have to wait."""
-        return not self._has_room(1)
+        return not self._takes(1)
 
-    def _has_room(self, count: int) -> bool:
-        limit = self._stream.max_write_buffer_size
-        return not self._size or limit is None or self._size + count <= limit or self._stream.closed()
-
-    def _write(self, data: bytes) -> None:
-        try:
-            future = self._stream.write(data)
-        except (StreamClosedError, StreamBufferFullError):
-            self._taken(len(data))
-        else:
-            future.add_done_callback(lambda _: self._taken(len(data)))
-
-    def _taken(self, count: int) -> None:
-        with self._room:
-            self._size -= count
-            self._room.notify_all()
+    async def drain(self, remaining: int) -> None:
+        """For the server: return when no more than so many bytes wait."""
+        await self._outbox.drain(remaining)
 
     def _wake(self) -> None:
-        """The client is gone; so nobody need wait."""
         with self._room:
             self._room.notify_all()
+
+    def _takes(self, count: int) -> bool:
+        """Whether so many bytes need not wait. (Those of a client who is gone are refused, without waiting.)"""
+        size, limit = self._outbox.size, self._stream.max_write_buffer_size
+        return not size or limit is None or size + count <= limit or self._stream.closed()
 
 
 class QueueServer:
     """A server that calls ``callback(queue, data)`` whenever a client has sent something.
 
-    It is bound when it is made. `run` serves, in whichever thread calls it; `stop` ends that, from any.
+    It is bound when it is made, and the limit of open descriptors raised to what ``max_connections`` asks for. `run`
+    serves, in whichever thread calls it; `stop` ends that, from any. While a client does not take what was put, and
+    half of its queue is full, nothing more is received from it.
 
     :param mode: "localhost" for this machine only (127.0.0.1), "public" for everybody (0.0.0.0), or an address.
     :param port: 0 for a free one; see :attr:`port`.
     :param callback: called with the client's `SendQueue` and the bytes that have come; if it takes three arguments,
-        with the client's address before these. What it raises closes that client's connection, and is logged.
-    :param options: ``ssl_options``, ``max_connections`` and all others of `TCPServer`.
+        with the client's address before these. It must be short, as all clients wait for it: what takes time is for a
+        thread, which may put later. What it raises closes that client's connection, and is logged.
+    :param options: ``ssl_options``, ``max_connections`` and all others of `TCPServer`; ``drain_timeout`` is 1 s.
     :raises OptionError: an argument that cannot be.
     :raises ListenError: the port cannot be bound.
     """
 
     def __init__(self, mode: str, port: int, callback: Callback, **options: Any) -> None:
-        if not callable(callback):
-            raise OptionError("callback", callback, "must be a function of (queue, data) or (address, queue, data)")
+        if not isinstance(mode, str) or not mode:
+            raise OptionError("mode", mode, 'must be "localhost", "public" or an address')
+        with_address = _with_address(callback)
         self._io_loop = IOLoop(make_current=False)
-        self._server = _Server(_with_address(callback), io_loop=self._io_loop, **options)
-        self._state = threading.Lock()
+        self._state = threading.RLock()  # a signal handler may call stop() from within run()
+        self._told = asyncio.Event()  # to stop
         self._stopping = False
-        self._running = False
+        self._runner: threading.Thread | None = None
+        self._ended = threading.Event()
         try:
+            self._server = _Server(with_address, io_loop=self._io_loop, **options)
+            raise_limit(self._server.options.max_connections)
             self._server.listen(port, MODES.get(mode, mode))
         except BaseException:
             self._io_loop.close()
             raise
-        self.port: int = self._server.addresses[0][1]
+        self.port: int = self.addresses[0][1]
+
+    @property
+    def addresses(self) -> list[Any]:
+        """What is bound, as `socket.socket.getsockname` gives it."""
+        return self._server.addresses
 
     def run(self) -> None:
-        """Serve until :meth:`stop` is called.
+        """Serve until :meth:`stop` is called; in the main thread, also until SIGINT (Ctrl-C) or SIGTERM comes.
 
         :raises RuntimeError: it has been run before.
         """
         with self._state:
-            if self._running:
+            if self._runner is not None:
                 raise RuntimeError("the server was run already: make a new one")
-            self._running = True
+            self._runner = threading.current_thread()
             if self._stopping:
                 return
-        raise_limit(self._server.options.max_connections)
+        loop: asyncio.AbstractEventLoop = self._io_loop.asyncio_loop
         try:
-            self._io_loop.run_sync(self._server.serve_forever)
+            loop.run_until_complete(self._serve())
         finally:
+            loop.run_until_complete(self._close())
             self._io_loop.close()
+            self._ended.set()
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self._told.set)  # until the loop is closed
+        await self._told.wait()
+        await self._server.shutdown()
+
+    async def _close(self) -> None:
+        """Whatever is left, as when the callback has raised SystemExit."""
+        self._server.stop()
+        await self._server.close_all_connections()
+        for stream in self._server.streams:
+            stream.abort()  # what it owes its client it cannot deliver without a loop
+        await cancel_the_rest()
 
     def stop(self) -> None:
-        """Have :meth:`run` return: what was put is still sent, as far as the clients take it at once. It may be
-        repeated, and called from any thread, the callback included.
+        """Have :meth:`run` return, and wait until it has, but in its own thread: the callback's. What was put is still
+        sent, as far as clients take it within ``drain_timeout``. It may be repeated.
         """
         with self._state:
-            if self._stopping:
-                return
-            self._stopping = True
-            running, self._running = self._running, True
-        if running:
-            self._io_loop.add_callback(self._end)
-        else:
-            self._server.stop()
-            self._io_loop.close()
-
-    async def _end(self) -> None:
-        await self._server.shutdown()
+            first, self._stopping = not self._stopping, True
+            runner = self._runner
+        if runner is None:
+            if first:
+                self._server.stop()
+                self._io_loop.close()
+                self._ended.set()
+            return
+        self._io_loop.add_callback(self._told.set)
+        if runner is not threading.current_thread():
+            self._ended.wait()
 
 
 class _Server(TCPServer):
     """What a `QueueServer` is for its loop."""
+
+    drain_timeout = 1.0
 
     def __init__(self, callback: Callable[[Any, SendQueue, bytes], object], **options: Any) -> None:
         super().__init__(**options)
@@ -182,22 +200,33 @@ class _Server(TCPServer):
 
     async def handle_stream(self, stream: IOStream, address: Any) -> None:
         sending = SendQueue(stream, address)
-        stream.data["queue"] = sending
+        half = (stream.max_write_buffer_size or 0) // 2
         while True:
+            data = await stream.read_bytes(stream.read_chunk_size, partial=True)
             try:
-                data = await stream.read_bytes(stream.read_chunk_size, partial=True)
-            except StreamClosedError:
-                return
-            self._callback(address, sending, data)
-
-    def handle_close(self, stream: IOStream, reason: Any) -> None:
-        stream.data["queue"]._wake()
+                self._callback(address, sending, data)
+            except queue.Full:
+                raise StreamBufferFullError("the callback put more than the client's queue takes", "write") from None
+            if sending.qsize() > half:
+                await sending.drain(half)
 
 
 def _with_address(callback: Any) -> Callable[[Any, SendQueue, bytes], object]:
     """``callback`` as a function of three arguments, whichever it is."""
-    for arguments in ((None, None, None), (None, None)):
-        with contextlib.suppress(TypeError, ValueError):
-            inspect.signature(callback).bind(*arguments)
-            return callback if len(arguments) == 3 else lambda address, sending, data: callback(sending, data)
+    if not callable(callback) or inspect.iscoroutinefunction(callback):
+        raise OptionError("callback", callback, "must be a plain function of (queue, data) or (address, queue, data)")
+    if _takes_arguments(callback, 2):
+        return lambda address, sending, data: callback(sending, data)
+    if _takes_arguments(callback, 3):
+        return callback  # type: ignore[no-any-return]
     raise OptionError("callback", callback, "must take (queue, data) or (address, queue, data)")
+
+
+def _takes_arguments(function: Any, count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # some builtins don't tell
+        return True
+    return True

@@ -1,0 +1,89 @@
+"""Threads that serve one client each, with a socket."""
+
+import asyncio
+import os
+import socket
+import threading
+from asyncio import Future
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from tornado.log import gen_log
+
+from ..addresses import show
+from ..iostream import IOStream
+
+Serve = Callable[[Any, Any], None]
+
+
+class Pool:
+    """A bounded number of threads. They are made as they are needed.
+
+    :ivar threads: those there are.
+    :ivar free: is acquired for a call, and released after it.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.threads: list[threading.Thread] = []
+        self.free = asyncio.Semaphore(most)
+        self._executor = ThreadPoolExecutor(most, "handle", initializer=self._begin)
+
+    def _begin(self) -> None:
+        self.threads.append(threading.current_thread())
+
+    def call(self, serve: Serve, sock: Any, address: Any) -> "Future[None]":
+        """In the loop: have ``serve`` called in a thread. The future raises what it raises, but for what a client does
+        to a socket."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, _call, serve, sock, address)
+
+    def stop(self) -> None:
+        """Let the threads end that have nothing to do; the others, when they have done it."""
+        self._executor.shutdown(wait=False)
+
+
+def _call(serve: Serve, sock: Any, address: Any) -> None:
+    try:
+        serve(sock, address)
+    except (BrokenPipeError, ConnectionAbortedError, ConnectionResetError, TimeoutError) as error:
+        gen_log.debug("%s: handle() ended: %s", show(address), error)
+    except SystemExit:
+        pass  # which ends a thread, as a rule
+    finally:
+        if isinstance(sock, ClientSocket):
+            sock.leave()
+
+
+class ClientSocket(socket.socket):
+    """A socket for a thread, on the connection of a stream.
+
+    :ivar closed: done when the thread has closed it.
+    """
+
+    def __init__(self, stream: IOStream, post: Callable[[Callable[[], object]], None]) -> None:
+        super().__init__(fileno=os.dup(stream.fileno()))
+        self.closed: Future[None] = asyncio.get_running_loop().create_future()
+        self._tell: Callable[[], None] | None = partial(post, partial(_set_done, self.closed))
+
+    def close(self) -> None:
+        super().close()
+        if self.fileno() < 0 and self._tell is not None:  # else there is a makefile(), whose close comes by here
+            self._tell()
+
+    def leave(self) -> None:
+        """Close it, and say nothing: it is the thread's last deed."""
+        self._tell = None
+        self.close()
+
+    def wake(self, how: int) -> None:
+        """Have a thread that waits for it see its end."""
+        try:
+            self.shutdown(how)
+        except OSError:
+            pass  # it has ended already
+
+
+def _set_done(future: "Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
