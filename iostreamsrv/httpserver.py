@@ -26,7 +26,7 @@ BOTH = ("ssl_options", "max_buffer_size")
 OURS = {"io_loop", "options", *NAMES} - set(BOTH)
 
 
-class HTTPServer(TCPServer, TornadoHTTPServer):
+class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
     """An HTTP server for a `tornado.web.Application`, or any other request callback.
 
     :param request_callback: the application.
@@ -52,9 +52,11 @@ class HTTPServer(TCPServer, TornadoHTTPServer):
         if chunk_size is not None:
             ours.setdefault("read_chunk_size", chunk_size)
         TCPServer.__init__(self, **{name: keywords[name] for name in BOTH if name in keywords}, **ours)
+        sizes = {name: getattr(self.options, name) for name in ("max_buffer_size", "read_chunk_size")}
         TornadoHTTPServer.initialize(self, request_callback, **keywords)
+        self.replace_options(**sizes)  # which it has set as it would have them
 
-    handle_stream = TornadoHTTPServer.handle_stream  # type: ignore[assignment]
+    handle_stream = TornadoHTTPServer.handle_stream
 
     async def close_all_connections(self) -> None:
         """End all connections now, WebSockets included; return when what served them has ended."""
