@@ -313,17 +313,18 @@ class Conversation:
 
     def _match(self, buffer: bytearray) -> tuple[int, Awaitable[None] | None] | None:
         """For the pending read: offer what there is to ``on_data``."""
-        size = len(buffer)
-        if size <= self._seen or self._stream.closed():
+        stream, size = self._stream, len(buffer)
+        if size <= self._seen or stream.close_reason is not None:
             return None
-        data = bytes(buffer) if self._kept is None else self._grown(buffer)
+        data = self._grown(buffer) if self._seen else bytes(buffer)
         try:
-            returned = self._on_data(self._stream, data)
+            returned = self._on_data(stream, data)
         except Exception as error:
             self._failure = error
             return 0, None
         if type(returned) is int and returned == size:  # as most do: this is what has to be fast
-            self._seen, self._kept = 0, None
+            if self._seen:
+                self._keep(b"", size)
             found: tuple[int, Awaitable[None] | None] | None = (size, None)
         else:
             found = self._offer_again(returned, data)
