@@ -224,6 +224,12 @@ async def cancel_the_rest() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def set_done(future: "Future[None]") -> None:
+    """Unless it was cancelled."""
+    if not future.done():
+        future.set_result(None)
+
+
 def stopped() -> ConnectionAbortedError:
     """What a thread gets that wants something of a server that has been stopped."""
     return ConnectionAbortedError(errno.ECONNABORTED, "the server was stopped")

@@ -628,6 +628,16 @@ def test_a_server_that_was_stopped_says_so() -> None:
         assert server.addresses == []
 
 
+def test_stop_delivers_what_was_sent_before() -> None:
+    data = random.Random(8).randbytes(2 * MEBIBYTE)
+    with serving() as server, connect(server) as client, server.accept(PATIENCE) as handle:
+        receiving = Call(everything, client)
+        for begin in range(0, len(data), 50_000):
+            handle.sendall(data[begin : begin + 50_000])
+        server.stop()
+        assert digest(receiving.result()) == digest(data)
+
+
 def test_stop_before_start_closes_the_port() -> None:
     server = BlockingServer()
     server.listen(0, "127.0.0.1")
