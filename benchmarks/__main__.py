@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import machine, table
 from .load import Load
-from .peers import COPYING, PEERS, Peer
+from .peers import ALL, Peer
 from .results import Results, Run
 from .servers import MeasurementError, Server
 from .workloads import WORKLOADS, Loaded, Workload
@@ -40,7 +40,7 @@ class Benchmark:
     ) -> None:
         self._loads = {False: load, True: tls_load}
         self.workloads = [w for w in workloads if self._loads[w.tls] or not isinstance(w, Loaded)]
-        self.peers = [peer for peer in (*PEERS, COPYING) if peer.installed()]
+        self.peers = [peer for peer in ALL if peer.installed()]
         self.rounds = rounds
         self.seconds = seconds
         self.cores = machine.Cores.pick()
@@ -77,7 +77,7 @@ class Benchmark:
             self.results.add(workload.name, peer, run)
             said = "  ".join(f"{name}: {value:,.6g}" for name, value in run.figures.items())
             said += "  (disturbed)" if run.disturbed else ""
-        say(f"round {number}  {workload.name:13} {peer!s:24} {said}")
+        say(f"round {number}  {workload.name:13} {peer!s:27} {said}")
 
     def _undisturbed(self, workload: Workload, peer: Peer) -> Run:
         for _ in range(ATTEMPTS):

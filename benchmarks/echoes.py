@@ -6,7 +6,10 @@ a ``context`` they do so under TLS.
 """
 
 import asyncio
+import math
 import socket
+from collections.abc import Callable
+from functools import partial
 from ssl import SSLContext
 from typing import Any, Literal, cast
 
@@ -38,11 +41,15 @@ def tornado_like(base: type, closed: type[Exception], mode: Mode) -> Any:
     return type("Server", (base,), {"handle_stream": handle_stream})
 
 
-async def start_iostreamsrv(listener: socket.socket, mode: Mode, context: SSLContext | None = None) -> object:
+async def start_iostreamsrv(
+    listener: socket.socket, mode: Mode, context: SSLContext | None = None, **options: Any
+) -> object:
     from iostreamsrv import StreamClosedError, TCPServer
 
     longest = LONGEST if mode == "length" else None
-    server = tornado_like(TCPServer, StreamClosedError, mode)(ssl_options=context, max_buffer_size=longest)
+    server = tornado_like(TCPServer, StreamClosedError, mode)(
+        ssl_options=context, **{"max_buffer_size": longest, **options}
+    )
     server.add_socket(listener)
     return server
 
@@ -127,3 +134,28 @@ ECHOES = {
     "asyncio streams": start_streams,
     "raw Protocol": start_protocol,
 }
+
+NO_LIMITS: dict[str, Any] = {
+    "idle_timeout": None,
+    "read_timeout": None,
+    "write_timeout": None,
+    "min_rate": None,
+    "max_connections": math.inf,
+    "max_connections_per_ip": None,
+    "max_buffer_size": math.inf,
+    "max_write_buffer_size": math.inf,
+}
+ALL_LIMITS: dict[str, Any] = {
+    "idle_timeout": 60,
+    "read_timeout": 30,
+    "write_timeout": 30,
+    "min_rate": 240,
+    "max_connections": 10_000,
+    "max_connections_per_ip": 1000,
+}
+
+VARIANTS: dict[str, Callable[..., Any]] = {
+    "iostreamsrv, no limits": partial(start_iostreamsrv, **NO_LIMITS),
+    "iostreamsrv, all limits": partial(start_iostreamsrv, **ALL_LIMITS),
+}
+"""The same with other limits and timeouts than the default ones: with none, and with all that there are."""

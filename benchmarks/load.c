@@ -7,6 +7,8 @@
  *   bulk   each connection sends SIZE bytes whenever it can, and reads whatever comes back
  *   flow   each connection keeps DEPTH times SIZE bytes under way: as much as comes back it sends anew
  *   file   each connection asks for the file "data", SIZE bytes, all of them 'x', and, when it has come, again
+ *   broadcast
+ *          one connection sends DEPTH lines of SIZE bytes, which the server sends to all, and, when all have them, again
  *
  * With LISTENER, an inherited descriptor, the server is a forwarder: a second thread accepts the connections it makes
  * there, and echoes.
@@ -40,7 +42,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum kind { LINES, CHURN, BULK, FLOW, FILES };
+enum kind { LINES, CHURN, BULK, FLOW, FILES, BROADCAST };
 
 struct connection {
     int fd;
@@ -59,6 +61,8 @@ static char *batch, *answer;
 static size_t batch_size, answer_size;
 static int unseen; /* MSG_TRUNC, where the bytes are thrown away uncopied, so that the load is not the slower side */
 static unsigned long long counted;
+static int connections, served; /* of them, by the broadcast that is under way */
+static struct connection *speaker;
 static char input[1 << 20];
 
 static void fail(const char *format, ...)
@@ -275,13 +279,10 @@ static void check(struct connection *c, size_t size)
     c->received += size;
 }
 
-/* Send one batch and wait for the answer: the server has accepted this connection and its handler runs. */
-static void greet(struct connection *c)
+/* Wait for an answer, sending meanwhile what is unsent. */
+static void await_answer(struct connection *c)
 {
     struct pollfd state = {.fd = c->fd};
-    send_at_once(c);
-    c->unsent = batch_size;
-    c->received = 0;
     while (c->received < answer_size) {
         if (c->unsent)
             c->unsent -= give(c, batch + batch_size - c->unsent, c->unsent);
@@ -294,7 +295,25 @@ static void greet(struct connection *c)
         else if (!n || errno != EAGAIN)
             fail("the server closed a connection");
     }
+    c->received = 0;
     note_cipher(c);
+}
+
+/* Send one batch and wait for the answer: the server has accepted this connection and its handler runs. */
+static void greet(struct connection *c)
+{
+    send_at_once(c);
+    c->unsent = batch_size;
+    await_answer(c);
+}
+
+/* The last to come is the one who speaks: when the server hears it, it has accepted all. */
+static void greet_everybody(struct connection *all)
+{
+    speaker = &all[connections - 1];
+    greet(speaker);
+    for (struct connection *c = all; c < speaker; c++)
+        await_answer(c);
 }
 
 static void push(struct connection *c)
@@ -333,6 +352,13 @@ static void on_bytes(struct connection *c, size_t n)
         return;
     if (kind == CHURN)
         renew(c);
+    if (kind == BROADCAST) {
+        c->received = 0;
+        if (++served < connections)
+            return;
+        served = 0;
+        c = speaker;
+    }
     send_batch(c);
 }
 
@@ -477,17 +503,17 @@ int main(int argc, char **argv)
 {
     clockid_t server_clock;
     if (argc != 9 && argc != 10)
-        fail("usage: load PORT PID lines|churn|bulk|flow|file CONNECTIONS SIZE DEPTH WARM SECONDS [LISTENER]");
+        fail("usage: load PORT PID lines|churn|bulk|flow|file|broadcast CONNECTIONS SIZE DEPTH WARM SECONDS [LISTENER]");
     server.sin_family = AF_INET;
     server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     server.sin_port = htons(atoi(argv[1]));
     if (clock_getcpuclockid(atoi(argv[2]), &server_clock))
         fail("no process %s", argv[2]);
-    const char *names[] = {"lines", "churn", "bulk", "flow", "file"};
+    const char *names[] = {"lines", "churn", "bulk", "flow", "file", "broadcast"};
     while (strcmp(argv[3], names[kind]))
         if (++kind == sizeof names / sizeof *names)
             fail("no such kind: %s", argv[3]);
-    int connections = atoi(argv[4]);
+    connections = atoi(argv[4]);
     prepare(atol(argv[5]), atol(argv[6]));
     struct connection *all = calloc(connections, sizeof *all);
     if (!all)
@@ -500,12 +526,18 @@ int main(int argc, char **argv)
     for (int i = 0; i < connections; i++) {
         all[i].poller = poller;
         dial(&all[i]);
-        greet(&all[i]);
+        if (kind != BROADCAST)
+            greet(&all[i]);
         watch(&all[i], EPOLL_CTL_ADD, EPOLLIN | (kind == BULK ? EPOLLOUT : 0));
     }
+    struct connection *first = all;
+    if (kind == BROADCAST) {
+        greet_everybody(all);
+        first = speaker;
+    }
     unseen = kind == FLOW || kind == FILES ? MSG_TRUNC : 0;
-    for (int i = 0; i < connections; i++)
-        send_batch(&all[i]);
+    for (struct connection *c = first; c < all + connections; c++)
+        send_batch(c);
     run(poller, server_clock, atof(argv[7]), atof(argv[8]));
     return 0;
 }

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from .servers import MeasurementError
 
-Kind = Literal["lines", "churn", "bulk", "flow", "file"]
+Kind = Literal["lines", "churn", "bulk", "flow", "file", "broadcast"]
 
 SOURCE = Path(__file__).with_name("load.c")
 FLAGS = ("-O2", "-Wall", "-Wextra", "-pthread")

@@ -5,7 +5,8 @@
 It prints the port it serves and, once its standard input ends, what its timer saw (see `Ticker`), and is gone.
 
 Modes: those of `echoes`; ``tls-lines`` and ``tls-chunks`` are two of them under TLS, with the certificate in the
-directory TARGET; ``forward`` forwards to the port TARGET, and ``file`` sends files from the directory TARGET.
+directory TARGET; ``forward`` forwards to the port TARGET, ``file`` sends files from the directory TARGET, and
+``broadcast`` sends each line to all clients.
 A process imports what its peer needs and no other's.
 """
 
@@ -22,12 +23,13 @@ import time
 from typing import Literal, NamedTuple
 
 from . import echoes
-from .echoes import ECHOES
+from .broadcasters import BROADCASTERS
+from .echoes import ECHOES, VARIANTS
 from .files import FILE_SERVERS
 from .forwarders import FORWARDERS
 from .machine import BACKLOG, allow_files, avoid_pacing
 
-Mode = Literal[echoes.Mode, "tls-lines", "tls-chunks", "forward", "file"]
+Mode = Literal[echoes.Mode, "tls-lines", "tls-chunks", "forward", "file", "broadcast"]
 
 UNDER_TLS: dict[Mode, echoes.Mode] = {"tls-lines": "lines", "tls-chunks": "chunks"}
 
@@ -54,11 +56,14 @@ MODULES = {
     "asyncio streams": "asyncio",
     "raw Protocol": "asyncio",
     "iostreamsrv, read and write": "iostreamsrv",
+    "iostreamsrv, no limits": "iostreamsrv",
+    "iostreamsrv, all limits": "iostreamsrv",
 }
 """What each of them needs."""
 
-OURS, TORNADO, STREAMS, PROTOCOL, COPYING = (Peer(name) for name in MODULES)
+OURS, TORNADO, STREAMS, PROTOCOL, COPYING, UNLIMITED, LIMITED = (Peer(name) for name in MODULES)
 PEERS = tuple(Peer(name, loop) for loop in ("asyncio", "uvloop") for name in ECHOES)
+ALL = (*PEERS, COPYING, UNLIMITED, LIMITED)
 
 
 class Ticker:
@@ -98,7 +103,9 @@ async def start(name: str, mode: Mode, listener: socket.socket, target: str) -> 
         from .encryption import server_context  # imports more than the servers need for themselves
 
         return await ECHOES[name](listener, UNDER_TLS[mode], server_context(target))
-    return await ECHOES[name](listener, mode)
+    if mode == "broadcast":
+        return await BROADCASTERS[name](listener)
+    return await (ECHOES | VARIANTS)[name](listener, mode)
 
 
 async def serve(name: str, mode: Mode, target: str) -> None:

@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from .peers import COPYING, OURS, PEERS, STREAMS, TORNADO, Peer
+from .peers import ALL, OURS, STREAMS, TORNADO, UNLIMITED, Peer
 from .results import LOAD_SPENT, MOST_FOREIGN, Results
 from .thresholds import THRESHOLDS, Threshold
-from .workloads import WORKLOADS, Drip, Fairness, Files, Idle, Rate, Workload
+from .workloads import WORKLOADS, Defaults, Drip, Fairness, Files, Held, Idle, Rate, Workload
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN = "<!-- measured: begin -->"
@@ -94,6 +94,18 @@ def _costs(workload: Workload, results: Results) -> str:
             Column("MB/s", name, lambda peer: _number(results.median(name, peer, "rate"))),
             Column("CPU ms for 100 MB", name, lambda peer: _number(results.median(name, peer, "cpu") * 1e5)),
         ]
+    elif isinstance(workload, Defaults):
+        columns = [
+            Column("/s", name, lambda peer: _number(results.median(name, peer, "rate"))),
+            Column("CPU µs for a line", name, lambda peer: _number(results.median(name, peer, "cpu") * 1e6)),
+            Column("times no limits", name, partial(_times_unlimited, results, name)),
+        ]
+    elif isinstance(workload, Held):
+        columns = [
+            Column("at 100: /s", name, lambda peer: _number(results.median(name, peer, "hundred"))),
+            Column(f"at {workload.connections:,}: /s", name, lambda peer: _number(results.median(name, peer, "rate"))),
+            Column("of that", name, lambda peer: _number(results.median(name, peer, "share"))),
+        ]
     elif isinstance(workload, Fairness):
         columns = [Column(f"{share} %", name, partial(_milliseconds, results, name, f"p{share}")) for share in (50, 99)]
     elif isinstance(workload, Drip):
@@ -119,6 +131,10 @@ def _times_streams(results: Results, workload: str, size: int, peer: Peer) -> st
     return f"{results.ratio(workload, peer, str(size), STREAMS):.2f}" if results.has(workload, STREAMS) else "-"
 
 
+def _times_unlimited(results: Results, workload: str, peer: Peer) -> str:
+    return f"{results.ratio(workload, peer, 'cpu', UNLIMITED):.2f}" if results.has(workload, UNLIMITED) else "-"
+
+
 def _notes(results: Results) -> str:
     notes = [f"- {peer}, {workload}: {why}" for (workload, peer), why in results.failures.items()]
     if any(results.disturbed(*key) for key in results.runs):
@@ -133,7 +149,7 @@ def _notes(results: Results) -> str:
 
 def _table(title: str, results: Results, columns: Sequence[Column], last: Sequence[str] = ()) -> str:
     """A row for each peer that has a figure in it, and perhaps a last one; nothing if there are no figures."""
-    peers = [peer for peer in (*PEERS, COPYING) if any(results.has(column.workload, peer) for column in columns)]
+    peers = [peer for peer in ALL if any(results.has(column.workload, peer) for column in columns)]
     rows = [[str(peer), *(_cell(results, column, peer) for column in columns)] for peer in peers]
     return _section(title, ("", *(column.head for column in columns)), [*rows, last] if rows and last else rows)
 

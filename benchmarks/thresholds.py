@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .peers import COPYING, OURS, PROTOCOL, STREAMS, TORNADO, Peer
+from .peers import COPYING, LIMITED, OURS, PROTOCOL, STREAMS, TORNADO, UNLIMITED, Peer
 from .results import Results
 from .workloads import MEGABYTE
 
@@ -42,6 +42,15 @@ def _faster(what: str, workload: str, limit: float, base: Peer = TORNADO, times:
     return Threshold(what, workload, "≥", limit, f" times {times}", ratio, by_cpu, (base,))
 
 
+def _limits_cost(what: str, peer: Peer) -> Threshold:
+    """By the server's CPU time: of a small difference the rate tells less."""
+
+    def cost(results: Results) -> float:
+        return results.ratio("defaults", peer, "cpu", UNLIMITED)
+
+    return Threshold(what, "defaults", "≤", 1.08, " times no limits", cost, against=(peer, UNLIMITED))
+
+
 LONGEST_LINE = str(16 * MEGABYTE)
 
 THRESHOLDS = (
@@ -51,6 +60,18 @@ THRESHOLDS = (
     _faster("echo, 1,000 connections, 64 bytes", "many", 2.3),
     _faster("connect, one line, close", "churn", 2.0),
     _faster("bulk echo", "bulk", 1.0),
+    _faster("broadcast of 1 KB to 4,000 connections", "broadcast", 1.6),
+    Threshold(
+        "echo, 10,000 connections, 64 bytes",
+        "held",
+        "≥",
+        0.45,
+        " times with 100",
+        lambda r: r.median("held", OURS, "share"),
+        lambda r: r.median("held", OURS, "share by cpu"),
+    ),
+    _limits_cost("CPU for an echo with the default limits and timeouts", OURS),
+    _limits_cost("CPU for an echo with all limits and timeouts", LIMITED),
     _faster("echo through a forwarder, 50 connections, 64 bytes", "proxy-echo", 1.8),
     _faster("bulk echo through a forwarder", "proxy-bulk", 0.9, PROTOCOL, "a raw Protocol"),
     _faster("a file of 16 MB by sendfile", "file", 2.0, COPYING, "read and write"),

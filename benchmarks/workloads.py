@@ -1,6 +1,7 @@
 """What is measured: each workload is a kind of traffic and the figures taken while a server has it."""
 
 import contextlib
+import dataclasses
 import math
 import socket
 import struct
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .load import Counted, Kind, Load
-from .peers import COPYING, OURS, PEERS, PROTOCOL, STREAMS, TORNADO, UNDER_TLS, Mode, Peer
+from .peers import COPYING, LIMITED, OURS, PEERS, PROTOCOL, STREAMS, TORNADO, UNDER_TLS, UNLIMITED, Mode, Peer
 from .servers import FILE_SIZE, MeasurementError, Server
 
 Figures = dict[str, float]
@@ -57,17 +58,19 @@ class Loaded(Workload):
     :ivar connections: how many there are at a time.
     :ivar size: bytes in a line, or in a write.
     :ivar depth: lines a connection sends at once.
+    :ivar longer: how many times the usual it takes, where that would be too short.
     """
 
     connections: int
     size: int
     depth: int = 1
     kind: ClassVar[Kind] = "lines"
+    longer: ClassVar[int] = 1
 
     def count(self, server: Server, load: Load | None, seconds: float) -> Counted:
         if load is None:
             raise MeasurementError("it needs a C compiler")
-        return load.run(server, self.kind, self.connections, self.size, self.depth, seconds)
+        return load.run(server, self.kind, self.connections, self.size, self.depth, self.longer * seconds)
 
 
 @dataclass(frozen=True)
@@ -135,16 +138,50 @@ class Files(Bulk):
 
 
 @dataclass(frozen=True)
+class Broadcast(Rate):
+    """How many streams are reached in a second by what is sent to all."""
+
+    mode: ClassVar[Mode] = "broadcast"
+    kind: ClassVar[Kind] = "broadcast"
+
+
+@dataclass(frozen=True)
+class Held(Rate):
+    """How much comes back in a second where there are very many connections, and what share that is of the same with a
+    hundred, just before and with the same server.
+    """
+
+    peers: ClassVar[Sequence[Peer]] = (OURS,)
+    longer: ClassVar[int] = 3  # because a line takes a tenth of a second to come back
+
+    def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
+        hundred = dataclasses.replace(self, connections=100)
+        few, many = (Rate.measure(each, server, load, seconds) for each in (hundred, self))
+        return many | {
+            "hundred": few["rate"],
+            "share": many["rate"] / few["rate"],
+            "share by cpu": few["cpu"] / many["cpu"],
+        }
+
+
+@dataclass(frozen=True)
+class Defaults(Rate):
+    """What the limits and timeouts cost that are there by default: beside it none, and all there are."""
+
+    peers: ClassVar[Sequence[Peer]] = (UNLIMITED, OURS, LIMITED)
+    longer: ClassVar[int] = 3  # because the difference is small
+
+
+@dataclass(frozen=True)
 class Fairness(Loaded):
     """How late a 10 ms timer of the server fires, in milliseconds."""
 
     mode: ClassVar[Mode] = "timed"
     peers: ClassVar[Sequence[Peer]] = (OURS, TORNADO, STREAMS, PROTOCOL)
-    longer: ClassVar[int] = 3
-    """Times the usual, because the timer fires no more than 100 times a second."""
+    longer: ClassVar[int] = 3  # because the timer fires no more than 100 times a second
 
     def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
-        counted = self.count(server, load, self.longer * seconds)
+        counted = self.count(server, load, seconds)
         seen = server.stop()
         late = sorted(late * 1e3 for when, late in seen if counted.start <= when <= counted.end)
         if not late:
@@ -257,6 +294,15 @@ WORKLOADS: dict[str, Workload] = {
         Rate("many", "1000x64", "1,000 connections, each with one line of 64 bytes under way", 1000, 64),
         Churn("churn", "churn", "20 clients, each connects, has one line of 64 bytes answered, and closes", 20, 64),
         Bulk("bulk", "bulk", "4 connections, each sends all it can and reads it back", 4, 65536),
+        Broadcast("broadcast", "broadcast", "1 KB to 4,000 connections, and again when all have it", 4000, KILOBYTE),
+        Held("held", "echo on 100 and on 10,000 connections", "echo on 10,000 connections, and on 100", 10_000, 64),
+        Defaults(
+            "defaults",
+            "what limits and timeouts cost",
+            "the same as echo, with the default ones, none, and all",
+            50,
+            64,
+        ),
         ProxyRate("proxy-echo", "50x64", "the same as echo, but through a forwarder to an echo server", 50, 64),
         ProxyBulk("proxy-bulk", "bulk", "4 connections, each with 256 KB under way through a forwarder", 4, 65536, 4),
         Files("file", "a file of 16 MB", "16 connections, each asks for a file again and again", 16, FILE_SIZE),

@@ -40,9 +40,9 @@ async def forward(source, sink):
         await copy(source, sink)
         await sink.send_eof()
         source.set_close_callback(sink.abort)  # it is not read any more, but it can still break
-    except iostreamsrv.StreamClosedError:
-        source.abort()
-        sink.abort()
+    except iostreamsrv.StreamClosedError as error:
+        for stream in (source, sink):  # a shutdown is no trouble of theirs
+            (stream.close if error.reason == "shutdown" else stream.abort)()
 
 
 async def copy(source, sink):

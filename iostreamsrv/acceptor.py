@@ -57,8 +57,9 @@ class Acceptor:
 
     :param prepare: sets a socket's options. It is called for the listener, from which connections inherit them, and
         for each of those that do not: which were waiting before, or are no TCP connections.
-    :param may_accept: whether there is a place for one more; if there is none, nothing is accepted before
+    :param has_place: whether there is a place for one more; if there is none, nothing is accepted before
         :meth:`resume`, and clients wait in the kernel's queue.
+    :param one_waits: is called when one waits there for a place; it may make room.
     :param events: who is told when descriptors run out.
     """
 
@@ -67,7 +68,8 @@ class Acceptor:
         listener: socket.socket,
         accepted: Callable[[socket.socket, Any], None],
         prepare: Callable[[socket.socket], None] | None = None,
-        may_accept: Callable[[], bool] = lambda: True,
+        has_place: Callable[[], bool] = lambda: True,
+        one_waits: Callable[[], None] = lambda: None,
         events: Events = UNLIMITED,
     ) -> None:
         listener.setblocking(False)
@@ -76,7 +78,8 @@ class Acceptor:
         self.listener = listener
         self._accepted = accepted
         self._prepare = prepare
-        self._may_accept = may_accept
+        self._has_place = has_place
+        self._one_waits = one_waits
         self._events = events
         self._io_loop: IOLoop | None = None
         self._fd = listener.fileno()
@@ -125,26 +128,30 @@ class Acceptor:
     def accept_queued(self) -> None:
         """Accept all that waits in the kernel's queue, as far as there are places."""
         for _ in range(QUEUE_MOST):
-            if self._io_loop is None or not self._accept():
+            if self._io_loop is None or not self._has_place() or not self._accept():
                 return
 
     def _on_ready(self, _listener: object, _events: int) -> None:
+        if not self._has_place():
+            self._one_waits()
+            if not self._watching or not self._has_place():
+                return self.pause()
         for _ in range(ACCEPTS_PER_TURN):
-            if not self._watching:
-                return  # by what the last client caused
             if not self._accept():
+                return
+            # The last client may have had it paused. Without a place, whether one waits is for the next event to say.
+            if not self._watching or not self._has_place():
                 return
 
     def _accept(self) -> bool:
         """Accept one; whether another one may be there."""
-        if not self._may_accept():
-            self.pause()
-            return False
         try:
             connection, address = self.listener.accept()
         except OSError as error:
             return self._failed(error)
         self._pause = PAUSE_FIRST
+        if self._reserve < 0:  # there was none to be had before
+            self._take_reserve()
         if self._prepare is not None:
             with contextlib.suppress(OSError):  # the client may be gone
                 self._prepare(connection)

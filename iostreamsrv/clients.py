@@ -1,8 +1,7 @@
 """The clients of a server: admitted, greeted, handled, finished.
 
-Each has a permit while its descriptor is open: it is one of ``Clients.open``, whose number is what ``max_connections``
-limits. Where a full server lets newcomers wait, the permit is there before the accept, so that the kernel's backlog is
-the queue. ``Clients._finish`` is the only exit, whatever ended a stream: there the permit is given back.
+Each has a permit while its descriptor is open: it is one of ``Clients.open``. ``Clients._finish`` is the only exit,
+whatever ended a stream: there the permit is given back.
 """
 
 import asyncio
@@ -10,24 +9,21 @@ import inspect
 import logging
 import socket
 import ssl
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from ipaddress import IPv6Address
-from itertools import islice
-from typing import Any, Protocol, cast
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol
 
 import tornado.iostream
 from tornado import gen
 
-from .addresses import show
 from .deadlines import Deadlines
-from .descriptors import default_connections
 from .engine.base import CLOSE_TIMEOUT
 from .errors import CloseReason, StreamTimeoutError, reason_for
 from .events import Event, Events
-from .greeting import Greeter
+from .greeting import Greeter, client
 from .iostream import BaseIOStream, IOStream
 from .options import ServerOptions
+from .permits import Permits, host_of
 from .registry import Groups
 
 GOODBYES = 64
@@ -38,9 +34,6 @@ GOODBYE_TIMEOUT = 2.0
 
 CANCEL_PATIENCE = 1.0
 """Seconds that a cancelled handler has for its last words; whoever takes longer is left alone."""
-
-CANDIDATES = 64
-"""Streams that are found at once when one must go, so that a rush does not look at all of them for each newcomer."""
 
 
 class Serving(Protocol):
@@ -64,7 +57,8 @@ class Clients:
     :param on_place: is called when a place has become free that a newcomer was refused for.
     :ivar open: the streams, by their id.
     :ivar draining: is set when the server begins to shut down.
-    :ivar most: how many there may be.
+    :ivar permits: how many there may be.
+    :ivar asking: the tasks that wait for a shutdown, which does not wait for them: handlers may be among them.
     """
 
     def __init__(
@@ -79,21 +73,20 @@ class Clients:
         self.options = options
         self.events = Events()
         self.open: dict[int, IOStream] = {}
+        self.permits = Permits(self.open, options, self.events, on_place)
         self.draining = asyncio.Event()
-        self.most = options.max_connections or 1
         self._server = server
         self._closes = closes
         self._rejects = rejects
-        self._on_place = on_place
         self._rejected: dict[int, IOStream] = {}
         self.deadlines = Deadlines(options, self.open, self._rejected)
-        self.groups = Groups(self.open, asyncio.get_running_loop)
-        self._of_host: Counter[str] = Counter()
-        self._candidates: list[tuple[IOStream, float]] = []
-        self._wanted = False  # somebody waits for a place
+        self.groups = Groups(self.open, self.served)
         self._handling: dict[asyncio.Future[Any], IOStream] = {}
         self._closing: set[asyncio.Task[Any]] = set()
+        self.asking: set[asyncio.Task[Any] | None] = set()
         self._end = CloseReason.SHUTDOWN  # what a cancelled handler's stream ends with
+        self._ended: deque[tuple[IOStream, bool]] = deque()  # to be told of, and whether it had a handler
+        self._telling = False
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self._on_handled = self._handled
 
@@ -101,93 +94,58 @@ class Clients:
         """From now on."""
         self.options = self.deadlines.options = options
         self.deadlines.restart()
-        self.count_places()
-        self._of_host = Counter()
-        if options.max_connections_per_ip is not None:
-            for stream in self.open.values():
-                if (host := host_of(stream.remote_address)) is not None:
-                    self._of_host[host] += 1
+        self.permits.set_options(options)
 
-    def count_places(self) -> None:
-        """How many there are may depend on the limit of descriptors, which may have changed."""
-        self.most = int(self.options.max_connections or default_connections())
-        self._offer_place()
-
-    def served(self) -> list[IOStream]:
-        """The streams that have got as far as their handler."""
-        return [stream for stream in self.open.values() if not self.deadlines.in_phase(stream)]
+    def served(self, streams: Iterable[IOStream]) -> list[IOStream]:
+        """Those of ``streams`` that have got as far as their handler."""
+        return [stream for stream in streams if not self.deadlines.in_phase(stream)]
 
     # ---- admitted
-
-    def has_place(self) -> bool:
-        """Whether one more may be accepted; if not, ``on_place`` is called later."""
-        if len(self.open) < self.most or self.options.when_full != "wait":
-            return True
-        if not self._wanted:
-            self._wanted = True
-            self._say_full("new ones wait")
-        return False
-
-    def _say_full(self, consequence: str) -> None:
-        text = f"there are {len(self.open)} connections (max_connections): {consequence}"
-        self.events.emit(Event("limit", text, logging.WARNING))
-
-    def _offer_place(self) -> None:
-        if self._wanted and len(self.open) < self.most:
-            self._wanted = False
-            self._on_place()
 
     def accepted(self, greeter: Greeter, connection: socket.socket, address: Any) -> None:
         """There is a connection: of a client, or of a proxy in front of one."""
         stream = IOStream._of_client(connection, address, self.options, self)
         self.deadlines.run(stream._hub.loop)
-        if len(self.open) < self.most or (self.options.when_full == "evict" and self._evict()):
+        if self.permits.is_free() or self._make_room_for(address):
             self.open[stream.id] = stream
         elif not self._reject(stream, address, "max_connections"):
             return
         greeter.greet(stream, address)
 
+    def _make_room_for(self, address: Any) -> bool:
+        """By an eviction; but nobody has to go for a client who would be rejected all the same."""
+        options = self.options
+        if options.when_full != "evict" or self.draining.is_set():  # who is in may finish
+            return False
+        if options.proxy_protocol is None and self.permits.has_its_share(host_of(address)):
+            return False
+        return self.permits.evict(self._keeps_waiting)
+
+    def _keeps_waiting(self, stream: IOStream) -> bool:
+        return stream.reading() or stream.writing() or self.deadlines.in_phase(stream)
+
     def known(self, stream: IOStream, address: Any) -> bool:
         """The address of a client is known: whether it may go on."""
-        limit = self.options.max_connections_per_ip
-        if limit is None or stream.id in self._rejected:
+        if self.options.max_connections_per_ip is None or stream.id in self._rejected:
             return True
         host = host_of(address)
-        if host is None:
-            return True
-        if self._of_host[host] >= limit:
+        if self.permits.has_its_share(host):
             return self._reject(stream, address, "max_connections_per_ip")
-        self._of_host[host] += 1
+        self.permits.count(stream, host)
         return True
 
     def _reject(self, stream: IOStream, address: Any, limit: str) -> bool:
         """Turn a client away; whether it is still to be told so."""
         self.open.pop(stream.id, None)
-        text = f"{show(address)} is rejected: {limit} is {getattr(self.options, limit) or self.most}"
+        text = f"{client(stream)} is rejected: {limit} is {getattr(self.options, limit) or self.permits.most}"
         event = Event("reject", text, logging.INFO, stream, address, CloseReason.REJECTED)
         self.events.emit(event)
-        if not self._rejects() or len(self._rejected) >= GOODBYES:
+        if stream.closed() or not self._rejects() or len(self._rejected) >= GOODBYES:  # closed by who was told
             stream._close(CloseReason.REJECTED)
             return False
         self._rejected[stream.id] = stream
-        self._offer_place()
+        self.permits.offer()
         return True
-
-    def _evict(self) -> bool:
-        """Close, of those who keep their handler waiting, the one who has done so for the longest time."""
-        for _ in range(2):
-            while self._candidates:
-                stream, since = self._candidates.pop()
-                if not stream.closed() and stream._received_at == since and self._keeps_waiting(stream):
-                    stream._close(CloseReason.EVICTED)
-                    stream._give_up_owed()
-                    return True
-            waiting = sorted(filter(self._keeps_waiting, self.open.values()), key=lambda each: each._received_at)
-            self._candidates = [(each, each._received_at) for each in islice(waiting, CANDIDATES)][::-1]
-        return False
-
-    def _keeps_waiting(self, stream: IOStream) -> bool:
-        return stream.reading() or stream.writing() or self.deadlines.in_phase(stream)
 
     # ---- handled
 
@@ -197,20 +155,32 @@ class Clients:
             self.deadlines.begin(stream, CloseReason.REJECTED, "write", GOODBYE_TIMEOUT)
             self._call("handle_reject", stream, address)
             return
-        if self.events.wanted("open"):
-            self.events.emit(Event("open", f"{client(stream)} is connected", stream=stream, address=address))
-        self._call("handle_stream", stream, address)
+        if not self.events.wanted("open") or self._announce(stream, address):
+            self._call("handle_stream", stream, address)
+
+    def _announce(self, stream: IOStream, address: Any) -> bool:
+        """Tell of a client; whether it is still there, as a listener may have closed it."""
+        self.deadlines.begin(stream, CloseReason.LOCAL, "read", None)  # so that it ends as one without a handler
+        self.events.emit(Event("open", f"{client(stream)} is connected", stream=stream, address=address))
+        return not stream.closed() and self.deadlines.end(stream)
 
     def _call(self, name: str, stream: IOStream, address: Any) -> None:
         try:
             result = getattr(self._server, name)(stream, address)
             if result is None:
-                return self._returned(stream)
-            handling = stream._hub.loop.create_task(_coroutine(result))
+                return self._returned(self._successor(stream))
+            coroutine = _coroutine(result)
+            if stream.id in self._rejected:
+                coroutine = _goodbye(coroutine)
+            handling = stream._hub.loop.create_task(coroutine)
         except Exception as error:
-            return self._handler_failed(stream, name, error)
+            return self._handler_failed(self._successor(stream), name, error)
         self._handling[handling] = stream
         handling.add_done_callback(self._on_handled)
+
+    def _successor(self, stream: IOStream) -> IOStream:
+        """The one that ``start_tls()`` has put in its place, perhaps."""
+        return self.open.get(stream.id) or self._rejected.get(stream.id) or stream
 
     def _returned(self, stream: IOStream) -> None:
         """A plain function has: it may have left the stream to others, but not that of a client who is not to stay."""
@@ -219,12 +189,11 @@ class Clients:
 
     def _handled(self, handling: "asyncio.Future[Any]") -> None:
         """A handler has ended."""
-        stream = self._handling.pop(handling)
-        stream = self.open.get(stream.id, stream)  # start_tls() has put another one in its place, perhaps
+        stream = self._successor(self._handling.pop(handling))
         rejected = stream.id in self._rejected
         if handling.cancelled():
             if isinstance(handling, asyncio.Task) and handling.cancelling():
-                stream._close(self._end)
+                self._retire(stream, self._end)
             else:  # by what it waited for
                 self._retire(stream, CloseReason.HANDLER_ERROR)
         elif (error := handling.exception()) is not None:
@@ -287,19 +256,27 @@ class Clients:
         if self.open.pop(stream.id, None) is None:
             self._rejected.pop(stream.id, None)
             before_handler = True
-        elif self._of_host and (host := host_of(stream.remote_address)) is not None:
-            self._leave_host(host)
+        self.permits.discount(stream)
         self.groups.forget(stream)
-        if self.events.wanted("close"):
-            self._tell_of_close(stream)
-        if not before_handler and self._closes():
-            self._call_handle_close(stream)
-        self._offer_place()
+        self._ended.append((stream, not before_handler))
+        if not self._telling:
+            self._tell_of_ends()
+        self.permits.offer()
 
-    def _leave_host(self, host: str) -> None:
-        self._of_host[host] -= 1
-        if self._of_host[host] <= 0:
-            del self._of_host[host]
+    def _tell_of_ends(self) -> None:
+        """One after the other, never one within another: who is told of an end may speak to all the others, find them
+        broken, and so end them. A hundred such calls within each other are more than Python's stack takes.
+        """
+        self._telling = True
+        try:
+            while self._ended:
+                stream, handled = self._ended.popleft()
+                if self.events.wanted("close"):
+                    self._tell_of_close(stream)
+                if handled and self._closes():
+                    self._call_handle_close(stream)
+        finally:
+            self._telling = False
 
     def _tell_of_close(self, stream: IOStream) -> None:
         reason, address = stream.close_reason, stream.remote_address
@@ -324,11 +301,10 @@ class Clients:
     # ---- ended, all of them
 
     def all_gone(self) -> bool:
-        """Whether there is none, and nothing to be done for one, but for the client whose handler asks."""
-        asking = self._handling.get(cast(Any, asyncio.current_task()))
-        besides = 0 if asking is None else 1
-        streams = len(self.open) - (asking is not None and asking.id in self.open)
-        return not (streams or self._rejected or len(self._handling) > besides or self._closing)
+        """Whether there is none, and nothing to be done for one, but for clients whose handlers ask."""
+        asking = [self._handling[task] for task in self._handling.keys() & self.asking]
+        streams = len(self.open) - sum(stream.id in self.open for stream in asking)
+        return not (streams or self._rejected or len(self._handling) > len(asking) or self._closing - self.asking)
 
     def end_waiting(self, idle: float) -> None:
         """Close the streams that merely wait for their client, and those who have not begun with their handshake."""
@@ -345,18 +321,21 @@ class Clients:
         :param gently: let the handlers have their last words before the streams are closed.
         """
         self._end = reason
-        asking = asyncio.current_task()
-        ending: list[asyncio.Future[Any]] = [task for task in (*self._handling, *self._closing) if task is not asking]
+        spared = {asyncio.current_task(), *self.asking}
+        ending: list[asyncio.Future[Any]] = [*self._handling.keys() - spared, *self._closing - spared]
         for task in ending:
             task.cancel()
         for greeter in greeters:
             ending += greeter.cancel()
         if gently:
             await _wait(ending)
+            await _wait([*self._closing - spared])  # for the clients to read them
         for stream in [*self.open.values(), *self._rejected.values()]:
             stream._close(reason)
+            if gently:
+                stream._give_up_owed()
         self._end = CloseReason.SHUTDOWN
-        await _wait([*ending, *self._closing - {asking}])
+        await _wait([*ending, *self._closing - spared])
 
 
 async def _wait(futures: list["asyncio.Future[Any]"]) -> None:
@@ -369,21 +348,15 @@ async def _wait_for(future: Awaitable[Any]) -> None:
     await future
 
 
+async def _goodbye(handling: Awaitable[None]) -> None:
+    """No longer than its stream may live: or else each client that is turned away could leave a task behind."""
+    try:
+        async with asyncio.timeout(GOODBYE_TIMEOUT) as limit:
+            await handling
+    except TimeoutError:
+        if not limit.expired():
+            raise
+
+
 def _coroutine(result: Any) -> Any:
     return result if inspect.iscoroutine(result) else _wait_for(gen.convert_yielded(result))
-
-
-def host_of(address: Any) -> str | None:
-    """Whom an address belongs to: an IPv4 address, or a /64 of IPv6; None for Unix sockets."""
-    if not isinstance(address, tuple):
-        return None
-    host = str(address[0])
-    if ":" not in host:
-        return host
-    ip = IPv6Address(host.partition("%")[0])
-    return str(ip.ipv4_mapped or IPv6Address(int(ip) >> 64 << 64))
-
-
-def client(stream: IOStream) -> str:
-    """A client, for people; one of a Unix socket has no address, and is named after the one it came by."""
-    return show(stream.remote_address) or f"a client of {show(stream.local_address or 'a Unix socket')}"

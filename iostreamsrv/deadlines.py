@@ -4,10 +4,12 @@ A message costs nothing but the time that is noted when it comes. So a timeout i
 of the shortest one, and by a second at most.
 
 **When the server itself slept**, because the process was stopped or a handler blocked the loop, its clients may have
-been as busy as ever. That time is added to all that was noted before, so that nobody is timed out for it.
+been as busy as ever. That time is added to all that was noted before, so that nobody is timed out for it. Nor is one
+whose bytes have come, and are still to be received.
 """
 
 import asyncio
+import math
 from asyncio import Future, TimerHandle
 from collections.abc import Iterator, Mapping
 from time import monotonic
@@ -27,8 +29,9 @@ the second that a deadline may be late."""
 SLEPT = 0.5
 """Seconds that a look may be late before the server is taken to have slept, and not merely to be busy."""
 
-HOPELESS = frozenset({CloseReason.WRITE_TIMEOUT, CloseReason.MIN_RATE})
-"""Ends of streams whose client takes nothing, or as good as nothing: what is owed to it is not waited for."""
+HOPELESS = frozenset({CloseReason.WRITE_TIMEOUT, CloseReason.MIN_RATE, CloseReason.REJECTED})
+"""Ends of streams whose client takes nothing, or as good as nothing, or has had its time: what is owed to it is not
+waited for."""
 
 
 class Phase(NamedTuple):
@@ -45,7 +48,7 @@ class Window(NamedTuple):
 
     read: "Future[Any]"
     since: float
-    bytes_read: int
+    received: int
 
 
 class Deadlines:
@@ -62,16 +65,16 @@ class Deadlines:
         self._windows: dict[int, Window] = {}
         self._timer: TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._looked = 0.0
         self._due = 0.0
 
     # ---- phases
 
     def begin(self, stream: IOStream, reason: CloseReason, operation: Operation, seconds: float | None) -> None:
         """``stream`` is in a phase that is to be over in so many seconds, or else it is closed with ``reason``."""
-        self._phases[stream.id] = Phase(reason, operation, monotonic(), seconds)
-        if seconds is not None and seconds < (self._due - self._looked) * LOOKS:
-            self._look_sooner(stream.io_loop.asyncio_loop)  # type: ignore[attr-defined]
+        now = monotonic()
+        self._phases[stream.id] = Phase(reason, operation, now, seconds)
+        if seconds is not None and self._due > now + _between_looks(seconds):  # never later: newcomers may be many
+            self._schedule(stream._hub.loop, now, seconds)
 
     def end(self, stream: IOStream) -> bool:
         """Its phase is over; whether it was in one."""
@@ -91,12 +94,12 @@ class Deadlines:
     def run(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look at the streams from now on, as long as there are any."""
         if self._timer is None or self._loop is not loop:
-            self._schedule(loop, monotonic())
+            self._look_again(loop)
 
     def restart(self) -> None:
         """The options have changed."""
-        if self._timer is not None and self._loop is not None:
-            self._look_sooner(self._loop)
+        if self._timer is not None and self._loop is not None and not self._loop.is_closed():
+            self._look_again(self._loop)
 
     def stop(self) -> None:
         """Look no more."""
@@ -104,23 +107,22 @@ class Deadlines:
             self._timer.cancel()
             self._timer = None
 
-    def _look_sooner(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._schedule(loop, monotonic())
+    def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._schedule(loop, monotonic(), self._shortest())
 
-    def _schedule(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
+    def _schedule(self, loop: asyncio.AbstractEventLoop, now: float, shortest: float) -> None:
         self.stop()
         self._loop = loop
-        self._looked = now
-        self._due = now + self._interval()
+        self._due = now + _between_looks(shortest)
         self._timer = loop.call_later(self._due - now, self._look)
 
-    def _interval(self) -> float:
+    def _shortest(self) -> float:
+        """The shortest timeout there is."""
         options = self.options
         timeouts = [*options.timeouts, options.min_rate_window if options.min_rate else None]
         timeouts += [phase.seconds for phase in self._phases.values()]
         timeouts += [seconds for stream in self._all() for seconds in (stream._timeouts or {}).values()]
-        shortest = min((seconds for seconds in timeouts if seconds is not None), default=LOOKS * LONGEST)
-        return min(max(shortest / LOOKS, SHORTEST), LONGEST)
+        return min((seconds for seconds in timeouts if seconds is not None), default=math.inf)
 
     def _all(self) -> Iterator[IOStream]:
         for streams in self._streams:
@@ -137,7 +139,7 @@ class Deadlines:
         else:
             self._close_overdue(streams, now)
         assert self._loop is not None
-        self._schedule(self._loop, now)
+        self._look_again(self._loop)
 
     def _forgive(self, streams: list[IOStream], slept: float, now: float) -> None:
         """Nobody is to blame for ``slept`` seconds."""
@@ -160,7 +162,7 @@ class Deadlines:
                 overdue = _overdue(stream, timeouts if own is None else timeouts._replace(**own), now)
                 if rate is not None and overdue is None:
                     overdue = self._overdue_rate(stream, rate, now)
-            if overdue is not None:
+            if overdue is not None and not _is_to_be_received(stream, overdue[1].operation):
                 self._close(stream, *overdue)
 
     def _close(self, stream: IOStream, reason: CloseReason, error: StreamTimeoutError) -> None:
@@ -176,26 +178,34 @@ class Deadlines:
     def _overdue_rate(self, stream: IOStream, rate: float, now: float) -> "Overdue | None":
         """Over each window, what has come of a read that has begun to come."""
         read = stream._read_future
-        if read is None or not stream._has_begun():
+        if read is None or stream._closing is not None or not stream._has_begun():
             self._windows.pop(stream.id, None)
             return None
         window = self._windows.get(stream.id)
         if window is None or window.read is not read:
-            since = max(stream._read_since, self._looked)
-            self._windows[stream.id] = Window(read, since, stream.bytes_read)
+            self._windows[stream.id] = Window(read, now, stream._received())
             return None
         seconds = now - window.since
         if seconds < self.options.min_rate_window:
             return None
-        came = stream.bytes_read - window.bytes_read
+        came = stream._received() - window.received
         if came < rate * seconds:
             text = f"{came} bytes in {seconds:.1f} s are less than {rate:g} per second"
             return CloseReason.MIN_RATE, StreamTimeoutError("read", seconds, text)
-        self._windows[stream.id] = Window(read, now, stream.bytes_read)
+        self._windows[stream.id] = Window(read, now, stream._received())
         return None
 
 
 Overdue = tuple[CloseReason, StreamTimeoutError]
+
+
+def _between_looks(shortest: float) -> float:
+    return min(max(shortest / LOOKS, SHORTEST), LONGEST)
+
+
+def _is_to_be_received(stream: IOStream, operation: Operation | None) -> bool:
+    """Whether it is the server that is late: what is waited for has come, and handlers keep the loop from taking it."""
+    return (operation == "handshake" or (operation == "read" and stream.reading())) and stream._has_input()
 
 
 def _overdue(stream: IOStream, timeouts: Timeouts, now: float) -> Overdue | None:
@@ -210,8 +220,13 @@ def _overdue(stream: IOStream, timeouts: Timeouts, now: float) -> Overdue | None
             return CloseReason.WRITE_TIMEOUT, StreamTimeoutError("write", write, text)
     else:
         stream._sent_before = None
+    if stream._closing is not None:
+        return None  # the rest of an aclose() has limits of its own
     if read is not None and stream.reading() and now - stream._read_since > read:
         return CloseReason.READ_TIMEOUT, StreamTimeoutError("read", read)
     if idle is not None and now - max(stream._received_at, stream._sent_since) > idle:
+        if not stream.reading() and stream._has_input():  # it is the handler that is busy
+            stream._received_at = now
+            return None
         return CloseReason.IDLE_TIMEOUT, StreamTimeoutError("read", idle, f"idle for {idle:g} s")
     return None

@@ -48,11 +48,12 @@ class Greeter:
         """``address`` is that of the connection: of the client, or of a proxy."""
         if self._trusted is None:
             self._go_on(stream, address)
-        elif address not in self._trusted:
+            return
+        seconds = self._deadlines.options.proxy_header_timeout
+        self._deadlines.begin(stream, CloseReason.PROXY_ERROR, "read", seconds)
+        if address not in self._trusted:
             self._refuse(stream, address, "a connection that is not from a trusted proxy")
         else:
-            seconds = self._deadlines.options.proxy_header_timeout
-            self._deadlines.begin(stream, CloseReason.PROXY_ERROR, "read", seconds)
             task = stream.io_loop.asyncio_loop.create_task(self._read_header(stream, address))  # type: ignore[attr-defined]
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -85,7 +86,7 @@ class Greeter:
         stream._close(CloseReason.PROXY_ERROR)
 
     def _complain(self, stream: IOStream, address: Any, why: str) -> None:
-        text = f"PROXY header of {show(address)}: {why}"
+        text = f"PROXY header of {client(stream)}: {why}"
         self._events.emit(Event("error", text, logging.INFO, stream, address, CloseReason.PROXY_ERROR))
 
     def _go_on(self, stream: IOStream, address: Any) -> None:
@@ -105,3 +106,8 @@ class Greeter:
         if not stream.closed():  # since then
             self._deadlines.end(stream)
             self._serve(stream, address)
+
+
+def client(stream: IOStream) -> str:
+    """A client, for people; one of a Unix socket has no address, and is named after the one it came by."""
+    return show(stream.remote_address) or f"a client of {show(stream.local_address or 'a Unix socket')}"

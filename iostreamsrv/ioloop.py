@@ -54,9 +54,9 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
         server.listen(8888)
         iostreamsrv.run(server)
 
-    A signal has a server shut down (`TCPServer.shutdown`): its clients may finish what they are at. A second one ends
-    it at once, a third one kills. A coroutine is cancelled by the first, and killed by the second. Then the remaining
-    tasks of the loop are cancelled and the loop is closed. SIGHUP has a server with certificates read them anew
+    A signal cancels what runs, which has a server shut down (`TCPServer.shutdown`): its clients may finish what they
+    are at. A second one does so again, which ends a server at once; a third one kills. Then the remaining tasks of the
+    loop are cancelled and the loop is closed. SIGHUP has a server with certificates read them anew
     (`TCPServer.reload_certificates`). For a program that has a loop of its own there is ``await
     server.serve_forever()``. Must be called from the main thread, outside any loop.
 
@@ -87,47 +87,48 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
 
 
 async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
-    reload = getattr(main, "reload_certificates", None) if getattr(main, "certificates", None) else None
-    shutdown = getattr(main, "shutdown", None)
+    reload: Any = getattr(main, "reload_certificates", None) if getattr(main, "certificates", None) else None
     if hasattr(main, "serve_forever"):
         main = main.serve_forever()
     elif callable(main):
         main = main()
     task = asyncio.ensure_future(main)
-    ending: list[asyncio.Future[None]] = []
+    left = 2  # signals that are handled; the next one has its default effect
 
-    def on_signal(number: int) -> None:
-        if shutdown is not None and not ending:
-            ending.append(loop.create_task(shutdown()))
-            return
-        loop.remove_signal_handler(number)  # the next one has its default effect
-        for each in (*ending, task):
-            each.cancel()
+    def on_signal() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            _remove_signal_handlers(loop, stopping)
+        task.cancel()
 
-    handled = _add_signal_handlers(loop, on_signal)
-    if reload is not None:
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        handled.append(signal.SIGHUP)
+    stopping = _add_signal_handlers(loop, on_signal)
+    reloading = [] if reload is None else [signal.SIGHUP]
+    for number in reloading:
+        loop.add_signal_handler(number, reload)
     try:
         await asyncio.wait([task])
-        await asyncio.gather(*ending, return_exceptions=True)
     finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
+        _remove_signal_handlers(loop, stopping + reloading)
     if not task.cancelled():
         task.result()
 
 
-def _add_signal_handlers(loop: asyncio.AbstractEventLoop, on_signal: Callable[[int], None]) -> list[int]:
+def _add_signal_handlers(loop: asyncio.AbstractEventLoop, on_signal: Callable[[], None]) -> list[signal.Signals]:
     """Those of SIGINT and SIGTERM that could be handled: Windows has neither way, and Ctrl-C raises there."""
-    handled: list[int] = []
+    handled = []
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            loop.add_signal_handler(number, on_signal, number)
+            loop.add_signal_handler(number, on_signal)
         except NotImplementedError:
             continue
         handled.append(number)
     return handled
+
+
+def _remove_signal_handlers(loop: asyncio.AbstractEventLoop, numbers: list[signal.Signals]) -> None:
+    for number in numbers:
+        loop.remove_signal_handler(number)
 
 
 async def _cancel_the_rest() -> None:

@@ -16,6 +16,7 @@ from .errors import OptionError
 from .events import Event, Events
 from .greeting import Greeter
 from .netutil import why_not_listening
+from .permits import Permits
 
 DAY = 86400.0
 """Seconds between two looks at how long certificates are still valid."""
@@ -27,15 +28,15 @@ class Listeners:
     """What is bound: accepted on, or waiting for `TCPServer.start`.
 
     :param accepted: is given each connection, with who is to greet it.
-    :param may_accept: whether there is a place for one more.
+    :param permits: whether one more may be accepted.
     :ivar greeters: all that there were, as their clients may still be there.
     """
 
-    def __init__(self, accepted: Accepted, may_accept: Callable[[], bool], events: Events) -> None:
+    def __init__(self, accepted: Accepted, permits: Permits, events: Events) -> None:
         self.greeters: set[Greeter] = set()
         self.suspended = False
         self._accepted = accepted
-        self._may_accept = may_accept
+        self._permits = permits
         self._events = events
         self._acceptors: list[Acceptor] = []
         self._pending: list[tuple[socket.socket, Greeter]] = []
@@ -78,16 +79,23 @@ class Listeners:
             _check_listener(listener, known)
             known.add(listener.fileno())
         acceptors = [
-            Acceptor(listener, partial(self._accepted, greeter), prepare, self._may_accept, self._events)
+            Acceptor(
+                listener,
+                partial(self._accepted, greeter),
+                prepare,
+                self._permits.may_accept,
+                self._permits.one_waits,
+                self._events,
+            )
             for listener, greeter in listeners
         ]
         self._acceptors += acceptors
         self.greeters.update(greeter for _, greeter in listeners)
         for acceptor in acceptors:
             self._start(acceptor, io_loop)
-            address = acceptor.listener.getsockname()
-            self._events.emit(Event("listen", f"listening on {show(address)}", address=address))
         self._look_for_expiry(io_loop.asyncio_loop)  # type: ignore[attr-defined]
+        for address in [acceptor.listener.getsockname() for acceptor in acceptors]:  # a subscriber may stop the server
+            self._events.emit(Event("listen", f"listening on {show(address)}", address=address))
 
     def move_to(self, io_loop: IOLoop) -> None:
         """Accept on another loop."""

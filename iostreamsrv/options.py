@@ -5,6 +5,7 @@ What is wrong raises `OptionError` here, before anything is bound.
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -220,9 +221,11 @@ class ServerOptions:
         taken, and of the streams that wait for their client the one that has waited longest is closed, reason
         ``evicted``; if none waits, the newcomer is rejected.
     :ivar idle_timeout: seconds after which a stream is closed that has received nothing, and of whose queued bytes none
-        has left; None, as many protocols are silent for hours, and ``keepalive`` finds those who are gone.
-    :ivar read_timeout: seconds that one read may take in all, however often bytes come; None. The guard against clients
-        that send a byte now and then: such a stream is closed, where a read's own ``timeout`` leaves it open.
+        has left, whatever its handler does meanwhile; None, as many protocols are silent for hours, and ``keepalive``
+        finds those who are gone.
+    :ivar read_timeout: seconds that one read may take in all, however often bytes come, and the wait for the first one
+        included; None. The guard against clients that send a byte now and then: such a stream is closed, where a
+        read's own ``timeout`` leaves it open.
     :ivar write_timeout: seconds after which a stream is closed if its client takes nothing of what is queued; 30.
     :ivar min_rate: bytes per second that a read must be given once it has begun to come, over each
         ``min_rate_window``; None. (Kestrel asks for 240.) Unlike ``read_timeout`` it suits uploads of any length.
@@ -294,6 +297,26 @@ class ServerOptions:
         """
         return cls().replaced(keywords)
 
+    @classmethod
+    def of_class(cls, server: type) -> "ServerOptions":
+        """Options from the attributes of a class of servers and of its bases.
+
+        An attribute may have any name, so one that merely resembles an option is a `UserWarning`.
+
+        :raises OptionError: a value that cannot be.
+        """
+        own = {}
+        for each in reversed(server.__mro__):
+            for name, value in vars(each).items():
+                if hasattr(value, "__get__"):
+                    continue  # a method, or a property
+                if name in NAMES:
+                    own[name] = value
+                elif near := difflib.get_close_matches(name, NAMES, 1, ALIKE):
+                    text = f"{each.__name__}.{name} is no option of a server: did you mean {near[0]!r}?"
+                    warnings.warn(text, stacklevel=4)
+        return cls.of(own)
+
     def replaced(self, changes: dict[str, Any]) -> "ServerOptions":
         """The same options, but for ``changes``.
 
@@ -307,6 +330,9 @@ class ServerOptions:
                 raise TypeError(f"no such option: {name!r}{hint}")
         return replace(self, **changes)
 
+
+ALIKE = 0.9
+"""How much an attribute resembles an option that it was probably meant to be: one letter too many, or too few."""
 
 NAMES = tuple(field.name for field in fields(ServerOptions))
 

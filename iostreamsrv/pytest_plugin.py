@@ -13,7 +13,7 @@ import pytest
 from .ioloop import IOLoop
 from .iostream import IOStream
 from .tcpserver import TCPServer
-from .testing import bind_unused_port, memory_stream_pair
+from .testing import bind_unused_port, end, memory_stream_pair
 
 __all__ = ["memory_streams", "serve", "unused_port"]
 
@@ -42,14 +42,13 @@ def serve(io_loop: IOLoop) -> Iterator[Callable[[TCPServer], Any]]:
     When the test ends, all servers it was given are stopped, and their handlers and streams ended.
     """
     loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
-    serving: list[asyncio.Task[None]] = []
+    serving: list[tuple[TCPServer, asyncio.Task[None]]] = []
 
     def start(server: TCPServer) -> Any:
         server.listen(0, "127.0.0.1")
-        serving.append(loop.create_task(server.serve_forever()))
+        serving.append((server, loop.create_task(server.serve_forever())))
         return server.addresses[0]
 
     yield start
-    for task in serving:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*serving, return_exceptions=True))
+    for server, task in serving:
+        loop.run_until_complete(end(server, task))

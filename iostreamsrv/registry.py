@@ -3,6 +3,7 @@
 import asyncio
 from asyncio import Future
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Any, Literal, get_args
 from weakref import WeakValueDictionary
 
@@ -77,20 +78,21 @@ class Group(Streams):
     def broadcast(
         self, data: bytes | bytearray | memoryview, exclude: IOStream | Iterable[IOStream] = (), slow: Slow = "drop"
     ) -> "Future[int]":
-        """Write ``data`` to each stream of the group; see `TCPServer.broadcast`."""
-        return broadcast(self._groups.loop(), self, data, exclude, slow)
+        """Write ``data`` to each stream of the group that has a handler; see `TCPServer.broadcast`."""
+        return self._groups.broadcast(self, data, exclude, slow)
 
 
 class Groups:
-    """All groups of a server.
+    """All groups of a server, and what is said to them.
 
     :param streams: its open streams.
-    :param loop: gives the loop that broadcasts wait on.
+    :param served: gives, of some streams, those that have got as far as their handler.
     """
 
-    def __init__(self, streams: dict[int, IOStream], loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-        self.loop = loop
+    def __init__(self, streams: dict[int, IOStream], served: Callable[[Iterable[IOStream]], list[IOStream]]) -> None:
         self._streams = streams
+        self._served = served
+        self._waiting: dict[int, asyncio.Task[bool]] = {}  # the last broadcast that waits for a stream
         # A group is there as long as somebody holds it, which its streams do.
         self._by_name: WeakValueDictionary[object, Group] = WeakValueDictionary()
         self._of: dict[int, set[Group]] = {}
@@ -104,9 +106,9 @@ class Groups:
 
     def join(self, group: Group, stream: IOStream) -> None:
         """See `Group.join`."""
+        if stream.closed():
+            raise stream._closed_error("write")
         if self._streams.get(stream.id) is not stream:
-            if stream.closed():
-                raise stream._closed_error("write")
             raise ValueError(f"{stream} is not a stream of this server")
         group._streams[stream.id] = stream
         self._of.setdefault(stream.id, set()).add(group)
@@ -129,55 +131,74 @@ class Groups:
         for group in self._of.pop(stream.id, ()):
             group._streams.pop(stream.id, None)
 
+    # ---- speaking to several
 
-def broadcast(
-    loop: asyncio.AbstractEventLoop,
-    streams: Iterable[IOStream],
-    data: bytes | bytearray | memoryview,
-    exclude: IOStream | Iterable[IOStream],
-    slow: Slow,
-) -> "Future[int]":
-    """Write ``data`` to each of ``streams``, all of which share one copy; see `TCPServer.broadcast`."""
-    if slow not in get_args(Slow):
-        raise OptionError("slow", slow, "must be 'drop', 'kick' or 'wait'")
-    data = bytes(data)  # which is no copy of bytes
-    left_out = {exclude.id} if isinstance(exclude, IOStream) else {stream.id for stream in exclude}
-    taken, waiting = 0, []
-    for stream in streams:
-        if stream.id in left_out:
-            continue
-        try:
-            stream.write(data)
-        except StreamBufferFullError:
-            if slow == "kick":
+    def broadcast(
+        self,
+        streams: Iterable[IOStream],
+        data: bytes | bytearray | memoryview,
+        exclude: IOStream | Iterable[IOStream],
+        slow: Slow,
+    ) -> "Future[int]":
+        """Write ``data`` to each of ``streams``, all of which share one copy; see `TCPServer.broadcast`."""
+        if slow not in get_args(Slow):
+            raise OptionError("slow", slow, "must be 'drop', 'kick' or 'wait'")
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"can only broadcast bytes, bytearray or memoryview, not {type(data).__name__}")
+        data = bytes(data)  # which is no copy of bytes
+        left_out = {exclude.id} if isinstance(exclude, IOStream) else {stream.id for stream in exclude}
+        taken, full = 0, []
+        for stream in self._served(streams):
+            if stream.id in left_out:
+                continue
+            if stream.id in self._waiting:  # for an earlier one, which this one may not overtake
+                full.append(stream)
+                continue
+            try:
+                stream.write(data)
+            except StreamBufferFullError:
+                full.append(stream)
+            except StreamClosedError:
+                pass  # it is on its way out
+            else:
+                taken += not stream.closed()  # the write may have found it broken
+        loop = asyncio.get_running_loop()
+        if full and slow == "wait":
+            return loop.create_task(_sum(taken, [self._write_later(stream, data) for stream in full]))
+        if slow == "kick":
+            for stream in full:  # now that all have the data: who is told of these ends may speak to them
                 stream.kick("does not read what is broadcast")
-            elif slow == "wait":
-                waiting.append(stream)
-        except StreamClosedError:
-            pass  # it is on its way out
-        else:
-            taken += 1
-    if waiting:
-        return loop.create_task(_wait_for(waiting, data, taken))
-    done: Future[int] = loop.create_future()
-    done.set_result(taken)
-    return done
+        done: Future[int] = loop.create_future()
+        done.set_result(taken)
+        return done
+
+    def _write_later(self, stream: IOStream, data: bytes) -> "asyncio.Task[bool]":
+        task = stream._hub.loop.create_task(_write_later(self._waiting.get(stream.id), stream, data))
+        self._waiting[stream.id] = task
+        task.add_done_callback(partial(self._written, stream.id))
+        return task
+
+    def _written(self, id: int, task: "asyncio.Task[bool]") -> None:
+        if self._waiting[id] is task:
+            del self._waiting[id]
 
 
-async def _wait_for(streams: list[IOStream], data: bytes, taken: int) -> int:
-    results = await asyncio.gather(*(_write_later(stream, data) for stream in streams))
-    return taken + sum(results)
-
-
-async def _write_later(stream: IOStream, data: bytes) -> bool:
-    """Write as soon as there is room; whether it came to that."""
+async def _write_later(previous: "asyncio.Task[bool] | None", stream: IOStream, data: bytes) -> bool:
+    """Write as soon as ``previous`` is over and there is room; whether it came to that."""
+    if previous is not None:
+        await asyncio.wait([previous])
     limit: Any = stream.max_write_buffer_size
     while True:
         try:
-            await stream.drain(max(0, limit - len(data)))
+            # Something must leave in any case: of many small writes the queue counts more than their bytes.
+            await stream.drain(max(0, min(limit - len(data), stream.queued - 1)))
             stream.write(data)
         except StreamBufferFullError:
             continue  # somebody was faster
         except StreamClosedError:
             return False
         return True
+
+
+async def _sum(taken: int, later: "list[asyncio.Task[bool]]") -> int:
+    return taken + sum(await asyncio.gather(*later))

@@ -27,8 +27,8 @@ from .iostream import IOStream
 from .listeners import Listeners
 from .netutil import BACKLOG, bind_sockets
 from .networks import TrustedNetworks
-from .options import NAMES, WHILE_RUNNING, ServerOptions, check_optional_timeout
-from .registry import Group, Slow, Streams, broadcast
+from .options import WHILE_RUNNING, ServerOptions, check_optional_timeout
+from .registry import Group, Slow, Streams
 from .socketoptions import set_socket_options
 
 __all__ = ["Streams", "TCPServer"]
@@ -97,7 +97,7 @@ class TCPServer:
             on_place=self._go_on,
         )
         self.events: Events = self._clients.events
-        self._listeners = Listeners(self._accepted, self._clients.has_place, self.events)
+        self._listeners = Listeners(self._accepted, self._clients.permits, self.events)
         self._greeter = self._make_greeter(ssl_options)
         self._listeners.greeters.add(self._greeter)
         self._io_loop = io_loop
@@ -110,9 +110,7 @@ class TCPServer:
 
     def _default_options(self, options: ServerOptions | None) -> ServerOptions:
         if options is None:
-            classes = type(self).__mro__[: type(self).__mro__.index(TCPServer)]
-            own = {name: value for each in reversed(classes) for name, value in vars(each).items() if name in NAMES}
-            return ServerOptions.of({name: value for name, value in own.items() if not hasattr(value, "__get__")})
+            return ServerOptions.of_class(type(self))
         if not isinstance(options, ServerOptions):
             raise OptionError("options", options, "must be a ServerOptions, or None")
         return options
@@ -303,7 +301,7 @@ class TCPServer:
 
     def _accept_on(self, listeners: list[tuple[socket.socket, Greeter]]) -> None:
         prepare = partial(set_socket_options, options=self.options)
-        self._clients.count_places()
+        self._clients.permits.count_places()
         self._listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
 
     def _make_greeter(self, ssl_options: SSLOptions) -> Greeter:
@@ -357,8 +355,8 @@ class TCPServer:
 
             asyncio.run(main())
 
-        Cancelled, it stops listening, ends the handlers and closes their streams, reason ``shutdown``. Of a shutdown it
-        awaits the end.
+        Cancelled, it shuts down (:meth:`shutdown`), and returns when that is over; cancelled again, it ends all at
+        once. So Ctrl-C in the program above lets clients finish, and a second Ctrl-C does not wait for them.
 
         :raises NotImplementedError: there is no ``handle_stream``.
         :raises RuntimeError: nothing is listening, so it would wait for nothing for ever.
@@ -366,7 +364,7 @@ class TCPServer:
         self._need_handler()
         if not self._listeners:
             raise RuntimeError("the server is not listening: call listen(), or bind() and start(), first")
-        self._clients.count_places()
+        self._clients.permits.count_places()
         self._listeners.move_to(IOLoop.current())
         stopped = self._stopped = self._stopped or asyncio.Event()
         try:
@@ -374,8 +372,12 @@ class TCPServer:
             if self._ending is not None:
                 await asyncio.shield(self._ending)
         except asyncio.CancelledError:
-            self.stop()
-            await self.close_all_connections()
+            try:
+                if self._ending is None:  # else somebody has had enough of it
+                    await self.shutdown()
+            finally:
+                self.stop()
+                await self.close_all_connections()
             raise
 
     async def shutdown(self, timeout: float | EllipsisType | None = ...) -> None:
@@ -383,31 +385,30 @@ class TCPServer:
 
             await server.shutdown(timeout=5)
 
-        Whoever waits in the kernel's queue is accepted, then the listeners are closed, and `IOStream.wait_draining`
-        returns. Streams that merely wait in a read, with nothing received for it and nothing queued, are closed, reason
-        ``shutdown``: for ``drain_idle`` seconds (0.5) they may still send a request, later on they are closed as soon
-        as their handler reads again. Handlers that are at work may finish. What is left at the timeout is cancelled,
-        has a second for its last words, and is closed, reason ``drain_timeout``.
+        Whoever waits in the kernel's queue is accepted, but nobody evicted for them; then the listeners are closed,
+        and `IOStream.wait_draining` returns. Streams that merely wait in a read, with nothing received for it and
+        nothing queued, are closed, reason ``shutdown``: for ``drain_idle`` seconds (0.5) they may still send a request,
+        later on they are closed as soon as their handler reads again. Handlers that are at work may finish. What is
+        left at the timeout is cancelled, has a second for its last words and its client another one to read them, and
+        is closed, reason ``drain_timeout``.
 
-        It returns when all streams are closed and all handlers, :meth:`handle_close` too, have ended; called from a
-        handler it does not wait for that one. Called again meanwhile it waits for the same end. A cancel ends all at
+        It returns when all streams are closed and all handlers, :meth:`handle_close` too, have ended; called from some
+        of these it does not wait for those. Called again meanwhile it waits for the same end. A cancel ends all at
         once. The server may listen again afterwards.
 
         :param timeout: seconds; where it is not given ``drain_timeout`` of the options, 15. None for no limit.
         :raises OptionError: not a number of seconds above 0.
         """
         seconds = self.options.drain_timeout if timeout is ... else check_optional_timeout("timeout", timeout)
-        if self._ending is not None:
-            await asyncio.shield(self._ending)
-            return
-        self._ending = asyncio.get_running_loop().create_future()
+        asking = asyncio.current_task()
+        self._clients.asking.add(asking)
         try:
-            await self._shut_down(seconds)
+            await (self._shut_down(seconds) if self._ending is None else asyncio.shield(self._ending))
         finally:
-            self._ending.set_result(None)
-            self._ending = None
+            self._clients.asking.discard(asking)
 
     async def _shut_down(self, timeout: float | None) -> None:
+        self._ending = asyncio.get_running_loop().create_future()
         clients = self._clients
         clients.draining.set()
         try:
@@ -421,6 +422,8 @@ class TCPServer:
             raise
         finally:
             clients.draining = asyncio.Event()
+            self._ending.set_result(None)
+            self._ending = None
 
     @property
     def draining(self) -> bool:
@@ -477,7 +480,8 @@ class TCPServer:
 
             server.broadcast(b"somebody came in\\n", exclude=stream)
 
-        All streams share one copy of it. It need not be awaited, but with ``slow="wait"``.
+        All streams share one copy of it. It need not be awaited, but with ``slow="wait"``, and then before the next
+        one: it may be overtaken by what is written meanwhile.
 
         :param exclude: a stream, or several, to leave out.
         :param slow: what becomes of a stream whose queue (``max_write_buffer_size``) has no room for it: "drop": it
@@ -486,7 +490,7 @@ class TCPServer:
             taken it or are closed.
         :raises OptionError: ``slow`` is none of these.
         """
-        return broadcast(asyncio.get_running_loop(), self._clients.served(), data, exclude, slow)
+        return self._clients.groups.broadcast(self._clients.open.values(), data, exclude, slow)
 
     def kick_all(self, message: str = "") -> None:
         """Close all streams now, as `IOStream.kick` does; reason ``kicked``."""

@@ -76,7 +76,12 @@ async def running(server: TCPServer, address: str = "127.0.0.1") -> AsyncIterato
     try:
         yield server.addresses[0]
     finally:
-        serving.cancel()
-        await asyncio.wait([serving])
-        server.stop()  # serving may have been cancelled before it had begun
-        await server.close_all_connections()  # or have ended because the server was stopped before
+        await end(server, serving)
+
+
+async def end(server: TCPServer, serving: "asyncio.Task[None]") -> None:
+    """End a server at once, where a cancel of ``serving``, its ``serve_forever``, would let its clients finish."""
+    server.stop()
+    await server.close_all_connections()
+    serving.cancel()  # in case it has not begun
+    await asyncio.wait([serving])

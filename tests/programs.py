@@ -78,6 +78,10 @@ class Program:
             self.addresses.append(address)
         return self
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def client(self, number: int = 0, **options: Any) -> "Client":
         """A client of the socket with this number; ``options`` are those of `Client`."""
         return Client(self.addresses[number], **options)
@@ -130,7 +134,7 @@ def eventually(condition: Callable[[], object], seen: Callable[[], object], pati
 
 
 REPORTING = """
-import asyncio, collections, gc, json, os, signal, sys
+import asyncio, collections, gc, json, os, pkgutil, signal, sys
 
 import iostreamsrv
 
@@ -167,7 +171,7 @@ def report(server):
 
 
 async def main(options):
-    server = Server(**options)
+    server = (pkgutil.resolve_name(sys.argv[2]) if sys.argv[2:] else Server)(**options)
     server.listen(0, "127.0.0.1")
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, server.reload_certificates)
@@ -182,10 +186,13 @@ iostreamsrv.run(main(json.loads(sys.argv[1])))
 
 class ReportingServer(Program):
     """An echo server of lines, with options for `TCPServer`, that tells a client what it knows of it for "?", and a
-    test how it is."""
+    test how it is.
 
-    def __init__(self, patience: float = PATIENCE, **options: Any) -> None:
-        super().__init__("-c", REPORTING, json.dumps(options, default=str), patience=patience)
+    :param server: another one, as "module:class", which has ``reasons``, too.
+    """
+
+    def __init__(self, patience: float = PATIENCE, server: str | None = None, **options: Any) -> None:
+        super().__init__("-c", REPORTING, json.dumps(options, default=str), *filter(None, [server]), patience=patience)
         self.listening()
         self.at_first = self.report()
 

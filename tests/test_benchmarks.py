@@ -15,22 +15,32 @@ if not sys.platform.startswith("linux"):
 from benchmarks import table
 from benchmarks.__main__ import NO_OPENSSL, Benchmark
 from benchmarks.__main__ import run as run_benchmark
+from benchmarks.echoes import ALL_LIMITS, NO_LIMITS
 from benchmarks.load import Kind, Load
 from benchmarks.machine import Cores
-from benchmarks.peers import COPYING, OURS, PEERS, PROTOCOL, TORNADO, Peer
+from benchmarks.peers import ALL, COPYING, LIMITED, OURS, PEERS, PROTOCOL, TORNADO, UNLIMITED, Peer
 from benchmarks.results import Results, Run
 from benchmarks.servers import MeasurementError, Server
 from benchmarks.workloads import WORKLOADS, Figures, Rate, percentile
+from iostreamsrv.options import UNLIMITED as ENDLESS
+from iostreamsrv.options import WHILE_RUNNING, ServerOptions
 
 SIZES = ("4", "8", "16")
+NAMED = {
+    "ours": OURS,
+    "tornado": TORNADO,
+    "protocol": PROTOCOL,
+    "copying": COPYING,
+    "unlimited": UNLIMITED,
+    "limited": LIMITED,
+}
 
 
 def results(workload: str, **figures: list[Figures]) -> Results:
     made = Results()
     for name, runs in figures.items():
         for run in runs:
-            peer = {"ours": OURS, "tornado": TORNADO, "protocol": PROTOCOL, "copying": COPYING}[name]
-            made.add(workload, peer, Run(run, foreign=0.0))
+            made.add(workload, NAMED[name], Run(run, foreign=0.0))
     return made
 
 
@@ -68,6 +78,7 @@ def test_a_threshold_that_is_missed_is_called_missed() -> None:
         ("tls", "tornado", "≥ 2.30 times Tornado | 1.50 | 2.00 | **missed** |"),
         ("tls-churn", "tornado", "≤ 1.10 times Tornado | 0.50 |  | met |"),
         ("proxy-bulk", "protocol", "≥ 0.90 times a raw Protocol | 1.50 | 2.00 | met |"),
+        ("broadcast", "tornado", "≥ 1.60 times Tornado | 1.50 | 2.00 | **missed** |"),
         ("file", "copying", "≥ 2.00 times read and write | 1.50 | 2.00 | **missed** |"),
     ],
 )
@@ -76,6 +87,33 @@ def test_a_threshold_is_held_against_the_peer_it_names(workload: str, base: str,
         workload, ours=[{"rate": 3.0, "cpu": 1.0, "load": 0.5}], **{base: [{"rate": 2.0, "cpu": 2.0, "load": 0.5}]}
     )
     assert row in table.report(made, {}, "once")
+
+
+def test_what_limits_cost_is_held_against_a_server_without_any() -> None:
+    cpu = {"unlimited": 1.0, "ours": 1.05, "limited": 1.10}
+    made = results("defaults", **{name: [{"rate": 1.0, "cpu": cpu[name], "load": 0.5}] for name in cpu})
+    text = table.report(made, {}, "once")
+    assert "with the default limits and timeouts | ≤ 1.08 times no limits | 1.05 |  | met |" in text
+    assert "with all limits and timeouts | ≤ 1.08 times no limits | 1.10 |  | **missed** |" in text
+    assert "| iostreamsrv, all limits | 1.00 | 1,100,000 | 1.10 |" in text
+
+
+def test_very_many_connections_are_held_against_a_hundred() -> None:
+    figures = {"rate": 20.0, "hundred": 40.0, "share": 0.5, "share by cpu": 0.4, "cpu": 1.0, "load": 0.5}
+    text = table.report(results("held", ours=[figures]), {}, "once")
+    assert "| echo, 10,000 connections, 64 bytes | ≥ 0.45 times with 100 | 0.50 | 0.40 | met |" in text
+    assert "| iostreamsrv | 40.00 | 20.00 | 0.50 |" in text
+
+
+def test_no_limits_are_none_and_all_limits_are_all() -> None:
+    before_the_handler = {"handshake_timeout", "proxy_header_timeout"}
+    in_a_shutdown = {"drain_timeout", "drain_idle"}
+    how = {"when_full", "min_rate_window"}
+    assert set(NO_LIMITS) == WHILE_RUNNING - before_the_handler - in_a_shutdown - how
+    none, every = ServerOptions.of(NO_LIMITS), ServerOptions.of(ALL_LIMITS)
+    endless = {getattr(none, name) for name in NO_LIMITS}
+    assert endless == {None, ENDLESS}
+    assert not endless & {getattr(every, name) for name in NO_LIMITS}
 
 
 def test_forwarders_have_tables_of_their_own() -> None:
@@ -120,7 +158,7 @@ def test_the_docs_have_the_marks() -> None:
     assert page.count(table.BEGIN) == page.count(table.END) == 1
 
 
-@pytest.mark.parametrize("peer", (*PEERS, COPYING), ids=str)
+@pytest.mark.parametrize("peer", ALL, ids=str)
 def test_a_peer_answers_right_in_every_mode_it_is_measured_in(peer: Peer) -> None:
     if not peer.installed():
         pytest.skip(f"{peer} is not installed")
@@ -145,6 +183,7 @@ def tls_load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 
 
 def measure(workload: Rate, load: Load) -> Figures:
+    workload = dataclasses.replace(workload, connections=min(workload.connections, 200))  # thousands take their time
     server = Server(OURS, workload.mode, Cores.pick().server)
     try:
         return workload.measure(server, load, 0.05)
@@ -211,7 +250,19 @@ def test_a_forwarder_brings_back_what_goes_through_it(peer: Peer, load: Load) ->
     assert counted.load_cpu > 0
 
 
-@pytest.mark.parametrize("kind", ["lines", "file"])
+@pytest.mark.parametrize("peer", PEERS, ids=str)
+def test_a_broadcast_reaches_all_clients(peer: Peer, load: Load) -> None:
+    if not peer.installed():
+        pytest.skip(f"{peer} is not installed")
+    server = Server(peer, "broadcast", Cores.pick().server)
+    try:
+        counted = load.run(server, "broadcast", 5, 64, 4, 0.05)  # which goes on when all have it
+    finally:
+        server.stop()
+    assert counted.bytes > 5 * 64 * 4
+
+
+@pytest.mark.parametrize("kind", ["lines", "file", "broadcast"])
 def test_the_load_refuses_an_answer_that_is_not_what_it_should_be(kind: Kind, load: Load) -> None:
     class Forger:
         pid = os.getpid()

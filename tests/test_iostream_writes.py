@@ -1,13 +1,17 @@
 """`IOStream`: writing, corking, draining, half-closing."""
 
 import asyncio
+import os
+import random
 import socket
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tornado.iostream
 
-from iostreamsrv import IOStream, StreamBufferFullError, StreamClosedError
+from iostreamsrv import IOStream, OptionError, StreamBufferFullError, StreamClosedError
 from iostreamsrv.engine.tls import PLAINTEXT
 from tests.conftest import MakePair
 from tests.support import Peer, eventually, fill, on_every_stream, turns
@@ -139,6 +143,167 @@ async def test_a_cancelled_drain_leaves_the_output(stream: IOStream, peer: Peer)
 @pytest.mark.gen_test
 async def test_drain_is_done_when_there_is_nothing(stream: IOStream) -> None:
     assert stream.drain().done()
+
+
+# ---- marks in the queue
+
+
+@pytest.mark.gen_test
+async def test_queued_is_what_the_kernel_has_not_taken(stream: IOStream, peer: Peer) -> None:
+    assert stream.queued == 0
+    before = fill(stream)
+    assert stream.queued == before - stream.bytes_written > 0
+    stream.write(LINE)
+    assert stream.queued == before + len(LINE) - stream.bytes_written
+    await peer.receive(before + len(LINE))
+    await stream.drain()
+    assert stream.queued == 0
+
+
+@pytest.mark.gen_test
+async def test_queued_counts_what_is_corked(stream: IOStream, peer: Peer) -> None:
+    seen: list[int] = []
+
+    async def reply() -> None:
+        for _ in range(3):
+            stream.write(await stream.read_until(b"\n"))
+            seen.append(stream.queued)
+
+    task = asyncio.create_task(reply())
+    await turns(1)
+    peer.send(LINE * 3)
+    await task
+    assert seen == [len(LINE), 2 * len(LINE), 3 * len(LINE)]
+    assert stream.queued == 0
+
+
+@pytest.mark.gen_test
+async def test_drain_waits_until_no_more_is_left_than_it_says(make_pair: MakePair) -> None:
+    stream, peer = make_pair(socket.socketpair())
+    stream.write(bytes(4_000_000))
+    queued = stream.queued
+    for remaining in (queued, queued + 1, 1 << 70):
+        assert stream.drain(remaining).done()
+    mark = stream.drain(1_000_000)
+    behind = stream.write(bytes(2_000_000))
+    received = 0
+    async for chunk in peer.chunks():
+        received += len(chunk)
+        await turns(1)
+        assert mark.done() == (stream.bytes_written >= 3_000_000)
+        if behind.done():
+            break
+    assert stream.bytes_written == 6_000_000
+
+
+@pytest.mark.parametrize("remaining", [-1, 0.5, float("nan"), "1", None, True])
+@pytest.mark.gen_test
+async def test_what_may_remain_is_a_number_of_bytes(stream: IOStream, peer: Peer, remaining: Any) -> None:
+    before = fill(stream)
+    with pytest.raises(OptionError, match=r"remaining.*0 or more"):
+        stream.drain(remaining)
+    await peer.receive(before)
+    await stream.drain()
+
+
+@pytest.mark.gen_test
+async def test_marks_fail_with_the_writes_when_the_stream_is_closed(stream: IOStream) -> None:
+    fill(stream)
+    fill_more = stream.write(bytes(100))
+    marks = [stream.drain(remaining) for remaining in (10, 1, 0)]
+    stream.close()
+    for future in (fill_more, *marks):
+        with pytest.raises(StreamClosedError) as caught:
+            await future
+        assert caught.value.operation == "write"
+    with pytest.raises(StreamClosedError):
+        await stream.drain(10)
+
+
+class Output:
+    """What is given to a stream at random, and what its futures must therefore say.
+
+    :ivar sent: what is to arrive.
+    :ivar promises: each future, and ``bytes_written`` when it is due, if no file becomes shorter.
+    """
+
+    def __init__(self, stream: IOStream, path: Path, chance: random.Random) -> None:
+        self.stream = stream
+        self.sent = b""
+        self.promises: list[tuple[asyncio.Future[Any], int]] = []
+        self._path = path
+        self._chance = chance
+
+    def add(self) -> None:
+        size = self._chance.choice((1, 100, 70_000, 300_000))
+        match self._chance.randrange(3):
+            case 0:
+                self._add_data(size, self.stream.write)
+            case 1:
+                self._add_data(size, self._send_file)
+            case _:
+                remaining = self._chance.choice((0, 0, 1, size, self.stream.queued))
+                self._promise(self.stream.drain(remaining), remaining)
+
+    def _add_data(self, size: int, send: Callable[[bytes], "asyncio.Future[Any]"]) -> None:
+        data = self._chance.randbytes(size)
+        self.sent += data
+        self._promise(send(data))
+
+    def _promise(self, future: "asyncio.Future[Any]", remaining: int = 0) -> None:
+        self.promises.append((future, len(self.sent) - remaining))
+
+    def _send_file(self, data: bytes) -> "asyncio.Future[int]":
+        self._path.unlink(missing_ok=True)  # what is queued of another is its own
+        self._path.write_bytes(data)
+        with self._path.open("rb") as file:
+            return self.stream.sendfile(file)
+
+    def check(self) -> None:
+        for future, due in self.promises:
+            assert future.done() == (self.stream.bytes_written >= due)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.gen_test
+async def test_writes_files_and_marks_in_any_order_are_done_when_it_is_their_turn(
+    make_pair: MakePair, tmp_path: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    stream, peer = make_pair(socket.socketpair())
+    output = Output(stream, tmp_path / "content", chance)
+    received = b""
+    for _ in range(60):
+        if chance.random() < 0.6:
+            output.add()
+        elif len(received) < len(output.sent):
+            received += await peer.receive(chance.randint(1, len(output.sent) - len(received)))
+        await turns(2)
+        output.check()
+    assert received + await peer.receive(len(output.sent) - len(received)) == output.sent
+    await stream.drain()
+    output.check()
+    assert all(future.done() for future, _ in output.promises)
+
+
+@pytest.mark.gen_test
+async def test_marks_within_and_behind_a_file_that_becomes_shorter_are_done(
+    make_pair: MakePair, tmp_path: Path
+) -> None:
+    stream, peer = make_pair(socket.socketpair())
+    before = fill(stream)
+    path = tmp_path / "content"
+    path.write_bytes(bytes(1_000_000))
+    with path.open("rb") as file:
+        sent = stream.sendfile(file)
+    inside = stream.drain(500_000)
+    tail = stream.write(bytes(100_000))
+    marks = [stream.drain(remaining) for remaining in (600_000, 100_000, 50_000, 0)]
+    os.truncate(path, 200_000)
+    assert len(await peer.receive(before + 300_000)) == before + 300_000
+    await asyncio.gather(inside, tail, *marks)
+    assert await sent == 200_000
+    assert stream.bytes_written == before + 300_000
 
 
 # ---- limits

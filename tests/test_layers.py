@@ -47,6 +47,7 @@ LAYERS = [
     "netutil",
     "socketoptions",
     "registry",
+    "permits",
     "deadlines",
     "greeting",
     "clients",
@@ -149,6 +150,65 @@ def test_sansio_knows_neither_sockets_nor_loops_nor_clocks(name: str) -> None:
     assert roots & BELOW_SOCKETS <= IN_MEMORY.get(name, set())
     assert roots <= sys.stdlib_module_names | {"iostreamsrv"}
     assert set(own_imports(inside[name])) <= {"errors", "sansio.files", "sansio.buffers", "sansio.reads"}
+
+
+def private_names(source: str) -> set[str]:
+    """The names with an underscore that a module gives, to classes and to ``self``."""
+    nodes = list(ast.walk(ast.parse(source)))
+    functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    fields = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    return {name for name in functions | fields if is_private(name)}
+
+
+def private_uses(source: str) -> set[str]:
+    """The names with an underscore that a module asks for."""
+    return {
+        node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute) and is_private(node.attr)
+    }
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+STYLES = [name for name in inside if name.startswith("styles")]
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_styles_use_no_private_name_but_their_own(name: str) -> None:
+    own = set.union(*(private_names(inside[style].read_text()) for style in STYLES))
+    assert private_uses(inside[name].read_text()) - own == set()
+
+
+def servers(source: str) -> Iterator[str]:
+    """The source of each subclass of ``TCPServer`` in a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("TCPServer") for base in node.bases):
+            yield ast.unparse(node)
+
+
+def test_the_servers_of_styles_give_no_private_name_that_their_base_has() -> None:
+    """It would be taken for one of their own, and be put in its place."""
+    taken = private_names(inside["tcpserver"].read_text())
+    assert "_listeners" in taken
+    found = [server for name in STYLES for server in servers(inside[name].read_text())]
+    assert found
+    assert [private_names(server) & taken for server in found] == [set()] * len(found)
+
+
+@pytest.mark.parametrize(
+    "source, used, given",
+    [
+        ("stream._buffer", {"_buffer"}, set()),
+        ("self._stream._buffer", {"_stream", "_buffer"}, set()),
+        ("self._stream = stream", {"_stream"}, {"_stream"}),
+        ("class S:\n    def _stop(self):\n        self.stop()", set(), {"_stop"}),
+        ("stream.__class__", set(), set()),
+    ],
+)
+def test_every_private_name_is_seen(source: str, used: set[str], given: set[str]) -> None:
+    assert private_uses(source) == used
+    assert private_names(source) == given
 
 
 def test_the_front_door_only_re_exports() -> None:

@@ -7,10 +7,8 @@ import contextlib
 import os
 import random
 import resource
-import selectors
 import socket
 import ssl
-import struct
 import time
 from ast import literal_eval
 from collections.abc import Callable, Iterator
@@ -19,15 +17,24 @@ from typing import Any
 import pytest
 
 from iostreamsrv.certificates import CertificateAuthority
+from tests.hostile import (
+    HTTP,
+    Crowd,
+    HandMadeClient,
+    everything,
+    header,
+    mutated,
+    no_hellos,
+    reset_somewhere,
+    say_only,
+)
 from tests.programs import PATIENCE, ReportingServer, eventually
+from tests.rotation import Files
 
 ALL = os.environ.get("IOSTREAMSRV_ALL") == "1"
 
 LONG = 300.0
 """Seconds after which the server of a test's full form is killed."""
-
-Files = dict[str, str]
-"""A certificate and its key, as ssl_options."""
 
 
 @pytest.fixture(scope="module")
@@ -75,67 +82,6 @@ def still_serves(server: ReportingServer, trusting: ssl.SSLContext) -> None:
         assert client.ask(b"hello\n") == b"hello\n"
 
 
-# ---- a client's side of TLS, by the byte
-
-
-class HandMadeClient:
-    """The client's side of TLS without a socket, to be sent in whatever pieces."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
-
-    def hello(self) -> bytes:
-        """Its ClientHello."""
-        with contextlib.suppress(ssl.SSLWantReadError):
-            self._tls.do_handshake()
-        return self._outgoing.read()
-
-    def finish(self, sock: socket.socket, first: bytes, send: Callable[[bytes], object]) -> None:
-        """Receive what the server answers to the hello, then send the rest of the handshake with the first data."""
-        while True:
-            try:
-                self._tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                if answer := self._outgoing.read():
-                    send(answer)
-                self._receive(sock)
-        self._tls.write(first)
-        send(self._outgoing.read())
-
-    def _receive(self, sock: socket.socket) -> None:
-        received = sock.recv(65536)
-        if not received:
-            raise ConnectionError("the server has closed")
-        self._incoming.write(received)
-
-    def line(self, sock: socket.socket) -> bytes:
-        """The next line, which must be all there is."""
-        found = b""
-        while not found.endswith(b"\n"):
-            try:
-                found += self._tls.read(65536)
-            except ssl.SSLWantReadError:
-                self._receive(sock)
-        return found
-
-
-def reset(sock: socket.socket) -> None:
-    """End the connection with a RST."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
-
-def everything(sock: socket.socket) -> bytes:
-    """What comes until the end, which may be a reset, and must come."""
-    received = b""
-    with contextlib.suppress(ConnectionError):
-        while chunk := sock.recv(65536):
-            received += chunk
-    return received
-
-
 # ---- clients that are silent, or as good as silent
 
 
@@ -147,63 +93,6 @@ GRACE = 1.0
 
 EARLY = 0.1
 """Seconds that a deadline may come early: the server looks at a clock that is coarse."""
-
-
-class Crowd:
-    """Many connections to a server, none of which gets anywhere."""
-
-    def __init__(self, address: tuple[str, int], size: int, source: str | None = None) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._began: dict[socket.socket, float] = {}
-        for _ in range(size):
-            sock = socket.create_connection(address, PATIENCE, (source, 0) if source else None)
-            sock.setblocking(False)
-            self._began[sock] = time.monotonic()
-            self._selector.register(sock, selectors.EVENT_READ)
-
-    def __enter__(self) -> "Crowd":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for sock in self._began:
-            sock.close()
-        self._selector.close()
-
-    def ends(self, drip: bytes = b"", every: float = 1.0) -> list[float]:
-        """Wait until all have been closed: how long each was open, in seconds.
-
-        :param drip: what each sends meanwhile, a byte at a time, ``every`` so many seconds.
-        """
-        lasted: list[float] = []
-        sent, due = 0, time.monotonic()
-        late = due + TIMEOUT + PATIENCE
-        while self._selector.get_map():
-            now = time.monotonic()
-            assert now < late, f"{len(self._selector.get_map())} are still open"
-            if drip and now >= due:
-                self._send(drip[sent : sent + 1])
-                sent, due = sent + 1, due + every
-            for key, _ in self._selector.select(max(0.0, due - now) if drip else 0.1):
-                sock: Any = key.fileobj
-                if has_ended(sock):
-                    self._selector.unregister(sock)
-                    lasted.append(time.monotonic() - self._began[sock])
-        return lasted
-
-    def _send(self, data: bytes) -> None:
-        for key in list(self._selector.get_map().values()):
-            sock: Any = key.fileobj
-            with contextlib.suppress(OSError):  # it has just been closed, which select() will tell
-                sock.send(data)
-
-
-def has_ended(sock: socket.socket) -> bool:
-    try:
-        return not sock.recv(65536)
-    except BlockingIOError:
-        return False
-    except ConnectionError:
-        return True
 
 
 def check_deadline(lasted: list[float]) -> None:
@@ -242,7 +131,7 @@ def test_clients_that_say_nothing_after_their_hello_are_closed_when_the_handshak
     files: Files, trusting: ssl.SSLContext
 ) -> None:
     with serving(files, handshake_timeout=TIMEOUT) as server, Crowd(server.addresses[0], 200 if ALL else 10) as crowd:
-        crowd._send(HandMadeClient(trusting).hello())
+        crowd.send(HandMadeClient(trusting).hello())
         check_deadline(crowd.ends())
         assert server.settled()["reasons"] == {}
 
@@ -267,36 +156,12 @@ def test_a_client_that_is_slow_and_in_time_is_served(files: Files, trusting: ssl
 # ---- resets
 
 
-class Enough(Exception):
-    """A client has sent as many bytes as it was to."""
-
-
-def sending_at_most(sock: socket.socket, count: int) -> Callable[[bytes], None]:
-    left = count
-
-    def send(data: bytes) -> None:
-        nonlocal left
-        sock.sendall(data[:left])
-        left -= len(data)
-        if left <= 0:
-            raise Enough
-
-    return send
-
-
 def test_resets_at_random_points_leave_nothing_behind(files: Files, trusting: ssl.SSLContext) -> None:
     chance = random.Random(1)
     clients = 2000 if ALL else 100
     with serving(files) as server:
         for _ in range(clients):
-            sock = socket.create_connection(server.addresses[0], PATIENCE)
-            client = HandMadeClient(trusting)
-            send = sending_at_most(sock, chance.choice((0, chance.randrange(600), chance.randrange(500, 800))))
-            with contextlib.suppress(Enough):
-                send(client.hello())
-                client.finish(sock, b"hello\n" * 20, send)
-                client.line(sock)
-            reset(sock)
+            reset_somewhere(server.addresses[0], trusting, chance)
         over = time.monotonic()
         server.settled()
         assert time.monotonic() - over <= 3
@@ -306,44 +171,10 @@ def test_resets_at_random_points_leave_nothing_behind(files: Files, trusting: ss
 # ---- what is no handshake
 
 
-HTTP = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-def mutated(hello: bytes, chance: random.Random) -> bytes:
-    """A ClientHello with something wrong, or another thing altogether."""
-    data = bytearray(hello)
-    match chance.randrange(7):
-        case 0:  # some bytes are others
-            for _ in range(chance.randrange(1, 20)):
-                data[chance.randrange(len(data))] = chance.randrange(256)
-        case 1:  # the end is missing
-            del data[chance.randrange(len(data)) :]
-        case 2:  # a part is missing
-            start = chance.randrange(len(data))
-            del data[start : start + chance.randrange(1, 100)]
-        case 3:  # a part is there twice
-            start = chance.randrange(len(data))
-            data[start:start] = data[start : start + chance.randrange(1, 100)]
-        case 4:  # the lengths of record and message are lies
-            position = chance.choice((3, 4, 6, 7, 8, 43, 44))
-            data[position] = chance.randrange(256)
-        case 5:  # a record of another type or version
-            data[chance.randrange(3)] = chance.randrange(256)
-        case _:
-            return chance.randbytes(chance.randrange(1, 1000))
-    return bytes(data)
-
-
 def test_what_is_no_hello_is_refused_with_few_words(files: Files, trusting: ssl.SSLContext) -> None:
-    chance = random.Random(2)
-    hello = HandMadeClient(trusting).hello()
     with serving(files) as server:
-        for number in range(10_000 if ALL else 500):
-            with socket.create_connection(server.addresses[0], PATIENCE) as sock:
-                with contextlib.suppress(ConnectionError):
-                    sock.sendall(HTTP if number % 10 == 0 else mutated(hello, chance))
-                    sock.shutdown(socket.SHUT_WR)
-                everything(sock)
+        for data in no_hellos(trusting, 10_000 if ALL else 500, random.Random(2)):
+            say_only(server.addresses[0], data)
         assert server.settled()["reasons"] == {}
         still_serves(server, trusting)
 
@@ -416,20 +247,6 @@ TRUSTED, STRANGER = "127.0.0.2", "127.0.0.3"
 PROXIES: dict[str, Any] = {"proxy_protocol": [f"{TRUSTED}/32"]}
 
 SOURCES = [("192.0.2.1", 1000), ("2001:db8::1", 65535)]
-
-
-def header(version: int, host: str, port: int) -> bytes:
-    """The header for a client."""
-    is_v6 = ":" in host
-    here = "2001:db8::2" if is_v6 else "192.0.2.2"
-    if version == 1:
-        return f"PROXY TCP{6 if is_v6 else 4} {host} {here} {port} 443\r\n".encode()
-    family = socket.AF_INET6 if is_v6 else socket.AF_INET
-    addresses = b"".join(socket.inet_pton(family, each) for each in (host, here)) + struct.pack("!HH", port, 443)
-    more = b"\x01\x00\x04echo"  # a TLV: the protocol that was agreed on
-    kind = 0x21 if is_v6 else 0x11
-    body = addresses + more
-    return b"\r\n\r\n\0\r\nQUIT\n" + struct.pack("!BBH", 0x21, kind, len(body)) + body
 
 
 def by_the_byte(sock: socket.socket) -> Callable[[bytes], None]:
@@ -526,11 +343,7 @@ def test_mutated_headers_are_refused_with_few_words_or_taken_for_what_they_say(f
     with serving(files, **PROXIES) as server:
         for number in range(10_000 if ALL else 500):
             data = mutated(header(1 + number % 2, *SOURCES[number // 2 % 2]) + bytes(30), chance)
-            with socket.create_connection(server.addresses[0], PATIENCE, (TRUSTED, 0)) as sock:
-                with contextlib.suppress(ConnectionError):
-                    sock.sendall(data)
-                    sock.shutdown(socket.SHUT_WR)
-                everything(sock)
+            say_only(server.addresses[0], data, TRUSTED)
         assert server.settled()["reasons"] == {}
 
 
@@ -554,6 +367,6 @@ def test_the_handshake_has_its_deadline_after_the_header(files: Files) -> None:
         serving(files, handshake_timeout=TIMEOUT, **PROXIES) as server,
         Crowd(server.addresses[0], 20, TRUSTED) as crowd,
     ):
-        crowd._send(header(2, *SOURCES[0]))
+        crowd.send(header(2, *SOURCES[0]))
         check_deadline(crowd.ends())
         assert server.settled()["reasons"] == {}

@@ -295,7 +295,8 @@ class StreamCore(tornado.iostream.BaseIOStream):
             UNLIMITED.emit(Event(kind, text, level, self, None, reason, error))
         else:
             address = self._peer_address()
-            self._owner.events.emit(Event(kind, f"{text} ({show(address)})", level, self, address, reason, error))
+            text = f"{text} ({show(address) or 'a client of a Unix socket'})"
+            self._owner.events.emit(Event(kind, text, level, self, address, reason, error))
 
     def _peer_address(self) -> Any:
         """Who is at the other end, as far as that is known."""

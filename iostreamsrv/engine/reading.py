@@ -78,6 +78,10 @@ class ReadSide(WriteSide):
         begun = isinstance(self._read, ReadInto) and self._read.filled > 0
         return begun or self._buffer.size > 0 or self._received_at > self._read_since
 
+    def _received(self) -> int:
+        """Grows with whatever comes."""
+        return self.bytes_read
+
     def _merely_waits(self) -> bool:
         """Whether all there is to do is to wait for a message of which nothing has come yet."""
         return self.reading() and not self._has_begun() and not self.writing() and not self._has_input()

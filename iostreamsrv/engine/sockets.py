@@ -5,8 +5,9 @@ import errno
 import os
 import socket
 import struct
+import sys
 from asyncio import Future
-from types import MethodType
+from types import MethodType, ModuleType
 from typing import Any, Self, cast
 
 from tornado.ioloop import IOLoop
@@ -19,6 +20,13 @@ from ..sansio.files import FileRegion
 from .base import BaseIOStream
 from .core import Owner
 from .writing import FILE_CHUNK
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows does not tell what its kernel holds
+    fcntl = None
 
 
 class SocketStream(BaseIOStream):
@@ -87,6 +95,7 @@ class SocketStream(BaseIOStream):
         stream._close_callback, self._close_callback = self._close_callback, None
         stream.id = self.id
         stream._data = self._data
+        stream._timeouts = self._timeouts
         stream.proxy = self.proxy
         stream._owner, self._owner = self._owner, None
         if stream._owner is not None:
@@ -167,6 +176,10 @@ class SocketStream(BaseIOStream):
     def _peer_address(self) -> Any:
         return self.remote_address
 
+    def _progress(self) -> int:
+        # The kernel has room for megabytes, and says so only when a third of it is free: what counts is what has left.
+        return self.bytes_written - unsent(self.fileno())
+
     def set_nodelay(self, value: bool) -> None:
         """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it."""
         if self.socket is None or self.socket.family not in (socket.AF_INET, socket.AF_INET6):
@@ -239,6 +252,16 @@ class SocketStream(BaseIOStream):
         if self.socket.family == socket.AF_UNIX or self._remote_address != self.socket.getsockname():
             return None
         return ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+
+def unsent(fd: int) -> int:
+    """Bytes that the kernel has taken for a socket and the peer has not; 0 where it does not tell."""
+    if fcntl is None:
+        return 0
+    count = bytearray(4)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+    return int.from_bytes(count, sys.byteorder)
 
 
 _READ_FROM_SOCKET = SocketStream.read_from_fd

@@ -19,6 +19,7 @@ import logging
 import os
 import ssl
 from asyncio import Future, TimerHandle
+from time import monotonic
 from types import MethodType
 from typing import Any, Self, cast
 
@@ -90,6 +91,7 @@ class TLSStream(SocketStream):
         "_server_hostname",
         "_tls",
         "_truncated",
+        "_undecrypted",
         "_waiting_for_handshake",
     )
 
@@ -101,6 +103,7 @@ class TLSStream(SocketStream):
         self._tls: TLSEngine | None = None
         self._ciphertext = NOTHING  # encrypted, and not sent
         self._accepted = 0  # bytes of plaintext that are in it
+        self._undecrypted = 0  # bytes that came of a record that is not whole yet
         self._drained = False  # the last receive emptied the socket
         self._truncated = False  # the peer's side ended without its word
         self._said_goodbye = False
@@ -196,6 +199,7 @@ class TLSStream(SocketStream):
                 return False
             if not chunk:
                 raise EOFError
+            self._received_at = monotonic()
             self._tls.feed(chunk)
 
     def _handshake_done(self) -> None:
@@ -254,14 +258,21 @@ class TLSStream(SocketStream):
         if tls is None:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         self._drained = False
+        came = 0
         try:
             while not tls.has_input or (plaintext := tls.read(size)) is None:
                 chunk = self._raw.recv(CIPHERTEXT)
                 self._drained = len(chunk) < CIPHERTEXT
                 if chunk:
+                    came += len(chunk)
                     tls.feed(chunk)
                 else:
                     tls.feed_end()
+        except BlockingIOError:
+            if came:  # a part of a record
+                self._undecrypted += came
+                self._received_at = monotonic()
+            raise
         except Truncated:
             self._truncated = True
             return b""
@@ -270,7 +281,11 @@ class TLSStream(SocketStream):
                 with contextlib.suppress(OSError):  # a send that fails says so at the next write
                     self._send_ciphertext()
         self._more_inside = tls.has_input or not self._drained
+        self._undecrypted = 0
         return plaintext
+
+    def _received(self) -> int:
+        return self.bytes_read + self._undecrypted
 
     def _how_input_ended(self) -> CloseReason:
         return CloseReason.TRUNCATED if self._truncated else CloseReason.EOF
@@ -291,7 +306,7 @@ class TLSStream(SocketStream):
         return sent
 
     def _progress(self) -> int:
-        return self.bytes_written - len(self._ciphertext)  # of a large write all is counted at its end only
+        return SocketStream._progress(self) - len(self._ciphertext)  # of a large write all is counted at its end only
 
     def _send_ciphertext(self) -> bool:
         """Send what the engine has for the peer; whether all of it could be."""

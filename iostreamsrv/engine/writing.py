@@ -9,7 +9,7 @@ from typing import IO, Any, ClassVar
 
 from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
-from ..sansio.files import FileRegion
+from ..sansio.files import FileRegion, check_amount
 from .core import INLINE, StreamCore, fail
 
 CORK_SIZE = 65536
@@ -175,8 +175,11 @@ class WriteSide(StreamCore):
                     await stream.drain(100_000)
 
         :param remaining: how many bytes may be left in the queue (``queued``); 0.
+        :raises OptionError: it is not a number of bytes.
         :raises StreamClosedError: as :meth:`write`.
         """
+        if remaining != 0:
+            check_amount("remaining", remaining)
         self.uncork()
         if self._closed:
             return self._failed(self._closed_error("write"))

@@ -26,9 +26,9 @@ class FileRegion:
     def __init__(self, file: Any, offset: int = 0, count: int | None = None) -> None:
         """:raises OptionError: not a file one can seek in, opened in binary mode; or a number that cannot be."""
         self.fd = -1  # before anything is raised: __del__ looks at it
-        _check("offset", offset)
+        check_amount("offset", offset)
         if count is not None:
-            _check("count", count)
+            check_amount("count", count)
         self._file = file
         self.offset = offset
         self.sent = 0
@@ -75,7 +75,8 @@ class FileRegion:
             os.close(self.fd)
 
 
-def _check(name: str, value: object) -> None:
+def check_amount(name: str, value: object) -> None:
+    """:raises OptionError: it is no number of bytes."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise OptionError(name, value, "must be a number of bytes, 0 or more")
 

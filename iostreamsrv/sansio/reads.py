@@ -268,7 +268,9 @@ class ReadMatch(Read):
                 raise OptionError("consumed", consumed, f"must be 0 to {buffer.size}, as many bytes as there were")
         except Exception as error:
             raise ReadFailed(error) from error
-        if consumed:
+        if consumed == buffer.size:
+            buffer.clear()
+        elif consumed:
             buffer.take(consumed)
         return result
 

@@ -8,15 +8,17 @@ So a message that comes in n pieces costs n appends.
 """
 
 import asyncio
+import inspect
 import io
 from asyncio import Future
 from collections.abc import Awaitable, Callable, Iterable
-from inspect import isawaitable, iscoroutinefunction
+from inspect import isawaitable
+from types import EllipsisType
 from typing import Any
 
-from ..errors import CloseReason, OptionError, StreamBufferFullError, StreamClosedError
+from ..errors import CloseReason, Operation, OptionError, StreamBufferFullError, StreamClosedError
 from ..events import Event
-from ..ioloop import IOLoop
+from ..ioloop import IOLoop, current_loop
 from ..iostream import IOStream
 from ..options import Full, check_optional_timeout
 from ..registry import Slow
@@ -43,7 +45,7 @@ IN_A_ROW = 16
 
 class CallbackServer(TCPServer):
     """A server that calls functions. Each is a method to be overridden, or a keyword, and a plain function or a
-    coroutine::
+    coroutine. ::
 
         def packets(stream, data):
             end = data.find(b"</pkt>") + 6
@@ -64,16 +66,17 @@ class CallbackServer(TCPServer):
     - ``on_error(stream, error)``: something went wrong with it, or there was no place for it.
     - ``on_tick(stream)``: every ``tick_interval`` seconds, for each client.
 
-    For one client they are called one after another, never two at a time, but for ``on_tick`` where it or another one
-    is a coroutine. What one of them raises closes that client's connection, and is logged. They may write, close, kick
-    and shut down whatever they like.
+    For one client they are called one after another, never two at a time. What one of them raises closes that client's
+    connection in order, reason ``handler_error``, and is logged once. They may write, close, kick, stop and shut down
+    whatever they like; after a callback that awaited ``shutdown()`` its own client is closed.
 
     Per client there are, on the stream, ``remote_address``, ``opened_at``, ``idle_time``, ``write_idle_time``,
     ``read_chunk_size`` (most that is received at once; may be set), ``buffered``, and ``data``, a dict that is still
-    there in ``on_disconnect``. `TCPServer.streams` counts and lists the clients, `broadcast` writes to all.
+    there in ``on_disconnect``. `TCPServer.streams` counts and lists the clients, ``broadcast`` writes to all.
 
     :param tick_interval: seconds; None, the default, for no ticks.
-    :raises OptionError: no function, or not a number of seconds above 0.
+    :raises OptionError: no function, one of other arguments, or not a number of seconds above 0.
+    :raises TypeError: there is no such callback, or no such option.
 
     The other parameters are those of `TCPServer`. A class may have ``tick_interval`` as an attribute.
     """
@@ -85,12 +88,15 @@ class CallbackServer(TCPServer):
         for name in [name for name in keywords if name.startswith("on_")]:
             if name not in CALLBACKS:
                 raise TypeError(f"no such callback: {name!r} (there are {', '.join(CALLBACKS)})")
-            setattr(self, name, _checked(name, keywords.pop(name)))
+            setattr(self, name, keywords.pop(name))
+        for name in CALLBACKS:
+            _check_callback(name, getattr(self, name))
         super().__init__(*arguments, **keywords)
         interval = self.tick_interval if tick_interval is None else tick_interval
         self.tick_interval = check_optional_timeout("tick_interval", interval)
         self._conversations: dict[int, Conversation] = {}
         self._ticking: object | None = None
+        self._unstarted: list[Awaitable[None]] = []
         self.events.subscribe(self._listening, "listen")
         self.events.subscribe(self._rejected, "reject")
 
@@ -111,11 +117,15 @@ class CallbackServer(TCPServer):
         :returns: how many bytes of it are consumed. What is left is offered again: at once, if some were consumed; else
             when more has come. If the buffer (``max_buffer_size``) is full by then the client is closed. None is 0, and
             -1 or more than there are is all.
+
+        While a coroutine is at work nothing is received, so a fast client has to wait. Each call of one begins the
+        ``read_timeout`` and ``min_rate`` of the server anew. It must not read from ``stream`` itself.
         """
         return len(data)
 
     def on_write(self, stream: IOStream) -> Awaitable[None] | None:
-        """All that the callbacks have written to ``stream`` has been taken by the kernel."""
+        """All that was written to ``stream`` by its callbacks, or by ``broadcast`` of the server, has been taken by the
+        kernel. (Of what somebody else writes it is told after the next of these.)"""
         return None
 
     def on_disconnect(self, stream: IOStream, unread: bytes, error: str) -> Awaitable[None] | None:
@@ -131,12 +141,12 @@ class CallbackServer(TCPServer):
         """Something went wrong with a client, who is about to be disconnected; or there is no place for one, and it
         was never connected: then ``error.reason`` is ``rejected``.
 
-        :param error: with ``operation``, ``reason``, ``errno`` and ``real_error``.
+        :param error: with ``operation``, ``reason``, ``errno`` and ``real_error``: what a callback raised, too.
         """
         return None
 
     def on_tick(self, stream: IOStream) -> Awaitable[None] | None:
-        """``tick_interval`` has passed."""
+        """``tick_interval`` has passed. Ticks that fall into the time of another callback are one tick after it."""
         return None
 
     # ---- what the server does with them
@@ -151,55 +161,96 @@ class CallbackServer(TCPServer):
 
     broadcast.__doc__ = TCPServer.broadcast.__doc__
 
+    async def shutdown(self, timeout: float | EllipsisType | None = ...) -> None:
+        await super().shutdown(timeout)
+        for conversation in self._conversations.values():  # only one is left whose callback has called this
+            conversation.over = True
+
+    shutdown.__doc__ = TCPServer.shutdown.__doc__
+
+    async def serve_forever(self) -> None:
+        self._run_unstarted()
+        await super().serve_forever()
+
+    serve_forever.__doc__ = TCPServer.serve_forever.__doc__
+
     async def handle_stream(self, stream: IOStream, address: Any) -> None:
         """For the server: a client's conversation, as calls of the callbacks."""
-        conversation = self._conversations[stream.id] = Conversation(self, stream)
+        if stream.closed():  # nobody has heard of it
+            return
+        conversation = self._conversations[stream.id] = Conversation(self, stream, self._forget)
         if self.tick_interval is not None and self._ticking is None:
             self._ticking = stream.io_loop.call_later(self.tick_interval, self._tick)
         await conversation.run()
 
-    async def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
+    def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
         """For the server: the end of one."""
-        await self._conversations[stream.id].end(reason)
+        conversation = self._conversations.get(stream.id)
+        return None if conversation is None else conversation.closed(reason)
+
+    def _forget(self, stream: IOStream) -> None:
         del self._conversations[stream.id]
+        if not self._conversations and self._ticking is not None:
+            stream.io_loop.remove_timeout(self._ticking)
+            self._ticking = None
 
     def _tick(self) -> None:
-        self._ticking = None
+        assert self.tick_interval is not None
+        self._ticking = IOLoop.current().call_later(self.tick_interval, self._tick)
         for conversation in list(self._conversations.values()):
-            conversation.call_soon(self.on_tick)
-        if self._conversations and self.tick_interval is not None:
-            self._ticking = IOLoop.current().call_later(self.tick_interval, self._tick)
+            conversation.notify(self.on_tick)
 
     def _listening(self, event: Event) -> None:
-        self._keep(self.on_listen(event.address))
+        self._run_soon(self.on_listen(event.address))
 
     def _rejected(self, event: Event) -> None:
         if isinstance(event.stream, IOStream):
-            self._keep(self.on_error(event.stream, StreamClosedError(None, "accept", event.reason)))
+            self._run_soon(self.on_error(event.stream, StreamClosedError(None, "accept", event.reason)))
 
-    def _keep(self, result: Awaitable[None] | None) -> None:
-        """Of a callback that belongs to no client: have it run, if it is a coroutine."""
-        if result is not None:
-            IOLoop.current().add_callback(lambda: result)
+    def _run_soon(self, result: Awaitable[None] | None) -> None:
+        """Of a callback that belongs to no client: run it, if it is a coroutine, on the loop that is the first to run,
+        which after a ``listen()`` outside any need not be the current one."""
+        if isawaitable(result):
+            self._unstarted.append(result)
+            current_loop().add_callback(self._run_unstarted)
+
+    def _run_unstarted(self) -> None:
+        while self._unstarted:
+            result = self._unstarted.pop(0)
+            IOLoop.current().add_callback(lambda result=result: result)
 
 
-CALLBACKS = tuple(name for name in vars(CallbackServer) if name.startswith("on_"))
+CALLBACKS = {
+    name: tuple(inspect.signature(method).parameters)[1:]
+    for name, method in vars(CallbackServer).items()
+    if name.startswith("on_")
+}
+"""Their names, and those of their parameters."""
 
 
 class Conversation:
-    """What goes on with one client.
+    """What goes on with one client. All calls are made one after another, most of them by :meth:`run`, which waits in a
+    read in between.
 
-    :ivar failure: what a callback has raised that is not called by :meth:`run` itself.
+    :param forget: is called when all is over.
+    :ivar over: whether the client is to be closed after the callback that runs.
     """
 
-    def __init__(self, server: CallbackServer, stream: IOStream) -> None:
-        self.failure: BaseException | None = None
+    def __init__(self, server: CallbackServer, stream: IOStream, forget: Callable[[IOStream], None]) -> None:
+        self.over = False
         self._server = server
         self._stream = stream
+        self._on_data = server.on_data
+        self._forget = forget
         self._kept: io.BytesIO | None = None  # what on_data has seen and not consumed, as bytes
         self._seen = 0  # how many bytes of what the stream holds that is
         self._reading: Future[Any] | None = None
-        self._ended: Future[None] = stream.io_loop.asyncio_loop.create_future()  # type: ignore[attr-defined]
+        # To be called when the callback that runs has returned; with the coroutine, where it was called already.
+        self._due: dict[Callable[..., Any], Awaitable[Any] | None] = {}
+        self._failure: BaseException | None = None  # what a callback has raised
+        self._ended = False  # run() has
+        self._reason: CloseReason | None = None  # the stream is closed
+        self._tells_of_writes = getattr(server.on_write, "__func__", None) is not CallbackServer.on_write
         self._watching = False
         self._written = 0  # of what was written, so much has been told of
 
@@ -207,74 +258,112 @@ class Conversation:
         """Call ``on_connect``, and then ``on_data`` again and again, until the stream ends."""
         try:
             await self._call(self._server.on_connect)
-            if iscoroutinefunction(self._server.on_data):
-                await self._take_turns()
-            while True:
-                await self._read(self._match)
-        except (StreamClosedError, asyncio.CancelledError):
-            if self.failure is None:
-                raise
-            raise self.failure from None
+            await self._converse()
+            await self._stream.aclose()
+        except Exception as error:
+            self._failure = error
+            raise
         finally:
-            self._ended.set_result(None)
+            self._ended = True
+            for started in self._due.values():
+                _give_up(started)
+            if self._reason is not None:
+                await self._tell_of_end(self._reason)
 
-    async def _read(self, match: Callable[[bytearray], tuple[int, Any] | None]) -> Any:
-        self._reading = self._stream.read_until_match(match)
-        result = await self._reading
-        if self.failure is not None:
-            raise self.failure
-        return result
+    async def _converse(self) -> None:
+        read, match = self._stream.read_until_match, self._match
+        while not self.over:
+            if self._due:
+                await self._call_due()
+            if self._failure is not None:
+                raise self._failure
+            self._reading = reading = read(match)
+            try:
+                rest = await reading
+            except asyncio.CancelledError:
+                if not self._was_woken():
+                    raise
+            else:
+                if rest is not None:
+                    await rest
 
-    async def end(self, reason: CloseReason) -> None:
-        """The stream is closed: once its callback has returned, call ``on_error`` and ``on_disconnect``."""
-        await self._ended
+    def closed(self, reason: CloseReason) -> Awaitable[None] | None:
+        """The stream is closed. Whoever comes last tells of it: this, or :meth:`run`, whose callback may take its time.
+
+        Neither waits for the other, or a callback that waits for the server's shutdown would wait for itself.
+        """
+        self._reason = reason
+        return self._tell_of_end(reason) if self._ended else None
+
+    async def _tell_of_end(self, reason: CloseReason) -> None:
         stream = self._stream
-        unread = await stream.read_bytes(stream.buffered) if stream.buffered else b""
-        if reason in FAULTS:
-            await self._call(self._server.on_error, StreamClosedError(stream.error, "read", reason))
-        await self._call(self._server.on_disconnect, unread, _said(stream, reason))
+        error = stream.error or (None if isinstance(self._failure, StreamClosedError) else self._failure)
+        unread = await stream.read_bytes(stream.buffered)
+        try:
+            if reason in FAULTS:
+                operation: Operation = getattr(error, "operation", None) or "read"
+                await self._call(self._server.on_error, StreamClosedError(error, operation, reason))
+        finally:
+            try:
+                await self._call(self._server.on_disconnect, unread, _said(error, reason))
+            finally:
+                self._forget(stream)
 
     # ---- data
 
-    def _match(self, buffer: bytearray) -> tuple[int, None] | None:
-        """For the pending read: offer what there is to a plain ``on_data``."""
-        if len(buffer) <= self._seen or self._stream.closed():
+    def _match(self, buffer: bytearray) -> tuple[int, Awaitable[None] | None] | None:
+        """For the pending read: offer what there is to ``on_data``."""
+        size = len(buffer)
+        if size <= self._seen or self._stream.closed():
             return None
-        data, consumed = self._as_bytes(buffer), 0
+        data = bytes(buffer) if self._kept is None else self._grown(buffer)
         try:
-            for _ in range(IN_A_ROW):
-                taken = _consumed(self._server.on_data(self._stream, data), len(data))
+            returned = self._on_data(self._stream, data)
+        except Exception as error:
+            self._failure = error
+            return 0, None
+        if type(returned) is int and returned == size:  # as most do: this is what has to be fast
+            self._seen, self._kept = 0, None
+            found: tuple[int, Awaitable[None] | None] | None = (size, None)
+        else:
+            found = self._offer_again(returned, data)
+        if self._tells_of_writes:
+            self.look_for_writes()
+        return found
+
+    def _offer_again(self, returned: Any, data: bytes) -> tuple[int, Awaitable[None] | None] | None:
+        """``on_data`` has returned this: offer it what it has left, again and again."""
+        consumed = 0
+        try:
+            for turn in range(IN_A_ROW):
+                if turn:
+                    returned = self._on_data(self._stream, data)
+                if type(returned) is not int and isawaitable(returned):
+                    self._keep(data, consumed)
+                    return consumed, self._consume_later(returned, len(data))
+                taken = _consumed(returned, len(data))
                 consumed += taken
                 data = data[taken:]
                 if not taken or not data or self._stream.closed():
                     break
-            else:
-                taken = 1  # there is more, for the next turn
+            self._keep(b"" if taken else data, consumed)
         except Exception as error:
-            self.failure = error
-            return consumed, None
-        self._keep(data if not taken else b"", consumed)
+            self._failure = error
+        return (consumed, None) if consumed or self._failure else None
+
+    async def _consume_later(self, returned: Awaitable[int | None], size: int) -> None:
+        """The same for a coroutine, when it has returned."""
+        taken = _consumed(await returned, size)
+        if taken:
+            await self._stream.read_bytes(taken)
+            self._keep(b"", taken)
+        elif size > self._stream.max_buffer_size:
+            raise StreamBufferFullError("on_data leaves more than the buffer can hold", "read")
         self.look_for_writes()
-        return (consumed, None) if consumed else None
 
-    async def _take_turns(self) -> None:
-        """The same for a coroutine, between two reads."""
-        while True:
-            data = await self._read(self._peek)
-            taken = _consumed(await self._server.on_data(self._stream, data), len(data))  # type: ignore[misc]
-            if taken:
-                await self._stream.read_bytes(taken)
-            elif len(data) >= self._stream.max_buffer_size:
-                raise StreamBufferFullError("on_data leaves more than the buffer can hold", "read")
-            self._keep(b"" if taken else data, taken)
-            self.look_for_writes()
-
-    def _peek(self, buffer: bytearray) -> tuple[int, bytes] | None:
-        return None if len(buffer) <= self._seen else (0, self._as_bytes(buffer))
-
-    def _as_bytes(self, buffer: bytearray) -> bytes:
-        if self._kept is None:
-            return bytes(buffer)
+    def _grown(self, buffer: bytearray) -> bytes:
+        """What was kept, with what has come since."""
+        assert self._kept is not None
         with memoryview(buffer) as view, view[self._seen :] as fresh:
             self._kept.write(fresh)
         return self._kept.getvalue()
@@ -296,62 +385,84 @@ class Conversation:
             await result
         self.look_for_writes()
 
-    def call_soon(self, callback: Callable[..., Any]) -> None:
-        """Call what is no part of :meth:`run`; what it raises ends that."""
-        self._stream.io_loop.spawn_callback(self._guarded, callback)
-
-    async def _guarded(self, callback: Callable[..., Any]) -> None:
-        if self._stream.closed():
+    def notify(self, callback: Callable[..., Any]) -> None:
+        """Call what no data is the cause of: now, or after the callback that runs."""
+        if self._reading is None or self._reading.done():
+            self._due.setdefault(callback)
             return
         try:
-            await self._call(callback)
-        except StreamClosedError:
-            pass  # run() has it as well
+            result = callback(self._stream)
         except Exception as error:
-            self.failure = error
-            if self._reading is not None:
-                self._reading.cancel()
+            self._failure = error
+        else:
+            if not isawaitable(result):
+                return self.look_for_writes()
+            self._due[callback] = result
+        self._reading.cancel()
+
+    def _was_woken(self) -> bool:
+        """Whether it was :meth:`notify` that has cancelled the read."""
+        task = asyncio.current_task()
+        return bool(self._due or self._failure) and task is not None and not task.cancelling()
+
+    async def _call_due(self) -> None:
+        for callback in list(self._due):  # and not those that become due meanwhile, or nothing would be read any more
+            started = self._due.pop(callback)
+            if started is not None:
+                await started
+            elif not self._stream.closed():
+                await self._call(callback)
 
     def look_for_writes(self) -> None:
         """Once what was written has left, tell so. Not at once: what is corked had better stay so for now."""
-        if not self._watching and _has_on_write(self._server) and self._stream.queued + self._stream.bytes_written:
-            self._watching = True
-            self._stream.io_loop.add_callback(self._watch)
-
-    async def _watch(self) -> None:
         stream = self._stream
-        try:
-            await stream.drain()
-        except StreamClosedError:
-            return
+        if self._tells_of_writes and not self._watching and stream.queued + stream.bytes_written > self._written:
+            self._watching = True
+            stream.io_loop.add_callback(self._watch)
+
+    def _watch(self) -> None:
+        self._stream.drain().add_done_callback(self._drained)
+
+    def _drained(self, drained: "Future[None]") -> None:
         self._watching = False
-        if stream.bytes_written > self._written:
-            self._written = stream.bytes_written
-            self.call_soon(self._server.on_write)
+        if not drained.exception() and self._stream.bytes_written > self._written:
+            self._written = self._stream.bytes_written
+            self.notify(self._server.on_write)
 
 
-def _has_on_write(server: CallbackServer) -> bool:
-    return getattr(server.on_write, "__func__", None) is not CallbackServer.on_write
-
-
-def _checked(name: str, callback: Any) -> Callable[..., Any]:
+def _check_callback(name: str, callback: Any) -> None:
     if not callable(callback):
         raise OptionError(name, callback, "must be a function")
-    return callback  # type: ignore[no-any-return]
+    try:
+        signature = inspect.signature(callback)
+    except (TypeError, ValueError):
+        return  # some builtins don't tell
+    try:
+        signature.bind(*CALLBACKS[name])
+    except TypeError:
+        wanted = ", ".join(CALLBACKS[name])
+        raise OptionError(name, callback, f"must take ({wanted}), takes {signature}") from None
+
+
+def _give_up(result: Any) -> None:
+    """A coroutine is not to run; without this Python would complain that nobody awaits it."""
+    getattr(result, "close", lambda: None)()
 
 
 def _consumed(returned: Any, size: int) -> int:
     """What ``on_data`` has returned, as a number of bytes."""
+    if type(returned) is int:
+        if 0 <= returned <= size:
+            return returned
+        if returned < -1:
+            raise ValueError(f"on_data must return how many bytes are consumed, or -1 for all, not {returned}")
+        return size
     if returned is None:
         return 0
-    if isinstance(returned, bool) or not isinstance(returned, int):
-        if isawaitable(returned):
-            getattr(returned, "close", lambda: None)()
-        raise TypeError(f"on_data must return how many bytes are consumed, or None, not {returned!r}")
-    return returned if 0 <= returned <= size else size
+    raise TypeError(f"on_data must return how many bytes are consumed, or None, not {returned!r}")
 
 
-def _said(stream: IOStream, reason: CloseReason) -> str:
-    if stream.error is not None:
-        return str(stream.error)
+def _said(error: BaseException | None, reason: CloseReason) -> str:
+    if error is not None:
+        return str(error)
     return "" if reason in (CloseReason.EOF, CloseReason.LOCAL) else str(reason)

@@ -1,0 +1,108 @@
+"""A chat for a few people: the first line one sends is one's name, each other line goes to everybody.
+
+Lines end with CR LF. "quit" ends one's connection; on SIGTERM or Ctrl-C everybody is told, and the server ends.
+"""
+
+import argparse
+import asyncio
+import sys
+
+import iostreamsrv
+
+CONTROL = bytes([*range(32), 127])
+
+
+class ChatServer(iostreamsrv.TCPServer):
+    allow_half_open = True  # who has sent the last line still reads the answer
+
+    def __init__(self, max_people=5):
+        super().__init__()
+        self.max_people = max_people
+        self.names = {}  # of those who are in; None before they have told it
+
+    async def handle_stream(self, stream, address):
+        if len(self.names) >= self.max_people:
+            await stream.write(b"Sorry, I only allow %d concurrent connections!\r\n" % self.max_people)
+            return
+        self.names[stream] = None
+        try:
+            await stream.write(b"Welcome! Please enter your name:\r\n")
+            await self.converse(stream)
+        finally:
+            name = self.names.pop(stream, None)
+            if name is not None:
+                self.tell_others(stream, b"%s disconnected!\r\n" % name)
+
+    async def converse(self, stream):
+        while True:
+            line = await self.read_line(stream)
+            text = line.removesuffix(b"\r\n").translate(None, delete=CONTROL)
+            name = self.names[stream]
+            if name is None:
+                await self.introduce(stream, text)
+            elif text == b"quit":
+                await stream.write(b"Goodbye, %s!\r\n" % name)
+                return
+            elif text:
+                self.tell_others(stream, b"%s wrote: %s\r\n" % (name, text))
+                await stream.write(b"You wrote: %s\r\n" % text)
+
+    async def read_line(self, stream):
+        """A line, or what there is of one at the end."""
+        try:
+            return await stream.read_until(b"\r\n")
+        except iostreamsrv.StreamClosedError as error:
+            if error.reason != "eof" or not stream.buffered:
+                raise
+            return await stream.read_bytes(stream.buffered)
+
+    async def introduce(self, stream, name):
+        if not name:
+            await stream.write(b"Please enter your name:\r\n")
+        elif name.lower() in (taken.lower() for taken in self.names.values() if taken is not None):
+            await stream.write(b"Choose a different name, please:\r\n")
+        else:
+            self.names[stream] = name
+            self.tell_others(stream, b"%s joined!\r\n" % name)
+            await stream.write(b"Thank you, %s! Type 'quit' to disconnect.\r\n" % name)
+
+    def tell_others(self, stream, news):
+        for other, name in list(self.names.items()):
+            if other is not stream and name is not None:
+                self.tell(other, news + b"\r\n")
+
+    def tell(self, stream, line):
+        try:
+            stream.write(line)  # not awaited: nobody waits for the slowest
+        except iostreamsrv.StreamBufferFullError:
+            stream.abort()  # who does not read what the others write
+        except iostreamsrv.StreamClosedError:
+            pass  # who is just leaving
+
+    async def shutdown(self, *timeout):
+        """Tell all that it is over, and nobody who else leaves."""
+        self.stop()
+        people, self.names = self.names, {}
+        for stream in people:
+            self.tell(stream, b"Server is shutting down!\r\n")
+        await asyncio.gather(*(stream.aclose() for stream in people))
+        await super().shutdown(*timeout)
+
+
+async def main(arguments):
+    server = ChatServer()
+    server.listen(arguments.port, arguments.host)
+    for host, port, *_ in server.addresses:
+        print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)
+    async with server:  # which ends with its shutdown()
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
+    try:
+        iostreamsrv.run(main(parser.parse_args()))
+    except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:
+        sys.exit(f"chat: {error}")

@@ -1,0 +1,112 @@
+"""What protects ours, switched off one by one: so a probe shows that it would notice.
+
+Guards that an option switches off are not here; see `tests.faults.probes.Guard`.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from tornado.log import app_log
+
+from iostreamsrv import loglimit
+from iostreamsrv.acceptor import Acceptor
+from iostreamsrv.certificates import Certificates
+from iostreamsrv.clients import Clients
+from iostreamsrv.engine.tls import TLSStream
+from iostreamsrv.errors import CloseReason
+from iostreamsrv.events import Event
+from iostreamsrv.greeting import Greeter
+from iostreamsrv.listeners import Listeners
+from iostreamsrv.sansio.buffers import ReadBuffer
+
+
+def accept_without_pause() -> None:
+    """Out of descriptors, it tries again at once."""
+
+    def complain(self: Any, error: OSError) -> None:
+        self._events.emit(Event("limit", f"accept: {error}", logging.ERROR, error=error))
+
+    Acceptor._rest = complain  # type: ignore[method-assign]
+
+
+def shut_down_without_the_queue() -> None:
+    """Who waits in the kernel's queue is not accepted any more."""
+    Listeners.accept_queued = lambda self: None  # type: ignore[method-assign]
+
+
+def leave_failed_handlers_open() -> None:
+    """The stream of a handler that raised stays open."""
+
+    def complain(self: Any, stream: Any, name: str, error: BaseException) -> None:
+        app_log.error("%s of %s failed", name, stream, exc_info=error)
+
+    Clients._handler_failed = complain  # type: ignore[method-assign]
+
+
+def search_from_the_start() -> None:
+    """How far a fruitless search for a delimiter came is forgotten."""
+    take_until = ReadBuffer.take_until
+
+    def forgetful(self: ReadBuffer, needle: bytes, limit: int | None) -> bytes | None:
+        self._needle = None
+        return take_until(self, needle, limit)
+
+    ReadBuffer.take_until = forgetful  # type: ignore[method-assign]
+
+
+def log_without_limit() -> None:
+    """Every line is logged."""
+    loglimit.LogLimit.take = lambda self: 0  # type: ignore[method-assign]
+
+
+def leave_failed_handshakes_open() -> None:
+    """The socket of a handshake that failed stays open."""
+    TLSStream._handshake_failed = lambda self, error: None  # type: ignore[method-assign]
+
+
+def take_every_end_for_an_orderly_one() -> None:
+    """An end is an end, whether it was announced or not."""
+    TLSStream._how_input_ended = lambda self: CloseReason.EOF  # type: ignore[method-assign]
+
+
+def reload_in_place() -> None:
+    """Certificates are loaded into the context that serves, without a look at them before."""
+
+    def reload(self: Any) -> bool:
+        try:
+            self.context.load_cert_chain(self._ssl_options["certfile"], self._ssl_options["keyfile"])
+        except OSError as error:
+            app_log.error("%s", error)
+            return False
+        return True
+
+    Certificates.reload = reload  # type: ignore[method-assign]
+
+
+def forget_what_follows_the_header() -> None:
+    """What came with a PROXY header is not given to the handshake."""
+    go_on = Greeter._go_on
+
+    def forgetful(self: Any, stream: Any, address: Any) -> None:
+        if stream.proxy is not None:
+            stream._buffer.take(stream._buffer.size)
+        go_on(self, stream, address)
+
+    Greeter._go_on = forgetful  # type: ignore[method-assign]
+
+
+SWITCHES: dict[str, Callable[[], None]] = {
+    each.__name__: each
+    for each in (
+        accept_without_pause,
+        shut_down_without_the_queue,
+        leave_failed_handlers_open,
+        search_from_the_start,
+        log_without_limit,
+        leave_failed_handshakes_open,
+        take_every_end_for_an_orderly_one,
+        reload_in_place,
+        forget_what_follows_the_header,
+    )
+}

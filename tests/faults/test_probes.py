@@ -1,0 +1,43 @@
+"""Ours reaches each threshold, in a process of its own; and would not, were it not for the guard of it.
+
+Each probe has a small form here; ``IOSTREAMSRV_ALL=1`` makes it the full one. Nowhere else do tests measure time.
+"""
+
+import os
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from .catalogue import PROBES
+from .probes import Guard, Probe, Trial
+
+ALL = os.environ.get("IOSTREAMSRV_ALL") == "1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def enough_descriptors() -> Iterator[None]:
+    """For two thousand clients here, and in the server as many, which inherits it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=[probe.name for probe in PROBES])
+def test_ours_reaches_the_thresholds(probe: Probe) -> None:
+    assert probe.missed(probe.tried(full=ALL)) == {}
+
+
+GUARDED = [(probe, guard) for probe in PROBES for guard in probe.guards]
+
+
+@pytest.mark.parametrize(
+    ("probe", "guard"), GUARDED, ids=[f"{probe.name} without {guard.name}" for probe, guard in GUARDED]
+)
+def test_a_probe_notices_that_its_guard_is_off(probe: Probe, guard: Guard) -> None:
+    assert guard.breaks in probe.missed([probe.measure(Trial(guard=guard))])
+
+
+def test_each_probe_has_a_guard_that_it_notices() -> None:
+    assert [probe.name for probe in PROBES if not probe.guards] == []
