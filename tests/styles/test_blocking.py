@@ -329,6 +329,24 @@ def test_ctrl_c_in_recv_leaves_the_handle_usable(pair: Pair) -> None:
     assert exactly(handle, 5) == b"go on"
 
 
+def test_the_loop_cannot_wait_for_itself() -> None:
+    raised: list[str] = []
+
+    def call_all() -> None:
+        for call in (server.stop, server.accept, lambda: handle.recv(1), lambda: handle.sendall(bytes(MEBIBYTE))):
+            with contextlib.suppress(RuntimeError):
+                call()
+                raised.append("nothing")
+            raised.append("RuntimeError")
+
+    with serving() as server, connect(server) as client, server.accept(PATIENCE) as handle:
+        handle.stream.io_loop.add_callback(call_all)
+        eventually(lambda: len(raised) == 4)
+        assert raised == ["RuntimeError"] * 4
+        client.sendall(b"and goes on")
+        assert exactly(handle, 11) == b"and goes on"
+
+
 def test_sending_to_who_is_gone_is_an_error_soon(pair: Pair) -> None:
     handle, client = pair
     reset(client)
