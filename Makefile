@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all conformance bench style types coverage docs clean
+.PHONY: help run test test-all conformance bench faults-peers style types coverage docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 20
@@ -29,6 +29,9 @@ conformance: $(VENV)/.has-tests ## Tornado's own tests of streams and servers, r
 
 bench: $(VENV)/.has-tests ## measure against Tornado and asyncio, and write the table in docs
 	$(BIN)/python -m benchmarks --write-docs
+
+faults-peers: $(VENV)/.has-tests ## probe Tornado and asyncio as well, and write the table in docs
+	$(BIN)/python -m tests.faults --write-docs
 
 style: $(VENV)/.has-tools ## format and lint, checked only
 	$(BIN)/python -m ruff format --check .

@@ -24,6 +24,13 @@ Sense = Literal["≤", "≥", "="]
 
 HOLDS: dict[Sense, Callable[[float, float], bool]] = {"≤": operator.le, "≥": operator.ge, "=": operator.eq}
 
+BEYOND: dict[Sense, Callable[[float, float], float]] = {
+    "≤": lambda value, limit: value - limit,
+    "≥": lambda value, limit: limit - value,
+    "=": lambda value, limit: abs(value - limit),
+}
+"""How bad a figure is."""
+
 
 class Threshold(NamedTuple):
     """What ours must reach.
@@ -31,19 +38,21 @@ class Threshold(NamedTuple):
     :ivar figure: which figure, its unit included.
     :ivar timed: whether it is a matter of time, so that others who use the machine may spoil it: then the median of the
         tries counts, and otherwise the worst.
+    :ivar full_only: whether the small form is too short to say, and has no such figure.
     """
 
     figure: str
     sense: Sense
     limit: float
     timed: bool = False
+    full_only: bool = False
 
     def of(self, tries: list[Figures]) -> float:
         """The figure that counts."""
         found = [figures[self.figure] for figures in tries]
         if self.timed:
             return median(found)
-        return min(found) if self.sense == "≥" else max(found, key=lambda value: abs(value - self.limit))
+        return max(found, key=lambda value: BEYOND[self.sense](value, self.limit))
 
     def met(self, tries: list[Figures]) -> bool:
         return HOLDS[self.sense](self.of(tries), self.limit)
@@ -130,5 +139,5 @@ class Probe:
         return {
             each.figure: f"{each.of(tries):g}, and must be {each.sense} {each.limit:g}"
             for each in self.thresholds
-            if not each.met(tries)
+            if not ((each.full_only and each.figure not in tries[0]) or each.met(tries))
         }
