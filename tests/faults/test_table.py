@@ -64,6 +64,11 @@ def test_the_table_has_all_side_by_side_and_marks_what_ours_misses() -> None:
     assert "|  | left | = 0 | 0 | 1,234 | - |" in rows
 
 
+def test_the_table_says_what_could_not_be_carried_out() -> None:
+    rows = report([probe()], {("made up", TORNADO): []}, {}).splitlines()
+    assert "| **made up** | late, s | ≤ 1 | - | fails | - |" in rows
+
+
 def test_the_docs_have_the_figures_of_each_probe() -> None:
     page = DOCS.read_text()
     assert [each.name for each in PROBES if f"| **{each.name}** |" not in page] == []
