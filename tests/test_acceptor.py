@@ -285,7 +285,7 @@ async def test_a_full_server_that_is_stopped_and_listens_anew_is_still_full(serv
 
 
 @pytest.mark.gen_test
-async def test_a_shutdown_takes_in_who_queues_while_suspended_to_be_served_when_there_is_a_place(serving: Serving) -> None:
+async def test_a_shutdown_takes_in_who_queues_while_suspended_to_be_served_in_turn(serving: Serving) -> None:
     class Late(TCPServer):
         async def handle_stream(self, stream: IOStream, address: Any) -> None:
             await stream.write(await stream.read_until(b"\n"))
