@@ -13,11 +13,11 @@ import pytest
 
 from iostreamsrv import IOLoop, IOStream, TCPServer, acceptor
 from iostreamsrv.acceptor import ACCEPTS_PER_TURN, Acceptor
-from tests.support import eventually, on_every_engine, turns
+from tests.support import eventually, on_every_loop, turns
 from tests.test_limits import LONG_ENOUGH, connect_unix, listen_to, unix_server, waits
 from tests.test_tcpserver import Echo, Serving, answers
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pytest
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, TCPClient, TCPServer
 from iostreamsrv.events import Event, Events
-from tests.support import Peer, eventually, on_every_engine, tls_contexts, turns
+from tests.support import Peer, eventually, on_every_loop, tls_contexts, turns
 from tests.test_limits import TRUSTING, connect_unix, header, is_turned_away, listen_to, unix_server
 from tests.test_tcpserver import Echo, Serving, answers
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 
 @pytest.fixture

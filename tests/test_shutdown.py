@@ -13,10 +13,10 @@ import pytest
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError, TCPServer
 from iostreamsrv.draining import drain
 from iostreamsrv.iostream import SSLIOStream
-from tests.support import Peer, TLSEnd, TLSPeer, eventually, fill, on_every_engine, tls_contexts, turns
+from tests.support import Peer, TLSEnd, TLSPeer, eventually, fill, on_every_loop, tls_contexts, turns
 from tests.test_tcpserver import Echo, Serving, answers
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 AT_ONCE: dict[str, Any] = {"drain_idle": 0.01}
 """For servers whose idle clients need not be waited for."""
