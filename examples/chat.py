@@ -36,6 +36,8 @@ class ChatServer(iostreamsrv.TCPServer):
     async def converse(self, stream):
         while True:
             line = await self.read_line(stream)
+            if stream not in self.names:
+                return  # all is over, and this line came too late
             text = line.removesuffix(b"\r\n").translate(None, delete=CONTROL)
             name = self.names[stream]
             if name is None:
@@ -85,7 +87,7 @@ class ChatServer(iostreamsrv.TCPServer):
         people, self.names = self.names, {}
         for stream in people:
             self.tell(stream, b"Server is shutting down!\r\n")
-        await asyncio.gather(*(stream.aclose() for stream in people))
+        await asyncio.gather(*(stream.aclose(timeout=5) for stream in people))
         await super().shutdown(*timeout)
 
 

@@ -18,7 +18,7 @@ CHUNK = 512 * 1024
 
 class Proxy(iostreamsrv.TCPServer):
     def __init__(self, host, port):
-        super().__init__(allow_half_open=True, read_chunk_size=CHUNK)
+        super().__init__(allow_half_open=True, read_chunk_size=CHUNK, drain_timeout=2)
         self.to = host, port
         self.tcp_client = iostreamsrv.TCPClient()
 

@@ -126,9 +126,9 @@ class Acceptor:
             self._io_loop.add_handler(self.listener, self._on_ready, IOLoop.READ)
 
     def accept_queued(self) -> None:
-        """Accept all that waits in the kernel's queue, as far as there are places."""
+        """Accept all that waits in the kernel's queue, whether there are places or not."""
         for _ in range(QUEUE_MOST):
-            if self._io_loop is None or not self._has_place() or not self._accept():
+            if self._io_loop is None or not self._accept():
                 return
 
     def _on_ready(self, _listener: object, _events: int) -> None:

@@ -81,6 +81,7 @@ class Clients:
         self._rejected: dict[int, IOStream] = {}
         self.deadlines = Deadlines(options, self.open, self._rejected)
         self.groups = Groups(self.open, self.served)
+        self._queued: deque[tuple[Greeter, socket.socket, Any]] = deque()  # those who were in the kernel's queue
         self._handling: dict[asyncio.Future[Any], IOStream] = {}
         self._closing: set[asyncio.Task[Any]] = set()
         self.asking: set[asyncio.Task[Any] | None] = set()
@@ -104,6 +105,9 @@ class Clients:
 
     def accepted(self, greeter: Greeter, connection: socket.socket, address: Any) -> None:
         """There is a connection: of a client, or of a proxy in front of one."""
+        if not self.permits.may_accept():  # only a shutdown accepts all the same
+            self._queued.append((greeter, connection, address))
+            return
         stream = IOStream._of_client(connection, address, self.options, self)
         self.deadlines.run(stream._hub.loop)
         if self.permits.is_free() or self._make_room_for(address):
@@ -265,6 +269,12 @@ class Clients:
         if not self._telling:
             self._tell_of_ends()
         self.permits.offer()
+        if self._queued:
+            stream._call_soon(self._accept_queued)
+
+    def _accept_queued(self) -> None:
+        while self._queued and self.permits.may_accept():
+            self.accepted(*self._queued.popleft())
 
     def _tell_of_ends(self) -> None:
         """One after the other, never one within another: who is told of an end may speak to all the others, find them
@@ -307,7 +317,13 @@ class Clients:
         """Whether there is none, and nothing to be done for one, but for clients whose handlers ask."""
         asking = [self._handling[task] for task in self._handling.keys() & self.asking]
         streams = len(self.open) - sum(stream.id in self.open for stream in asking)
-        return not (streams or self._rejected or len(self._handling) > len(asking) or self._closing - self.asking)
+        return not (
+            streams
+            or self._queued
+            or self._rejected
+            or len(self._handling) > len(asking)
+            or self._closing - self.asking
+        )
 
     def end_waiting(self, idle: float) -> None:
         """Close the streams that merely wait for their client, and those who have not begun with their handshake."""
@@ -324,6 +340,8 @@ class Clients:
         :param gently: let the handlers have their last words before the streams are closed.
         """
         self._end = reason
+        while self._queued:
+            self._queued.pop()[1].close()
         spared = {asyncio.current_task(), *self.asking}
         ending: list[asyncio.Future[Any]] = [*self._handling.keys() - spared, *self._closing - spared]
         for task in ending:

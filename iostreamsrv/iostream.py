@@ -22,8 +22,10 @@ from .engine.sockets import SocketStream
 from .engine.tls import TLSStream
 from .errors import OptionError, StreamBufferFullError, StreamClosedError, UnsatisfiableReadError
 from .options import HANDSHAKE_TIMEOUT, check_timeout
+from .sansio.reads import MORE
 
 __all__ = [
+    "MORE",
     "BaseIOStream",
     "IOStream",
     "PipeIOStream",

@@ -385,12 +385,12 @@ class TCPServer:
 
             await server.shutdown(timeout=5)
 
-        Whoever waits in the kernel's queue is accepted, but nobody evicted for them; then the listeners are closed,
-        and `IOStream.wait_draining` returns. Streams that merely wait in a read, with nothing received for it and
-        nothing queued, are closed, reason ``shutdown``: for ``drain_idle`` seconds (0.5) they may still send a request,
-        later on they are closed as soon as their handler reads again. Handlers that are at work may finish. What is
-        left at the timeout is cancelled, has a second for its last words and its client another one to read them, and
-        is closed, reason ``drain_timeout``.
+        Whoever waits in the kernel's queue is taken in, to be served when there is a place; then the listeners are
+        closed, and `IOStream.wait_draining` returns. Streams that merely wait in a read, with nothing received for it
+        and nothing queued, are closed, reason ``shutdown``: for ``drain_idle`` seconds (0.5) they may still send a
+        request, later on they are closed as soon as their handler reads again. Handlers that are at work may finish.
+        What is left at the timeout is cancelled, has a second for its last words and its client another one to read
+        them, and is closed, reason ``drain_timeout``.
 
         It returns when all streams are closed and all handlers, :meth:`handle_close` too, have ended; called from some
         of these it does not wait for those. Called again meanwhile it waits for the same end. A cancel ends all at

@@ -184,9 +184,19 @@ iostreamsrv.run(main(json.loads(sys.argv[1])))
 """
 
 
-class ReportingServer(Program):
-    """An echo server of lines, with options for `TCPServer`, that tells a client what it knows of it for "?", and a
-    test how it is.
+class ReportingProgram(Program):
+    """A program that prints a dict for SIGUSR1."""
+
+    def report(self) -> dict[str, Any]:
+        """What it says of itself."""
+        self.send_signal(signal.SIGUSR1)
+        found: dict[str, Any] = ast.literal_eval(self.line())
+        return found
+
+
+class ReportingServer(ReportingProgram):
+    """An echo server of lines, with options for `TCPServer`, that tells a client what it knows of it for "?", and
+    reports its descriptors, tasks, streams, the reasons its streams ended for, and its resident bytes.
 
     :param server: another one, as "module:class", which has ``reasons``, too.
     """
@@ -195,12 +205,6 @@ class ReportingServer(Program):
         super().__init__("-c", REPORTING, json.dumps(options, default=str), *filter(None, [server]), patience=patience)
         self.listening()
         self.at_first = self.report()
-
-    def report(self) -> dict[str, Any]:
-        """Its descriptors, tasks, streams, the reasons its streams ended for, and its resident bytes."""
-        self.send_signal(signal.SIGUSR1)
-        found: dict[str, Any] = ast.literal_eval(self.line())
-        return found
 
     def settled(self, patience: float = PATIENCE) -> dict[str, Any]:
         """Its report, once it holds no descriptors, tasks and streams but those it began with."""

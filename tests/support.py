@@ -38,6 +38,15 @@ EVERY_ENGINE = [
 """The hub on its own epoll, the hub on the loop's readers and writers, the hub of streams in memory, and the first of
 them inside uvloop."""
 
+EVERY_LOOP = [engine for engine in EVERY_ENGINE if engine != "memory"]
+"""The engines without the one in memory, which makes no difference to what comes over a socket."""
+
+on_every_loop = [
+    pytest.mark.usefixtures("io_loop"),
+    pytest.mark.parametrize("engine", EVERY_LOOP, indirect=True),
+]
+"""``pytestmark`` of a file whose tests are of servers and clients."""
+
 on_every_engine = [
     pytest.mark.usefixtures("io_loop"),
     pytest.mark.parametrize("engine", EVERY_ENGINE, indirect=True),

@@ -29,6 +29,7 @@ from iostreamsrv import (
 )
 from iostreamsrv.certificates import self_signed
 from iostreamsrv.events import Event
+from iostreamsrv.iostream import MORE
 from tests.programs import Program, ReportingServer
 from tests.programs import eventually as until
 from tests.support import Peer, TLSEnd, TLSPeer, eventually, fill, tls_contexts
@@ -262,6 +263,28 @@ async def test_a_read_that_drips_is_closed(serving: Timed) -> None:
 @pytest.mark.gen_test
 async def test_each_read_has_the_time_for_itself(serving: Timed) -> None:
     server = serving.started(Echo(read_timeout=4 * SOON))
+    busy, dripping = serving.connect(server), serving.connect(server)
+
+    def step() -> None:
+        busy.send(b"line\n")
+        if serving.is_open(dripping):
+            dripping.send(b".")
+
+    async with meanwhile(step):
+        assert await serving.end_of(dripping) == "read_timeout"
+        assert serving.is_open(busy)
+
+
+@pytest.mark.gen_test
+async def test_a_read_that_goes_on_has_the_time_for_each_message(serving: Timed) -> None:
+    def each_line(buffer: bytearray) -> tuple[int, Any] | None:
+        end = buffer.rfind(b"\n") + 1
+        return (end, MORE) if end else None
+
+    async def read_on(stream: IOStream, address: Any) -> None:
+        await stream.read_until_match(each_line)
+
+    server = serving.with_handler(read_on, read_timeout=4 * SOON)
     busy, dripping = serving.connect(server), serving.connect(server)
 
     def step() -> None:

@@ -11,11 +11,11 @@ import pytest
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, TCPClient, TCPServer
 from iostreamsrv.events import Event, Events
-from tests.support import Peer, eventually, on_every_engine, tls_contexts, turns
+from tests.support import Peer, eventually, on_every_loop, tls_contexts, turns
 from tests.test_limits import TRUSTING, connect_unix, header, is_turned_away, listen_to, unix_server
 from tests.test_tcpserver import Echo, Serving, answers
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_listener_that_names_no_kind_gets_all() -> None:
 def test_a_kind_there_is_not_is_named_and_nothing_subscribed(wrong: Any) -> None:
     events = Events()
     got: list[Event] = []
-    with pytest.raises(OptionError, match=f"^kinds={re.escape(repr(wrong))}: there are open, close, reject"):
+    with pytest.raises(OptionError, match=f"^kinds={re.escape(repr(wrong))}: there are listen, open, close"):
         events.subscribe(got.append, "open", wrong)
     events.emit(event("open"))
     assert not got

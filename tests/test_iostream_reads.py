@@ -22,6 +22,7 @@ from iostreamsrv import (
     StreamTimeoutError,
     UnsatisfiableReadError,
 )
+from iostreamsrv.iostream import MORE
 from tests.conftest import MakePair
 from tests.support import Peer, eventually, on_every_stream, turns
 
@@ -392,6 +393,45 @@ async def test_read_until_match_asks_whenever_there_is_more(stream: IOStream, pe
         await eventually(lambda part=part: seen and seen[-1].endswith(part))
     assert await future == "found"
     assert list(dict.fromkeys(seen)) == [b"ab", b"abc;d"]
+    assert stream.buffered == 1
+
+
+@pytest.mark.gen_test
+async def test_a_match_may_consume_and_go_on_until_it_has_a_result(stream: IOStream, peer: Peer) -> None:
+    lines: list[bytes] = []
+
+    def each_line(buffer: bytearray) -> tuple[int, Any] | None:
+        end = buffer.find(b"\n") + 1
+        if not end:
+            return None
+        lines.append(bytes(buffer[:end]))
+        return end, lines[-1] if len(lines) == 3 else MORE
+
+    future = stream.read_until_match(each_line)
+    for part in (b"one\n", b"tw", b"o\n"):
+        peer.send(part)
+        await turns()
+        assert not future.done()
+    await eventually(lambda: len(lines) == 2)
+    assert stream.buffered == 0
+    peer.send(b"three\nfour")
+    assert await future == b"three\n"
+    assert lines == [b"one\n", b"two\n", b"three\n"]
+    await eventually(lambda: stream.buffered == 4)
+
+
+@pytest.mark.gen_test
+async def test_a_match_may_end_its_stream(stream: IOStream, peer: Peer) -> None:
+    def kick(buffer: bytearray) -> tuple[int, Any]:
+        stream.kick("enough")
+        return 2, MORE
+
+    future = stream.read_until_match(kick)
+    await turns()
+    peer.send(b"abc")
+    with pytest.raises(StreamClosedError, match="enough"):
+        await future
+    assert stream.close_reason == "kicked"
     assert stream.buffered == 1
 
 

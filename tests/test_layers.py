@@ -161,10 +161,11 @@ def private_names(source: str) -> set[str]:
 
 
 def private_uses(source: str) -> set[str]:
-    """The names with an underscore that a module asks for."""
-    return {
-        node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute) and is_private(node.attr)
-    }
+    """The names with an underscore that a module asks for, of anything but modules that it imports."""
+    nodes = list(ast.walk(ast.parse(source)))
+    modules = {alias.asname or alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    asked = [node for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in modules]
+    return {node.attr for node in asked if is_private(node.attr)}
 
 
 def is_private(name: str) -> bool:
@@ -204,6 +205,7 @@ def test_the_servers_of_styles_give_no_private_name_that_their_base_has() -> Non
         ("self._stream = stream", {"_stream"}, {"_stream"}),
         ("class S:\n    def _stop(self):\n        self.stop()", set(), {"_stop"}),
         ("stream.__class__", set(), set()),
+        ("import asyncio\nasyncio._get_running_loop()._ready", {"_ready"}, set()),
     ],
 )
 def test_every_private_name_is_seen(source: str, used: set[str], given: set[str]) -> None:

@@ -14,10 +14,10 @@ from tornado import gen
 from iostreamsrv import IOLoop, IOStream, TCPClient, TCPServer, bind_unix_socket, clients
 from iostreamsrv.events import Event
 from tests.listening import with_ipv6
-from tests.support import Peer, eventually, fill, on_every_engine, tls_contexts, turns
+from tests.support import Peer, eventually, fill, on_every_loop, tls_contexts, turns
 from tests.test_tcpserver import Echo, Handler, Serving, answers
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 LONG_ENOUGH = 40
 """Turns of the loop in which a server would have accepted and answered."""

@@ -14,10 +14,10 @@ import pytest
 
 from iostreamsrv import IOLoop, IOStream, KickedError, OptionError, StreamBufferFullError, StreamClosedError, TCPServer
 from iostreamsrv.registry import Group
-from tests.support import PATIENCE, Peer, TLSEnd, TLSPeer, eventually, on_every_engine, tls_contexts, turns
+from tests.support import PATIENCE, Peer, TLSEnd, TLSPeer, eventually, on_every_loop, tls_contexts, turns
 from tests.test_tcpserver import Serving
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 LINE = b"0123456789abcde\n"
 

@@ -13,10 +13,10 @@ import pytest
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError, TCPServer
 from iostreamsrv.draining import drain
 from iostreamsrv.iostream import SSLIOStream
-from tests.support import Peer, TLSEnd, TLSPeer, eventually, fill, on_every_engine, tls_contexts, turns
+from tests.support import Peer, TLSEnd, TLSPeer, eventually, fill, on_every_loop, tls_contexts, turns
 from tests.test_tcpserver import Echo, Serving, answers
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 AT_ONCE: dict[str, Any] = {"drain_idle": 0.01}
 """For servers whose idle clients need not be waited for."""
@@ -130,21 +130,40 @@ async def test_who_queues_at_a_server_that_is_suspended_is_served_first(serving:
 
 
 @pytest.mark.gen_test
-async def test_who_queues_at_a_server_that_is_full_is_refused_and_the_others_finish(serving: Serving) -> None:
+async def test_who_queues_at_a_server_that_is_full_is_served_when_there_is_a_place(serving: Serving) -> None:
+    server = serving.started(Working(max_connections=2))
+    inside = [serving.connect(server) for _ in range(2)]
+    await eventually(lambda: len(server.streams) == 2)
+    outside = [serving.connect(server) for _ in range(5)]
+    peers = [*inside, *outside]
+    for number, peer in enumerate(peers):
+        peer.send(b"%d\n" % number)
+    await server.working.wait()
+    address = server.addresses[0]
+    ending = asyncio.create_task(server.shutdown())
+    await eventually(lambda: server.draining)
+    refused(address)
+    assert len(server.streams) == 2
+    server.done.set()
+    for number, peer in enumerate(peers):
+        assert await peer.receive_all() == b"%d\n" % number
+        peer.close()
+    await ending
+    assert server.ends == ["local"] * 7
+
+
+@pytest.mark.gen_test
+async def test_who_queues_at_a_server_that_stays_full_is_closed_at_the_timeout(serving: Serving) -> None:
     server = serving.started(Working(max_connections=1))
     inside = serving.connect(server)
     inside.send(b"abc\n")
     await server.working.wait()
     outside = serving.connect(server)
-    await turns()
-    ending = asyncio.create_task(server.shutdown())
+    await server.shutdown(timeout=0.05)
     with contextlib.suppress(ConnectionResetError):
         assert await outside.receive_all() == b""
-    server.done.set()
-    assert await inside.receive_all() == b"abc\n"
-    inside.close()
-    await ending
-    assert server.ends == ["local"]
+    assert await inside.receive_all() == b"last words\n"
+    assert server.ends == ["drain_timeout"]
 
 
 @pytest.mark.gen_test

@@ -11,9 +11,9 @@ import pytest
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, ServerOptions, TCPServer
 from iostreamsrv.options import Keepalive
-from tests.support import PATIENCE, Peer, eventually, on_every_engine
+from tests.support import PATIENCE, Peer, eventually, on_every_loop
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 KEEPALIVE = socket.SO_KEEPALIVE
 IDLE = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", 0))

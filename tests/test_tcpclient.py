@@ -26,9 +26,9 @@ from iostreamsrv import (
     TCPClient,
     tcpclient,
 )
-from tests.support import PATIENCE, Peer, eventually, on_every_engine, turns
+from tests.support import PATIENCE, Peer, eventually, on_every_loop, turns
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 REFUSED = ("127.0.0.1", 1)
 """Nobody listens there."""

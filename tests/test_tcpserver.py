@@ -10,9 +10,9 @@ import pytest
 from tornado import gen
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, ListenError, TCPServer
-from tests.support import Peer, eventually, on_every_engine, open_descriptors, turns
+from tests.support import Peer, eventually, on_every_loop, open_descriptors, turns
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 Handler = Callable[[IOStream, Any], Any]
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOLoop, IOStream, OptionError, TCPServer
-from tests.support import PATIENCE, PROJECT, eventually, fill, on_every_engine, turns
+from tests.support import PATIENCE, PROJECT, eventually, fill, on_every_loop, turns
 from tests.test_tcpserver import Echo, Serving
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 
 @pytest.fixture

@@ -197,6 +197,9 @@ class ReadSide(WriteSide):
                     return 1 + buffer[0], bytes(buffer[1 : 1 + buffer[0]])
 
             payload = await stream.read_until_match(frame)
+
+        A function that does all the work itself returns ``(consumed, MORE)``, with `iostreamsrv.iostream.MORE`: those
+        bytes are removed, and the read goes on with what comes behind them, as if it had begun anew.
         """
         return self._begin_read(ReadMatch(match), timeout)
 
@@ -433,6 +436,11 @@ class ReadSide(WriteSide):
 
     def _wait_for_more(self) -> None:
         self._untried = False
+        read = self._read
+        if isinstance(read, ReadMatch) and read.begun_anew:
+            read.begun_anew = False
+            self._read_since = self._hub.now
+            self._inline = INLINE
         if self._readable:
             self._hub.dispatch_again(self)
         elif not self._reads_watched and not self._closed:

@@ -241,18 +241,25 @@ class ReadUntilClose(Read):
 
 
 Matcher = Callable[[bytearray], tuple[int, Any] | None]
-"""What :class:`ReadMatch` asks: given all that is buffered, None for "more", or (bytes consumed, result)."""
+"""What :class:`ReadMatch` asks: given all that is buffered, None for "more", or (bytes consumed, result).
+
+With :data:`MORE` for a result the bytes are consumed, and the read goes on.
+"""
 
 
 class ReadMatch(Read):
-    """Whatever a function of the caller's makes of the buffered bytes."""
+    """Whatever a function of the caller's makes of the buffered bytes.
 
-    __slots__ = ("match",)
+    :ivar begun_anew: whether it has consumed something and goes on with what comes behind it; to be set back.
+    """
+
+    __slots__ = ("begun_anew", "match")
 
     def __init__(self, match: Matcher) -> None:
         if not callable(match):
             raise OptionError("match", match, "must be a function of the buffered bytes")
         self.match = match
+        self.begun_anew = False
 
     def take(self, buffer: ReadBuffer) -> Any | More:
         if not buffer.size:
@@ -272,6 +279,8 @@ class ReadMatch(Read):
             buffer.clear()
         elif consumed:
             buffer.take(consumed)
+        if result is MORE:
+            self.begun_anew = consumed > 0
         return result
 
 

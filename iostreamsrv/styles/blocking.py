@@ -3,8 +3,8 @@
 The loop has a thread of its own, or is pumped by a main loop of the program's with `BlockingServer.process`. There are
 three ways to use it:
 
-- ``accept()`` gives a `Handle` for each client, to be used by any thread. Each call crosses over to the loop's thread
-  and back.
+- ``accept()`` gives a `Handle` for each client, to be used by any thread. What it receives crosses over from the loop's
+  thread, what it sends does not wait for that.
 - ``handle(sock, address)``, overridden, is called in a pool of threads, as by `socketserver`. Without TLS and a PROXY
   header it gets a real, blocking socket: nothing crosses over.
 - ``notify(handle, notice)``, overridden or a keyword, is told of clients that come, send and go.

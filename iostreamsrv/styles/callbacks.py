@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import CloseReason, Operation, OptionError, StreamBufferFullError, StreamClosedError
 from ..events import Event
 from ..ioloop import IOLoop, current_loop
-from ..iostream import IOStream
+from ..iostream import MORE, IOStream
 from ..options import Full, check_optional_timeout
 from ..registry import Slow
 from ..tcpserver import TCPServer
@@ -311,27 +311,28 @@ class Conversation:
 
     # ---- data
 
-    def _match(self, buffer: bytearray) -> tuple[int, Awaitable[None] | None] | None:
-        """For the pending read: offer what there is to ``on_data``."""
-        size = len(buffer)
-        if size <= self._seen or self._stream.closed():
+    def _match(self, buffer: bytearray) -> tuple[int, Any] | None:
+        """For the pending read, which goes on for as long as it can: offer what there is to ``on_data``."""
+        stream, size = self._stream, len(buffer)
+        if size <= self._seen or stream.close_reason is not None:
             return None
-        data = bytes(buffer) if self._kept is None else self._grown(buffer)
+        data = self._grown(buffer) if self._seen else bytes(buffer)
         try:
-            returned = self._on_data(self._stream, data)
+            returned = self._on_data(stream, data)
         except Exception as error:
             self._failure = error
             return 0, None
         if type(returned) is int and returned == size:  # as most do: this is what has to be fast
-            self._seen, self._kept = 0, None
-            found: tuple[int, Awaitable[None] | None] | None = (size, None)
+            if self._seen:
+                self._keep(b"", size)
+            found: tuple[int, Any] | None = (size, None if self._due else MORE)
         else:
             found = self._offer_again(returned, data)
         if self._tells_of_writes:
             self.look_for_writes()
         return found
 
-    def _offer_again(self, returned: Any, data: bytes) -> tuple[int, Awaitable[None] | None] | None:
+    def _offer_again(self, returned: Any, data: bytes) -> tuple[int, Any] | None:
         """``on_data`` has returned this: offer it what it has left, again and again."""
         consumed = 0
         try:
@@ -346,10 +347,15 @@ class Conversation:
                 data = data[taken:]
                 if not taken or not data or self._stream.closed():
                     break
+            else:
+                self._keep(b"", consumed)
+                return consumed, None  # the rest is for the next turn
             self._keep(b"" if taken else data, consumed)
         except Exception as error:
             self._failure = error
-        return (consumed, None) if consumed or self._failure else None
+        if self._failure or self._due:
+            return consumed, None
+        return (consumed, MORE) if consumed else None
 
     async def _consume_later(self, returned: Awaitable[int | None], size: int) -> None:
         """The same for a coroutine, when it has returned."""

@@ -87,6 +87,7 @@ class Crossing:
         self._asking = threading.RLock()  # a signal handler may call end() from within ask()
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._runner: int | None = None  # the thread in which the loop is running, if it is
         self._pumping = threading.Lock()
         self._pumped = pumped
 
@@ -102,8 +103,15 @@ class Crossing:
 
     def start(self) -> None:
         """Run the loop in a thread of its own."""
-        self._thread = threading.Thread(target=self.loop.run_forever, name="BlockingServer", daemon=True)
+        self._thread = threading.Thread(target=self._run_forever, name="BlockingServer", daemon=True)
         self._thread.start()
+
+    def _run_forever(self) -> None:
+        self._runner = threading.get_ident()
+        try:
+            self.loop.run_forever()
+        finally:
+            self._runner = None
 
     def ask(self, start: "Callable[[], Future[Any]]") -> Any:
         """Have ``start`` called in the loop, and wait for the result of the future it gives.
@@ -178,7 +186,7 @@ class Crossing:
             if self.loop.is_closed() or (answer is not None and answer.arrived()):
                 return
             timer = self.loop.call_later(timeout, self.loop.stop)
-            self.loop.run_forever()
+            self._run_forever()
             timer.cancel()
         finally:
             self._pumping.release()
@@ -205,7 +213,7 @@ class Crossing:
 
         :raises RuntimeError: it is the loop's.
         """
-        if asyncio._get_running_loop() is self.loop:
+        if threading.get_ident() == self._runner:
             raise RuntimeError("this is the thread of the server's loop, which cannot wait for itself")
 
 
@@ -222,6 +230,12 @@ async def cancel_the_rest() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def set_done(future: "Future[None]") -> None:
+    """Unless it was cancelled."""
+    if not future.done():
+        future.set_result(None)
 
 
 def stopped() -> ConnectionAbortedError:

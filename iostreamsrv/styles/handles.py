@@ -56,6 +56,7 @@ class Handle:
     def __init__(self, crossing: Crossing, stream: IOStream, address: Any) -> None:
         self.stream = stream
         self.address = address
+        self._local_address = stream.local_address
         self._crossing = crossing
         self._timeout: float | None = None
         self._outbox = Outbox(stream, crossing.post)
@@ -95,8 +96,8 @@ class Handle:
         return self.address
 
     def getsockname(self) -> Any:
-        """The address it came to; None when the connection is closed."""
-        return self.stream.local_address
+        """The address it came to."""
+        return self._local_address
 
     # ---- receiving
 
@@ -288,11 +289,13 @@ def check_wait(timeout: float | None) -> float | None:
 
 async def _arrived(reading: "Future[bytes]") -> bytes:
     """What ``reading`` gives, if it can do so at once."""
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
-        if reading.done():
-            return reading.result()
-    reading.cancel()
+    try:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+            if reading.done():
+                return reading.result()
+    finally:
+        reading.cancel()
     raise StreamTimeoutError("read", 0)
 
 

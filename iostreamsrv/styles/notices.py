@@ -11,6 +11,7 @@ from enum import StrEnum
 from tornado.log import app_log
 
 from ..addresses import show
+from .crossing import set_done
 from .handles import Handle
 
 
@@ -56,7 +57,7 @@ class Notices:
     def add(self, handle: Handle, notice: Notice) -> "Future[None]":
         """In the loop: have this told; the future is done when it has been."""
         told = asyncio.get_running_loop().create_future()
-        self._queue.put(functools.partial(self._tell, handle, notice, functools.partial(_set_done, told)))
+        self._queue.put(functools.partial(self._tell, handle, notice, functools.partial(set_done, told)))
         self._added()
         return told
 
@@ -84,8 +85,3 @@ class Notices:
             handle.close()
         finally:
             self._post(told)
-
-
-def _set_done(future: "Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)

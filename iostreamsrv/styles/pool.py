@@ -14,6 +14,7 @@ from tornado.log import gen_log
 
 from ..addresses import show
 from ..iostream import IOStream
+from .crossing import set_done
 
 Serve = Callable[[Any, Any], None]
 
@@ -64,7 +65,7 @@ class ClientSocket(socket.socket):
     def __init__(self, stream: IOStream, post: Callable[[Callable[[], object]], None]) -> None:
         super().__init__(fileno=os.dup(stream.fileno()))
         self.closed: Future[None] = asyncio.get_running_loop().create_future()
-        self._tell: Callable[[], None] | None = partial(post, partial(_set_done, self.closed))
+        self._tell: Callable[[], None] | None = partial(post, partial(set_done, self.closed))
 
     def close(self) -> None:
         super().close()
@@ -82,8 +83,3 @@ class ClientSocket(socket.socket):
             self.shutdown(how)
         except OSError:
             pass  # it has ended already
-
-
-def _set_done(future: "Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)

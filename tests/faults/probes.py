@@ -24,6 +24,13 @@ Sense = Literal["≤", "≥", "="]
 
 HOLDS: dict[Sense, Callable[[float, float], bool]] = {"≤": operator.le, "≥": operator.ge, "=": operator.eq}
 
+BEYOND: dict[Sense, Callable[[float, float], float]] = {
+    "≤": lambda value, limit: value - limit,
+    "≥": lambda value, limit: limit - value,
+    "=": lambda value, limit: abs(value - limit),
+}
+"""How bad a figure is."""
+
 
 class Threshold(NamedTuple):
     """What ours must reach.
@@ -45,7 +52,7 @@ class Threshold(NamedTuple):
         found = [figures[self.figure] for figures in tries]
         if self.timed:
             return median(found)
-        return min(found) if self.sense == "≥" else max(found, key=lambda value: abs(value - self.limit))
+        return max(found, key=lambda value: BEYOND[self.sense](value, self.limit))
 
     def met(self, tries: list[Figures]) -> bool:
         return HOLDS[self.sense](self.of(tries), self.limit)
@@ -132,5 +139,5 @@ class Probe:
         return {
             each.figure: f"{each.of(tries):g}, and must be {each.sense} {each.limit:g}"
             for each in self.thresholds
-            if not (each.full_only and each.figure not in tries[0]) and not each.met(tries)
+            if not ((each.full_only and each.figure not in tries[0]) or each.met(tries))
         }

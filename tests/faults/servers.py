@@ -1,15 +1,13 @@
 """The servers that are probed, seen from outside: one of them at work, in a process of its own."""
 
-import ast
 import json
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import cpu_seconds, resident_bytes
-from tests.programs import Program
+from tests.programs import ReportingProgram
 from tests.rotation import Files
 
 OURS, TORNADO, ASYNCIO = KINDS = ("iostreamsrv", "Tornado", "asyncio")
@@ -18,8 +16,10 @@ LONG = 300.0
 """Seconds after which a server is killed, so that a probe fails instead of hanging."""
 
 
-class Server(Program):
+class Server(ReportingProgram):
     """A server that does what ``behaviour`` says; see `tests.faults.handlers`.
+
+    It reports how many ``tasks`` there are, and the ``tally`` that its handlers keep.
 
     :param kind: whose, one of :data:`KINDS`.
     :param files: for TLS; None for a plain one.
@@ -77,14 +77,6 @@ class Server(Program):
     def lines(self) -> int:
         """How many it has logged."""
         return self.said().count("\n")
-
-    # ---- as it says
-
-    def report(self) -> dict[str, Any]:
-        """How many ``tasks`` there are, and the ``tally`` that its handlers keep."""
-        self.send_signal(signal.SIGUSR1)
-        found: dict[str, Any] = ast.literal_eval(self.line())
-        return found
 
     # ---- what is left in the end
 

@@ -12,7 +12,7 @@ from .servers import KINDS, OURS
 DOCS: Path = PROJECT / "docs" / "faults.md"
 
 Results = Mapping[tuple[str, str], list[Figures]]
-"""The tries of each probe, by its name and the kind of the server."""
+"""The tries of each probe, by its name and the kind of the server; none where it could not be carried out."""
 
 
 def report(probes: Sequence[Probe], results: Results, machine: Mapping[str, str]) -> str:
@@ -44,6 +44,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _cell(probe: Probe, threshold: Threshold, tries: list[Figures] | None, kind: str) -> str:
+    if tries == []:
+        return "fails"
     if tries is None or any(threshold.figure not in figures for figures in tries):
         return "-"
     number = _number(threshold.of(tries))

@@ -5,12 +5,15 @@ Each probe has a small form here; ``IOSTREAMSRV_ALL=1`` makes it the full one. N
 
 import os
 import resource
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from .catalogue import PROBES
 from .probes import Guard, Probe, Trial
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it needs /proc")
 
 ALL = os.environ.get("IOSTREAMSRV_ALL") == "1"
 

@@ -310,6 +310,17 @@ def test_match_may_have_none_for_a_result() -> None:
     assert buffer.size == 0
 
 
+def test_match_may_consume_and_go_on() -> None:
+    buffer = filled(b"abc")
+    read = ReadMatch(lambda seen: (2, MORE) if len(seen) > 1 else None)
+    assert read.take(buffer) is MORE
+    assert read.begun_anew
+    assert rest(buffer) == b"c"
+    read.begun_anew = False
+    assert read.take(filled(b"c")) is MORE
+    assert not read.begun_anew
+
+
 @pytest.mark.parametrize("consumed", [-1, 4, 1.0, "1", True])
 def test_match_must_consume_what_there_is(consumed: Any) -> None:
     buffer = filled(b"abc")

@@ -329,6 +329,26 @@ def test_ctrl_c_in_recv_leaves_the_handle_usable(pair: Pair) -> None:
     assert exactly(handle, 5) == b"go on"
 
 
+def test_the_loop_cannot_wait_for_itself() -> None:
+    raised: list[str] = []
+
+    def call_all() -> None:
+        for call in (server.stop, server.accept, lambda: handle.recv(1), lambda: handle.sendall(bytes(MEBIBYTE))):
+            try:
+                call()
+            except RuntimeError as error:
+                raised.append(str(error))
+            else:
+                raised.append("nothing")
+
+    with serving() as server, connect(server) as client, server.accept(PATIENCE) as handle:
+        handle.stream.io_loop.add_callback(call_all)
+        eventually(lambda: len(raised) == 4)
+        assert all("the thread of the server's loop" in text for text in raised)
+        client.sendall(b"and goes on")
+        assert exactly(handle, 11) == b"and goes on"
+
+
 def test_sending_to_who_is_gone_is_an_error_soon(pair: Pair) -> None:
     handle, client = pair
     reset(client)
@@ -626,6 +646,16 @@ def test_a_server_that_was_stopped_says_so() -> None:
         with pytest.raises(RuntimeError, match="stopped"):
             server.start()
         assert server.addresses == []
+
+
+def test_stop_delivers_what_was_sent_before() -> None:
+    data = random.Random(8).randbytes(2 * MEBIBYTE)
+    with serving() as server, connect(server) as client, server.accept(PATIENCE) as handle:
+        receiving = Call(everything, client)
+        for begin in range(0, len(data), 50_000):
+            handle.sendall(data[begin : begin + 50_000])
+        server.stop()
+        assert digest(receiving.result()) == digest(data)
 
 
 def test_stop_before_start_closes_the_port() -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from iostreamsrv import IOStream
 from tests.styles.recorder import Recorder
-from tests.support import Peer, eventually, on_every_engine, turns
+from tests.support import Peer, eventually, on_every_loop, turns
 from tests.test_tcpserver import Serving
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 
 def packets(stream: IOStream, data: bytes) -> int:

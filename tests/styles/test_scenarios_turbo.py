@@ -16,6 +16,7 @@ import pytest
 from iostreamsrv import CertificateError, IOLoop, IOStream, TCPServer, bind_sockets
 from iostreamsrv.certificates import self_signed
 from tests.programs import Client, ReportingServer
+from tests.programs import eventually as eventually_in_program
 from tests.support import Peer, eventually, turns
 from tests.test_tcpserver import Echo, Serving, answers
 
@@ -178,14 +179,14 @@ def test_turbo_5_a_full_buffer_closes_one_client_and_costs_nothing(files: dict[s
         context = trusting(files) if tls else None
         with server.client(tls=context) as other, server.client(tls=context) as flooding:
             begun = time.monotonic()
-            flooding.send(bytes(60_000))
             try:
+                flooding.send(bytes(60_000))
                 assert flooding.line() == b""
-            except ConnectionResetError:
+            except OSError:  # of a reset, which TLS may call an end against its rules
                 pass
             assert time.monotonic() - begun < 5
             assert other.ask(b"still there\n") == b"still there\n"
-            assert server.report()["reasons"] == {"buffer_full": 1}
+            eventually_in_program(lambda: server.report()["reasons"] == {"buffer_full": 1}, server.report)
             assert idles(server)
             assert other.ask(b"still there\n") == b"still there\n"
 
