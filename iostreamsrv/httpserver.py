@@ -15,9 +15,10 @@ import inspect
 import socket
 from typing import Any
 
-from tornado.http1connection import HTTP1ServerConnection
+from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.httpserver import _HTTPRequestContext
+from tornado.httputil import HTTPMessageDelegate
 
 from .engine.base import MAX_BUFFER_SIZE
 from .iostream import IOStream
@@ -67,6 +68,7 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
         TCPServer.__init__(self, ssl_options, **ours)
         keywords |= {"max_buffer_size": self.options.max_buffer_size, "chunk_size": self.options.read_chunk_size}
         TornadoHTTPServer.initialize(self, request_callback, **keywords)
+        self._requests: dict[int, HTTP1Connection] = {}  # by the stream's id: the one in hand, or to come
 
     def _default_options(self, options: ServerOptions | None) -> ServerOptions:
         found = super()._default_options(options)
@@ -89,6 +91,21 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
         connection = HTTP1ServerConnection(stream, self.conn_params, context)
         self._connections.add(connection)
         connection.start_serving(self)
+
+    def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
+        """For Tornado: another request may come."""
+        self._requests[server_conn.stream.id] = request_conn
+        return super().start_request(server_conn, request_conn)
+
+    def on_close(self, server_conn: Any) -> None:
+        """For Tornado: no more requests come by this connection."""
+        self._requests.pop(server_conn.stream.id, None)
+        super().on_close(server_conn)
+
+    def _asks_nothing(self, stream: IOStream) -> bool:
+        # A body is read in pieces, each of which may keep the server waiting in the middle of a request.
+        request = self._requests.get(stream.id)
+        return super()._asks_nothing(stream) and (request is None or request._request_start_line is None)
 
     async def close_all_connections(self) -> None:
         """End all connections now, WebSockets included, reason ``shutdown``; return when what served them has ended."""
