@@ -50,6 +50,10 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
     MiB here, as applications for Tornado expect, unless keywords, ``options`` or the class say otherwise (there 1 MiB,
     the default of other servers, says nothing).
 
+    Tornado's hour in which a request's headers must have come, ``idle_connection_timeout``, is there only where it is
+    given: ``idle_timeout`` and ``read_timeout`` take no timer for each request. A body that drips is a matter of
+    ``body_timeout``, as it is read in pieces.
+
     With ``proxy_protocol`` the ``remote_ip`` of a request is that of the real client. :meth:`shutdown` lets requests
     finish that are in hand, and ends connections that wait for the next one.
     """
@@ -68,6 +72,8 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
         TCPServer.__init__(self, ssl_options, **ours)
         keywords |= {"max_buffer_size": self.options.max_buffer_size, "chunk_size": self.options.read_chunk_size}
         TornadoHTTPServer.initialize(self, request_callback, **keywords)
+        if not keywords.get("idle_connection_timeout"):
+            self.conn_params.header_timeout = None  # Tornado's hour is a timer for each request: a sixth of its time
         self._requests: dict[int, HTTP1Connection] = {}  # by the stream's id: the one in hand, or to come
 
     def _default_options(self, options: ServerOptions | None) -> ServerOptions:

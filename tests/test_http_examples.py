@@ -1,4 +1,4 @@
-"""``examples/tornado_app.py`` and ``examples/http_hello.py``, asked by those who ask such servers: browser, curl, wrk."""
+"""``examples/tornado_app.py`` and ``http_hello.py``, asked by those who ask such servers: a browser, curl and wrk."""
 
 import asyncio
 import re

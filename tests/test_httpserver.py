@@ -319,6 +319,19 @@ def test_the_buffers_are_as_large_as_tornados_by_default() -> None:
     assert HTTPServer(sample_app(), max_buffer_size=None).options.max_buffer_size == 100 * MEBIBYTE
 
 
+def test_no_request_has_a_timer_of_its_own_by_default() -> None:
+    assert HTTPServer(sample_app()).conn_params.header_timeout is None
+
+
+@pytest.mark.gen_test
+async def test_tornados_timeout_of_headers_is_kept(serving: Serving) -> None:
+    server = started(serving, idle_connection_timeout=0.1)
+    peer = serving.connect(server)
+    assert await asked(peer, request()) == (200, b"http 127.0.0.1")
+    assert await peer.receive_all() == b""
+    assert server.ends == ["local"]
+
+
 class Configured(HTTPServer):
     def initialize(self, *arguments: Any, tag: str = "", **keywords: Any) -> None:  # type: ignore[override]
         super().initialize(*arguments, **keywords)
