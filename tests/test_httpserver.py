@@ -325,7 +325,7 @@ def test_no_request_has_a_timer_of_its_own_by_default() -> None:
 
 @pytest.mark.gen_test
 async def test_tornados_timeout_of_headers_is_kept(serving: Serving) -> None:
-    server = started(serving, idle_connection_timeout=0.1)
+    server = started(serving, idle_connection_timeout=0.5)
     peer = serving.connect(server)
     assert await asked(peer, request()) == (200, b"http 127.0.0.1")
     assert await peer.receive_all() == b""
@@ -381,6 +381,18 @@ async def test_requests_of_one_connection_are_answered_in_order(serving: Serving
     for size in range(40):
         assert await answer(peer) == (200, b"%d" % size)
     assert [len(server.streams), server.ends] == [1, []]
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_half_closes_behind_its_requests_is_answered_all_of_them(serving: Serving) -> None:
+    server = started(serving)
+    peer = serving.connect(server)
+    peer.send(upload(b"abc") * 20)
+    peer.half_close()
+    for _ in range(20):
+        assert await answer(peer) == (200, b"3")
+    assert await peer.receive_all() == b""
+    assert server.ends == ["eof"]
 
 
 @pytest.mark.gen_test
@@ -897,4 +909,4 @@ async def test_a_flood_of_pings_that_nobody_takes_the_answers_of_is_not_queued(s
     for _ in range(100):
         await peer.send_all(pings)
     await eventually(lambda: stream.bytes_read > 99 * len(pings))
-    assert stream.queued < 10_000
+    assert stream.queued < 100_000  # of 13 MB; what is corked may be 64 KiB
