@@ -477,6 +477,26 @@ async def test_a_client_that_takes_nothing_of_its_answer_is_closed(serving: Serv
     await server.request_callback.settings["closed"].wait()
 
 
+@pytest.mark.gen_test
+async def test_a_silent_websocket_is_ended_by_the_read_timeout(serving: Serving) -> None:
+    server = started(serving, read_timeout=0.2)
+    peer = await upgraded(serving.connect(server))
+    assert await peer.receive_all() == b""
+    assert server.ends == ["read_timeout"]
+
+
+@pytest.mark.gen_test
+async def test_a_websocket_that_answers_pings_is_not_silent(serving: Serving) -> None:
+    pinging = application(websocket_ping_interval=0.2, websocket_ping_timeout=0.2)
+    server = serving.started(Noting(pinging, read_timeout=1))
+    peer = await upgraded(serving.connect(server))
+    for _ in range(8):
+        assert await peer.receive(2) == b"\x89\0"
+        peer.send(frame(b"", 0x8A))
+    assert await echoes(peer)
+    assert server.ends == []
+
+
 # ---- TLS
 
 
