@@ -4,6 +4,8 @@ Open it in a browser: what one page says all pages show.
 """
 
 import argparse
+import asyncio
+import contextlib
 import sys
 
 import tornado.web
@@ -14,6 +16,7 @@ from iostreamsrv.httpserver import HTTPServer
 
 PAGE = """<!DOCTYPE html>
 <title>What all say</title>
+<link rel="icon" href="data:,">
 <form><input name="line" autofocus autocomplete="off"><button>Say</button></form>
 <ul></ul>
 <script>
@@ -47,9 +50,12 @@ class Lines(tornado.websocket.WebSocketHandler):
     def open(self):
         self.pages.add(self)
 
-    def on_message(self, message):
-        for page in self.pages:
-            page.write_message(message)
+    async def on_message(self, message):
+        await asyncio.gather(*(page.show(message) for page in self.pages))  # as fast as the slowest takes it
+
+    async def show(self, message):
+        with contextlib.suppress(tornado.websocket.WebSocketClosedError):  # on_close() is about to be called
+            await self.write_message(message)
 
     def on_close(self):
         self.pages.discard(self)
@@ -59,7 +65,8 @@ async def main(arguments):
     application = tornado.web.Application(
         [("/", Page), ("/lines", Lines, {"pages": set()})], websocket_max_message_size=10_000
     )
-    server = HTTPServer(application, max_connections=1000, idle_timeout=600)
+    # A page that takes nothing is closed after 5 seconds, and until then the others wait for it.
+    server = HTTPServer(application, max_connections=1000, idle_timeout=600, write_timeout=5)
     server.listen(arguments.port, arguments.host)
     for host, port, *_ in server.addresses:
         print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)

@@ -54,6 +54,7 @@ class Clients:
 
     :param server: whose methods are called for them.
     :param closes: whether the server has a ``handle_close`` of its own; likewise ``rejects`` and ``handle_reject``.
+    :param asks_nothing: whether a shutdown need not wait for this stream.
     :param on_place: is called when a place has become free that a newcomer was refused for.
     :ivar open: the streams, by their id.
     :ivar draining: is set when the server begins to shut down.
@@ -68,6 +69,7 @@ class Clients:
         *,
         closes: Callable[[], bool],
         rejects: Callable[[], bool],
+        asks_nothing: Callable[[IOStream], bool],
         on_place: Callable[[], None],
     ) -> None:
         self.options = options
@@ -78,6 +80,7 @@ class Clients:
         self._server = server
         self._closes = closes
         self._rejects = rejects
+        self._asks_nothing = asks_nothing
         self._rejected: dict[int, IOStream] = {}
         self.deadlines = Deadlines(options, self.open, self._rejected)
         self.groups = Groups(self.open, self.served)
@@ -331,7 +334,7 @@ class Clients:
             if self.deadlines.in_phase(stream):
                 if stream.idle_time >= idle:
                     stream._close(CloseReason.SHUTDOWN)
-            elif stream._merely_waits():
+            elif self._asks_nothing(stream):
                 stream._close(CloseReason.SHUTDOWN)
 
     async def end_all(self, greeters: list[Greeter], reason: CloseReason, gently: bool = False) -> None:

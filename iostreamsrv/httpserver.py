@@ -10,31 +10,49 @@ What speaks HTTP is Tornado's, and so are applications, handlers and templates. 
 timeouts, TLS with its reloads, PROXY headers and the shutdown, is what every `TCPServer` here has.
 """
 
+import difflib
+import inspect
+import socket
 from typing import Any
 
+from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
+from tornado.httpserver import _HTTPRequestContext
+from tornado.httputil import HTTPMessageDelegate
 
 from .engine.base import MAX_BUFFER_SIZE
-from .options import NAMES
+from .iostream import IOStream
+from .options import NAMES, SIZES, ServerOptions
 from .tcpserver import TCPServer
 
 __all__ = ["HTTPServer"]
 
-BOTH = ("ssl_options", "max_buffer_size")
-"""What the two servers below are both told."""
+THEIRS = tuple(inspect.signature(TornadoHTTPServer.initialize).parameters)[2:]
+"""The keywords of Tornado's server."""
 
-OURS = {"io_loop", "options", *NAMES} - set(BOTH)
+OURS = ("io_loop", "options", *NAMES)
 
 
 class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
     """An HTTP server for a `tornado.web.Application`, or any other request callback.
 
+    It is used as Tornado's. Where that is made by others, `tornado.web.Application.listen` for one, this one is put in
+    its place with ``tornado.httpserver.HTTPServer.configure("iostreamsrv.httpserver.HTTPServer")``.
+
     :param request_callback: the application.
-    :param keywords: those of `tornado.httpserver.HTTPServer` (``xheaders``, ``max_body_size``, ``chunk_size``…) and
-        those of `TCPServer` (``max_connections``, ``drain_timeout``, ``proxy_protocol``…). ``max_buffer_size``, from
-        which Tornado has the limit of a body, is Tornado's 100 MiB here.
+    :param keywords: those of `tornado.httpserver.HTTPServer` (``xheaders``, ``max_body_size``, ``max_header_size``…)
+        and those of `TCPServer` (``max_connections``, ``drain_timeout``, ``proxy_protocol``…), its class attributes and
+        ``options`` included. ``chunk_size`` is another name for ``read_chunk_size``.
     :raises OptionError: an option cannot have this value.
-    :raises TypeError: there is no such keyword.
+    :raises TypeError: there is no such keyword; the nearest one is suggested.
+
+    ``max_buffer_size``, which limits a body too unless ``max_body_size`` does, and ``max_write_buffer_size`` are 100
+    MiB here, as applications for Tornado expect, unless keywords, ``options`` or the class say otherwise (there 1 MiB,
+    the default of other servers, says nothing).
+
+    Tornado's hour in which a request's headers must have come, ``idle_connection_timeout``, is there only where it is
+    given: ``idle_timeout`` and ``read_timeout`` take no timer for each request. A body that drips is a matter of
+    ``body_timeout``, as it is read in pieces.
 
     With ``proxy_protocol`` the ``remote_ip`` of a request is that of the real client. :meth:`shutdown` lets requests
     finish that are in hand, and ends connections that wait for the next one.
@@ -45,20 +63,81 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
 
     def initialize(self, request_callback: Any, **keywords: Any) -> None:  # type: ignore[override]
         """Tornado's constructor; see the class."""
-        ours = {name: keywords.pop(name) for name in list(keywords) if name in OURS}
-        keywords.setdefault("max_buffer_size", None)
-        keywords["max_buffer_size"] = keywords["max_buffer_size"] or MAX_BUFFER_SIZE
-        chunk_size = keywords.get("chunk_size")
+        _check_names(keywords)
+        chunk_size = keywords.pop("chunk_size", None)
         if chunk_size is not None:
-            ours.setdefault("read_chunk_size", chunk_size)
-        TCPServer.__init__(self, **{name: keywords[name] for name in BOTH if name in keywords}, **ours)
-        sizes = {name: getattr(self.options, name) for name in ("max_buffer_size", "read_chunk_size")}
+            keywords.setdefault("read_chunk_size", chunk_size)
+        ours = {name: keywords.pop(name) for name in OURS if name in keywords}
+        ssl_options = keywords.get("ssl_options")
+        TCPServer.__init__(self, ssl_options, **ours)
+        keywords |= {"max_buffer_size": self.options.max_buffer_size, "chunk_size": self.options.read_chunk_size}
         TornadoHTTPServer.initialize(self, request_callback, **keywords)
-        self.replace_options(**sizes)  # which it has set as it would have them
+        if not keywords.get("idle_connection_timeout"):
+            self.conn_params.header_timeout = None  # Tornado's hour is a timer for each request: a sixth of its time
+        self._requests: dict[int, HTTP1Connection] = {}  # by the stream's id: the one in hand, or to come
 
-    handle_stream = TornadoHTTPServer.handle_stream
+    def _default_options(self, options: ServerOptions | None) -> ServerOptions:
+        found = super()._default_options(options)
+        sizes = ("max_buffer_size", "max_write_buffer_size")
+        return found.replaced({name: MAX_BUFFER_SIZE for name in sizes if getattr(found, name) == SIZES[name]})
+
+    @classmethod
+    def configurable_base(cls) -> type[Any]:
+        """For Tornado: ``HTTPServer.configure()`` is about this class, and leaves Tornado's alone."""
+        return HTTPServer
+
+    @classmethod
+    def configurable_default(cls) -> type[Any]:
+        """For Tornado: what a call of the class makes unless configured otherwise."""
+        return HTTPServer
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:  # type: ignore[override]
+        """Serve HTTP to one client."""
+        context = _Client(stream, address, self.protocol, self.trusted_downstream)
+        connection = HTTP1ServerConnection(stream, self.conn_params, context)
+        self._connections.add(connection)
+        connection.start_serving(self)
+
+    def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
+        """For Tornado: another request may come."""
+        self._requests[server_conn.stream.id] = request_conn
+        return super().start_request(server_conn, request_conn)
+
+    def on_close(self, server_conn: Any) -> None:
+        """For Tornado: no more requests come by this connection."""
+        self._requests.pop(server_conn.stream.id, None)
+        super().on_close(server_conn)
+
+    def _asks_nothing(self, stream: IOStream) -> bool:
+        # A body is read in pieces, each of which may keep the server waiting in the middle of a request.
+        request = self._requests.get(stream.id)
+        return super()._asks_nothing(stream) and (request is None or request._request_start_line is None)
 
     async def close_all_connections(self) -> None:
-        """End all connections now, WebSockets included; return when what served them has ended."""
-        await TornadoHTTPServer.close_all_connections(self)
+        """End all connections now, WebSockets included, reason ``shutdown``; return when what served them has ended."""
         await TCPServer.close_all_connections(self)
+        await TornadoHTTPServer.close_all_connections(self)
+
+
+class _Client(_HTTPRequestContext):
+    """Who asks. Tornado's tells from the family of the socket what an address is; but one from a PROXY header may be of
+    another family than the proxy's.
+    """
+
+    def __init__(self, stream: IOStream, address: Any, protocol: str | None, trusted: list[str] | None) -> None:
+        super().__init__(stream, None, protocol, trusted)  # type: ignore[arg-type]
+        self.address = address
+        if isinstance(address, tuple):
+            self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+            self.remote_ip = self._orig_remote_ip = address[0]
+        else:
+            self.address_family = socket.AF_UNIX
+
+
+def _check_names(keywords: dict[str, Any]) -> None:
+    known = (*THEIRS, *OURS)
+    for name in keywords:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise TypeError(f"no such keyword of an HTTP server: {name!r} ({hint})")

@@ -94,6 +94,7 @@ class TCPServer:
             self.options,
             closes=partial(self._overrides, "handle_close"),
             rejects=partial(self._overrides, "handle_reject"),
+            asks_nothing=self._asks_nothing,
             on_place=self._go_on,
         )
         self.events: Events = self._clients.events
@@ -448,6 +449,10 @@ class TCPServer:
 
     def _go_on(self) -> None:
         self._listeners.go_on()
+
+    def _asks_nothing(self, stream: IOStream) -> bool:
+        """Whether a stream merely waits for its client to begin with a request, as far as bytes tell."""
+        return stream._merely_waits()
 
     # ---- what there is
 

@@ -94,5 +94,24 @@ def test_a_vacuous_test_that_touches_our_classes_is_a_failure(monkeypatch: pytes
     assert judge(STREAMS, "", None, THEIRS).kind == "failed"
 
 
-def test_there_are_no_more_than_six_exceptions() -> None:
+def test_a_class_may_be_listed_as_vacuous_and_none_of_its_tests_touches_our_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(expectations.VACUOUS, STREAMS.rpartition(".")[0], "because")
+    assert judge(STREAMS, "", None, NOTHING) == Verdict(STREAMS, "vacuous", "because")
+    assert judge(STREAMS, "", None, OURS).kind == "failed"
+    assert judge(PIPES, "", None, NOTHING).kind == "failed"
+
+
+def test_what_a_test_gets_done_in_a_turn_of_the_hub_matters_to_none_that_is_listed_for_it() -> None:
+    status, output = run(*expectations.UNHURRIED, sabotage="runner.hub.SLICE = 1e-6")
+    assert output.splitlines()[-1] == f"{len(expectations.UNHURRIED)} passed, 0 failed, 0 skipped"
+    assert status == 0
+    hurried = "runner.hub.SLICE = 1e-6; runner.expectations.UNHURRIED.clear()"
+    assert run(*expectations.UNHURRIED, sabotage=hurried)[0] == 1
+
+
+def test_there_are_no_more_than_six_exceptions_and_none_of_http() -> None:
     assert len(expectations.CANNOT_PASS) <= 6
+    assert [name for name in expectations.CANNOT_PASS if not name.startswith("iostream_test.")] == []
+    assert len(expectations.UNHURRIED) <= 1

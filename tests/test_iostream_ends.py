@@ -8,7 +8,7 @@ import pytest
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError
 from tests.conftest import MakePair
-from tests.support import Peer, eventually, fill, on_every_stream, turns
+from tests.support import Peer, eventually, fill, on_every_stream, tcp_pair, turns
 
 pytestmark = on_every_stream
 
@@ -387,3 +387,36 @@ async def test_an_end_by_the_peer_at_any_point_is_a_clear_error(
     assert stream.closed()
     assert not stream.reading()
     assert not stream.writing()
+
+
+class Counting(IOStream):
+    """Counts its looks at the socket."""
+
+    looks = 0
+
+    def _receive(self, size: int) -> bytes | None:
+        self.looks += 1
+        return super()._receive(size)
+
+
+@pytest.mark.plain("it counts calls of recv")
+@pytest.mark.gen_test
+async def test_a_close_callback_takes_no_look_at_a_socket_that_has_just_been_emptied(engine: str) -> None:
+    if engine not in ("epoll", "uvloop"):
+        pytest.skip("without edges there is nothing but to look")
+    ours, theirs = tcp_pair()
+    stream, peer = Counting(ours), Peer(theirs)
+    closed = asyncio.Event()
+    for number in range(1, 4):
+        reading = stream.read_until(b"\n")
+        await turns()
+        before = stream.looks
+        peer.send(b"abc\n")
+        assert await reading == b"abc\n"
+        stream.set_close_callback(closed.set)
+        await turns()
+        assert stream.looks == before + 1, number
+        stream.set_close_callback(None)
+    stream.set_close_callback(closed.set)
+    peer.close()
+    await closed.wait()

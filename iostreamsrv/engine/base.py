@@ -101,7 +101,7 @@ class BaseIOStream(ReadSide):
         if self._closed:
             self._run_close_callback()
         elif callback is not None and self._connect_future is None:
-            self._hub.dispatch_again(self)
+            self._look_for_end_later()
 
     def _run_close_callback(self) -> None:
         callback, self._close_callback = self._close_callback, None

@@ -1,0 +1,134 @@
+"""Hello over HTTP: a Tornado Application on iostreamsrv, on Tornado itself, and ``examples/http_hello.py``, under wrk.
+
+``python -m benchmarks.http``. In every round each server has its turn, in a fresh process, on a core of its own; wrk
+has another. What is shown is the median of the rounds: requests a second, the server's CPU time for one, and both in
+relation to Tornado's.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from statistics import median
+from typing import Any, NamedTuple
+
+import tornado.httpserver
+import tornado.web
+
+from iostreamsrv.httpserver import HTTPServer
+
+from .machine import Cores, allow_files, cpu_seconds
+from .peers import listen
+from .servers import REPOSITORY, MeasurementError
+
+CONNECTIONS = 50
+REFERENCE = "Tornado"
+
+
+class Hello(tornado.web.RequestHandler):
+    def get(self) -> None:
+        self.write("Hello, world\n")
+
+
+def application() -> tornado.web.Application:
+    return tornado.web.Application([("/", Hello)])
+
+
+SERVERS: dict[str, Any] = {
+    "Tornado on iostreamsrv": lambda: HTTPServer(application()),
+    "http_hello.py": lambda: importlib.import_module("examples.http_hello").HelloServer(),
+    REFERENCE: lambda: tornado.httpserver.HTTPServer(application()),
+}
+
+
+async def serve(name: str) -> None:
+    """Serve until standard input ends."""
+    listener = listen()
+    server = SERVERS[name]()
+    server.add_socket(listener)
+    done = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), done.set)
+    print(listener.getsockname()[1], flush=True)
+    await done.wait()
+
+
+class Figures(NamedTuple):
+    rate: float
+    """Requests a second."""
+    cost: float
+    """CPU seconds of the server for one."""
+
+
+@contextlib.contextmanager
+def started(name: str, core: int) -> Iterator[tuple[int, int]]:
+    """A server in a process of its own; gives its process id and its port."""
+    command = [sys.executable, "-m", "benchmarks.http", "--serve", name]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        os.sched_setaffinity(process.pid, {core})
+        assert process.stdout is not None
+        try:
+            yield process.pid, int(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def measure(name: str, seconds: int, core: int) -> Figures:
+    with started(name, core) as (pid, port):
+        load(port, 1)
+        before = cpu_seconds(pid)
+        requests, rate = load(port, seconds)
+        return Figures(rate, (cpu_seconds(pid) - before) / requests)
+
+
+def load(port: int, seconds: int) -> tuple[int, float]:
+    """Have it asked for so long; how often, and how often in a second."""
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", f"http://127.0.0.1:{port}/"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    requests, rate = re.search(r"(\d+) requests in", said), re.search(r"Requests/sec: +([\d.]+)", said)
+    if requests is None or rate is None or "Non-2xx" in said or "Socket errors" in said:
+        raise MeasurementError(f"wrk said {said!r}")
+    return int(requests[1]), float(rate[1])
+
+
+def compare(rounds: int, seconds: int, core: int) -> None:
+    runs: dict[str, list[Figures]] = {name: [] for name in SERVERS}
+    for number in range(rounds):
+        for name in SERVERS if number % 2 else reversed(SERVERS):
+            runs[name].append(measure(name, seconds, core))
+    for name, measured in runs.items():
+        pairs = list(zip(measured, runs[REFERENCE], strict=True))
+        rate, cost = (median(column) for column in zip(*measured, strict=True))
+        print(
+            f"{name:24} {rate:8,.0f}/s {cost * 1e6:6.1f} us"
+            f"   {median(run.rate / other.rate for run, other in pairs):5.2f} times the speed,"
+            f" {median(other.cost / run.cost for run, other in pairs):5.2f} times less CPU time"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--secs", type=int, default=3, help="how long a run counts; default: %(default)s")
+    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    allow_files()
+    if arguments.serve:
+        logging.disable(logging.WARNING)
+        asyncio.run(serve(arguments.serve))
+        return
+    if shutil.which("wrk") is None:
+        sys.exit("There is no wrk (on Debian and Ubuntu: apt install wrk)")
+    cores = Cores.pick()
+    os.sched_setaffinity(0, {cores.load})
+    compare(arguments.rounds, arguments.secs, cores.server)
+
+
+if __name__ == "__main__":
+    main()
