@@ -1,5 +1,6 @@
 """``examples/resp_server.py`` spoken to by redis-cli, redis-benchmark and plain sockets."""
 
+import contextlib
 import importlib
 import re
 import shutil
@@ -26,14 +27,32 @@ with_redis = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def server() -> Iterator[Program]:
+LONG = 300.0
+"""Seconds after which a server of many tests is killed."""
+
+
+@contextlib.contextmanager
+def serving(patience: float = PATIENCE) -> Iterator[Program]:
     """The example; in the end it serves still, and has said nothing."""
-    with Program(EXAMPLE, "--port", "0").listening() as program:
+    with Program(EXAMPLE, "--port", "0", patience=patience).listening() as program:
         yield program
         with program.client() as client:
             assert client.ask(encoded(b"PING")) == b"+PONG\r\n"
         assert program.end() == ENDED_WELL
+
+
+@pytest.fixture
+def empty() -> Iterator[Program]:
+    """One that has no values yet."""
+    with serving() as program:
+        yield program
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Program]:
+    """One that all tests share."""
+    with serving(LONG) as program:
+        yield program
 
 
 @pytest.fixture
@@ -69,50 +88,50 @@ def cli(server: Program, *words: str, stdin: bytes = b"") -> str:
 
 
 @with_redis
-def test_redis_cli_gets_what_it_asks_for(server: Program) -> None:
-    assert cli(server, "PING") == "PONG"
-    assert cli(server, "ping", "hello") == '"hello"'
-    assert cli(server, "ECHO", "hello") == '"hello"'
-    assert cli(server, "GET", "colour") == "(nil)"
-    assert cli(server, "SET", "colour", "deep blue") == "OK"
-    assert cli(server, "GET", "colour") == '"deep blue"'
-    assert cli(server, "SET", "", "") == "OK"
-    assert cli(server, "GET", "") == '""'
-    assert cli(server, "EXISTS", "colour", "colour", "size", "") == "(integer) 3"
-    assert cli(server, "DBSIZE") == "(integer) 2"
-    assert cli(server, "DEL", "colour", "size") == "(integer) 1"
-    assert cli(server, "GET", "colour") == "(nil)"
-    assert cli(server, "INCR", "count") == "(integer) 1"
-    assert cli(server, "INCR", "count") == "(integer) 2"
-    assert cli(server, "GET", "count") == '"2"'
+def test_redis_cli_gets_what_it_asks_for(empty: Program) -> None:
+    assert cli(empty, "PING") == "PONG"
+    assert cli(empty, "ping", "hello") == '"hello"'
+    assert cli(empty, "ECHO", "hello") == '"hello"'
+    assert cli(empty, "GET", "colour") == "(nil)"
+    assert cli(empty, "SET", "colour", "deep blue") == "OK"
+    assert cli(empty, "GET", "colour") == '"deep blue"'
+    assert cli(empty, "SET", "", "") == "OK"
+    assert cli(empty, "GET", "") == '""'
+    assert cli(empty, "EXISTS", "colour", "colour", "size", "") == "(integer) 3"
+    assert cli(empty, "DBSIZE") == "(integer) 2"
+    assert cli(empty, "DEL", "colour", "size") == "(integer) 1"
+    assert cli(empty, "GET", "colour") == "(nil)"
+    assert cli(empty, "INCR", "count") == "(integer) 1"
+    assert cli(empty, "INCR", "count") == "(integer) 2"
+    assert cli(empty, "GET", "count") == '"2"'
 
 
 @with_redis
-def test_redis_cli_is_told_what_cannot_be_done(server: Program) -> None:
-    assert cli(server, "FROB") == "(error) ERR unknown command"
-    assert cli(server, "GET") == "(error) ERR wrong number of arguments"
-    assert cli(server, "SET", "key", "value", "EX", "10") == "(error) ERR wrong number of arguments"
-    assert cli(server, "SET", "word", "hello") == "OK"
-    assert cli(server, "INCR", "word") == "(error) ERR value is not an integer or out of range"
+def test_redis_cli_is_told_what_cannot_be_done(empty: Program) -> None:
+    assert cli(empty, "FROB") == "(error) ERR unknown command"
+    assert cli(empty, "GET") == "(error) ERR wrong number of arguments"
+    assert cli(empty, "SET", "key", "value", "EX", "10") == "(error) ERR wrong number of arguments"
+    assert cli(empty, "SET", "word", "hello") == "OK"
+    assert cli(empty, "INCR", "word") == "(error) ERR value is not an integer or out of range"
 
 
 @with_redis
-def test_redis_cli_loads_many_commands_in_one_stream(server: Program) -> None:
+def test_redis_cli_loads_many_commands_in_one_stream(empty: Program) -> None:
     commands = b"".join(encoded(b"SET", b"key %d" % number, b"x" * number) for number in range(1000))
-    assert "errors: 0, replies: 1000" in cli(server, "--pipe", stdin=commands)
-    assert cli(server, "DBSIZE") == "(integer) 1000"
-    assert cli(server, "GET", "key 3") == '"xxx"'
+    assert "errors: 0, replies: 1000" in cli(empty, "--pipe", stdin=commands)
+    assert cli(empty, "DBSIZE") == "(integer) 1000"
+    assert cli(empty, "GET", "key 3") == '"xxx"'
 
 
 @with_redis
 @pytest.mark.parametrize("depth", [1, 16])
-def test_redis_benchmark_is_answered_all_it_asks(server: Program, depth: int) -> None:
-    host, port = server.addresses[0]
+def test_redis_benchmark_is_answered_all_it_asks(empty: Program, depth: int) -> None:
+    host, port = empty.addresses[0]
     command = f"redis-benchmark -h {host} -p {port} -c 20 -n 2000 -P {depth} -r 100 -d 100 --csv -t ping,set,get,incr"
     ran = subprocess.run(command.split(), capture_output=True, text=True, timeout=PATIENCE, check=True)
     rates = re.findall(r'^"(\w+)","[1-9]', ran.stdout, re.MULTILINE)
     assert rates == ["PING_INLINE", "PING_MBULK", "SET", "GET", "INCR"]
-    with server.client() as client:
+    with empty.client() as client:
         assert client.ask(encoded(b"DBSIZE")) == b":200\r\n"  # 100 keys for SET, and 100 for INCR
 
 

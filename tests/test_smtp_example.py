@@ -22,10 +22,14 @@ MAX_RECIPIENTS = 100
 MAX_ERRORS = 10
 
 
-@pytest.fixture
-def server() -> Iterator[Program]:
+LONG = 300.0
+"""Seconds after which a server of many tests is killed."""
+
+
+@contextlib.contextmanager
+def serving(patience: float = PATIENCE) -> Iterator[Program]:
     """The example. In the end it serves still, all it has said was read, and its log has failed handshakes at most."""
-    with Program(EXAMPLE, "--port", "0").listening() as program:
+    with Program(EXAMPLE, "--port", "0", patience=patience).listening() as program:
         yield program
         with program.client() as client:
             assert client.line() == b"220 smtp_sink ESMTP\r\n"
@@ -35,11 +39,31 @@ def server() -> Iterator[Program]:
 
 
 @pytest.fixture
-def client(server: Program) -> Iterator[Client]:
-    """A client that has been greeted."""
+def server() -> Iterator[Program]:
+    """One that takes mail."""
+    with serving() as program:
+        yield program
+
+
+@pytest.fixture(scope="module")
+def unused() -> Iterator[Program]:
+    """One that is given no message, and so shared."""
+    with serving(LONG) as program:
+        yield program
+
+
+@contextlib.contextmanager
+def greeted_by(server: Program) -> Iterator[Client]:
+    """A client that has said hello."""
     with server.client() as client:
         assert client.line() == b"220 smtp_sink ESMTP\r\n"
         assert client.ask(b"HELO there\r\n") == b"250 smtp_sink\r\n"
+        yield client
+
+
+@pytest.fixture
+def client(unused: Program) -> Iterator[Client]:
+    with greeted_by(unused) as client:
         yield client
 
 
@@ -130,7 +154,7 @@ def test_smtplib_is_told_of_each_recipient_that_is_refused(server: Program) -> N
 # ---- STARTTLS
 
 
-def test_commands_sent_behind_starttls_are_not_taken(server: Program, client: Client) -> None:
+def test_commands_sent_behind_starttls_are_not_taken(client: Client) -> None:
     client.send(b"STARTTLS\r\nMAIL FROM:<eve@example.org>\r\nRCPT TO:<bob@example.org>\r\nDATA\r\nevil\r\n.\r\n")
     assert client.line() == b"220 go ahead\r\n"
     with contextlib.suppress(ConnectionError):
@@ -159,7 +183,7 @@ def test_starttls_works_once(server: Program) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01", b"plain text\r\n"])
-def test_a_client_that_ends_in_the_handshake_harms_nobody(server: Program, client: Client, sent: bytes) -> None:
+def test_a_client_that_ends_in_the_handshake_harms_nobody(client: Client, sent: bytes) -> None:
     assert client.ask(b"STARTTLS\r\n") == b"220 go ahead\r\n"
     client.send(sent)
     client.socket.close()
@@ -194,20 +218,21 @@ def test_a_wrong_command_is_answered_and_the_next_one_is_served(client: Client, 
     assert client.ask(b"noop\r\n") == b"250 ok\r\n"
 
 
-def test_a_client_that_has_not_said_hello_sends_no_mail(server: Program) -> None:
-    with server.client() as client:
+def test_a_client_that_has_not_said_hello_sends_no_mail(unused: Program) -> None:
+    with unused.client() as client:
         client.line()
         assert client.ask(b"MAIL FROM:<ada@example.org>\r\n") == b"503 not now\r\n"
 
 
-def test_commands_sent_together_are_answered_in_order(server: Program, client: Client) -> None:
-    client.send(
-        b"MAIL FROM:<ada@example.org> BODY=8BITMIME\r\nRCPT TO:<>\r\nRCPT TO:<bob@example.org>\r\nMAIL FROM:<eve>\r\n"
-        b"DATA\r\none\ntwo\n.\nthree\r\n.\r\nRSET\r\nQUIT\r\nNOOP\r\n"
-    )
-    answers = [line[:3] for line in iter(client.line, b"")]
-    assert answers == [b"250", b"501", b"250", b"503", b"354", b"250", b"250", b"221"]
-    assert server.line() == "17 bytes in the clear, from <ada@example.org> to bob@example.org\n"
+def test_commands_sent_together_are_answered_in_order(server: Program) -> None:
+    with greeted_by(server) as client:
+        client.send(
+            b"MAIL FROM:<ada@example.org> BODY=8BITMIME\r\nRCPT TO:<>\r\nRCPT TO:<bob@example.org>\r\n"
+            b"MAIL FROM:<eve>\r\nDATA\r\none\ntwo\n.\nthree\r\n.\r\nRSET\r\nQUIT\r\nNOOP\r\n"
+        )
+        answers = [line[:3] for line in iter(client.line, b"")]
+        assert answers == [b"250", b"501", b"250", b"503", b"354", b"250", b"250", b"221"]
+        assert server.line() == "17 bytes in the clear, from <ada@example.org> to bob@example.org\n"
 
 
 @pytest.mark.parametrize("forgetting", [b"RSET", b"HELO again", b"EHLO again"])
@@ -219,15 +244,16 @@ def test_what_was_begun_can_be_forgotten(client: Client, forgetting: bytes) -> N
     assert answers[-1] == b"503 not now\r\n"
 
 
-def test_there_may_be_so_many_recipients_and_no_more(server: Program, client: Client) -> None:
-    assert client.ask(b"MAIL FROM:<ada@example.org>\r\n") == b"250 ok\r\n"
-    for _ in range(MAX_RECIPIENTS):
-        assert client.ask(b"RCPT TO:<bob@example.org>\r\n") == b"250 ok\r\n"
-    assert client.ask(b"RCPT TO:<bob@example.org>\r\n") == b"452 too many recipients\r\n"
-    client.send(b"DATA\r\n.\r\n")
-    assert client.line() == b"354 end with a dot\r\n"
-    assert client.line() == b"250 taken\r\n"
-    assert server.line().count("bob@example.org") == MAX_RECIPIENTS
+def test_there_may_be_so_many_recipients_and_no_more(server: Program) -> None:
+    with greeted_by(server) as client:
+        assert client.ask(b"MAIL FROM:<ada@example.org>\r\n") == b"250 ok\r\n"
+        for _ in range(MAX_RECIPIENTS):
+            assert client.ask(b"RCPT TO:<bob@example.org>\r\n") == b"250 ok\r\n"
+        assert client.ask(b"RCPT TO:<bob@example.org>\r\n") == b"452 too many recipients\r\n"
+        client.send(b"DATA\r\n.\r\n")
+        assert client.line() == b"354 end with a dot\r\n"
+        assert client.line() == b"250 taken\r\n"
+        assert server.line().count("bob@example.org") == MAX_RECIPIENTS
 
 
 def test_a_client_that_does_too_much_wrong_is_told_so_and_closed(client: Client) -> None:
@@ -269,8 +295,8 @@ def test_a_message_without_an_end_is_answered_and_closed(client: Client) -> None
 
 @pytest.mark.parametrize("how", ["end", "reset"])
 @pytest.mark.parametrize("sent", [b"MAI", b"MAIL FROM:<ada@example.org>\r\n", b"DATA\r\nhalf a mess"])
-def test_a_client_that_goes_away_in_the_middle_harms_nobody(server: Program, sent: bytes, how: str) -> None:
-    with server.client() as other, server.client() as client:
+def test_a_client_that_goes_away_in_the_middle_harms_nobody(unused: Program, sent: bytes, how: str) -> None:
+    with unused.client() as other, unused.client() as client:
         assert other.line() == client.line() == b"220 smtp_sink ESMTP\r\n"
         client.send(b"HELO there\r\nMAIL FROM:<ada@example.org>\r\nRCPT TO:<bob@example.org>\r\n" + sent)
         assert [client.line()[:3] for _ in range(3)] == [b"250"] * 3
