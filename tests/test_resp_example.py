@@ -268,6 +268,7 @@ def test_a_full_store_refuses_what_would_make_it_grow(example: Any, monkeypatch:
         (b"*1_0\r\n", b"invalid multibulk length"),
         (b"*\xb2\r\n", b"invalid multibulk length"),
         (b"*1000000000\r\n", b"invalid multibulk length"),
+        (b"*0000000001\r\n", b"invalid multibulk length"),
         (b"*" + b"9" * 900 + b"\r\n", b"invalid multibulk length"),
         (b"*1\r\nPING\r\n", b"expected '$', got 'P'"),
         (b"*1\r\n\xff\r\n", b"expected '$', got '\xef\xbf\xbd'"),
