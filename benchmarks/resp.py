@@ -45,13 +45,16 @@ REDIS = "redis-server"
 example: Any = importlib.import_module("examples.resp_server")
 
 
+length, MAX_LINE, MAX_WORDS, MAX_VALUE = example.length, example.MAX_LINE, example.MAX_WORDS, example.MAX_VALUE
+
+
 async def read_in_steps(_server: Any, stream: Any) -> list[bytes]:
     """The words of the next command, by what Tornado's streams have. An inline command is no matter here."""
     words = []
-    line = await stream.read_until(b"\n", example.MAX_LINE)
-    for _ in range(example.length(line, example.MAX_WORDS, "invalid multibulk length")):
-        line = await stream.read_until(b"\n", example.MAX_LINE)
-        word = await stream.read_bytes(example.length(line, example.MAX_VALUE, "invalid bulk length") + 2)
+    line = await stream.read_until(b"\n", MAX_LINE)
+    for _ in range(length(line, MAX_WORDS, "invalid multibulk length")):
+        line = await stream.read_until(b"\n", MAX_LINE)
+        word = await stream.read_bytes(length(line, MAX_VALUE, "invalid bulk length") + 2)
         words.append(word[:-2])
     return words
 
