@@ -317,3 +317,11 @@ def test_a_signal_ends_it_while_clients_are_there_in_the_clear_and_under_tls(num
         assert program.end(number) == ENDED_WELL
         for client in (plain, secure):
             client.close()
+
+
+def test_a_message_that_a_signal_cuts_off_is_not_reported_taken() -> None:
+    with Program(EXAMPLE, "--port", "0").listening() as program, greeted_by(program) as client:
+        begin_message(client)
+        client.send(b"half a message\r\n")
+        assert program.end() == ENDED_WELL
+        assert client.line() == b""
