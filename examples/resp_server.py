@@ -1,20 +1,26 @@
 """A key-value store that speaks RESP, the protocol of Redis: redis-cli and redis-benchmark are its clients.
 
-It keeps everything in memory, and nothing when it ends. What it does not know it answers with an error, and goes on.
+It keeps everything in memory, and nothing when it ends. A command that it does not know, or cannot do, is answered with
+an error, and the next one may follow. What is no RESP is answered with an error, too, and is the last that is read.
 """
 
 import argparse
+import functools
+import re
 import sys
 
 import iostreamsrv
 
 MAX_LINE = 1000
-MAX_VALUE = 512 * 1024
-MAX_WORDS = 1000
-"""Of one command: bytes of a line, bytes of a value, and how many of these."""
+MAX_WORDS = 100
+MAX_VALUE = 512 << 10
+MAX_COMMAND = 1 << 20
+"""Of one command: bytes of a line, words, bytes of a word and of them all. A command that comes byte by byte is looked
+at again with each of them, so it cannot have many words."""
 
-MAX_KEYS = 1_000_000
-"""Values in the store."""
+MAX_STORE = 256 << 20
+PER_VALUE = 250
+"""Bytes of the store, and what each value takes there beside its key and itself."""
 
 
 class ProtocolError(Exception):
@@ -25,33 +31,72 @@ class CommandError(Exception):
     """A command cannot be done; the next one can."""
 
 
-class RespServer(iostreamsrv.TCPServer):
-    max_buffer_size = 1 << 20
+def command_in(buffer):
+    """Take the words of one command, for `read_until_match`: an array of RESP, or a line, as people type it."""
+    end = line_end(buffer, 0, "too big inline request")
+    if not end:
+        return None
+    line = bytes(buffer[:end])
+    if line[:1] != b"*":
+        return end, line.split()
+    words = []
+    for _ in range(length(line, MAX_WORDS, "invalid multibulk length")):
+        begin, end = end, line_end(buffer, end, "invalid bulk length")
+        if not end:
+            return None
+        line = bytes(buffer[begin:end])
+        if line[:1] != b"$":
+            raise ProtocolError(f"expected '$', got {line[:1].decode('ascii', 'replace')!r}")
+        begin, end = end, end + length(line, MAX_VALUE, "invalid bulk length") + 2
+        if end > MAX_COMMAND:
+            raise ProtocolError("too big a command")
+        if len(buffer) < end:
+            return None
+        if buffer[end - 2 : end] != b"\r\n":
+            raise ProtocolError("a value does not end where it should")
+        words.append(bytes(buffer[begin : end - 2]))
+    return end, words
 
-    def __init__(self, **options):
-        super().__init__(**options)
+
+def line_end(buffer, begin, problem):
+    """Where the line ends that begins there; 0 if its end has not come yet."""
+    end = buffer.find(b"\n", begin, begin + MAX_LINE) + 1
+    if not end and len(buffer) >= begin + MAX_LINE:
+        raise ProtocolError(problem)
+    return end
+
+
+@functools.lru_cache(10_000)  # most are seen again and again
+def length(line, most, problem):
+    """The number behind the first byte of a line."""
+    digits = line[1:].removesuffix(b"\n").removesuffix(b"\r")
+    if not digits.isdigit() or len(digits) > 9 or int(digits) > most:
+        raise ProtocolError(problem)
+    return int(digits)
+
+
+def bulk(value):
+    return b"$-1\r\n" if value is None else b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+class Store:
+    """Values by their keys, and the commands for them, which give their answer."""
+
+    def __init__(self):
         self.values = {}
+        self.size = 0
 
-    async def handle_stream(self, stream, address):
+    def answer(self, name, *arguments):
+        """What a command is answered."""
+        command, least, most = COMMANDS.get(name.upper(), (None, 0, 0))
         try:
-            while (words := await read_command(stream)) != [b"QUIT"]:
-                if words:
-                    await stream.write(self.answer(words))
-            await stream.write(b"+OK\r\n")
-        except ProtocolError as error:
-            await stream.write(b"-ERR Protocol error: %s\r\n" % str(error).encode())
-
-    def answer(self, words):
-        name, *arguments = words
-        try:
-            command = COMMANDS.get(name.upper())
             if command is None:
                 raise CommandError("unknown command")
+            if not least <= len(arguments) <= most:
+                raise CommandError("wrong number of arguments")
             return command(self, *arguments)
         except CommandError as error:
-            return b"-ERR %s\r\n" % str(error).encode()
-        except TypeError:
-            return b"-ERR wrong number of arguments\r\n"
+            return b"-ERR %b\r\n" % str(error).encode()
 
     def ping(self, text=None):
         return b"+PONG\r\n" if text is None else bulk(text)
@@ -63,77 +108,79 @@ class RespServer(iostreamsrv.TCPServer):
         return bulk(self.values.get(key))
 
     def set(self, key, value):
-        self.make_room_for(key)
+        old = self.values.get(key)
+        size = self.size + len(value) + (len(key) + PER_VALUE if old is None else -len(old))
+        if size > MAX_STORE:
+            raise CommandError("the store is full")
+        self.size = size
         self.values[key] = value
         return b"+OK\r\n"
 
     def delete(self, *keys):
-        return b":%d\r\n" % sum(self.values.pop(key, None) is not None for key in keys)
+        return b":%d\r\n" % sum(map(self.forget, keys))
+
+    def forget(self, key):
+        value = self.values.pop(key, None)
+        if value is not None:
+            self.size -= len(key) + len(value) + PER_VALUE
+        return value is not None
 
     def exists(self, *keys):
         return b":%d\r\n" % sum(key in self.values for key in keys)
 
     def incr(self, key):
-        try:
-            value = int(self.values.get(key, b"0")) + 1
-        except ValueError:
-            raise CommandError("value is not an integer") from None
-        self.make_room_for(key)
-        self.values[key] = b"%d" % value
+        digits = self.values.get(key, b"0")
+        if not re.fullmatch(rb"-?[0-9]{1,19}", digits) or not -(1 << 63) <= int(digits) < (1 << 63) - 1:
+            raise CommandError("value is not an integer or out of range")
+        value = int(digits) + 1
+        self.set(key, b"%d" % value)
         return b":%d\r\n" % value
 
     def dbsize(self):
         return b":%d\r\n" % len(self.values)
 
-    def config(self, verb, *names):
+    def config(self, *words):
         return b"*0\r\n"  # redis-benchmark asks
 
-    def make_room_for(self, key):
-        if key not in self.values and len(self.values) >= MAX_KEYS:
-            raise CommandError("the store is full")
+    def quit(self):
+        return b"+OK\r\n"
 
 
 COMMANDS = {
-    b"PING": RespServer.ping,
-    b"ECHO": RespServer.echo,
-    b"GET": RespServer.get,
-    b"SET": RespServer.set,
-    b"DEL": RespServer.delete,
-    b"EXISTS": RespServer.exists,
-    b"INCR": RespServer.incr,
-    b"DBSIZE": RespServer.dbsize,
-    b"CONFIG": RespServer.config,
+    b"PING": (Store.ping, 0, 1),
+    b"ECHO": (Store.echo, 1, 1),
+    b"GET": (Store.get, 1, 1),
+    b"SET": (Store.set, 2, 2),
+    b"DEL": (Store.delete, 1, MAX_WORDS),
+    b"EXISTS": (Store.exists, 1, MAX_WORDS),
+    b"INCR": (Store.incr, 1, 1),
+    b"DBSIZE": (Store.dbsize, 0, 0),
+    b"CONFIG": (Store.config, 1, MAX_WORDS),
+    b"QUIT": (Store.quit, 0, 0),
 }
+"""By name: what does it, and how many arguments it takes at least and at most."""
 
 
-def bulk(value):
-    return b"$-1\r\n" if value is None else b"$%d\r\n%s\r\n" % (len(value), value)
+class RespServer(iostreamsrv.TCPServer):
+    max_buffer_size = MAX_COMMAND
 
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.store = Store()
 
-async def read_command(stream):
-    """The words of the next command: a RESP array, or a line, as people type it."""
-    line = await stream.read_until(b"\n", MAX_LINE)
-    if line[:1] != b"*":
-        return line.split()
-    words = []
-    for _ in range(number(line, MAX_WORDS)):
-        line = await stream.read_until(b"\n", MAX_LINE)
-        if line[:1] != b"$":
-            raise ProtocolError(f"expected '$', got {line[:1].decode('ascii', 'replace')!r}")
-        size = number(line, MAX_VALUE)
-        value = await stream.read_bytes(size + 2)
-        if value[-2:] != b"\r\n":
-            raise ProtocolError("a value does not end where it should")
-        words.append(value[:-2])
-    return words
+    async def handle_stream(self, stream, address):
+        words = []
+        try:
+            while len(words) != 1 or words[0].upper() != b"QUIT":
+                words = await self.read_command(stream)
+                if words:
+                    await stream.write(self.store.answer(*words))
+        except ProtocolError as error:
+            await stream.write(b"-ERR Protocol error: %b\r\n" % str(error).encode())
 
-
-def number(line, most):
-    """What is behind the first byte."""
-    digits = line[1:].rstrip(b"\r\n")
-    if not digits.isdigit() or len(digits) > 9 or int(digits) > most:
-        raise ProtocolError("invalid length")
-    return int(digits)
+    def read_command(self, stream):
+        """The words of the next command; none for an empty line."""
+        return stream.read_until_match(command_in)
 
 
 async def main(arguments):

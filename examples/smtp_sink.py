@@ -10,84 +10,138 @@ import tempfile
 
 import iostreamsrv
 from iostreamsrv.certificates import Certificates, self_signed
+from iostreamsrv.framing import Delimited
 
-MAX_LINE = 1000
+MAX_LINE = 998
 MAX_MESSAGE = 1 << 20
 MAX_RECIPIENTS = 100
 MAX_ERRORS = 10
 """Bytes of a line and of a message, recipients of one, and what one client may do wrong."""
 
+ENDLESS = 4 * MAX_MESSAGE
+"""Bytes of a message whose end is not waited for."""
+
+
+class Farewell(Exception):
+    """The client is told this, and the connection ends."""
+
 
 class Session:
     """One client: what it has said so far."""
 
-    def __init__(self, certificates):
+    def __init__(self, stream, certificates):
         self.certificates = certificates
         self.secure = False
         self.errors = 0
+        self.begin(stream)
+
+    def begin(self, stream):
+        """Begin with the client as if it had said nothing yet."""
+        # A bare \n ends no line: what one server takes for a line and the next one does not, can smuggle messages.
+        self.lines = Delimited(stream, b"\r\n", MAX_LINE)
+        self.greeted = False
         self.forget()
 
     def forget(self):
         self.sender = None
         self.recipients = []
 
-    async def converse(self, stream):
-        await stream.write(b"220 smtp_sink\r\n")
-        while self.errors < MAX_ERRORS:
-            line = (await stream.read_until(b"\n", MAX_LINE)).strip()
-            verb, _, rest = line.partition(b" ")
-            verb = verb.upper()
-            if verb == b"QUIT":
-                await stream.write(b"221 good bye\r\n")
-                return
-            if verb == b"STARTTLS" and not self.secure:
-                await stream.write(b"220 go ahead\r\n")
-                stream = await stream.start_tls(True, self.certificates)
-                self.secure = True
-                self.forget()  # what was said in the clear does not count
-            elif verb == b"DATA" and self.recipients:
-                await stream.write(b"354 end with a dot\r\n")
-                await self.take_message(stream)
-            else:
-                await stream.write(self.answer(verb, rest))
-        await stream.write(b"421 too many errors\r\n")
+    async def converse(self):
+        await self.lines.write(b"220 smtp_sink ESMTP")
+        try:
+            while await self.obey(await self.lines.read()):
+                if self.errors == MAX_ERRORS:
+                    raise Farewell("421 too many errors")
+        except Farewell as farewell:
+            await self.lines.write(str(farewell).encode())
+        except iostreamsrv.FramingError:
+            await self.lines.write(b"500 line too long, good bye")
 
-    def answer(self, verb, rest):
-        if verb in (b"HELO", b"EHLO"):
-            self.forget()
-            offer = [b"smtp_sink"] if verb == b"HELO" or self.secure else [b"smtp_sink", b"STARTTLS"]
-            return b"".join(b"250%c%s\r\n" % (b" -"[word is not offer[-1]], word) for word in offer)
-        if verb == b"MAIL" and (address := address_in(b"FROM", rest)) is not None and self.sender is None:
-            self.sender = address
-        elif verb == b"RCPT" and (address := address_in(b"TO", rest)) and self.sender is not None:
-            if len(self.recipients) >= MAX_RECIPIENTS:
-                return b"452 too many recipients\r\n"
-            self.recipients.append(address)
-        elif verb == b"RSET":
-            self.forget()
-        elif verb != b"NOOP":
-            self.errors += 1
-            known = verb in (b"MAIL", b"RCPT", b"DATA", b"STARTTLS")
-            return b"503 not now, or not so\r\n" if known else b"500 unknown command\r\n"
-        return b"250 ok\r\n"
+    async def obey(self, line):
+        """Do what the client says; whether it may go on."""
+        verb, _, rest = line.rstrip().partition(b" ")
+        verb = verb.upper()
+        if verb == b"STARTTLS" and not rest and not self.secure:
+            await self.start_tls()
+        elif verb == b"DATA" and not rest and self.recipients:
+            await self.take_message()
+        else:
+            for answer in self.answers(verb, rest):
+                await self.lines.write(answer)
+        return verb != b"QUIT"
 
-    async def take_message(self, stream):
+    async def start_tls(self):
+        await self.lines.write(b"220 go ahead")
+        # What the client has sent behind its command already is taken for TLS, and so ends the connection.
+        stream = await self.lines.stream.start_tls(True, self.certificates)
+        self.secure = True
+        self.begin(stream)  # what was said in the clear, by whomever, does not count
+
+    def answers(self, verb, rest):
+        if verb == b"HELO" or verb == b"EHLO":
+            self.forget()
+            self.greeted = True
+            if verb == b"HELO":
+                return [b"250 smtp_sink"]
+            offers = [b"250-smtp_sink", b"250-8BITMIME", b"250 SIZE %d" % MAX_MESSAGE]
+            return offers if self.secure else [*offers[:1], b"250-STARTTLS", *offers[1:]]
+        if verb == b"QUIT":
+            return [b"221 good bye"]
+        if verb == b"NOOP":
+            return [b"250 ok"]
+        if verb == b"RSET":
+            self.forget()
+            return [b"250 ok"]
+        if verb == b"MAIL" and self.greeted and self.sender is None:
+            return [self.take_sender(rest)]
+        if verb == b"RCPT" and self.sender is not None:
+            return [self.take_recipient(rest)]
+        known = verb in (b"MAIL", b"RCPT", b"DATA", b"STARTTLS")
+        return [self.wrong(b"503 not now" if known else b"500 unknown command")]
+
+    def wrong(self, answer):
+        self.errors += 1
+        return answer
+
+    def take_sender(self, rest):
+        address, parameters = address_in(b"FROM", rest)
+        if address is None:
+            return self.wrong(b"501 no sender")
+        size = re.search(rb" SIZE=([0-9]{1,20})\b", parameters, re.IGNORECASE)
+        if size and int(size[1]) > MAX_MESSAGE:
+            return b"552 too large"
+        self.sender = address
+        return b"250 ok"
+
+    def take_recipient(self, rest):
+        address, _ = address_in(b"TO", rest)
+        if not address:
+            return self.wrong(b"501 no recipient")
+        if len(self.recipients) == MAX_RECIPIENTS:
+            return b"452 too many recipients"
+        self.recipients.append(address)
+        return b"250 ok"
+
+    async def take_message(self):
+        await self.lines.write(b"354 end with a dot")
         size = 0
-        while (line := await stream.read_until(b"\r\n", MAX_LINE)) != b".\r\n":
-            size += len(line)
+        while (line := await self.lines.read()) != b".":
+            size += len(line.removeprefix(b".")) + 2  # a line that begins with a dot was given one more
+            if size > ENDLESS:
+                raise Farewell("552 too large, good bye")
         if size > MAX_MESSAGE:
-            await stream.write(b"552 too large\r\n")
+            await self.lines.write(b"552 too large")
         else:
             how = "over TLS" if self.secure else "in the clear"
-            print(f"{size} bytes {how}, from {self.sender} to {', '.join(self.recipients)}", flush=True)
-            await stream.write(b"250 taken\r\n")
+            print(f"{size} bytes {how}, from <{self.sender}> to {', '.join(self.recipients)}", flush=True)
+            await self.lines.write(b"250 taken")
         self.forget()
 
 
 def address_in(keyword, rest):
-    """The address in ``FROM:<somebody@example.org>``; None if there is none."""
-    match = re.fullmatch(keyword + rb": ?<([!-=?-~]*)>( .*)?", rest, re.IGNORECASE)
-    return None if match is None else match[1].decode()
+    """The address and the parameters in ``FROM:<somebody@example.org> SIZE=100``; (None, b"") if that is none."""
+    match = re.fullmatch(keyword + rb": ?<([!-;=?-~]*)>((?: [!-~]+)*)", rest, re.IGNORECASE)
+    return (match[1].decode(), match[2]) if match else (None, b"")
 
 
 class SMTPServer(iostreamsrv.TCPServer):
@@ -99,7 +153,7 @@ class SMTPServer(iostreamsrv.TCPServer):
         self.own_certificates = certificates
 
     async def handle_stream(self, stream, address):
-        await Session(self.own_certificates).converse(stream)
+        await Session(stream, self.own_certificates).converse()
 
 
 async def main(arguments):

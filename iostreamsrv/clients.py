@@ -218,7 +218,7 @@ class Clients:
             self._complain("limit", stream, f"closing {client(stream)}: {error}", reason, error)
         elif isinstance(error, ssl.SSLError):  # of its start_tls(), which has said so
             reason = CloseReason.TLS_ERROR
-        elif isinstance(error, FramingError):
+        elif isinstance(error, FramingError) and error.operation != "write":
             reason = CloseReason.LOCAL
             self._complain("error", stream, f"closing {client(stream)}: {error}", reason, error, logging.INFO)
         elif isinstance(error, StreamTimeoutError):

@@ -220,7 +220,8 @@ class KickedError(StreamError):
 class FramingError(StreamError, ValueError):
     """What came is no message of its framing, or what is to be sent cannot be one; see :mod:`iostreamsrv.framing`.
 
-    A handler that leaves it uncaught has its client closed, without a traceback: the client caused it.
+    A handler that leaves it uncaught has its client closed, without a traceback: the client caused it. If
+    ``operation`` is "write" it did not, and there is one.
     """
 
     reason: CloseReason | None = CloseReason.LOCAL

@@ -53,12 +53,12 @@ class Framing(Generic[Message]):
 
     :param stream: to read from and to write to; what else is read from it is read between the messages.
     :param max_size: most bytes of a message, without what frames it; 65536. A larger one raises `FramingError`, on
-        both sides. It should be less than the stream's ``max_buffer_size``.
+        both sides. It should be less than the stream's ``max_buffer_size``, beyond which the stream itself is closed.
     :raises OptionError: not a number of bytes.
     """
 
     overhead = 64
-    """Most bytes that frame a message."""
+    """Most bytes that frame a message: it has ``max_size + overhead`` at most, as it is sent."""
 
     def __init__(self, stream: BaseIOStream, max_size: float = MAX_SIZE) -> None:
         self.stream = stream
@@ -87,7 +87,8 @@ class Framing(Generic[Message]):
         """The next message.
 
         :param timeout: seconds; None for no limit.
-        :raises FramingError: from the future: what came is no message. Where the next one begins nobody knows.
+        :raises FramingError: from the future: what came is no message, or too large. Its bytes stay, as nobody knows
+            where the next one begins: answer, and close.
         :raises StreamClosedError: the stream has ended, or was closed.
         :raises StreamTimeoutError: from the future. The stream goes on, with all bytes.
         """
@@ -96,9 +97,15 @@ class Framing(Generic[Message]):
     def write(self, message: Message) -> "Future[None]":
         """Write a message; otherwise as `BaseIOStream.write`.
 
-        :raises FramingError: it is larger than ``max_size``, or cannot be a message.
+        :raises FramingError: it is larger than ``max_size``, or cannot be a message. Nothing was written.
         """
-        return self.stream.write(self.encode(message))
+        try:
+            data = self.encode(message)
+            self._check_whole(len(data))
+        except FramingError as error:
+            error.operation = "write"  # the fault is on this side
+            raise
+        return self.stream.write(data)
 
     def __aiter__(self) -> Self:
         return self
@@ -115,17 +122,22 @@ class Framing(Generic[Message]):
 
     def _match(self, buffer: bytearray) -> tuple[int, Message] | None:
         found = self.decode(buffer)
-        if found is None and len(buffer) > self.max_size + self.overhead:
-            raise self._too_large(len(buffer))
+        # The same for a message that is here as a whole as for one that comes in pieces.
+        self._check_whole(len(buffer) + 1 if found is None else found[0])
         return found
 
-    def _too_large(self, size: int) -> FramingError:
-        return FramingError(f"a message of {size} bytes is larger than max_size, {self.max_size}")
+    def _check_whole(self, size: int) -> None:
+        """Refuse a message that has, with what frames it, at least so many bytes."""
+        if size > self.max_size + self.overhead:
+            raise self._too_large(size)
 
-    def _checked(self, message: bytes) -> bytes:
-        if len(message) > self.max_size:
-            raise self._too_large(len(message))
-        return message
+    def _check(self, size: int) -> None:
+        """Refuse a message of so many bytes."""
+        if size > self.max_size:
+            raise self._too_large(size)
+
+    def _too_large(self, size: int) -> FramingError:
+        return FramingError(f"a message of {size} bytes or more is larger than max_size, {self.max_size}")
 
 
 class Delimited(Framing[bytes]):
@@ -148,7 +160,10 @@ class Delimited(Framing[bytes]):
 
     def _decode_from(self, buffer: bytearray, begin: int) -> tuple[int, bytes] | None:
         end = buffer.find(self.delimiter, begin)
-        return None if end < 0 else (end + len(self.delimiter), self._checked(bytes(buffer[:end])))
+        if end < 0:
+            return None
+        self._check(end)
+        return end + len(self.delimiter), bytes(buffer[:end])
 
     def _match(self, buffer: bytearray) -> tuple[int, bytes] | None:
         begin = self.stream.bytes_read - len(buffer)
@@ -157,18 +172,22 @@ class Delimited(Framing[bytes]):
         found = self._decode_from(buffer, self._searched)
         if found is None:  # but it may have begun
             self._searched = max(0, len(buffer) - len(self.delimiter) + 1)
-            if len(buffer) > self.max_size + self.overhead:
-                raise self._too_large(len(buffer))
+            self._check_whole(len(buffer) + 1)
         return found
 
     def encode(self, message: bytes) -> bytes:
-        if self.delimiter in message:
-            raise FramingError(f"the message contains the delimiter, {self.delimiter!r}")
-        return self._checked(message) + self.delimiter
+        self._check(len(message))
+        data = message + self.delimiter
+        if data.find(self.delimiter) != len(message):  # a delimiter like "aa" may also begin at a message's end
+            raise FramingError(f"the message contains the delimiter, {self.delimiter!r}, or would together with it")
+        return data
 
 
 class JSONLines(Framing[Any]):
-    """One JSON value in each line (https://jsonlines.org): in UTF-8, with ``\\n``, or ``\\r\\n``, at its end."""
+    """One JSON value in each line (https://jsonlines.org): in UTF-8, with ``\\n``, or ``\\r\\n``, at its end.
+
+    ``NaN`` and ``Infinity``, which Python's `json` takes otherwise, are no JSON.
+    """
 
     def __init__(self, stream: BaseIOStream, max_size: float = MAX_SIZE) -> None:
         super().__init__(stream, max_size)
@@ -184,16 +203,20 @@ class JSONLines(Framing[Any]):
         if found is None:
             return None
         try:
-            return found[0], json.loads(found[1])
+            return found[0], json.loads(str(found[1], "utf-8"), parse_constant=_no_json)
         except (ValueError, RecursionError) as error:
             raise FramingError(f"the line is not JSON: {error}") from None
 
     def encode(self, message: Any) -> bytes:
         try:
-            text = json.dumps(message, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        except (TypeError, ValueError) as error:
+            line = json.dumps(message, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
             raise FramingError(f"the message cannot be JSON: {error}") from None
-        return self._lines.encode(text.encode())
+        return self._lines.encode(line)
+
+
+def _no_json(word: str) -> None:
+    raise ValueError(f"there is no {word}")
 
 
 class LengthPrefixed(Framing[bytes]):
@@ -204,11 +227,9 @@ class LengthPrefixed(Framing[bytes]):
 
     def __init__(self, stream: BaseIOStream, format: str = "!I", max_size: float = MAX_SIZE) -> None:
         super().__init__(stream, max_size)
-        try:
-            self._prefix = struct.Struct(format)
-            self._prefix.pack(0)
-        except struct.error as error:
-            raise OptionError("format", format, f"must be one integer, as struct has it: {error}") from None
+        self._prefix = _layout(format)
+        if [type(value) for value in self._prefix.unpack(bytes(self._prefix.size))] != [int]:
+            raise OptionError("format", format, "must be one integer, as struct has it")
         self.overhead = self._prefix.size
 
     def decode(self, buffer: bytearray) -> tuple[int, bytes] | None:
@@ -216,13 +237,15 @@ class LengthPrefixed(Framing[bytes]):
         if len(buffer) < begin:
             return None
         (size,) = self._prefix.unpack_from(buffer)
-        if not 0 <= size <= self.max_size:  # it may be of a signed type
-            raise self._too_large(size)
+        if size < 0:  # it may be of a signed type
+            raise FramingError(f"{size} is no length")
+        self._check(size)
         return None if len(buffer) < begin + size else (begin + size, bytes(buffer[begin : begin + size]))
 
     def encode(self, message: bytes) -> bytes:
+        self._check(len(message))
         try:
-            return self._prefix.pack(len(self._checked(message))) + message
+            return self._prefix.pack(len(message)) + message
         except struct.error:
             raise FramingError(f"{len(message)} bytes are more than the prefix can say") from None
 
@@ -230,25 +253,30 @@ class LengthPrefixed(Framing[bytes]):
 class Netstrings(Framing[bytes]):
     """Netstrings (https://cr.yp.to/proto/netstrings.txt): ``5:hello,``."""
 
-    overhead = 12
+    digits = 10
+    """Most digits of a length."""
+    overhead = digits + 2
 
     def decode(self, buffer: bytearray) -> tuple[int, bytes] | None:
-        colon = buffer.find(b":", 0, self.overhead)
-        digits = bytes(buffer[: self.overhead] if colon < 0 else buffer[:colon])
-        if not digits.isdigit() or (digits[0] == 48 and len(digits) > 1) or (colon < 0 and len(buffer) > 10):
-            raise FramingError(f"{digits!r} is no length of a netstring")
-        size = int(digits)
-        if size > self.max_size:
-            raise self._too_large(size)
+        colon = buffer.find(b":", 0, self.digits + 1)
+        size = self._size(bytes(buffer[: self.digits + 1 if colon < 0 else colon]))
         end = colon + 1 + size
         if colon < 0 or len(buffer) <= end:
             return None
-        if buffer[end] != 44:
+        if buffer[end : end + 1] != b",":
             raise FramingError("there is no comma after the netstring")
         return end + 1, bytes(buffer[colon + 1 : end])
 
+    def _size(self, digits: bytes) -> int:
+        """A length, or what has come of one."""
+        if not digits.isdigit() or len(digits) > self.digits or (len(digits) > 1 and digits.startswith(b"0")):
+            raise FramingError(f"{digits!r} is no length of a netstring")
+        self._check(int(digits))
+        return int(digits)
+
     def encode(self, message: bytes) -> bytes:
-        return b"%d:%s," % (len(self._checked(message)), message)
+        self._check(len(message))
+        return b"%d:%b," % (len(message), message)
 
 
 class FixedSize(Framing[bytes]):
@@ -257,15 +285,20 @@ class FixedSize(Framing[bytes]):
     :param size: in bytes.
     """
 
+    overhead = 0
+
     def __init__(self, stream: BaseIOStream, size: int) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise OptionError("size", size, "must be a number of bytes, 1 or more")
         super().__init__(stream, size)
+        self.size = size
 
     def decode(self, buffer: bytearray) -> tuple[int, bytes] | None:
-        return None if len(buffer) < self.max_size else (self.max_size, bytes(buffer[: self.max_size]))
+        return None if len(buffer) < self.size else (self.size, bytes(buffer[: self.size]))
 
     def encode(self, message: bytes) -> bytes:
-        if len(message) != self.max_size:
-            raise FramingError(f"a message has {self.max_size} bytes, not {len(message)}")
+        if len(message) != self.size:
+            raise FramingError(f"a message has {self.size} bytes, not {len(message)}")
         return bytes(message)
 
 
@@ -278,11 +311,10 @@ class Structs(Framing[tuple[Any, ...]]):
     :param format: the layout, as `struct` has it.
     """
 
+    overhead = 0
+
     def __init__(self, stream: BaseIOStream, format: str) -> None:
-        try:
-            self._layout = struct.Struct(format)
-        except struct.error as error:
-            raise OptionError("format", format, str(error)) from None
+        self._layout = _layout(format)
         super().__init__(stream, self._layout.size)
 
     def decode(self, buffer: bytearray) -> tuple[int, tuple[Any, ...]] | None:
@@ -292,5 +324,15 @@ class Structs(Framing[tuple[Any, ...]]):
     def encode(self, message: tuple[Any, ...]) -> bytes:
         try:
             return self._layout.pack(*message)
-        except struct.error as error:
+        except (struct.error, TypeError, OverflowError) as error:
             raise FramingError(f"{message!r} does not fit {self._layout.format!r}: {error}") from None
+
+
+def _layout(format: str) -> struct.Struct:
+    try:
+        layout = struct.Struct(format)
+    except (struct.error, TypeError, ValueError) as error:
+        raise OptionError("format", format, f"must be a layout as struct has it: {error}") from None
+    if not layout.size:
+        raise OptionError("format", format, "must have a byte or more")
+    return layout

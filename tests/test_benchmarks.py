@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -12,7 +13,7 @@ import pytest
 if not sys.platform.startswith("linux"):
     pytest.skip("the benchmarks need Linux", allow_module_level=True)
 
-from benchmarks import table
+from benchmarks import resp, table
 from benchmarks.__main__ import NO_OPENSSL, Benchmark
 from benchmarks.__main__ import run as run_benchmark
 from benchmarks.echoes import ALL_LIMITS, NO_LIMITS
@@ -285,3 +286,14 @@ def test_the_load_refuses_an_answer_that_is_not_what_it_should_be(kind: Kind, lo
         with pytest.raises(MeasurementError, match="what it was not asked for"):
             load.run(forger, kind, 1, 64, 1, 0.05)
         thread.join()
+
+
+@pytest.mark.skipif(
+    shutil.which("redis-benchmark") is None, reason="no redis-benchmark here: apt-get install redis-tools"
+)
+@pytest.mark.parametrize("server", resp.SERVERS)
+@pytest.mark.parametrize("command", resp.COMMANDS)
+def test_each_server_of_resp_answers_redis_benchmark(server: str, command: str) -> None:
+    figures = resp.measure(server, command, 4, 500, Cores.pick().server)
+    assert figures.rate > 0
+    assert figures.cost > 0
