@@ -79,7 +79,7 @@ class Browser:
         """A tab with this page, which has been loaded."""
         browser = Page(await websocket_connect(self._target))
         target = (await browser.call("Target.createTarget", url=url))["targetId"]
-        browser.close()
+        await browser.close()
         page = Page(await websocket_connect(f"{self._devtools}/devtools/page/{target}"))
         while await page.value("`${location.href} ${document.readyState}`") != f"{url} complete":
             pass
@@ -93,9 +93,11 @@ class Page:
         self._socket = socket
         self._numbers = count(1)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of it; it stays open."""
         self._socket.close()
+        while await self._socket.read_message() is not None:
+            pass
 
     async def call(self, method: str, **parameters: Any) -> Any:
         """The result of a method of the DevTools protocol."""

@@ -109,7 +109,7 @@ def test_very_many_connections_are_held_against_a_hundred() -> None:
 def test_no_limits_are_none_and_all_limits_are_all() -> None:
     before_the_handler = {"handshake_timeout", "proxy_header_timeout"}
     in_a_shutdown = {"drain_timeout", "drain_idle"}
-    how = {"when_full", "min_rate_window"}
+    how = {"when_full", "min_rate_window", "read_chunk_size"}
     assert set(NO_LIMITS) == WHILE_RUNNING - before_the_handler - in_a_shutdown - how
     none, every = ServerOptions.of(NO_LIMITS), ServerOptions.of(ALL_LIMITS)
     endless = {getattr(none, name) for name in NO_LIMITS}

@@ -192,8 +192,8 @@ def test_what_one_page_of_a_browser_says_all_show_until_the_server_ends() -> Non
         assert program.end() == ENDED_WELL
         await shows(one, "first", "second", "<b>hello</b>", "(the server has gone)")
         await shows(other, "second", "<b>hello</b>", "(the server has gone)")
-        one.close()
-        other.close()
+        await one.close()
+        await other.close()
 
     with start("tornado_app.py") as program, Browser() as browser:
         asyncio.run(scenario(browser, program))

@@ -20,12 +20,12 @@ from iostreamsrv.certificates import self_signed
 from iostreamsrv.httpserver import THEIRS, HTTPServer
 from iostreamsrv.options import NAMES
 from tests.hostile import header
-from tests.support import Peer, TLSEnd, TLSPeer, eventually, on_every_engine, tls_contexts, turns
+from tests.support import Peer, TLSEnd, TLSPeer, eventually, on_every_loop, tls_contexts, turns
 from tests.test_limits import waits
 from tests.test_shutdown import AT_ONCE, connect_tls, refused
 from tests.test_tcpserver import Serving
 
-pytestmark = on_every_engine
+pytestmark = on_every_loop
 
 MEBIBYTE = 1 << 20
 
