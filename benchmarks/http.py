@@ -16,8 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import tornado.httpserver
 import tornado.web
@@ -25,11 +24,10 @@ import tornado.web
 from iostreamsrv.httpserver import HTTPServer
 
 from .machine import Cores, allow_files, cpu_seconds
-from .peers import listen
+from .outside import REFERENCE, Figures, in_turns, lines, serve
 from .servers import REPOSITORY, MeasurementError
 
 CONNECTIONS = 50
-REFERENCE = "Tornado"
 
 
 class Hello(tornado.web.RequestHandler):
@@ -46,24 +44,6 @@ SERVERS: dict[str, Any] = {
     "http_hello.py": lambda: importlib.import_module("examples.http_hello").HelloServer(),
     REFERENCE: lambda: tornado.httpserver.HTTPServer(application()),
 }
-
-
-async def serve(name: str) -> None:
-    """Serve until standard input ends."""
-    listener = listen()
-    server = SERVERS[name]()
-    server.add_socket(listener)
-    done = asyncio.Event()
-    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), done.set)
-    print(listener.getsockname()[1], flush=True)
-    await done.wait()
-
-
-class Figures(NamedTuple):
-    rate: float
-    """Requests a second."""
-    cost: float
-    """CPU seconds of the server for one."""
 
 
 @contextlib.contextmanager
@@ -97,21 +77,6 @@ def load(port: int, seconds: int) -> tuple[int, float]:
     return int(requests[1]), float(rate[1])
 
 
-def compare(rounds: int, seconds: int, core: int) -> None:
-    runs: dict[str, list[Figures]] = {name: [] for name in SERVERS}
-    for number in range(rounds):
-        for name in SERVERS if number % 2 else reversed(SERVERS):
-            runs[name].append(measure(name, seconds, core))
-    for name, measured in runs.items():
-        pairs = list(zip(measured, runs[REFERENCE], strict=True))
-        rate, cost = (median(column) for column in zip(*measured, strict=True))
-        print(
-            f"{name:24} {rate:8,.0f}/s {cost * 1e6:6.1f} us"
-            f"   {median(run.rate / other.rate for run, other in pairs):5.2f} times the speed,"
-            f" {median(other.cost / run.cost for run, other in pairs):5.2f} times less CPU time"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
@@ -121,13 +86,14 @@ def main() -> None:
     allow_files()
     if arguments.serve:
         logging.disable(logging.WARNING)
-        asyncio.run(serve(arguments.serve))
+        asyncio.run(serve(SERVERS[arguments.serve]))
         return
     if shutil.which("wrk") is None:
         sys.exit("There is no wrk (on Debian and Ubuntu: apt install wrk)")
     cores = Cores.pick()
     os.sched_setaffinity(0, {cores.load})
-    compare(arguments.rounds, arguments.secs, cores.server)
+    runs = in_turns(SERVERS, arguments.rounds, lambda name: measure(name, arguments.secs, cores.server))
+    print(*lines(runs), sep="\n")
 
 
 if __name__ == "__main__":

@@ -21,21 +21,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from statistics import median
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import tornado.iostream
 import tornado.tcpserver
 
 from .machine import Cores, allow_files, cpu_seconds
-from .peers import listen
+from .outside import REFERENCE, Figures, in_turns, lines, serve
 from .servers import REPOSITORY, START_TIMEOUT, MeasurementError
 
 CONNECTIONS = 50
 DEPTHS = (1, 16)
 COMMANDS = ("GET", "SET")
 WARM_UP = 5_000
-REFERENCE = "Tornado"
 REDIS = "redis-server"
 
 
@@ -86,25 +85,7 @@ def tornados() -> Any:
 SERVERS = {"iostreamsrv": ours, "iostreamsrv, Tornado's reads": ours_in_steps, REFERENCE: tornados}
 
 
-async def serve(name: str) -> None:
-    """Serve until standard input ends."""
-    listener = listen()
-    server = SERVERS[name]()
-    server.add_socket(listener)
-    done = asyncio.Event()
-    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), done.set)
-    print(listener.getsockname()[1], flush=True)
-    await done.wait()
-
-
 # ---- measuring
-
-
-class Figures(NamedTuple):
-    rate: float
-    """Commands a second."""
-    cost: float
-    """CPU seconds of the server for one."""
 
 
 @contextlib.contextmanager
@@ -163,24 +144,6 @@ def load(port: int, command: str, depth: int, requests: int) -> float:
     return float(last[1].strip('"'))
 
 
-def compare(command: str, depth: int, rounds: int, requests: int, cores: Cores) -> None:
-    names = [*SERVERS, *([REDIS] if shutil.which(REDIS) else [])]
-    runs: dict[str, list[Figures]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names if number % 2 else reversed(names):
-            runs[name].append(measure(name, command, depth, requests, cores.server))
-    print(f"{command}, -P {depth}:")
-    for name in names:
-        pairs = list(zip(runs[name], runs[REFERENCE], strict=True))
-        print(
-            f"  {name:30} {median(run.rate for run in runs[name]):12,.0f}/s"
-            f" {median(run.cost for run in runs[name]) * 1e6:8.2f} us"
-            f"   {median(run.rate / other.rate for run, other in pairs):6.2f} times the speed,"
-            f" {median(other.cost / run.cost for run, other in pairs):6.2f} times less CPU time",
-            flush=True,
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
@@ -190,15 +153,18 @@ def main() -> None:
     allow_files()
     if arguments.serve:
         logging.disable(logging.WARNING)
-        asyncio.run(serve(arguments.serve))
+        asyncio.run(serve(SERVERS[arguments.serve]))
         return
     if shutil.which("redis-benchmark") is None:
         sys.exit("There is no redis-benchmark (on Debian and Ubuntu: apt install redis-tools)")
     cores = Cores.pick()
     os.sched_setaffinity(0, {cores.load})
+    names = [*SERVERS, *([REDIS] if shutil.which(REDIS) else [])]
     for depth in DEPTHS:
         for command in COMMANDS:
-            compare(command, depth, arguments.rounds, arguments.requests * (1 if depth == 1 else 2), cores)
+            requests = arguments.requests * (1 if depth == 1 else 2)
+            run = partial(measure, command=command, depth=depth, requests=requests, core=cores.server)
+            print(f"{command}, -P {depth}:", *lines(in_turns(names, arguments.rounds, run)), sep="\n  ", flush=True)
 
 
 if __name__ == "__main__":
