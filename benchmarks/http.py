@@ -5,14 +5,10 @@ has another. What is shown is the median of the rounds: requests a second, the s
 relation to Tornado's.
 """
 
-import argparse
-import asyncio
 import contextlib
 import importlib
-import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,8 +19,8 @@ import tornado.web
 
 from iostreamsrv.httpserver import HTTPServer
 
-from .machine import Cores, allow_files, cpu_seconds
-from .outside import REFERENCE, Figures, in_turns, lines, serve
+from .machine import cpu_seconds
+from .outside import REFERENCE, Figures, begin, in_turns, lines, parser
 from .servers import REPOSITORY, MeasurementError
 
 CONNECTIONS = 50
@@ -78,22 +74,13 @@ def load(port: int, seconds: int) -> tuple[int, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--secs", type=int, default=3, help="how long a run counts; default: %(default)s")
-    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    allow_files()
-    if arguments.serve:
-        logging.disable(logging.WARNING)
-        asyncio.run(serve(SERVERS[arguments.serve]))
-        return
-    if shutil.which("wrk") is None:
-        sys.exit("There is no wrk (on Debian and Ubuntu: apt install wrk)")
-    cores = Cores.pick()
-    os.sched_setaffinity(0, {cores.load})
-    runs = in_turns(SERVERS, arguments.rounds, lambda name: measure(name, arguments.secs, cores.server))
-    print(*lines(runs), sep="\n")
+    options = parser(__doc__, SERVERS)
+    options.add_argument("--secs", type=int, default=3, help="how long a run counts; default: %(default)s")
+    arguments = options.parse_args()
+    cores = begin(arguments, SERVERS, "wrk", "wrk")
+    if cores is not None:
+        core = cores.server
+        print(*lines(in_turns(SERVERS, arguments.rounds, lambda name: measure(name, arguments.secs, core))), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
 """What measurements with load generators of others have in common: servers in turns, and what is shown of them."""
 
+import argparse
 import asyncio
+import logging
+import os
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
+from .machine import Cores, allow_files
 from .peers import listen
 
 REFERENCE = "Tornado"
@@ -19,6 +24,31 @@ class Figures(NamedTuple):
     """Requests a second."""
     cost: float
     """CPU seconds of the server for one."""
+
+
+Servers = Mapping[str, Callable[[], Any]]
+
+
+def parser(about: str | None, servers: Servers) -> argparse.ArgumentParser:
+    """The command line, to which a measurement adds how long a run is."""
+    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    made.add_argument("--serve", choices=servers, help=argparse.SUPPRESS)
+    return made
+
+
+def begin(arguments: argparse.Namespace, servers: Servers, tool: str, package: str) -> Cores | None:
+    """The cores to measure on, the load's for this process; None if this is one of the servers, which has ended."""
+    allow_files()
+    if arguments.serve:
+        logging.disable(logging.WARNING)
+        asyncio.run(serve(servers[arguments.serve]))
+        return None
+    if shutil.which(tool) is None:
+        sys.exit(f"There is no {tool} (on Debian and Ubuntu: apt install {package})")
+    cores = Cores.pick()
+    os.sched_setaffinity(0, {cores.load})
+    return cores
 
 
 async def serve(make: Callable[[], Any]) -> None:

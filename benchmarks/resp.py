@@ -8,11 +8,8 @@ Tornado has no ``read_until_match``, so there a command is read with ``read_unti
 on iostreamsrv for comparison, and redis-server shows what there is to gain in C.
 """
 
-import argparse
-import asyncio
 import contextlib
 import importlib
-import logging
 import os
 import shutil
 import socket
@@ -27,8 +24,8 @@ from typing import Any
 import tornado.iostream
 import tornado.tcpserver
 
-from .machine import Cores, allow_files, cpu_seconds
-from .outside import REFERENCE, Figures, in_turns, lines, serve
+from .machine import cpu_seconds
+from .outside import REFERENCE, Figures, begin, in_turns, lines, parser
 from .servers import REPOSITORY, START_TIMEOUT, MeasurementError
 
 CONNECTIONS = 50
@@ -145,20 +142,12 @@ def load(port: int, command: str, depth: int, requests: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--requests", type=int, default=50_000, help="in each run; default: %(default)s")
-    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    allow_files()
-    if arguments.serve:
-        logging.disable(logging.WARNING)
-        asyncio.run(serve(SERVERS[arguments.serve]))
+    options = parser(__doc__, SERVERS)
+    options.add_argument("--requests", type=int, default=50_000, help="in each run; default: %(default)s")
+    arguments = options.parse_args()
+    cores = begin(arguments, SERVERS, "redis-benchmark", "redis-tools")
+    if cores is None:
         return
-    if shutil.which("redis-benchmark") is None:
-        sys.exit("There is no redis-benchmark (on Debian and Ubuntu: apt install redis-tools)")
-    cores = Cores.pick()
-    os.sched_setaffinity(0, {cores.load})
     names = [*SERVERS, *([REDIS] if shutil.which(REDIS) else [])]
     for depth in DEPTHS:
         for command in COMMANDS:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tornado.ioloop import IOLoop
 
-from .events import UNLIMITED, Event, Events
+from .events import WITHOUT_SERVER, Event, Events
 
 ACCEPTS_PER_TURN = 16
 """Connections taken before the loop has its turn: enough to work off a rush, few enough for those who are in
@@ -70,7 +70,7 @@ class Acceptor:
         prepare: Callable[[socket.socket], None] | None = None,
         has_place: Callable[[], bool] = lambda: True,
         one_waits: Callable[[], None] = lambda: None,
-        events: Events = UNLIMITED,
+        events: Events = WITHOUT_SERVER,
     ) -> None:
         listener.setblocking(False)
         if prepare is not None:

@@ -135,5 +135,5 @@ class Events:
                 app_log.error("Exception in callback %r for an event: %s", listener, event.text, exc_info=True)
 
 
-UNLIMITED = Events(limited=False)
+WITHOUT_SERVER = Events(limited=False)
 """Of streams and sockets that no server has: their log is Tornado's."""

@@ -260,9 +260,8 @@ async def test_a_read_that_drips_is_closed(serving: Timed) -> None:
     assert isinstance(errors[0].real_error, StreamTimeoutError)
 
 
-@pytest.mark.gen_test
-async def test_each_read_has_the_time_for_itself(serving: Timed) -> None:
-    server = serving.started(Echo(read_timeout=4 * SOON))
+async def only_who_drips_is_late(serving: Timed, server: TCPServer) -> None:
+    """And not a client that sends whole lines, however long it goes on."""
     busy, dripping = serving.connect(server), serving.connect(server)
 
     def step() -> None:
@@ -273,6 +272,12 @@ async def test_each_read_has_the_time_for_itself(serving: Timed) -> None:
     async with meanwhile(step):
         assert await serving.end_of(dripping) == "read_timeout"
         assert serving.is_open(busy)
+
+
+@pytest.mark.gen_test
+async def test_each_read_has_the_time_for_itself(serving: Timed) -> None:
+    server = serving.started(Echo(read_timeout=4 * SOON))
+    await only_who_drips_is_late(serving, server)
 
 
 @pytest.mark.gen_test
@@ -285,16 +290,7 @@ async def test_a_read_that_goes_on_has_the_time_for_each_message(serving: Timed)
         await stream.read_until_match(each_line)
 
     server = serving.with_handler(read_on, read_timeout=4 * SOON)
-    busy, dripping = serving.connect(server), serving.connect(server)
-
-    def step() -> None:
-        busy.send(b"line\n")
-        if serving.is_open(dripping):
-            dripping.send(b".")
-
-    async with meanwhile(step):
-        assert await serving.end_of(dripping) == "read_timeout"
-        assert serving.is_open(busy)
+    await only_who_drips_is_late(serving, server)
 
 
 @pytest.mark.gen_test

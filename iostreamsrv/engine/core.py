@@ -13,7 +13,7 @@ from tornado.ioloop import IOLoop
 
 from ..addresses import show
 from ..errors import CloseReason, Operation, StreamClosedError
-from ..events import UNLIMITED, Event, EventKind, Events
+from ..events import WITHOUT_SERVER, Event, EventKind, Events
 from ..hub import Hub, hub_of
 from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.files import FileRegion
@@ -292,7 +292,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
     ) -> None:
         """Have it said that something went wrong, by the server, if there is one."""
         if self._owner is None:
-            UNLIMITED.emit(Event(kind, text, level, self, None, reason, error))
+            WITHOUT_SERVER.emit(Event(kind, text, level, self, None, reason, error))
         else:
             address = self._peer_address()
             text = f"{text} ({show(address) or 'a client of a Unix socket'})"
