@@ -29,6 +29,8 @@ from typing import Any, Protocol
 
 from tornado.ioloop import IOLoop
 
+from .donefuture import done_future_type
+
 # Events as epoll numbers them, which are IOLoop.READ and IOLoop.WRITE as well.
 READABLE = 0x001  # EPOLLIN
 WRITABLE = 0x004  # EPOLLOUT
@@ -138,7 +140,7 @@ class Hub:
 
     :ivar loop: the asyncio loop below ``io_loop``.
     :ivar now: `time.monotonic` as of the latest dispatch.
-    :ivar done: a finished future, given to everybody whose write went out at once, or is corked.
+    :ivar done: makes a future that is done: what a write returns that went out at once, or is corked.
     :ivar running: a dispatch is under way, so what is corked now will be sent soon.
     :ivar crowded: more streams wait for their turn in the run that is under way.
     :ivar corked: the streams to uncork at the end of the run.
@@ -148,8 +150,7 @@ class Hub:
         self.io_loop = io_loop
         self.loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
         self.now = monotonic()
-        self.done: asyncio.Future[None] = self.loop.create_future()
-        self.done.set_result(None)
+        self.done = done_future_type(self.loop)
         self.running = False
         self.crowded = False
         self.corked: list[Dispatched] = []

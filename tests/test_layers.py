@@ -33,6 +33,7 @@ LAYERS = [
     "pemfiles",
     "certificates",
     "ioloop",
+    "donefuture",
     "hub",
     "engine",
     "engine.core",

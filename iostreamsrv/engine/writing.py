@@ -61,7 +61,7 @@ class WriteSide(StreamCore):
         if self._write_buffer is None:
             if (hub.crowded or self._buffer.size or self._corked is not None) and self._cork(data):
                 self._inline -= 1
-                return hub.done if self._inline > 0 or self._may_go_on() else self._done_next_turn()
+                return hub.done() if self._inline > 0 or self._may_go_on() else self._done_next_turn()
             if self._corked is not None:
                 self.uncork()
         if self._write_buffer is None:
@@ -70,7 +70,7 @@ class WriteSide(StreamCore):
             sent = self._send(data)
             if sent == len(data):
                 self._inline -= 1
-                return hub.done if self._inline > 0 or self._may_go_on() else self._done_next_turn()
+                return hub.done() if self._inline > 0 or self._may_go_on() else self._done_next_turn()
             if self._closed:
                 return self._failed(self._closed_error("write"))
             data = memoryview(data)[sent:]
@@ -184,7 +184,7 @@ class WriteSide(StreamCore):
         if self._closed:
             return self._failed(self._closed_error("write"))
         if self._write_buffer is None or (remaining and self._write_buffer.size <= remaining):
-            return self._hub.done
+            return self._hub.done()
         return self._future_of_queued(remaining=remaining)
 
     def send_eof(self) -> "Future[None]":
@@ -210,7 +210,7 @@ class WriteSide(StreamCore):
                 self._try_shutdown_writes()
                 if not self._closed and self._eof is not None and self._write_buffer is None:
                     self._close(self._eof)
-                    return self._hub.done
+                    return self._hub.done()
         return self.drain()
 
     def _send(self, data: bytes | bytearray | memoryview) -> int:
