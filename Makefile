@@ -49,7 +49,7 @@ docs: $(VENV)/.has-docs ## the pages, into build/docs; a warning fails
 	@echo "open build/docs/index.html"
 
 clean: ## remove the venv and all that was made
-	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .venv-* .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files, made anew when pyproject.toml has changed. The package is installed "editable": its code needs no new
