@@ -312,6 +312,37 @@ async def ended(peer: Peer) -> None:
         await peer.receive_all()
 
 
+ROLE: ContextVar[str] = ContextVar("role", default="guest")
+
+
+@loops
+@pytest.mark.parametrize("way", ["close", "kick", "return", "resume"])
+@pytest.mark.gen_test(timeout=20)
+async def test_a_guest_never_gets_the_role_of_an_admin_whose_place_it_has(serving: Serving, way: str) -> None:
+    async def handle(stream: IOStream, address: Any) -> None:
+        while (line := await stream.read_until(b"\n")) != b"return\n":
+            if line == b"login\n":
+                ROLE.set("admin")
+            else:
+                await WAYS[line[:-1].decode()](server, stream)
+            if not stream.closed():
+                await stream.write(ROLE.get().encode())
+
+    server = TCPServer(max_connections=2 if way == "resume" else 1, linger=0.01)
+    server.handle_stream = handle  # type: ignore[method-assign]
+    serving.started(server)
+    admin, guest = await connect(serving, server), await connect(serving, server)
+    admin.send(b"login\n")
+    assert await admin.receive(5) == b"admin"
+    admin.send(way.encode() + b"\n")
+    if way == "resume":
+        assert await admin.receive(5) == b"admin"
+        guest = await connect(serving, server)
+        admin.close()
+    guest.send(b"nothing\n")
+    assert await guest.receive(5) == b"guest"
+
+
 EVERYTHING = {"event open", "handle_stream", "match", "close callback", "event close", "handle_close"}
 """What a `Walked` server has called for a client that has come and gone."""
 
