@@ -304,6 +304,7 @@ class Clients:
                     self._tell_of_close(stream)
                 if handled and self._closes():
                     run_for(stream, self._call_handle_close, stream)
+                stream._callback_context = None  # or what is set there lives as long, and perhaps that is the stream
         finally:
             self._telling = False
 

@@ -12,6 +12,7 @@ import re
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
@@ -1105,6 +1106,38 @@ def test_every_callback_that_a_user_can_write_is_walked() -> None:
     walked = {"handle_stream", "handle_reject", "handle_close", "handle", "notify", *CALLBACKS}
     assert callbacks == walked
     assert {name for name in vars(Framing) if re.match("decode|encode", name)} == {"decode", "encode"}
+
+
+STREAM: ContextVar[IOStream | None] = ContextVar("stream", default=None)
+
+
+@loops
+@pytest.mark.gen_test(timeout=20)
+async def test_what_a_client_has_set_is_gone_with_it(serving: Serving) -> None:
+    """Without the garbage collector, also if it is the stream itself."""
+    streams: weakref.WeakSet[IOStream] = weakref.WeakSet()
+
+    class Remembering(TCPServer):
+        async def handle_stream(self, stream: IOStream, address: Any) -> None:
+            streams.add(stream)
+            STREAM.set(stream)
+            stream.set_close_callback(turns)  # type: ignore[arg-type]
+            await stream.read_bytes(1)
+            stream.close()
+
+        async def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
+            assert STREAM.get() is stream
+
+    server = serving.started(Remembering())
+    gc.disable()
+    try:
+        for _ in range(3):
+            peer = await connect(serving, server)
+            peer.send(b"x")
+            await ended(peer)
+        await eventually(lambda: not streams)
+    finally:
+        gc.enable()
 
 
 def contexts() -> int:

@@ -97,7 +97,7 @@ class SocketStream(BaseIOStream):
         self._readable = False
         self.close_reason = CloseReason.LOCAL
         stream._close_callback, self._close_callback = self._close_callback, None
-        stream._callback_context = self._callback_context
+        stream._callback_context, self._callback_context = self._callback_context, None
         stream.id = self.id
         stream._data = self._data
         stream._timeouts = self._timeouts
