@@ -8,6 +8,7 @@ import socket
 import time
 from asyncio import TimerHandle
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from typing import Any
 
 from tornado.ioloop import IOLoop
@@ -31,16 +32,21 @@ QUIET = 10.0
 
 # What accept(2) can fail with, in five kinds:
 NONE_WAITING = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
-# The client left the queue before its turn, or its network failed; accept(2) of Linux says to go on.
+# The client left the queue before its turn, or its network failed; accept(2) of Linux passes such errors on, and says
+# to go on.
 CLIENT_GONE = frozenset(
     {
         errno.ECONNABORTED,
-        errno.EPROTO,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
         errno.ENETDOWN,
         errno.ENETUNREACH,
-        errno.EHOSTUNREACH,
-        errno.EHOSTDOWN,
-        errno.ECONNRESET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPROTO,
+        errno.ETIMEDOUT,
+        getattr(errno, "ENONET", errno.ENETDOWN),  # which only Linux has
     }
 )
 INTERRUPTED = frozenset({errno.EINTR, errno.EPERM})  # EPERM: a firewall rule forbade this one connection
@@ -54,6 +60,8 @@ QUEUE_MOST = 4096
 
 class Acceptor:
     """Accepts what comes to ``listener`` while a loop runs, and hands it to ``accepted(connection, address)``.
+
+    It does so in the context in which it was made, whoever has it start, pause and resume.
 
     :param prepare: sets a socket's options. It is called for the listener, from which connections inherit them, and
         for each of those that do not: which were waiting before, or are no TCP connections.
@@ -81,6 +89,7 @@ class Acceptor:
         self._has_place = has_place
         self._one_waits = one_waits
         self._events = events
+        self._context = copy_context()
         self._io_loop: IOLoop | None = None
         self._fd = listener.fileno()
         self._watching = False
@@ -123,10 +132,13 @@ class Acceptor:
         """Accept again. Nothing, if it does, or was stopped."""
         if self._io_loop is not None and not self._watching and self._timer is None:
             self._watching = True
-            self._io_loop.add_handler(self.listener, self._on_ready, IOLoop.READ)
+            self._context.run(self._io_loop.add_handler, self.listener, self._on_ready, IOLoop.READ)
 
     def accept_queued(self) -> None:
         """Accept all that waits in the kernel's queue, whether there are places or not."""
+        self._context.copy().run(self._accept_all)
+
+    def _accept_all(self) -> None:
         for _ in range(QUEUE_MOST):
             if self._io_loop is None or not self._accept():
                 return
@@ -187,7 +199,7 @@ class Acceptor:
             self._shed()
         self.pause()
         loop = self._io_loop.asyncio_loop  # type: ignore[attr-defined]
-        self._timer = loop.call_later(self._pause, self._go_on)
+        self._timer = loop.call_later(self._pause, self._go_on, context=Context())
         self._pause = min(self._pause * 2, PAUSE_LONGEST)
 
     def _go_on(self) -> None:

@@ -10,12 +10,14 @@ import logging
 import socket
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextvars import Context
 from typing import Any, Protocol
 
 import tornado.iostream
 from tornado import gen
 
+from .contexts import run_for
 from .deadlines import Deadlines
 from .engine.base import CLOSE_TIMEOUT
 from .errors import CloseReason, FramingError, StreamTimeoutError, reason_for
@@ -84,7 +86,8 @@ class Clients:
         self._rejected: dict[int, IOStream] = {}
         self.deadlines = Deadlines(options, self.open, self._rejected)
         self.groups = Groups(self.open, self.served)
-        self._queued: deque[tuple[Greeter, socket.socket, Any]] = deque()  # those who were in the kernel's queue
+        # those who were in the kernel's queue
+        self._queued: deque[tuple[Greeter, Context, socket.socket, Any]] = deque()
         self._handling: dict[asyncio.Future[Any], IOStream] = {}
         self._closing: set[asyncio.Task[Any]] = set()
         self.asking: set[asyncio.Task[Any] | None] = set()
@@ -106,12 +109,15 @@ class Clients:
 
     # ---- admitted
 
-    def accepted(self, greeter: Greeter, connection: socket.socket, address: Any) -> None:
-        """There is a connection: of a client, or of a proxy in front of one."""
+    def accepted(self, greeter: Greeter, context: Context, connection: socket.socket, address: Any) -> None:
+        """There is a connection: of a client, or of a proxy in front of one.
+
+        :param context: what its callbacks are to have a copy of.
+        """
         if not self.permits.may_accept():  # only a shutdown accepts all the same
-            self._queued.append((greeter, connection, address))
+            self._queued.append((greeter, context, connection, address))
             return
-        stream = IOStream._of_client(connection, address, self.options, self)
+        stream = IOStream._of_client(connection, address, self.options, self, context.copy())
         self.deadlines.run(stream._hub.loop)
         if self.permits.is_free() or self._make_room_for(address):
             self.open[stream.id] = stream
@@ -172,18 +178,24 @@ class Clients:
         return not stream.closed() and self.deadlines.end(stream)
 
     def _call(self, name: str, stream: IOStream, address: Any) -> None:
+        context = stream._callback_context
         try:
-            result = getattr(self._server, name)(stream, address)
-            if result is None:
+            coroutine = run_for(stream, self._begin, name, stream, address)
+            if coroutine is None:
                 return self._returned(self._successor(stream))
-            coroutine = _coroutine(result)
-            if stream.id in self._rejected:
-                coroutine = _goodbye(coroutine)
-            handling = stream._hub.loop.create_task(coroutine)
+            handling = stream._hub.loop.create_task(coroutine, context=context)
         except Exception as error:
             return self._handler_failed(self._successor(stream), name, error)
         self._handling[handling] = stream
-        handling.add_done_callback(self._on_handled)
+        handling.add_done_callback(self._on_handled, context=context)
+
+    def _begin(self, name: str, stream: IOStream, address: Any) -> Coroutine[Any, Any, None] | None:
+        """Call a handler; the coroutine, if it is not over with that."""
+        result = getattr(self._server, name)(stream, address)
+        if result is None:
+            return None
+        coroutine = _coroutine(result)
+        return _goodbye(coroutine) if stream.id in self._rejected else coroutine
 
     def _successor(self, stream: IOStream) -> IOStream:
         """The one that ``start_tls()`` has put in its place, perhaps."""
@@ -249,7 +261,8 @@ class Clients:
     def _retire(self, stream: IOStream, reason: CloseReason) -> None:
         """Close a stream in order, so that its client reads all that was written and then the end."""
         if not stream.closed():
-            self._keep(stream._hub.loop.create_task(stream._aclose(reason, CLOSE_TIMEOUT)))
+            closing = stream._aclose(reason, CLOSE_TIMEOUT)
+            self._keep(stream._hub.loop.create_task(closing, context=Context()))
 
     def _keep(self, task: "asyncio.Task[Any]") -> None:
         self._closing.add(task)
@@ -290,7 +303,8 @@ class Clients:
                 if self.events.wanted("close"):
                     self._tell_of_close(stream)
                 if handled and self._closes():
-                    self._call_handle_close(stream)
+                    run_for(stream, self._call_handle_close, stream)
+                stream._callback_context = None  # or what is set there lives as long, and perhaps that is the stream
         finally:
             self._telling = False
 
@@ -344,7 +358,7 @@ class Clients:
         """
         self._end = reason
         while self._queued:
-            self._queued.pop()[1].close()
+            self._queued.pop()[2].close()
         spared = {asyncio.current_task(), *self.asking}
         ending: list[asyncio.Future[Any]] = [*self._handling.keys() - spared, *self._closing - spared]
         for task in ending:
@@ -382,5 +396,5 @@ async def _goodbye(handling: Awaitable[None]) -> None:
             raise
 
 
-def _coroutine(result: Any) -> Any:
+def _coroutine(result: Any) -> Coroutine[Any, Any, None]:
     return result if inspect.iscoroutine(result) else _wait_for(gen.convert_yielded(result))

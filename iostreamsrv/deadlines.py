@@ -12,6 +12,7 @@ import asyncio
 import math
 from asyncio import Future, TimerHandle
 from collections.abc import Iterator, Mapping
+from contextvars import Context
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -114,7 +115,7 @@ class Deadlines:
         self.stop()
         self._loop = loop
         self._due = now + _between_looks(shortest)
-        self._timer = loop.call_later(self._due - now, self._look)
+        self._timer = loop.call_later(self._due - now, self._look, context=Context())
 
     def _shortest(self) -> float:
         """The shortest timeout there is."""

@@ -104,7 +104,8 @@ class CloseReason(StrEnum):
 
 
 # What the kernel reports when the connection ended elsewhere. EPROTOTYPE is what macOS says when a send meets a
-# teardown; ETIMEDOUT, EHOSTUNREACH and their kin come from keepalive and retransmission giving up.
+# teardown; ETIMEDOUT, EHOSTUNREACH and their kin come from keepalive and retransmission giving up, and from
+# what routers report (ICMP), EHOSTDOWN, ENONET and EPROTO among them.
 _PEER_GONE = frozenset(
     {
         errno.ECONNRESET,
@@ -112,11 +113,14 @@ _PEER_GONE = frozenset(
         errno.ECONNREFUSED,
         errno.EPIPE,
         errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
         errno.EHOSTUNREACH,
         errno.ENETUNREACH,
         errno.ENETDOWN,
+        errno.EPROTO,
         errno.ESHUTDOWN,
         errno.EPROTOTYPE,
+        getattr(errno, "ENONET", errno.ENETDOWN),  # which only Linux has
     }
 )
 

@@ -11,12 +11,14 @@ The log is one subscriber, the first of each server: it writes what went wrong t
 import logging
 import time
 from collections.abc import Callable
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import tornado.iostream
 from tornado.log import app_log, gen_log
 
+from .contexts import run_in
 from .errors import CloseReason, OptionError
 from .loglimit import LogLimit
 
@@ -103,7 +105,8 @@ class Events:
     def subscribe(self, listener: Listener, *kinds: EventKind) -> None:
         """Call ``listener`` with each `Event` of these kinds; of all, if none is named.
 
-        It is called at once, in the loop's thread, so it had better be short. What it raises is logged.
+        It is called at once, in the loop's thread, so it had better be short. What it raises is logged. What happens to
+        a client it is told of in that client's context (`contextvars`).
 
         :raises OptionError: there is no such kind.
         """
@@ -127,7 +130,14 @@ class Events:
         return bool(listeners)
 
     def emit(self, event: Event) -> None:
-        """Tell those who want to know."""
+        """Tell those who want to know: of a client, in the context of its callbacks."""
+        context: Context | None = getattr(event.stream, "_callback_context", None)
+        if context is None:
+            self._tell(event)
+        else:
+            run_in(context, self._tell, event)
+
+    def _tell(self, event: Event) -> None:
         for listener in self._listeners[event.kind]:
             try:
                 listener(event)

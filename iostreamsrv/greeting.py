@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -54,7 +55,7 @@ class Greeter:
         if address not in self._trusted:
             self._refuse(stream, address, "a connection that is not from a trusted proxy")
         else:
-            task = stream.io_loop.asyncio_loop.create_task(self._read_header(stream, address))  # type: ignore[attr-defined]
+            task = stream._hub.loop.create_task(self._read_header(stream, address), context=Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -97,7 +98,7 @@ class Greeter:
         seconds = self._deadlines.options.handshake_timeout
         self._deadlines.begin(stream, CloseReason.HANDSHAKE_TIMEOUT, "handshake", seconds)
         handshake = stream._start_tls(self.certificates.context, True, None, None)
-        handshake.add_done_callback(partial(self._secured, address))
+        handshake.add_done_callback(partial(self._secured, address), context=Context())
 
     def _secured(self, address: Any, handshake: "asyncio.Future[SSLIOStream]") -> None:
         if handshake.cancelled() or handshake.exception() is not None:

@@ -13,6 +13,9 @@ gap between completion and wake-up, in which a cancelled task would lose the byt
 
 **Fairness.** A run of the hub returns to the loop after :data:`SLICE` seconds and goes on in the loop's next turn.
 
+**Whose context variables a dispatch sees.** Nobody's: a hub works for all streams of its loop, so it registers itself
+in an empty context, not in that of the client it happens to be opened for (see :mod:`iostreamsrv.contexts`).
+
 **Where there is no epoll** the :class:`LoopHub` does the same through ``IOLoop.add_handler``, level-triggered.
 """
 
@@ -187,7 +190,7 @@ class Hub:
         now = monotonic()
         if not self._turn_ends:
             self._turn_ends = now + SLICE
-            self.loop.call_soon(self._end_turn)
+            self.loop.call_soon(self._end_turn, context=Context())
         return now < self._turn_ends
 
     def _end_turn(self) -> None:
@@ -196,7 +199,7 @@ class Hub:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self.loop.call_soon(self._resume)
+            self.loop.call_soon(self._resume, context=Context())
 
     def _resume(self) -> None:
         self._scheduled = False
@@ -281,7 +284,7 @@ class EpollHub(Hub):
 
     def _open(self) -> select.epoll:
         self._epoll = select.epoll()
-        self.io_loop.add_handler(self, self._on_ready, IOLoop.READ)
+        Context().run(self.io_loop.add_handler, self, self._on_ready, IOLoop.READ)
         return self._epoll
 
     def close(self) -> None:
@@ -326,11 +329,11 @@ class LoopHub(Hub):
         if before is None:
             self._wanted[stream] = events
             stream.hub_key = stream.fileno()
-            self.io_loop.add_handler(stream, partial(self._on_ready, stream), events)
+            Context().run(self.io_loop.add_handler, stream, partial(self._on_ready, stream), events)
         elif not before & events:
             self._wanted[stream] = before | events
             if stream is not self._dispatching:
-                self.io_loop.update_handler(stream, before | events)
+                Context().run(self.io_loop.update_handler, stream, before | events)
 
     def _on_ready(self, stream: Dispatched, _fd: object, events: int) -> None:
         before = self._wanted.get(stream)
@@ -350,7 +353,7 @@ class LoopHub(Hub):
             self._dispatching = None
             after = self._wanted.get(stream)
             if after is not None and after != before:
-                self.io_loop.update_handler(stream, after)
+                Context().run(self.io_loop.update_handler, stream, after)
 
     def unwatch(self, stream: Dispatched) -> None:
         if self._wanted.pop(stream, None) is not None:

@@ -12,6 +12,7 @@ import socket
 import ssl
 import sys
 from asyncio import Future
+from contextvars import Context
 from typing import Any, cast
 
 import tornado.iostream
@@ -115,7 +116,7 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
         stream._prepare(context)
         stream._server_hostname = server_hostname
         future = stream.wait_for_handshake()
-        future.add_done_callback(lambda future: stream.close() if future.cancelled() else None)
+        future.add_done_callback(lambda future: stream.close() if future.cancelled() else None, context=Context())
         stream._begin_handshake(server_side, timeout, received)
         return future
 

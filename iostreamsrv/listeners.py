@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
@@ -21,13 +22,13 @@ from .permits import Permits
 DAY = 86400.0
 """Seconds between two looks at how long certificates are still valid."""
 
-Accepted = Callable[[Greeter, socket.socket, Any], None]
+Accepted = Callable[[Greeter, Context, socket.socket, Any], None]
 
 
 class Listeners:
     """What is bound: accepted on, or waiting for `TCPServer.start`.
 
-    :param accepted: is given each connection, with who is to greet it.
+    :param accepted: is given each connection, with who is to greet it, and the context that its client's is a copy of.
     :param permits: whether one more may be accepted.
     :ivar greeters: all that there were, as their clients may still be there.
     """
@@ -69,7 +70,7 @@ class Listeners:
     def accept_on(
         self, listeners: list[tuple[socket.socket, Greeter]], io_loop: IOLoop, prepare: Callable[[socket.socket], None]
     ) -> None:
-        """Accept on all of these.
+        """Accept on all of these. Their clients begin with the context variables that are set here.
 
         :param prepare: see `Acceptor`.
         :raises OptionError: one is closed, is not listening, or was added before; none is accepted on then.
@@ -78,10 +79,11 @@ class Listeners:
         for listener, _ in listeners:
             _check_listener(listener, known)
             known.add(listener.fileno())
+        context = copy_context()
         acceptors = [
             Acceptor(
                 listener,
-                partial(self._accepted, greeter),
+                partial(self._accepted, greeter, context),
                 prepare,
                 self._permits.may_accept,
                 self._permits.one_waits,
@@ -147,7 +149,7 @@ class Listeners:
             certificates.warn_of_expiry(time.time())
             if self._expiry_timer is not None:
                 self._expiry_timer.cancel()
-            self._expiry_timer = loop.call_later(DAY, self._look_for_expiry, loop)
+            self._expiry_timer = loop.call_later(DAY, self._look_for_expiry, loop, context=Context())
 
 
 def _check_listener(listener: socket.socket, known: set[int]) -> None:

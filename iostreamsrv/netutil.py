@@ -7,6 +7,8 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextvars import Context, copy_context
+from functools import partial
 from typing import Any, NamedTuple
 
 from . import unixlistener
@@ -324,15 +326,20 @@ def add_accept_handler(sock: socket.socket, callback: Callable[[socket.socket, A
 
     :param sock: is made non-blocking, and stays the caller's to close.
     :param callback: is called with each connection, a `socket.socket`, and its address as ``accept`` gives it. An
-        exception in it is logged, and the next connection is accepted.
+        exception in it is logged, and the next connection is accepted. Each call has a copy of the context variables
+        that are set here.
     :returns: a function that stops accepting; calling it again does nothing.
     :raises OptionError: ``sock`` is not a listening stream socket.
     """
     if (problem := why_not_listening(sock)) is not None:
         raise OptionError("sock", sock, problem)
-    acceptor = Acceptor(sock, callback)
+    acceptor = Acceptor(sock, partial(_call_in_copy, copy_context(), callback))
     acceptor.start(current_loop())
     return acceptor.stop
+
+
+def _call_in_copy(context: Context, callback: Callable[..., None], *arguments: Any) -> None:
+    context.copy().run(callback, *arguments)
 
 
 # ---- names

@@ -3,6 +3,7 @@
 import asyncio
 from asyncio import Future
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextvars import Context
 from functools import partial
 from typing import Any, Literal, get_args
 from weakref import WeakValueDictionary
@@ -164,7 +165,8 @@ class Groups:
                 taken += not stream.closed()  # the write may have found it broken
         loop = asyncio.get_running_loop()
         if full and slow == "wait":
-            return loop.create_task(_sum(taken, [self._write_later(stream, data) for stream in full]))
+            later = [self._write_later(stream, data) for stream in full]
+            return loop.create_task(_sum(taken, later), context=Context())
         if slow == "kick":
             for stream in full:  # now that all have the data: who is told of these ends may speak to them
                 stream.kick("does not read what is broadcast")
@@ -173,7 +175,7 @@ class Groups:
         return done
 
     def _write_later(self, stream: IOStream, data: bytes) -> "asyncio.Task[bool]":
-        task = stream._hub.loop.create_task(_write_later(self._waiting.get(stream.id), stream, data))
+        task = stream._hub.loop.create_task(_write_later(self._waiting.get(stream.id), stream, data), context=Context())
         self._waiting[stream.id] = task
         task.add_done_callback(partial(self._written, stream.id))
         return task

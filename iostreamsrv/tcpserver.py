@@ -8,6 +8,7 @@ import ssl
 import threading
 from asyncio import Future
 from collections.abc import Awaitable, Iterable
+from contextvars import Context
 from functools import cached_property, partial
 from types import EllipsisType
 from typing import Any, Literal, Self
@@ -566,9 +567,9 @@ class TCPServer:
 
     # ---- clients
 
-    def _accepted(self, greeter: Greeter, connection: socket.socket, address: Any) -> None:
+    def _accepted(self, greeter: Greeter, context: Context, connection: socket.socket, address: Any) -> None:
         if self._overrides("handle_stream"):
-            self._clients.accepted(greeter, connection, address)
+            self._clients.accepted(greeter, context, connection, address)
         else:
             self._refuse_unhandled(connection)
 

@@ -21,6 +21,7 @@ LAYERS = [
     "options",
     "addresses",
     "loglimit",
+    "contexts",
     "events",
     "descriptors",
     "sansio",

@@ -7,6 +7,7 @@
 import asyncio
 import sys
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from types import EllipsisType, TracebackType
 
 from tornado.ioloop import IOLoop
@@ -96,17 +97,24 @@ class BaseIOStream(ReadSide):
 
         A stream with a close callback notices the peer's end also while nobody reads: it then receives one chunk ahead.
         So a peer that half-closes after its request is taken as gone, as with Tornado.
+
+        It runs in the context of the client, on a stream of a server, and else with the context variables that are set
+        here.
         """
-        self._close_callback = callback
+        if callback is None:
+            self._close_callback = None
+            return
+        self._close_callback = self._callback_context or copy_context(), callback
         if self._closed:
             self._run_close_callback()
-        elif callback is not None and self._connect_future is None:
+        elif self._connect_future is None:
             self._look_for_end_later()
 
     def _run_close_callback(self) -> None:
-        callback, self._close_callback = self._close_callback, None
-        if callback is not None:
-            self.io_loop.add_callback(callback)
+        registered, self._close_callback = self._close_callback, None
+        if registered is not None and not self._hub.loop.is_closed():
+            context, callback = registered
+            self._hub.loop.call_soon(self.io_loop._run_callback, callback, context=context)
 
     def close(
         self,
@@ -242,7 +250,7 @@ class BaseIOStream(ReadSide):
         self._keep_what_is_owed()
         self._fail_writes()
         if self._write_buffer is not None or not self._part():
-            self._owed_timer = self._hub.loop.call_later(CLOSE_TIMEOUT, self._give_up_owed)
+            self._owed_timer = self._hub.loop.call_later(CLOSE_TIMEOUT, self._give_up_owed, context=Context())
         if self._close_callback is not None:
             self._run_close_callback()
 

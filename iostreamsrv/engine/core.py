@@ -6,6 +6,7 @@ import time
 from asyncio import Future, TimerHandle
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, ClassVar, Protocol
 
 import tornado.iostream
@@ -56,6 +57,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
 
     __slots__ = (
         "_buffer",
+        "_callback_context",
         "_close_callback",
         "_closed",
         "_closing",
@@ -175,7 +177,9 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._sent_since = 0.0  # when it was first seen that nothing more had been
         # the ends
         self._connect_future: Future[Any] | None = None
-        self._close_callback: Callable[[], None] | None = None
+        # with the context that it is to be called in
+        self._close_callback: tuple[Context, Callable[[], None]] | None = None  # type: ignore[assignment]
+        self._callback_context: Context | None = None  # what a server's client has; see the module contexts
         self._owner: Owner | None = None
         self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
         self._closed = False
@@ -304,7 +308,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
 
     def _call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         if not self._hub.loop.is_closed():
-            self._hub.loop.call_soon(callback, *args)
+            self._hub.loop.call_soon(callback, *args, context=Context())
 
     def dispatch(self, events: int) -> None:
         """For the hub: go on with what waits for ``events``."""

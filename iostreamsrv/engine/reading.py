@@ -2,6 +2,8 @@
 
 import logging
 from asyncio import Future
+from collections.abc import Callable
+from contextvars import Context
 from re import Pattern
 from time import monotonic
 from typing import Any
@@ -198,6 +200,8 @@ class ReadSide(WriteSide):
 
             payload = await stream.read_until_match(frame)
 
+        While the read waits, ``match`` is called with the context variables of the task that awaits it.
+
         A function that does all the work itself returns ``(consumed, MORE)``, with `iostreamsrv.iostream.MORE`: those
         bytes are removed, and the read goes on with what comes behind them, as if it had begun anew.
         """
@@ -236,7 +240,9 @@ class ReadSide(WriteSide):
         hub = self._hub
         self._read_since = hub.now if hub.running else monotonic()
         if timeout is not None:
-            self._read_timer = self._hub.loop.call_later(timeout, self._read_timed_out, future, timeout)
+            self._read_timer = self._hub.loop.call_later(
+                timeout, self._read_timed_out, future, timeout, context=Context()
+            )
         if not self._reads_watched and self._connect_future is None:
             self._reads_watched = self._hub.watch_reads(self)
         return future
@@ -382,7 +388,10 @@ class ReadSide(WriteSide):
         if future.done():  # cancelled; what has come stays where it is
             return self._abandon_read()
         try:
-            result = self._attempt(read, self._untried)
+            if read.calls_back:
+                result = self._run_for_reader(future, self._attempt, read, self._untried)
+            else:
+                result = self._attempt(read, self._untried)
         except Exception as error:
             return self._failed_in_dispatch(error)
         if result is MORE:
@@ -400,6 +409,16 @@ class ReadSide(WriteSide):
         return None
 
     # ---- waiting
+
+    def _run_for_reader(self, future: "Future[Any]", function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call ``function``, which calls what users wrote, in the context of the task that waits for ``future``; if
+        there is none, in that of the stream's callbacks.
+
+        It is called by dispatches and by the loop, so no task is running whose context could not be entered.
+        """
+        callbacks = future._callbacks
+        context = callbacks[0][1] if callbacks else self._callback_context
+        return function(*arguments) if context is None else context.run(function, *arguments)
 
     def _expect_no_read(self) -> None:
         """Clear away a read whose future was cancelled; any other is in the way of a new one."""
@@ -501,7 +520,7 @@ class ReadSide(WriteSide):
         if future.done():
             return self._abandon_read()
         try:
-            result = self._last_result(read)
+            result = self._run_for_reader(future, self._last_result, read)
         except ReadFailed as failed:
             return self._fail_read(failed.error)
         if result is MORE:

@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 from asyncio import Future
+from contextvars import Context
 from types import MethodType, ModuleType
 from typing import Any, Self, cast
 
@@ -66,8 +67,10 @@ class SocketStream(BaseIOStream):
         address: Any,
         options: ServerOptions,
         owner: Owner,
+        context: Context,
     ) -> Self:
-        """A stream for a server's client. What the constructor checks, the options have checked."""
+        """A stream for a server's client, whose callbacks run in ``context``. What the constructor checks, the options
+        have checked."""
         stream = cls.__new__(cls)
         stream.socket = connection
         connection.setblocking(False)
@@ -83,6 +86,7 @@ class SocketStream(BaseIOStream):
             options.linger,
         )
         stream._owner = owner
+        stream._callback_context = context
         return stream
 
     def _leave_to(self, stream: "SocketStream") -> None:
@@ -93,6 +97,7 @@ class SocketStream(BaseIOStream):
         self._readable = False
         self.close_reason = CloseReason.LOCAL
         stream._close_callback, self._close_callback = self._close_callback, None
+        stream._callback_context, self._callback_context = self._callback_context, None
         stream.id = self.id
         stream._data = self._data
         stream._timeouts = self._timeouts

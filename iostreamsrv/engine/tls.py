@@ -19,10 +19,12 @@ import logging
 import os
 import ssl
 from asyncio import Future, TimerHandle
+from contextvars import Context
 from time import monotonic
 from types import MethodType
 from typing import Any, Self, cast
 
+from ..contexts import run_for
 from ..errors import CloseReason, reason_for, without_frames
 from ..hub import HANGUP
 from ..sansio.buffers import WriteBuffer
@@ -144,7 +146,7 @@ class TLSStream(SocketStream):
         self.socket = cast(Any, TLSSocket(self._raw, self._tls.object))
         self._tls.feed(received)
         if timeout is not None:
-            self._handshake_timer = self._hub.loop.call_later(timeout, self._handshake_timed_out)
+            self._handshake_timer = self._hub.loop.call_later(timeout, self._handshake_timed_out, context=Context())
         self._go_on_with_handshake()
 
     def wait_for_handshake(self) -> "Future[Self]":
@@ -186,7 +188,7 @@ class TLSStream(SocketStream):
         assert self._tls is not None
         while True:
             try:
-                done = self._tls.handshake()
+                done = run_for(self, self._tls.handshake)  # which may call an sni_callback
             finally:
                 # Also if it failed: then it is what tells the peer so.
                 if not self._send_ciphertext():

@@ -49,6 +49,9 @@ class Read:
     holds_bytes: ClassVar[bool] = False
     """Whether ``take`` may keep bytes although it returns :data:`MORE`, which ``abandon`` then gives back."""
 
+    calls_back: ClassVar[bool] = False
+    """Whether ``take`` calls a function of the caller's."""
+
     def take(self, buffer: ReadBuffer) -> Any | More:
         """The result, removed from ``buffer``, or :data:`MORE`.
 
@@ -254,6 +257,8 @@ class ReadMatch(Read):
     """
 
     __slots__ = ("begun_anew", "match")
+
+    calls_back: ClassVar[bool] = True
 
     def __init__(self, match: Matcher) -> None:
         if not callable(match):

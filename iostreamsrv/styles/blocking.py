@@ -12,11 +12,12 @@ three ways to use it:
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import socket
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
 from tornado.log import gen_log
@@ -95,6 +96,8 @@ class BlockingServer:
         """Serve one client, in a thread of the pool: to be overridden. When it returns the connection is closed in
         order; what it raises is logged, but for what a client does to a socket: resets, and timeouts.
 
+        Each call has a copy of the context variables that were set where :meth:`listen` was called.
+
         :param sock: a blocking `socket.socket`, or a `Handle` where there is TLS or a PROXY header.
         :param address: the client's address.
         """
@@ -104,6 +107,7 @@ class BlockingServer:
         """A client has come, sent something, or gone: may be overridden. It is called by one thread, for one notice
         after another, and may use the handle. What is not received when it is told of stays; it is told again when
         there is more, or when some was received, and some is left. What it raises is logged, and closes the handle.
+        Each client has a context (`contextvars`) of its own, in which it is called.
 
         A client of which nothing is received is not read from any more when ``max_buffer_size`` bytes wait.
         """
@@ -113,10 +117,8 @@ class BlockingServer:
     def listen(self, port: int | str, address: str | None = None, **options: Any) -> None:
         """See `TCPServer.listen`. The limit of open descriptors is raised to what ``max_connections`` asks for."""
         raise_limit(self._server.options.max_connections)
-        self._crossing.run(functools.partial(self._listen, port, address, options))
-
-    async def _listen(self, port: int | str, address: str | None, options: dict[str, Any]) -> None:
-        self._server.listen(port, address, **options)
+        listen = functools.partial(contextvars.copy_context().run, self._server.listen, port, address, **options)
+        self._crossing.run(functools.partial(_call, listen))
 
     @property
     def addresses(self) -> list[Any]:
@@ -224,6 +226,11 @@ class BlockingServer:
     def _tell_now(self) -> None:
         if self._notices is not None:
             self._notices.tell_now()
+
+
+async def _call(function: Callable[[], object]) -> None:
+    """``function``, in the loop."""
+    function()
 
 
 class _Server(TCPServer):

@@ -12,10 +12,12 @@ import inspect
 import io
 from asyncio import Future
 from collections.abc import Awaitable, Callable, Iterable
+from contextvars import Context, copy_context
 from inspect import isawaitable
 from types import EllipsisType
 from typing import Any
 
+from ..contexts import run_for
 from ..errors import CloseReason, Operation, OptionError, StreamBufferFullError, StreamClosedError
 from ..events import Event
 from ..ioloop import IOLoop, current_loop
@@ -66,9 +68,10 @@ class CallbackServer(TCPServer):
     - ``on_error(stream, error)``: something went wrong with it, or there was no place for it.
     - ``on_tick(stream)``: every ``tick_interval`` seconds, for each client.
 
-    For one client they are called one after another, never two at a time. What one of them raises closes that client's
-    connection in order, reason ``handler_error``, and is logged once. They may write, close, kick, stop and shut down
-    whatever they like; after a callback that awaited ``shutdown()`` its own client is closed.
+    For one client they are called one after another, never two at a time, and in that client's context (`contextvars`).
+    What one of them raises closes that client's connection in order, reason ``handler_error``, and is logged once. They
+    may write, close, kick, stop and shut down whatever they like; after a callback that awaited ``shutdown()`` its own
+    client is closed.
 
     Per client there are, on the stream, ``remote_address``, ``opened_at``, ``idle_time``, ``write_idle_time``,
     ``read_chunk_size`` (most that is received at once; may be set), ``buffered``, and ``data``, a dict that is still
@@ -96,7 +99,7 @@ class CallbackServer(TCPServer):
         self.tick_interval = check_optional_timeout("tick_interval", interval)
         self._conversations: dict[int, Conversation] = {}
         self._ticking: object | None = None
-        self._unstarted: list[Awaitable[None]] = []
+        self._unstarted: list[tuple[Context, Awaitable[None]]] = []
         self.events.subscribe(self._listening, "listen")
         self.events.subscribe(self._rejected, "reject")
 
@@ -180,7 +183,7 @@ class CallbackServer(TCPServer):
             return
         conversation = self._conversations[stream.id] = Conversation(self, stream, self._forget)
         if self.tick_interval is not None and self._ticking is None:
-            self._ticking = stream.io_loop.call_later(self.tick_interval, self._tick)
+            self._tick_later(stream.io_loop, self.tick_interval)
         await conversation.run()
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
@@ -194,9 +197,12 @@ class CallbackServer(TCPServer):
             stream.io_loop.remove_timeout(self._ticking)
             self._ticking = None
 
+    def _tick_later(self, io_loop: IOLoop, interval: float) -> None:
+        self._ticking = Context().run(io_loop.call_later, interval, self._tick)
+
     def _tick(self) -> None:
         assert self.tick_interval is not None
-        self._ticking = IOLoop.current().call_later(self.tick_interval, self._tick)
+        self._tick_later(IOLoop.current(), self.tick_interval)
         for conversation in list(self._conversations.values()):
             conversation.notify(self.on_tick)
 
@@ -211,13 +217,13 @@ class CallbackServer(TCPServer):
         """Of a callback that belongs to no client: run it, if it is a coroutine, on the loop that is the first to run,
         which after a ``listen()`` outside any need not be the current one."""
         if isawaitable(result):
-            self._unstarted.append(result)
+            self._unstarted.append((copy_context(), result))
             current_loop().add_callback(self._run_unstarted)
 
     def _run_unstarted(self) -> None:
         while self._unstarted:
-            result = self._unstarted.pop(0)
-            IOLoop.current().add_callback(lambda result=result: result)
+            context, result = self._unstarted.pop(0)
+            context.run(IOLoop.current().add_callback, lambda result=result: result)
 
 
 CALLBACKS = {
@@ -397,7 +403,7 @@ class Conversation:
             self._due.setdefault(callback)
             return
         try:
-            result = callback(self._stream)
+            result = run_for(self._stream, callback, self._stream)
         except Exception as error:
             self._failure = error
         else:
@@ -424,7 +430,7 @@ class Conversation:
         stream = self._stream
         if self._tells_of_writes and not self._watching and stream.queued + stream.bytes_written > self._written:
             self._watching = True
-            stream.io_loop.add_callback(self._watch)
+            Context().run(stream.io_loop.add_callback, self._watch)
 
     def _watch(self) -> None:
         self._stream.drain().add_done_callback(self._drained)

@@ -6,6 +6,7 @@ import threading
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any
 
 from ..ioloop import IOLoop
@@ -156,7 +157,7 @@ class Crossing:
             return  # and what was appended is seen: _work() takes this back before it looks
         self._woken = True
         try:
-            self.loop.call_soon_threadsafe(self._work)
+            self.loop.call_soon_threadsafe(self._work, context=Context())
         except RuntimeError:
             pass  # the loop is closed: nobody is left to whom it would matter
 

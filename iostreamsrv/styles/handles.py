@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import errno
 import functools
 import io
@@ -51,11 +52,13 @@ class Handle:
 
     :ivar stream: the `IOStream` below, for the loop's thread.
     :ivar address: the client's address.
+    :ivar context: what ``notify`` is called in, for this client.
     """
 
     def __init__(self, crossing: Crossing, stream: IOStream, address: Any) -> None:
         self.stream = stream
         self.address = address
+        self.context = contextvars.copy_context()
         self._local_address = stream.local_address
         self._crossing = crossing
         self._timeout: float | None = None

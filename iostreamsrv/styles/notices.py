@@ -79,7 +79,7 @@ class Notices:
 
     def _tell(self, handle: Handle, notice: Notice, told: Callable[[], None]) -> None:
         try:
-            self._notify(handle, notice)
+            handle.context.run(self._notify, handle, notice)
         except (Exception, SystemExit):
             app_log.error("Exception in callback notify for %s", show(handle.address), exc_info=True)
             handle.close()

@@ -7,6 +7,7 @@ import threading
 from asyncio import Future
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -36,8 +37,12 @@ class Pool:
 
     def call(self, serve: Serve, sock: Any, address: Any) -> "Future[None]":
         """In the loop: have ``serve`` called in a thread. The future raises what it raises, but for what a client does
-        to a socket."""
-        return asyncio.get_running_loop().run_in_executor(self._executor, _call, serve, sock, address)
+        to a socket.
+
+        It runs in a copy of the present context: a thread would keep what the call for one client sets for the next.
+        """
+        call = partial(copy_context().run, _call, serve, sock, address)
+        return asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def stop(self) -> None:
         """Let the threads end that have nothing to do; the others, when they have done it."""

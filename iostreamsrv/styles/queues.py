@@ -12,6 +12,8 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
+from contextvars import Context
+from functools import partial
 from typing import Any
 
 from ..descriptors import raise_limit
@@ -44,7 +46,7 @@ class SendQueue:
         self._stream = stream
         self._loop_thread = threading.get_ident()
         self._room = threading.Condition()
-        self._outbox = Outbox(stream, stream.io_loop.add_callback, self._wake)
+        self._outbox = Outbox(stream, partial(_post, stream.io_loop), self._wake)
 
     def put(self, data: bytes | bytearray | memoryview, block: bool = True, timeout: float | None = None) -> None:
         """Have ``data`` sent, after all that was put before. A full queue is waited for, but not in the callback, which
@@ -209,6 +211,11 @@ class _Server(TCPServer):
                 raise StreamBufferFullError("the callback put more than the client's queue takes", "write") from None
             if sending.qsize() > half:
                 await sending.drain(half)
+
+
+def _post(io_loop: IOLoop, function: Callable[[], None]) -> None:
+    """Have ``function`` called in the loop, with nobody's context variables."""
+    Context().run(io_loop.add_callback, function)
 
 
 def _with_address(callback: Any) -> Callable[[Any, SendQueue, bytes], object]:
