@@ -34,7 +34,8 @@ READABLE = 0x001  # EPOLLIN
 WRITABLE = 0x004  # EPOLLOUT
 URGENT = 0x002  # EPOLLPRI: a receive ends at the urgent mark, however much lies behind it
 BROKEN = 0x010 | 0x008  # EPOLLHUP | EPOLLERR: a send will say what it is
-HANGUP = 0x2000 | BROKEN | URGENT  # EPOLLRDHUP | EPOLLHUP | EPOLLERR: a short read proves nothing any more
+ENDED = 0x2000 | 0x010  # EPOLLRDHUP | EPOLLHUP: the peer sends no more, behind what is still unread
+HANGUP = ENDED | BROKEN | URGENT  # a short read proves nothing any more
 
 SLICE = 0.003
 """Seconds after which a run of the hub lets the loop's timers and other callbacks have their turn. A task that sleeps
@@ -45,7 +46,7 @@ With what is sent at the end of a run that is to stay below 15 ms, however busy 
 _AGAIN = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
 
 _EDGE = 1 << 31  # EPOLLET
-_ON_READ = READABLE | URGENT | 0x2000 | _EDGE
+_ON_READ = READABLE | URGENT | ENDED | _EDGE
 _ON_BOTH = _ON_READ | WRITABLE
 
 
@@ -142,7 +143,11 @@ class Hub:
     :ivar running: a dispatch is under way, so what is corked now will be sent soon.
     :ivar crowded: more streams wait for their turn in the run that is under way.
     :ivar corked: the streams to uncork at the end of the run.
+    :cvar reports_ends: an end is reported also behind bytes that nobody receives; else such a stream would be reported
+        as readable, over and over.
     """
+
+    reports_ends = True
 
     def __init__(self, io_loop: IOLoop) -> None:
         self.io_loop = io_loop
@@ -306,6 +311,8 @@ class EpollHub(Hub):
 
 class LoopHub(Hub):
     """The hub everywhere else: one handler of the loop for each stream, level-triggered."""
+
+    reports_ends = False
 
     def __init__(self, io_loop: IOLoop) -> None:
         super().__init__(io_loop)

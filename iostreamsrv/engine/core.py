@@ -14,7 +14,7 @@ from tornado.ioloop import IOLoop
 from ..addresses import show
 from ..errors import CloseReason, Operation, StreamClosedError
 from ..events import WITHOUT_SERVER, Event, EventKind, Events
-from ..hub import Hub, hub_of
+from ..hub import URGENT, Hub, hub_of
 from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.files import FileRegion
 from ..sansio.reads import Read
@@ -27,9 +27,19 @@ before the handler waits for something."""
 _ids = itertools.count(1)
 
 
+_NOT_FOR_A_FUTURE = StopIteration, StopAsyncIteration, asyncio.CancelledError
+
+
 def fail(future: "Future[Any]", error: BaseException) -> None:
-    """Have ``future`` raise ``error``, if it is not done. It may go unawaited without a complaint."""
+    """Have ``future`` raise ``error``, if it is not done. It may go unawaited without a complaint.
+
+    It raises a `RuntimeError` in place of what would mean something else to the coroutine that awaits it, or to its
+    loop: that an iteration is over, or that it was cancelled. Python does the same for its generators (PEP 479).
+    """
     if not future.done():
+        if isinstance(error, _NOT_FOR_A_FUTURE):
+            cause, error = error, RuntimeError(f"a function raised {type(error).__name__}")
+            error.__cause__ = cause
         future.set_exception(error)
         future.exception()
 
@@ -64,6 +74,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_corked_size",
         "_data",
         "_eof",
+        "_handled",
         "_hangup",
         "_hub",
         "_inline",
@@ -154,7 +165,8 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._read_since = self._received_at  # when the pending read, or the one before, began to wait
         self._readable = True  # bytes may be there already, and their edge past
         self._more_inside = False  # a short read is no sign of it, as this stream holds bytes that it has not given
-        self._hangup = False  # a short read is no sign that there is no more: an end was announced, or urgent data
+        # Events that say that a short read is no sign that there is no more: an end was announced, or urgent data.
+        self._hangup = 0
         self._eof: CloseReason | None = None  # how the peer's side ended
         self._untried = False  # there are bytes that the pending read has not been offered
         self._reads_watched = False
@@ -177,6 +189,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._connect_future: Future[Any] | None = None
         self._close_callback: Callable[[], None] | None = None
         self._owner: Owner | None = None
+        self._handled = False  # a handler, which is a task, is at work on it, and may still read
         self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
         self._closed = False
 
@@ -212,7 +225,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
 
     def _receive(self, size: int) -> bytes | None:
         """Up to ``size`` bytes, b"" at the end of the stream, None where there are none now."""
-        self._hangup = True  # whoever wrote read_from_fd may give less than there is
+        self._hangup |= URGENT  # whoever wrote read_from_fd may give less than there is
         scratch = bytearray(size)
         with memoryview(scratch) as view:
             count = self.read_from_fd(view)

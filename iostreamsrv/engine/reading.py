@@ -17,7 +17,7 @@ from ..errors import (
     reason_for,
     without_frames,
 )
-from ..hub import BROKEN, HANGUP, READABLE, WRITABLE, complete
+from ..hub import BROKEN, ENDED, HANGUP, READABLE, WRITABLE, complete
 from ..options import check_timeout
 from ..sansio.reads import (
     MORE,
@@ -148,7 +148,7 @@ class ReadSide(WriteSide):
         if not num_bytes:
             return self._nothing_to_read(b"")
         if partial and self._readable and not self._hangup and 0 < self._buffer.size < num_bytes and self._read is None:
-            self._receive_ahead()
+            self._receive_ahead()  # the end behind it is for a later read to meet
         return self._begin_read(read, timeout)
 
     def read_into(
@@ -320,8 +320,12 @@ class ReadSide(WriteSide):
                 raise StreamBufferFullError("Reached maximum read buffer size", "read")
         return MORE
 
-    def _receive_some(self) -> bytes | None:
-        """Receive once. None where nothing came: none there now, the end, or an error that closed the stream."""
+    def _receive_some(self, ahead: bool = False) -> bytes | None:
+        """Receive once. None where nothing came: none there now, the end, or an error that closed the stream.
+
+        :param ahead: no read asks for it. An end behind bytes that are still unread is left for the read that will
+            meet it: until then the answers to these bytes can be written.
+        """
         size = self.read_chunk_size
         buffered = self._buffer.size
         if buffered:
@@ -334,8 +338,12 @@ class ReadSide(WriteSide):
             self._receive_failed(error)
             return None
         if not chunk:
-            self._readable = False
-            if chunk is not None:
+            if chunk is None:
+                self._readable = False
+            elif ahead and buffered:
+                self._hangup |= ENDED
+            else:
+                self._readable = False
                 self._input_ended()
             return None
         if len(chunk) < size and not self._hangup and not self._more_inside:
@@ -354,7 +362,7 @@ class ReadSide(WriteSide):
 
     def _receive_ahead(self) -> None:
         """Receive into the buffer, for no read in particular."""
-        chunk = self._receive_some()
+        chunk = self._receive_some(ahead=True)
         if chunk is not None:
             self._buffer.feed(chunk)
 
@@ -365,7 +373,7 @@ class ReadSide(WriteSide):
             return self._dispatch_at_the_ends(events)
         if events != READABLE:
             if events & HANGUP:
-                self._hangup = True
+                self._hangup |= events & HANGUP
             # Not for an end or urgent data: to wait for room again would report those again, round and round.
             if self._write_buffer is not None and events & (WRITABLE | BROKEN):
                 self._flush()
@@ -374,13 +382,10 @@ class ReadSide(WriteSide):
         self._readable = True
         read, future = self._read, self._read_future
         if read is None or future is None:
-            if self._eof:
-                self._look_for_error()
-            elif self._close_callback is not None:
-                self._look_for_end()
-            return None
+            return self._nobody_reads()
         if future.done():  # cancelled; what has come stays where it is
-            return self._abandon_read()
+            self._abandon_read()
+            return self._nobody_reads()
         try:
             result = self._attempt(read, self._untried)
         except Exception as error:
@@ -516,10 +521,20 @@ class ReadSide(WriteSide):
         if future is not None:
             fail(future, error)
 
+    # ---- with nobody reading
+
+    def _nobody_reads(self) -> None:
+        """What there is to be noticed all the same."""
+        if self._eof or self._hangup & BROKEN:
+            self._look_for_error()
+        if self._close_callback is not None and not self._eof and not self._closed:
+            self._look_for_end()
+
     def _look_for_error(self) -> None:
-        """After its end a peer can still break the connection."""
+        """The connection may be broken: behind its end, or behind bytes that nobody has read."""
         error = None if self._closed else self.get_fd_error()
         if error is not None:
+            self._rescue_input()
             self._close(reason_for(error), without_frames(error))
 
     def _look_for_end_later(self) -> None:
@@ -527,13 +542,37 @@ class ReadSide(WriteSide):
             self._hub.dispatch_again(self)
 
     def _look_for_end(self) -> None:
-        """With nobody reading, notice the end for the close callback: by receiving, when nothing is buffered."""
-        if self._buffer.size or self._closed:
+        """Notice the end for the close callback: by receiving a chunk ahead, or because the kernel has announced it."""
+        try:
+            received = self._receive_chunk_ahead()
+            if self._ends_unread():
+                self._rescue_input()
+                self._input_ended()
+        except OSError as error:
+            self._report("error", logging.WARNING, f"error on read: {error}", self.close_reason, error)
             return
-        if self._readable:
-            try:
-                self._receive_ahead()
-            except OSError as error:
-                self._report("error", logging.WARNING, f"error on read: {error}", self.close_reason, error)
-        if not self._reads_watched and not self._closed:
+        if self._closed or self._hangup & ENDED:
+            return
+        if self._readable and not received:
+            self._hub.dispatch_again(self)
+        elif not self._reads_watched and (self._hub.reports_ends or not self._readable):
             self._reads_watched = self._hub.watch_reads(self)
+
+    def _receive_chunk_ahead(self) -> bool:
+        """Receive until a chunk is buffered, or what has come by now; whether there is nothing left to do of that."""
+        turns = RECEIVES_PER_TURN
+        before = -1
+        while self._readable and before < self._buffer.size < self.read_chunk_size:
+            if not turns:
+                return False
+            turns -= 1
+            before = self._buffer.size
+            self._receive_ahead()
+        return True
+
+    def _ends_unread(self) -> bool:
+        """Whether the end of the peer's side is that of the stream, although bytes before it are unread: not where a
+        handler is at work that may still read and answer them."""
+        if self._closed or self._eof or not self._hangup & ENDED:
+            return False
+        return not self._handled and (self._sending_eof or not self.allow_half_open)

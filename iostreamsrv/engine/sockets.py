@@ -97,6 +97,7 @@ class SocketStream(BaseIOStream):
         stream._data = self._data
         stream._timeouts = self._timeouts
         stream.proxy = self.proxy
+        stream._handled = self._handled
         stream._owner, self._owner = self._owner, None
         if stream._owner is not None:
             stream._owner._replace(stream)
@@ -105,8 +106,8 @@ class SocketStream(BaseIOStream):
         return -1 if self.socket is None else self.socket.fileno()
 
     def close_fd(self) -> None:
-        self.socket.close()
-        self.socket = cast(Any, None)
+        sock, self.socket = self.socket, cast(Any, None)
+        sock.close()
 
     def get_fd_error(self) -> Exception | None:
         number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -166,7 +166,7 @@ class TLSStream(SocketStream):
         if self._tls is None or self._closed:
             return BaseIOStream._dispatch_at_the_ends(self, events)
         if events & HANGUP:
-            self._hangup = True
+            self._hangup |= events & HANGUP
         return self._go_on_with_handshake()
 
     def _go_on_with_handshake(self) -> None:
