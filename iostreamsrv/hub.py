@@ -17,8 +17,10 @@ gap between completion and wake-up, in which a cancelled task would lose the byt
 """
 
 import asyncio
+import os
 import select
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,9 @@ from time import monotonic
 from typing import Any, Protocol
 
 from tornado.ioloop import IOLoop
+from tornado.log import gen_log
+
+from .loglimit import LogLimit
 
 # Events as epoll numbers them, which are IOLoop.READ and IOLoop.WRITE as well.
 READABLE = 0x001  # EPOLLIN
@@ -63,6 +68,9 @@ class Dispatched(Protocol):
 
     def close(self) -> None:
         """What a loop that closes all it knows calls."""
+
+    def lose_descriptor(self) -> None:
+        """Somebody else has closed the descriptor: end without touching what may have its number by now."""
 
     def dispatch(self, events: int) -> None:
         """Do what the events allow. Never called from within a task."""
@@ -132,6 +140,15 @@ def complete(future: "asyncio.Future[Any]", result: object) -> None:
             context.run(callback, future)
             return
     future.set_result(result)
+
+
+def waiter_of(future: "asyncio.Future[Any]") -> "asyncio.Future[Any] | None":
+    """The task that awaits ``future``, if there is one."""
+    for callback, _ in future._callbacks or ():
+        waiter = getattr(callback, "__self__", None)
+        if asyncio.isfuture(waiter) and hasattr(waiter, "get_coro"):
+            return waiter
+    return None
 
 
 class Hub:
@@ -228,15 +245,27 @@ class Hub:
             # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
             self._left = count
             self.running = self.crowded = False
-            if self.corked:
-                self._uncork()
-            if due:
-                self._schedule()
+            try:
+                if self.corked:
+                    self._uncork()
+            finally:
+                if due or self.corked:
+                    self._schedule()
 
     def _uncork(self) -> None:
-        corked, self.corked = self.corked, []
-        for stream in corked:
-            stream.uncork()
+        corked = self.corked
+        corked.reverse()
+        while corked:  # what one stream raises must not keep back what the others have to send
+            corked.pop().uncork()
+
+    def _replaces(self, number: int, dead: Dispatched) -> None:
+        """The descriptor of ``dead`` was closed behind its back, and another stream has the same number."""
+        gen_log.warning("%r: its descriptor %d was closed by somebody else, and is another stream's now", dead, number)
+        dead.lose_descriptor()
+
+    def forget_parent(self) -> None:
+        """In a forked child: from now on no call takes out of an epoll what the parent watches with it."""
+        raise NotImplementedError
 
 
 class EpollHub(Hub):
@@ -246,6 +275,8 @@ class EpollHub(Hub):
         super().__init__(io_loop)
         self._epoll: select.epoll | None = None
         self._streams: dict[int, Dispatched] = {}
+        self._stale = False  # the epoll may have entries that cannot be removed, as their descriptors were closed
+        self._warnings = LogLimit()
 
     def fileno(self) -> int:
         """The epoll's descriptor, for the loop."""
@@ -264,22 +295,33 @@ class EpollHub(Hub):
 
     def _register(self, stream: Dispatched, events: int) -> None:
         epoll = self._epoll or self._open()
-        if stream.hub_key >= 0:
+        if self._streams.get(stream.hub_key) is stream:
             epoll.modify(stream.hub_key, events)
             return
         number = stream.fileno()
         epoll.register(number, events)
+        dead = self._streams.get(number)
         self._streams[number] = stream
         stream.hub_key = number
+        if dead is not None:
+            self._stale = True
+            self._replaces(number, dead)
 
     def unwatch(self, stream: Dispatched) -> None:
-        if self._epoll is None or self._streams.pop(stream.hub_key, None) is None:
+        if self._epoll is None or self._streams.get(stream.hub_key) is not stream:
             return
+        del self._streams[stream.hub_key]
         try:
             self._epoll.unregister(stream.hub_key)
         except OSError:
-            pass  # somebody closed the descriptor behind our back, which unregisters it as well
+            # Somebody else has closed the descriptor. That unregisters it as well, unless there is a copy of it, as in
+            # a forked child.
+            self._stale = True
+        self._close_if_empty()
+
+    def _close_if_empty(self) -> None:
         if not self._streams:
+            self._stale = False
             self.io_loop.remove_handler(self)
             self.close()
 
@@ -302,11 +344,49 @@ class EpollHub(Hub):
             # Not before the last batch is worked off: meanwhile the kernel keeps one event for each stream, where we
             # would queue one for each packet of a flood.
             return
+        if self._stale:
+            return self._renew()
+        ready = self._epoll.poll(0)
         # The streams are looked up before any of them is dispatched: a number may be closed and used anew meanwhile.
         streams = self._streams
-        self._due.extend([(streams[number], events) for number, events in self._epoll.poll(0)])
+        try:
+            self._due.extend([(streams[number], events) for number, events in ready])
+        except KeyError:  # for one number; the edges of all others are not reported twice
+            self._due.extend([(streams[number], events) for number, events in ready if number in streams])
+            self._stale = True
         if not self._scheduled:  # or the loop's turn has had its run, and the next is to come
             self._run()
+
+    def _renew(self) -> None:
+        """Have another epoll, with the same streams. Of the one there is some descriptors were closed while a copy of
+        them exists elsewhere: it goes on to report them, and nobody can have it stop, as entries are removed by number.
+        """
+        self._stale = False
+        left_out = self._warnings.take()
+        if left_out is not None:
+            more = f" (and {left_out} times before)" if left_out else ""
+            gen_log.warning("a stream's descriptor was closed by somebody else: all streams get another epoll%s", more)
+        assert self._epoll is not None
+        self.io_loop.remove_handler(self)
+        with self._epoll:
+            epoll = self._open()
+        lost = []
+        for number, stream in self._streams.items():
+            try:
+                epoll.register(number, _ON_BOTH)  # which reports once more all there is
+            except OSError:
+                lost.append(number)
+        gone = [self._streams.pop(number) for number in lost]
+        self._close_if_empty()
+        for stream in gone:
+            stream.lose_descriptor()
+
+    def forget_parent(self) -> None:
+        if self._epoll is not None:
+            _known_to(self.io_loop).pop(self._epoll.fileno(), None)
+            self._epoll.close()
+            self._epoll = None
+            self._streams = {}
 
 
 class LoopHub(Hub):
@@ -330,13 +410,18 @@ class LoopHub(Hub):
     def _want(self, stream: Dispatched, events: int) -> None:
         before = self._wanted.get(stream)
         if before is None:
+            number = stream.fileno()
+            if number in _known_to(self.io_loop):
+                for other in [other for other in self._wanted if other.hub_key == number]:
+                    self.unwatch(other)
+                    self._replaces(number, other)
             self._wanted[stream] = events
-            stream.hub_key = stream.fileno()
+            stream.hub_key = number
             self.io_loop.add_handler(stream, partial(self._on_ready, stream), events)
         elif not before & events:
             self._wanted[stream] = before | events
             if stream is not self._dispatching:
-                self.io_loop.update_handler(stream, before | events)
+                self.io_loop.update_handler(stream.hub_key, before | events)
 
     def _on_ready(self, stream: Dispatched, _fd: object, events: int) -> None:
         before = self._wanted.get(stream)
@@ -356,11 +441,16 @@ class LoopHub(Hub):
             self._dispatching = None
             after = self._wanted.get(stream)
             if after is not None and after != before:
-                self.io_loop.update_handler(stream, after)
+                self.io_loop.update_handler(stream.hub_key, after)
 
     def unwatch(self, stream: Dispatched) -> None:
         if self._wanted.pop(stream, None) is not None:
-            self.io_loop.remove_handler(stream)
+            self.io_loop.remove_handler(stream.hub_key)  # it may be closed, and then has no other number
+
+    def forget_parent(self) -> None:
+        wanted, self._wanted = self._wanted, {}
+        for stream in wanted:
+            _known_to(self.io_loop).pop(stream.hub_key, None)
 
 
 driver: Callable[[IOLoop], Hub] = EpollHub if hasattr(select, "epoll") else LoopHub
@@ -373,4 +463,24 @@ def hub_of(io_loop: IOLoop) -> Hub:
     if hub is None:
         hub = driver(io_loop)
         io_loop.__dict__["_iostreamsrv_hub"] = hub
+        _hubs.add(hub)
     return hub
+
+
+def _known_to(io_loop: IOLoop) -> dict[int, Any]:
+    """The handlers of ``io_loop`` by their descriptor."""
+    handlers: dict[int, Any] = io_loop.handlers  # type: ignore[attr-defined]
+    return handlers
+
+
+_hubs: "weakref.WeakSet[Hub]" = weakref.WeakSet()
+
+
+def _forget_parents() -> None:
+    """In a forked child: the epolls, of hubs and loops, are its parent's as well, and so are their entries."""
+    for hub in _hubs:
+        hub.forget_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents)

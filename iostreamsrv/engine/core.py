@@ -1,6 +1,7 @@
 """The fields of a stream, its descriptor, and what both its sides need."""
 
 import asyncio
+import errno
 import itertools
 import time
 from asyncio import Future, TimerHandle
@@ -44,6 +45,10 @@ def fail(future: "Future[Any]", error: BaseException) -> None:
         future.exception()
 
 
+def _leave_alone() -> None:
+    """What closes a descriptor that is not the stream's any more."""
+
+
 class Owner(Protocol):
     """Who has made a stream, and wants to know of its end: a server.
 
@@ -73,8 +78,8 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_corked",
         "_corked_size",
         "_data",
+        "_end_timer",
         "_eof",
-        "_handled",
         "_hangup",
         "_hub",
         "_inline",
@@ -168,6 +173,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         # Events that say that a short read is no sign that there is no more: an end was announced, or urgent data.
         self._hangup = 0
         self._eof: CloseReason | None = None  # how the peer's side ended
+        self._end_timer: TimerHandle | None = None  # an end behind unread bytes is about to be that of the stream
         self._untried = False  # there are bytes that the pending read has not been offered
         self._reads_watched = False
         self._inline = INLINE
@@ -189,7 +195,6 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._connect_future: Future[Any] | None = None
         self._close_callback: Callable[[], None] | None = None
         self._owner: Owner | None = None
-        self._handled = False  # a handler, which is a task, is at work on it, and may still read
         self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
         self._closed = False
 
@@ -202,6 +207,16 @@ class StreamCore(tornado.iostream.BaseIOStream):
     def close_fd(self) -> None:
         """Close the descriptor. Called once, by the stream."""
         raise NotImplementedError
+
+    def lose_descriptor(self) -> None:
+        """For the hub: somebody else has closed the descriptor, and another one may have its number by now."""
+        self._forget_descriptor()
+        self._corked = self._write_buffer = None
+        self._close(CloseReason.LOCAL, OSError(errno.EBADF, "the descriptor was closed by somebody else"))
+
+    def _forget_descriptor(self) -> None:
+        """Have the number left alone by :meth:`close_fd`."""
+        self.close_fd = _leave_alone  # type: ignore[method-assign]
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """Receive up to ``len(buf)`` bytes into ``buf``.

@@ -2,6 +2,7 @@
 
 import logging
 from asyncio import Future
+from collections.abc import Callable
 from re import Pattern
 from time import monotonic
 from typing import Any
@@ -17,7 +18,7 @@ from ..errors import (
     reason_for,
     without_frames,
 )
-from ..hub import BROKEN, ENDED, HANGUP, READABLE, WRITABLE, complete
+from ..hub import BROKEN, ENDED, HANGUP, READABLE, WRITABLE, complete, waiter_of
 from ..options import check_timeout
 from ..sansio.reads import (
     MORE,
@@ -39,6 +40,10 @@ from .writing import WriteSide
 
 RECEIVES_PER_TURN = 4
 """Calls to receive after which a read that is still not satisfied lets other streams have their turn."""
+
+TURNS_TO_READ_ON = 5
+"""Of the loop, until the result of a read has reached all who wait for it: `asyncio.wait_for`, `asyncio.gather` and
+Tornado's ``with_timeout`` take one or two each."""
 
 _UNTIL_CLOSE = ReadUntilClose()
 
@@ -72,6 +77,23 @@ class ReadSide(WriteSide):
     def reading(self) -> bool:
         """Whether a read is pending."""
         return self._read_future is not None and not self._read_future.done()
+
+    def _when_read(self, look: Callable[[], None]) -> None:
+        """Call ``look`` some turns of the loop after the pending read is done: whoever waited for it may have begun
+        another one by then. Or, if a task awaits it, when that has ended: the stream is the task's."""
+        future = self._read_future
+        assert future is not None
+        reader = waiter_of(future)
+        if reader is None:
+            future.add_done_callback(lambda _: self._look_again(look, TURNS_TO_READ_ON))
+        else:
+            reader.add_done_callback(lambda _: look())
+
+    def _look_again(self, look: Callable[[], None], turns: int) -> None:
+        if turns and not self.reading():
+            self._call_soon(self._look_again, look, turns - 1)
+        else:
+            look()
 
     def _has_begun(self) -> bool:
         """Whether something has come of what the pending read waits for."""
@@ -226,6 +248,7 @@ class ReadSide(WriteSide):
                     return self._finished(result)
                 if self._closed or self._eof:
                     return self._read_at_the_end(read)
+                self._untried = _unfinished(read)
             else:
                 self._untried = True
             if self._readable or self._buffer.size:
@@ -271,11 +294,21 @@ class ReadSide(WriteSide):
         except ReadFailed as failed:
             return self._failed(failed.error)
         if result is MORE:
+            if _unfinished(read) and self._read is None:
+                return self._settle_later(read)
             read.abandon(self._buffer)
             raise self._closed_error("read")
         if isinstance(self._read, Discard):
             self._read.keep = self._buffer.size
         return self._finished(result)
+
+    def _settle_later(self, read: Read) -> "Future[Any]":
+        """Make ``read`` the pending one although no more bytes will come: there are more than suit one turn."""
+        self._read = read
+        future: Future[Any] = Future(loop=self._hub.loop)
+        self._read_future = future
+        self._call_soon(self._settle_read, future)
+        return future
 
     def _last_result(self, read: Read) -> Any | More:
         """The result of a read that can have no more than the buffer, or MORE where that is not enough."""
@@ -300,7 +333,7 @@ class ReadSide(WriteSide):
         buffer = self._buffer
         if untried:
             result = read.take(buffer)
-            if result is not MORE:
+            if result is not MORE or _unfinished(read):
                 return result
         turns = RECEIVES_PER_TURN
         while self._readable and turns:
@@ -314,7 +347,7 @@ class ReadSide(WriteSide):
                     return result
             buffer.feed(chunk)
             result = read.take(buffer)
-            if result is not MORE:
+            if result is not MORE or _unfinished(read):
                 return result
             if buffer.size > self.max_buffer_size:
                 raise StreamBufferFullError("Reached maximum read buffer size", "read")
@@ -440,13 +473,13 @@ class ReadSide(WriteSide):
                 future.set_exception(StreamTimeoutError("read", timeout))
 
     def _wait_for_more(self) -> None:
-        self._untried = False
         read = self._read
+        self._untried = _unfinished(read)
         if isinstance(read, ReadMatch) and read.begun_anew:
             read.begun_anew = False
             self._read_since = self._hub.now
             self._inline = INLINE
-        if self._readable:
+        if self._readable or self._untried:
             self._hub.dispatch_again(self)
         elif not self._reads_watched and not self._closed:
             self._reads_watched = self._hub.watch_reads(self)
@@ -509,11 +542,13 @@ class ReadSide(WriteSide):
             result = self._last_result(read)
         except ReadFailed as failed:
             return self._fail_read(failed.error)
-        if result is MORE:
-            self._fail_read(self._closed_error("read"))
-        else:
+        if result is not MORE:
             self._forget_read()
             complete(future, result)
+        elif _unfinished(read):
+            self._call_soon(self._settle_read, future)
+        else:
+            self._fail_read(self._closed_error("read"))
 
     def _fail_read(self, error: BaseException) -> None:
         future = self._read_future
@@ -532,7 +567,10 @@ class ReadSide(WriteSide):
 
     def _look_for_error(self) -> None:
         """The connection may be broken: behind its end, or behind bytes that nobody has read."""
-        error = None if self._closed else self.get_fd_error()
+        try:
+            error = None if self._closed else self.get_fd_error()
+        except OSError as problem:
+            error = problem
         if error is not None:
             self._rescue_input()
             self._close(reason_for(error), without_frames(error))
@@ -544,22 +582,20 @@ class ReadSide(WriteSide):
     def _look_for_end(self) -> None:
         """Notice the end for the close callback: by receiving a chunk ahead, or because the kernel has announced it."""
         try:
-            received = self._receive_chunk_ahead()
-            if self._ends_unread():
-                self._rescue_input()
-                self._input_ended()
-        except OSError as error:
-            self._report("error", logging.WARNING, f"error on read: {error}", self.close_reason, error)
+            done = self._receive_chunk_ahead()
+        except Exception as error:  # read_from_fd may be a user's own
+            return self._failed_in_dispatch(error)
+        if self._closed or self._eof:
             return
-        if self._closed or self._hangup & ENDED:
-            return
-        if self._readable and not received:
+        if self._hangup & ENDED:
+            self._end_unread_later()
+        elif not done:
             self._hub.dispatch_again(self)
         elif not self._reads_watched and (self._hub.reports_ends or not self._readable):
             self._reads_watched = self._hub.watch_reads(self)
 
     def _receive_chunk_ahead(self) -> bool:
-        """Receive until a chunk is buffered, or what has come by now; whether there is nothing left to do of that."""
+        """Receive until a chunk is buffered, or all that has come by now; whether that is done."""
         turns = RECEIVES_PER_TURN
         before = -1
         while self._readable and before < self._buffer.size < self.read_chunk_size:
@@ -570,9 +606,26 @@ class ReadSide(WriteSide):
             self._receive_ahead()
         return True
 
-    def _ends_unread(self) -> bool:
-        """Whether the end of the peer's side is that of the stream, although bytes before it are unread: not where a
-        handler is at work that may still read and answer them."""
-        if self._closed or self._eof or not self._hangup & ENDED:
-            return False
-        return not self._handled and (self._sending_eof or not self.allow_half_open)
+    def _end_unread_later(self) -> None:
+        """There are unread bytes, and the end behind them. Who is there to read them, and to answer, has ``linger``
+        seconds for it; with neither done it is the end of the stream, and the bytes stay readable."""
+        if self._end_timer is None and (self._sending_eof or not self.allow_half_open):
+            self._end_timer = self._hub.loop.call_later(self.linger, self._end_unread, self._done_so_far())
+
+    def _done_so_far(self) -> int:
+        return self.bytes_read - self._buffer.size + self.bytes_written
+
+    def _end_unread(self, done: int) -> None:
+        self._end_timer = None
+        if self._closed or self._eof or self._close_callback is None or self.reading():
+            return
+        if done == self._done_so_far():
+            self._rescue_input()
+            self._input_ended()
+        else:
+            self._end_unread_later()
+
+
+def _unfinished(read: Read | None) -> bool:
+    """Whether ``read`` is to be offered the same bytes again, in another turn."""
+    return isinstance(read, ReadMatch) and read.unfinished

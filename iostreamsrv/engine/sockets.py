@@ -97,7 +97,6 @@ class SocketStream(BaseIOStream):
         stream._data = self._data
         stream._timeouts = self._timeouts
         stream.proxy = self.proxy
-        stream._handled = self._handled
         stream._owner, self._owner = self._owner, None
         if stream._owner is not None:
             stream._owner._replace(stream)
@@ -108,6 +107,9 @@ class SocketStream(BaseIOStream):
     def close_fd(self) -> None:
         sock, self.socket = self.socket, cast(Any, None)
         sock.close()
+
+    def _forget_descriptor(self) -> None:
+        self.socket.detach()
 
     def get_fd_error(self) -> Exception | None:
         number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

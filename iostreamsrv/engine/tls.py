@@ -370,6 +370,9 @@ class TLSStream(SocketStream):
         self._waiting_for_handshake = None
         SocketStream._forget_all(self)
 
+    def _forget_descriptor(self) -> None:
+        self._raw.detach()
+
     def close_fd(self) -> None:
         if self.close_reason not in NO_GOODBYE:
             # Session tickets, which nobody reads who only writes: to close with them unread would be a reset.

@@ -9,6 +9,7 @@ The shape is that of ``websockets.streams`` and h11's receive buffer.
 """
 
 import re
+from asyncio import CancelledError
 from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
@@ -21,6 +22,10 @@ from .buffers import ReadBuffer
 # As many different delimiters, patterns and sizes as are kept ready. A protocol has a handful; one whose sizes
 # come from length prefixes makes a new read for each size the cache has not seen lately.
 READS_KEPT = 256
+
+MATCHES_IN_A_ROW = 16
+"""Times that a match function which asks for MORE is called for bytes that are there already, before other streams have
+their turn."""
 
 
 class _More(Enum):
@@ -36,7 +41,7 @@ More = Literal[_More.MORE]
 class ReadFailed(Exception):
     """A read fails with ``error``, by a fault of the caller's. The stream goes on, and no byte of it is lost."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__(error)
         self.error = error
 
@@ -243,7 +248,7 @@ class ReadUntilClose(Read):
 Matcher = Callable[[bytearray], tuple[int, Any] | None]
 """What :class:`ReadMatch` asks: given all that is buffered, None for "more", or (bytes consumed, result).
 
-With :data:`MORE` for a result the bytes are consumed, and the read goes on.
+With :data:`MORE` for a result the bytes are consumed, and it is asked again for what is left.
 """
 
 
@@ -251,19 +256,31 @@ class ReadMatch(Read):
     """Whatever a function of the caller's makes of the buffered bytes.
 
     :ivar begun_anew: whether it has consumed something and goes on with what comes behind it; to be set back.
+    :ivar unfinished: whether ``take`` has stopped, for others to have their turn, before it had offered all there is:
+        it is to be called again for the same bytes.
     """
 
-    __slots__ = ("begun_anew", "match")
+    __slots__ = ("begun_anew", "match", "unfinished")
 
     def __init__(self, match: Matcher) -> None:
         if not callable(match):
             raise OptionError("match", match, "must be a function of the buffered bytes")
         self.match = match
         self.begun_anew = False
+        self.unfinished = False
 
     def take(self, buffer: ReadBuffer) -> Any | More:
-        if not buffer.size:
-            return MORE
+        self.unfinished = False
+        for _ in range(MATCHES_IN_A_ROW):
+            size = buffer.size
+            result = self._take_once(buffer) if size else MORE
+            if result is not MORE or buffer.size == size:
+                return result
+            self.begun_anew = True
+        self.unfinished = buffer.size > 0
+        return MORE
+
+    def _take_once(self, buffer: ReadBuffer) -> Any | More:
         try:
             found = self.match(buffer.contents())
             if found is None:
@@ -273,14 +290,12 @@ class ReadMatch(Read):
             consumed, result = found
             if type(consumed) is not int or not 0 <= consumed <= buffer.size:
                 raise OptionError("consumed", consumed, f"must be 0 to {buffer.size}, as many bytes as there were")
-        except Exception as error:
+        except (Exception, CancelledError) as error:
             raise ReadFailed(error) from error
         if consumed == buffer.size:
             buffer.clear()
         elif consumed:
             buffer.take(consumed)
-        if result is MORE:
-            self.begun_anew = consumed > 0
         return result
 
 
