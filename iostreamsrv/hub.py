@@ -371,7 +371,7 @@ class EpollHub(Hub):
         with self._epoll:
             epoll = self._open()
         lost = []
-        for number, stream in self._streams.items():
+        for number in self._streams:
             try:
                 epoll.register(number, _ON_BOTH)  # which reports once more all there is
             except OSError:

@@ -28,9 +28,6 @@ before the handler waits for something."""
 _ids = itertools.count(1)
 
 
-_NOT_FOR_A_FUTURE = StopIteration, StopAsyncIteration, asyncio.CancelledError
-
-
 def fail(future: "Future[Any]", error: BaseException) -> None:
     """Have ``future`` raise ``error``, if it is not done. It may go unawaited without a complaint.
 
@@ -38,7 +35,7 @@ def fail(future: "Future[Any]", error: BaseException) -> None:
     loop: that an iteration is over, or that it was cancelled. Python does the same for its generators (PEP 479).
     """
     if not future.done():
-        if isinstance(error, _NOT_FOR_A_FUTURE):
+        if isinstance(error, StopIteration | StopAsyncIteration) or not isinstance(error, Exception):
             cause, error = error, RuntimeError(f"a function raised {type(error).__name__}")
             error.__cause__ = cause
         future.set_exception(error)

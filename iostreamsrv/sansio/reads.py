@@ -9,7 +9,6 @@ The shape is that of ``websockets.streams`` and h11's receive buffer.
 """
 
 import re
-from asyncio import CancelledError
 from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
@@ -290,7 +289,9 @@ class ReadMatch(Read):
             consumed, result = found
             if type(consumed) is not int or not 0 <= consumed <= buffer.size:
                 raise OptionError("consumed", consumed, f"must be 0 to {buffer.size}, as many bytes as there were")
-        except (Exception, CancelledError) as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a CancelledError is none of Exception's
             raise ReadFailed(error) from error
         if consumed == buffer.size:
             buffer.clear()
