@@ -10,7 +10,7 @@ import pytest
 from iostreamsrv import CloseReason, IOStream, StreamClosedError, TCPServer
 from iostreamsrv.styles.blocking import BlockingServer
 from tests.conftest import MakePair
-from tests.support import PATIENCE, Peer, eventually, on_every_stream, turns
+from tests.support import PATIENCE, Peer, TLSEnd, TLSPeer, eventually, on_every_stream, tls_contexts, turns
 
 pytestmark = on_every_stream
 
@@ -26,6 +26,20 @@ async def echo(stream: IOStream, size: int) -> None:
 async def all_at_once(peer: Peer, data: bytes) -> None:
     await peer.send_all(data)
     peer.half_close()
+
+
+def in_one_segment(peer: Peer, data: bytes) -> None:
+    """``data`` and, under TLS, the close_notify behind it. The connection stays open."""
+    assert isinstance(peer, TLSPeer)
+    peer.end.tls.write(data)
+    peer.end.say_goodbye()
+    peer.end.flush()
+
+
+async def tls_client(server: Any) -> TLSPeer:
+    end = TLSEnd(socket.create_connection(server.addresses[0]), tls_contexts()[1])
+    await eventually(end.handshake)
+    return TLSPeer(end)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +58,39 @@ async def test_of_a_client_that_half_closes_partial_reads_echo_every_byte(
     peer.close()
     await echoing
     assert stream.close_reason is CloseReason.EOF
+
+
+@pytest.mark.parametrize(("size", "at_once"), [(5_000, 4_096), (2_500, 1_024), (10_000, 1_000)])
+@pytest.mark.gen_test
+async def test_partial_reads_echo_every_byte_that_came_in_one_segment_with_the_end(
+    stream: IOStream, peer: Peer, engine: str, size: int, at_once: int
+) -> None:
+    if engine != "tls":
+        pytest.skip("without TLS the end has a segment of its own")
+    echoing = asyncio.create_task(echo(stream, at_once))
+    await turns()
+    in_one_segment(peer, bytes(size))
+    assert len(await peer.receive_all()) == size
+    peer.close()
+    await echoing
+    assert stream.close_reason is CloseReason.EOF
+
+
+@pytest.mark.gen_test
+async def test_a_line_and_then_the_rest_that_came_in_one_segment_with_the_end_are_answered(
+    stream: IOStream, peer: Peer, engine: str
+) -> None:
+    if engine != "tls":
+        pytest.skip("without TLS the end has a segment of its own")
+    reading = stream.read_until(b"\n")
+    in_one_segment(peer, b"header\nthe rest")
+    assert await reading == b"header\n"
+    assert await stream.read_bytes(1000, partial=True) == b"the rest"
+    await stream.write(b"the answer")
+    assert await peer.receive(10) == b"the answer"
+    with pytest.raises(StreamClosedError):
+        await stream.read_bytes(1000, partial=True)
+    assert await peer.receive_all() == b""
 
 
 @pytest.mark.gen_test
@@ -138,15 +185,15 @@ async def test_a_handler_at_work_behind_the_end_is_not_cut_by_a_shutdown(engine:
     class Answers(TCPServer):
         async def handle_stream(self, stream: IOStream, address: Any) -> None:
             await stream.read_until(b"\n")
-            asked = await stream.read_bytes(4, partial=True)
+            asked = await stream.read_bytes(1000, partial=True)
             at_work.set()
             await go_on.wait()
-            await stream.write(asked + await stream.read_bytes(1000, partial=True))
+            await stream.write(asked)
 
-    server = Answers(drain_idle=0.01)
+    server = Answers(drain_idle=0.01, ssl_options=tls_contexts()[0])
     server.listen(0, "127.0.0.1")
-    peer = Peer(socket.create_connection(server.addresses[0]))
-    await all_at_once(peer, b"header\nthe rest")
+    peer = await tls_client(server)
+    in_one_segment(peer, b"header\nthe rest")
     await at_work.wait()
     ending = asyncio.create_task(server.shutdown())
     await asyncio.sleep(0.1)  # several looks of the shutdown
@@ -167,12 +214,12 @@ async def test_threads_echo_every_byte_of_a_client_that_half_closes(engine: str)
             while data := client.recv(1024):
                 client.sendall(data)
 
-    with BlockingServer() as server:
+    with BlockingServer(ssl_options=tls_contexts()[0]) as server:
         server.listen(0, "127.0.0.1")
         thread = threading.Thread(target=serve)
-        peer = Peer(socket.create_connection(server.addresses[0]))
-        await all_at_once(peer, bytes(2500))
         thread.start()
+        peer = await tls_client(server)
+        in_one_segment(peer, bytes(2500))
         assert len(await peer.receive_all()) == 2500
         peer.close()
         thread.join()
