@@ -184,7 +184,7 @@ class Clients:
             if coroutine is None:
                 return self._returned(self._successor(stream))
             handling = stream._hub.loop.create_task(coroutine, context=context)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             return self._handler_failed(self._successor(stream), name, error)
         self._handling[handling] = stream
         handling.add_done_callback(self._on_handled, context=context)
@@ -219,7 +219,16 @@ class Clients:
             self._handler_failed(stream, "handle_reject" if rejected else "handle_stream", error)
         elif rejected:
             self._retire(stream, CloseReason.REJECTED)
-        elif self.options.close_on_return and not stream.reading() and stream._close_callback is None:
+        elif self.options.close_on_return:
+            self._retire_unless_read(stream)
+
+    def _retire_unless_read(self, stream: IOStream) -> None:
+        """Close ``stream``, whose handler has returned, unless somebody reads it: then look again when that is over."""
+        if stream.closed() or stream._close_callback is not None:
+            return
+        if stream.reading():
+            stream._when_read(lambda: self._retire_unless_read(self._successor(stream)))
+        else:
             self._retire(stream, CloseReason.LOCAL)
 
     def _handler_failed(self, stream: IOStream, name: str, error: BaseException) -> None:
@@ -319,7 +328,7 @@ class Clients:
             result = self._server.handle_close(stream, stream.close_reason)
             if result is not None:
                 self._keep(stream._hub.loop.create_task(self._closed(stream, _coroutine(result))))
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._raised("handle_close", stream, error)
 
     async def _closed(self, stream: IOStream, handling: Awaitable[None]) -> None:

@@ -10,6 +10,7 @@ The log is one subscriber, the first of each server: it writes what went wrong t
 
 import logging
 import time
+from asyncio import CancelledError
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -141,7 +142,7 @@ class Events:
         for listener in self._listeners[event.kind]:
             try:
                 listener(event)
-            except Exception:
+            except (Exception, CancelledError):
                 app_log.error("Exception in callback %r for an event: %s", listener, event.text, exc_info=True)
 
 

@@ -20,8 +20,10 @@ in an empty context, not in that of the client it happens to be opened for (see 
 """
 
 import asyncio
+import os
 import select
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,15 +33,18 @@ from time import monotonic
 from typing import Any, Protocol
 
 from tornado.ioloop import IOLoop
+from tornado.log import gen_log
 
 from .donefuture import done_future_type
+from .loglimit import LogLimit
 
 # Events as epoll numbers them, which are IOLoop.READ and IOLoop.WRITE as well.
 READABLE = 0x001  # EPOLLIN
 WRITABLE = 0x004  # EPOLLOUT
 URGENT = 0x002  # EPOLLPRI: a receive ends at the urgent mark, however much lies behind it
 BROKEN = 0x010 | 0x008  # EPOLLHUP | EPOLLERR: a send will say what it is
-HANGUP = 0x2000 | BROKEN | URGENT  # EPOLLRDHUP | EPOLLHUP | EPOLLERR: a short read proves nothing any more
+ENDED = 0x2000 | 0x010  # EPOLLRDHUP | EPOLLHUP: the peer sends no more, behind what is still unread
+HANGUP = ENDED | BROKEN | URGENT  # a short read proves nothing any more
 
 SLICE = 0.003
 """Seconds after which a run of the hub lets the loop's timers and other callbacks have their turn. A task that sleeps
@@ -50,7 +55,7 @@ With what is sent at the end of a run that is to stay below 15 ms, however busy 
 _AGAIN = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
 
 _EDGE = 1 << 31  # EPOLLET
-_ON_READ = READABLE | URGENT | 0x2000 | _EDGE
+_ON_READ = READABLE | URGENT | ENDED | _EDGE
 _ON_BOTH = _ON_READ | WRITABLE
 
 
@@ -67,6 +72,9 @@ class Dispatched(Protocol):
 
     def close(self) -> None:
         """What a loop that closes all it knows calls."""
+
+    def lose_descriptor(self) -> None:
+        """Somebody else has closed the descriptor: end without touching what may have its number by now."""
 
     def dispatch(self, events: int) -> None:
         """Do what the events allow. Never called from within a task."""
@@ -138,6 +146,15 @@ def complete(future: "asyncio.Future[Any]", result: object) -> None:
     future.set_result(result)
 
 
+def waiter_of(future: "asyncio.Future[Any]") -> "asyncio.Future[Any] | None":
+    """The task that awaits ``future``, if there is one."""
+    for callback, _ in future._callbacks or ():
+        waiter = getattr(callback, "__self__", None)
+        if asyncio.isfuture(waiter) and hasattr(waiter, "get_coro"):
+            return waiter
+    return None
+
+
 class Hub:
     """What the two hubs share: the streams that wait for a turn, and the turn's end.
 
@@ -147,7 +164,11 @@ class Hub:
     :ivar running: a dispatch is under way, so what is corked now will be sent soon.
     :ivar crowded: more streams wait for their turn in the run that is under way.
     :ivar corked: the streams to uncork at the end of the run.
+    :cvar reports_ends: an end is reported also behind bytes that nobody receives; else such a stream would be reported
+        as readable, over and over.
     """
+
+    reports_ends = True
 
     def __init__(self, io_loop: IOLoop) -> None:
         self.io_loop = io_loop
@@ -227,15 +248,27 @@ class Hub:
             # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
             self._left = count
             self.running = self.crowded = False
-            if self.corked:
-                self._uncork()
-            if due:
-                self._schedule()
+            try:
+                if self.corked:
+                    self._uncork()
+            finally:
+                if due or self.corked:
+                    self._schedule()
 
     def _uncork(self) -> None:
-        corked, self.corked = self.corked, []
-        for stream in corked:
-            stream.uncork()
+        corked = self.corked
+        corked.reverse()
+        while corked:  # what one stream raises must not keep back what the others have to send
+            corked.pop().uncork()
+
+    def _replaces(self, number: int, dead: Dispatched) -> None:
+        """The descriptor of ``dead`` was closed behind its back, and another stream has the same number."""
+        gen_log.warning("%r: its descriptor %d was closed by somebody else, and is another stream's now", dead, number)
+        dead.lose_descriptor()
+
+    def forget_parent(self) -> None:
+        """In a forked child: from now on no call takes out of an epoll what the parent watches with it."""
+        raise NotImplementedError
 
 
 class EpollHub(Hub):
@@ -245,6 +278,8 @@ class EpollHub(Hub):
         super().__init__(io_loop)
         self._epoll: select.epoll | None = None
         self._streams: dict[int, Dispatched] = {}
+        self._stale = False  # the epoll may have entries that cannot be removed, as their descriptors were closed
+        self._warnings = LogLimit()
 
     def fileno(self) -> int:
         """The epoll's descriptor, for the loop."""
@@ -263,22 +298,33 @@ class EpollHub(Hub):
 
     def _register(self, stream: Dispatched, events: int) -> None:
         epoll = self._epoll or self._open()
-        if stream.hub_key >= 0:
+        if self._streams.get(stream.hub_key) is stream:
             epoll.modify(stream.hub_key, events)
             return
         number = stream.fileno()
         epoll.register(number, events)
+        dead = self._streams.get(number)
         self._streams[number] = stream
         stream.hub_key = number
+        if dead is not None:
+            self._stale = True
+            self._replaces(number, dead)
 
     def unwatch(self, stream: Dispatched) -> None:
-        if self._epoll is None or self._streams.pop(stream.hub_key, None) is None:
+        if self._epoll is None or self._streams.get(stream.hub_key) is not stream:
             return
+        del self._streams[stream.hub_key]
         try:
             self._epoll.unregister(stream.hub_key)
         except OSError:
-            pass  # somebody closed the descriptor behind our back, which unregisters it as well
+            # Somebody else has closed the descriptor. That unregisters it as well, unless there is a copy of it, as in
+            # a forked child.
+            self._stale = True
+        self._close_if_empty()
+
+    def _close_if_empty(self) -> None:
         if not self._streams:
+            self._stale = False
             self.io_loop.remove_handler(self)
             self.close()
 
@@ -301,15 +347,55 @@ class EpollHub(Hub):
             # Not before the last batch is worked off: meanwhile the kernel keeps one event for each stream, where we
             # would queue one for each packet of a flood.
             return
+        if self._stale:
+            return self._renew()
+        ready = self._epoll.poll(0)
         # The streams are looked up before any of them is dispatched: a number may be closed and used anew meanwhile.
         streams = self._streams
-        self._due.extend([(streams[number], events) for number, events in self._epoll.poll(0)])
+        try:
+            self._due.extend([(streams[number], events) for number, events in ready])
+        except KeyError:  # for one number; the edges of all others are not reported twice
+            self._due.extend([(streams[number], events) for number, events in ready if number in streams])
+            self._stale = True
         if not self._scheduled:  # or the loop's turn has had its run, and the next is to come
             self._run()
+
+    def _renew(self) -> None:
+        """Have another epoll, with the same streams. Of the one there is some descriptors were closed while a copy of
+        them exists elsewhere: it goes on to report them, and nobody can have it stop, as entries are removed by number.
+        """
+        self._stale = False
+        left_out = self._warnings.take()
+        if left_out is not None:
+            more = f" (and {left_out} times before)" if left_out else ""
+            gen_log.warning("a stream's descriptor was closed by somebody else: all streams get another epoll%s", more)
+        assert self._epoll is not None
+        self.io_loop.remove_handler(self)
+        with self._epoll:
+            epoll = self._open()
+        lost = []
+        for number in self._streams:
+            try:
+                epoll.register(number, _ON_BOTH)  # which reports once more all there is
+            except OSError:
+                lost.append(number)
+        gone = [self._streams.pop(number) for number in lost]
+        self._close_if_empty()
+        for stream in gone:
+            stream.lose_descriptor()
+
+    def forget_parent(self) -> None:
+        if self._epoll is not None:
+            _known_to(self.io_loop).pop(self._epoll.fileno(), None)
+            self._epoll.close()
+            self._epoll = None
+            self._streams = {}
 
 
 class LoopHub(Hub):
     """The hub everywhere else: one handler of the loop for each stream, level-triggered."""
+
+    reports_ends = False
 
     def __init__(self, io_loop: IOLoop) -> None:
         super().__init__(io_loop)
@@ -327,13 +413,18 @@ class LoopHub(Hub):
     def _want(self, stream: Dispatched, events: int) -> None:
         before = self._wanted.get(stream)
         if before is None:
+            number = stream.fileno()
+            if number in _known_to(self.io_loop):
+                for other in [other for other in self._wanted if other.hub_key == number]:
+                    self.unwatch(other)
+                    self._replaces(number, other)
             self._wanted[stream] = events
-            stream.hub_key = stream.fileno()
+            stream.hub_key = number
             Context().run(self.io_loop.add_handler, stream, partial(self._on_ready, stream), events)
         elif not before & events:
             self._wanted[stream] = before | events
             if stream is not self._dispatching:
-                Context().run(self.io_loop.update_handler, stream, before | events)
+                Context().run(self.io_loop.update_handler, stream.hub_key, before | events)
 
     def _on_ready(self, stream: Dispatched, _fd: object, events: int) -> None:
         before = self._wanted.get(stream)
@@ -353,11 +444,16 @@ class LoopHub(Hub):
             self._dispatching = None
             after = self._wanted.get(stream)
             if after is not None and after != before:
-                Context().run(self.io_loop.update_handler, stream, after)
+                Context().run(self.io_loop.update_handler, stream.hub_key, after)
 
     def unwatch(self, stream: Dispatched) -> None:
         if self._wanted.pop(stream, None) is not None:
-            self.io_loop.remove_handler(stream)
+            self.io_loop.remove_handler(stream.hub_key)  # it may be closed, and then has no other number
+
+    def forget_parent(self) -> None:
+        wanted, self._wanted = self._wanted, {}
+        for stream in wanted:
+            _known_to(self.io_loop).pop(stream.hub_key, None)
 
 
 driver: Callable[[IOLoop], Hub] = EpollHub if hasattr(select, "epoll") else LoopHub
@@ -370,4 +466,24 @@ def hub_of(io_loop: IOLoop) -> Hub:
     if hub is None:
         hub = driver(io_loop)
         io_loop.__dict__["_iostreamsrv_hub"] = hub
+        _hubs.add(hub)
     return hub
+
+
+def _known_to(io_loop: IOLoop) -> dict[int, Any]:
+    """The handlers of ``io_loop`` by their descriptor."""
+    handlers: dict[int, Any] = io_loop.handlers  # type: ignore[attr-defined]
+    return handlers
+
+
+_hubs: "weakref.WeakSet[Hub]" = weakref.WeakSet()
+
+
+def _forget_parents() -> None:
+    """In a forked child: the epolls, of hubs and loops, are its parent's as well, and so are their entries."""
+    for hub in _hubs:
+        hub.forget_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents)

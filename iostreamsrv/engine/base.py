@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import logging
 import sys
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -12,7 +13,7 @@ from types import EllipsisType, TracebackType
 
 from tornado.ioloop import IOLoop
 
-from ..errors import CloseReason, KickedError
+from ..errors import CloseReason, KickedError, without_frames
 from ..hub import BROKEN, READABLE, WRITABLE
 from ..options import LINGER, READ_CHUNK_SIZE, check_flag, check_optional_timeout, check_size, check_timeout
 from ..sansio.reads import Discard
@@ -251,6 +252,8 @@ class BaseIOStream(ReadSide):
         self._fail_writes()
         if self._write_buffer is not None or not self._part():
             self._owed_timer = self._hub.loop.call_later(CLOSE_TIMEOUT, self._give_up_owed, context=Context())
+        if self._end_timer is not None:
+            self._end_timer.cancel()
         if self._close_callback is not None:
             self._run_close_callback()
 
@@ -263,8 +266,13 @@ class BaseIOStream(ReadSide):
     def _close_descriptor(self) -> None:
         if self._owed_timer is not None:
             self._owed_timer.cancel()
-        self._hub.unwatch(self)
-        self.close_fd()
-        if self._owner is not None:
-            owner, self._owner = self._owner, None
-            owner._finish(self)
+        try:
+            self._hub.unwatch(self)
+            self.close_fd()
+        except Exception as error:  # the descriptor was closed by somebody else, or close_fd() is a user's own
+            text = f"error on close: {error!r}"
+            self._report("error", logging.WARNING, text, self.close_reason, without_frames(error))
+        finally:
+            if self._owner is not None:
+                owner, self._owner = self._owner, None
+                owner._finish(self)

@@ -1,6 +1,7 @@
 """The fields of a stream, its descriptor, and what both its sides need."""
 
 import asyncio
+import errno
 import itertools
 import time
 from asyncio import Future, TimerHandle
@@ -15,7 +16,7 @@ from tornado.ioloop import IOLoop
 from ..addresses import show
 from ..errors import CloseReason, Operation, StreamClosedError
 from ..events import WITHOUT_SERVER, Event, EventKind, Events
-from ..hub import Hub, hub_of
+from ..hub import URGENT, Hub, hub_of
 from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.files import FileRegion
 from ..sansio.reads import Read
@@ -29,10 +30,21 @@ _ids = itertools.count(1)
 
 
 def fail(future: "Future[Any]", error: BaseException) -> None:
-    """Have ``future`` raise ``error``, if it is not done. It may go unawaited without a complaint."""
+    """Have ``future`` raise ``error``, if it is not done. It may go unawaited without a complaint.
+
+    It raises a `RuntimeError` in place of what would mean something else to the coroutine that awaits it, or to its
+    loop: that an iteration is over, or that it was cancelled. Python does the same for its generators (PEP 479).
+    """
     if not future.done():
+        if isinstance(error, StopIteration | StopAsyncIteration) or not isinstance(error, Exception):
+            cause, error = error, RuntimeError(f"a function raised {type(error).__name__}")
+            error.__cause__ = cause
         future.set_exception(error)
         future.exception()
+
+
+def _leave_alone() -> None:
+    """What closes a descriptor that is not the stream's any more."""
 
 
 class Owner(Protocol):
@@ -65,6 +77,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_corked",
         "_corked_size",
         "_data",
+        "_end_timer",
         "_eof",
         "_hangup",
         "_hub",
@@ -156,8 +169,10 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._read_since = self._received_at  # when the pending read, or the one before, began to wait
         self._readable = True  # bytes may be there already, and their edge past
         self._more_inside = False  # a short read is no sign of it, as this stream holds bytes that it has not given
-        self._hangup = False  # a short read is no sign that there is no more: an end was announced, or urgent data
+        # Events that say that a short read is no sign that there is no more: an end was announced, or urgent data.
+        self._hangup = 0
         self._eof: CloseReason | None = None  # how the peer's side ended
+        self._end_timer: TimerHandle | None = None  # an end behind unread bytes is about to be that of the stream
         self._untried = False  # there are bytes that the pending read has not been offered
         self._reads_watched = False
         self._inline = INLINE
@@ -194,6 +209,16 @@ class StreamCore(tornado.iostream.BaseIOStream):
         """Close the descriptor. Called once, by the stream."""
         raise NotImplementedError
 
+    def lose_descriptor(self) -> None:
+        """For the hub: somebody else has closed the descriptor, and another one may have its number by now."""
+        self._forget_descriptor()
+        self._corked = self._write_buffer = None
+        self._close(CloseReason.LOCAL, OSError(errno.EBADF, "the descriptor was closed by somebody else"))
+
+    def _forget_descriptor(self) -> None:
+        """Have the number left alone by :meth:`close_fd`."""
+        self.close_fd = _leave_alone  # type: ignore[method-assign]
+
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """Receive up to ``len(buf)`` bytes into ``buf``.
 
@@ -216,7 +241,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
 
     def _receive(self, size: int) -> bytes | None:
         """Up to ``size`` bytes, b"" at the end of the stream, None where there are none now."""
-        self._hangup = True  # whoever wrote read_from_fd may give less than there is
+        self._hangup |= URGENT  # whoever wrote read_from_fd may give less than there is
         scratch = bytearray(size)
         with memoryview(scratch) as view:
             count = self.read_from_fd(view)

@@ -19,7 +19,7 @@ from ..errors import (
     reason_for,
     without_frames,
 )
-from ..hub import BROKEN, HANGUP, READABLE, WRITABLE, complete
+from ..hub import BROKEN, ENDED, HANGUP, READABLE, WRITABLE, complete, waiter_of
 from ..options import check_timeout
 from ..sansio.reads import (
     MORE,
@@ -41,6 +41,10 @@ from .writing import WriteSide
 
 RECEIVES_PER_TURN = 4
 """Calls to receive after which a read that is still not satisfied lets other streams have their turn."""
+
+TURNS_TO_READ_ON = 5
+"""Of the loop, until the result of a read has reached all who wait for it: `asyncio.wait_for`, `asyncio.gather` and
+Tornado's ``with_timeout`` take one or two each."""
 
 _UNTIL_CLOSE = ReadUntilClose()
 
@@ -74,6 +78,23 @@ class ReadSide(WriteSide):
     def reading(self) -> bool:
         """Whether a read is pending."""
         return self._read_future is not None and not self._read_future.done()
+
+    def _when_read(self, look: Callable[[], None]) -> None:
+        """Call ``look`` some turns of the loop after the pending read is done: whoever waited for it may have begun
+        another one by then. Or, if a task awaits it, when that has ended: the stream is the task's."""
+        future = self._read_future
+        assert future is not None
+        reader = waiter_of(future)
+        if reader is None:
+            future.add_done_callback(lambda _: self._look_again(look, TURNS_TO_READ_ON))
+        else:
+            reader.add_done_callback(lambda _: look())
+
+    def _look_again(self, look: Callable[[], None], turns: int) -> None:
+        if turns and not self.reading():
+            self._call_soon(self._look_again, look, turns - 1)
+        else:
+            look()
 
     def _has_begun(self) -> bool:
         """Whether something has come of what the pending read waits for."""
@@ -150,7 +171,7 @@ class ReadSide(WriteSide):
         if not num_bytes:
             return self._nothing_to_read(b"")
         if partial and self._readable and not self._hangup and 0 < self._buffer.size < num_bytes and self._read is None:
-            self._receive_ahead()
+            self._receive_ahead()  # the end behind it is for a later read to meet
         return self._begin_read(read, timeout)
 
     def read_into(
@@ -230,6 +251,7 @@ class ReadSide(WriteSide):
                     return self._finished(result)
                 if self._closed or self._eof:
                     return self._read_at_the_end(read)
+                self._untried = _unfinished(read)
             else:
                 self._untried = True
             if self._readable or self._buffer.size:
@@ -277,11 +299,21 @@ class ReadSide(WriteSide):
         except ReadFailed as failed:
             return self._failed(failed.error)
         if result is MORE:
+            if _unfinished(read) and self._read is None:
+                return self._settle_later(read)
             read.abandon(self._buffer)
             raise self._closed_error("read")
         if isinstance(self._read, Discard):
             self._read.keep = self._buffer.size
         return self._finished(result)
+
+    def _settle_later(self, read: Read) -> "Future[Any]":
+        """Make ``read`` the pending one although no more bytes will come: there are more than suit one turn."""
+        self._read = read
+        future: Future[Any] = Future(loop=self._hub.loop)
+        self._read_future = future
+        self._call_soon(self._settle_read, future)
+        return future
 
     def _last_result(self, read: Read) -> Any | More:
         """The result of a read that can have no more than the buffer, or MORE where that is not enough."""
@@ -306,7 +338,7 @@ class ReadSide(WriteSide):
         buffer = self._buffer
         if untried:
             result = read.take(buffer)
-            if result is not MORE:
+            if result is not MORE or _unfinished(read):
                 return result
         turns = RECEIVES_PER_TURN
         while self._readable and turns:
@@ -320,14 +352,18 @@ class ReadSide(WriteSide):
                     return result
             buffer.feed(chunk)
             result = read.take(buffer)
-            if result is not MORE:
+            if result is not MORE or _unfinished(read):
                 return result
             if buffer.size > self.max_buffer_size:
                 raise StreamBufferFullError("Reached maximum read buffer size", "read")
         return MORE
 
-    def _receive_some(self) -> bytes | None:
-        """Receive once. None where nothing came: none there now, the end, or an error that closed the stream."""
+    def _receive_some(self, ahead: bool = False) -> bytes | None:
+        """Receive once. None where nothing came: none there now, the end, or an error that closed the stream.
+
+        :param ahead: no read asks for it. An end behind bytes that are still unread is left for the read that will
+            meet it: until then the answers to these bytes can be written.
+        """
         size = self.read_chunk_size
         buffered = self._buffer.size
         if buffered:
@@ -340,8 +376,12 @@ class ReadSide(WriteSide):
             self._receive_failed(error)
             return None
         if not chunk:
-            self._readable = False
-            if chunk is not None:
+            if chunk is None:
+                self._readable = False
+            elif ahead and buffered:
+                self._hangup |= ENDED
+            else:
+                self._readable = False
                 self._input_ended()
             return None
         if len(chunk) < size and not self._hangup and not self._more_inside:
@@ -360,7 +400,7 @@ class ReadSide(WriteSide):
 
     def _receive_ahead(self) -> None:
         """Receive into the buffer, for no read in particular."""
-        chunk = self._receive_some()
+        chunk = self._receive_some(ahead=True)
         if chunk is not None:
             self._buffer.feed(chunk)
 
@@ -371,7 +411,7 @@ class ReadSide(WriteSide):
             return self._dispatch_at_the_ends(events)
         if events != READABLE:
             if events & HANGUP:
-                self._hangup = True
+                self._hangup |= events & HANGUP
             # Not for an end or urgent data: to wait for room again would report those again, round and round.
             if self._write_buffer is not None and events & (WRITABLE | BROKEN):
                 self._flush()
@@ -380,13 +420,10 @@ class ReadSide(WriteSide):
         self._readable = True
         read, future = self._read, self._read_future
         if read is None or future is None:
-            if self._eof:
-                self._look_for_error()
-            elif self._close_callback is not None:
-                self._look_for_end()
-            return None
+            return self._nobody_reads()
         if future.done():  # cancelled; what has come stays where it is
-            return self._abandon_read()
+            self._abandon_read()
+            return self._nobody_reads()
         try:
             if read.calls_back:
                 result = self._run_for_reader(future, self._attempt, read, self._untried)
@@ -454,13 +491,13 @@ class ReadSide(WriteSide):
                 future.set_exception(StreamTimeoutError("read", timeout))
 
     def _wait_for_more(self) -> None:
-        self._untried = False
         read = self._read
+        self._untried = _unfinished(read)
         if isinstance(read, ReadMatch) and read.begun_anew:
             read.begun_anew = False
             self._read_since = self._hub.now
             self._inline = INLINE
-        if self._readable:
+        if self._readable or self._untried:
             self._hub.dispatch_again(self)
         elif not self._reads_watched and not self._closed:
             self._reads_watched = self._hub.watch_reads(self)
@@ -523,11 +560,13 @@ class ReadSide(WriteSide):
             result = self._run_for_reader(future, self._last_result, read)
         except ReadFailed as failed:
             return self._fail_read(failed.error)
-        if result is MORE:
-            self._fail_read(self._closed_error("read"))
-        else:
+        if result is not MORE:
             self._forget_read()
             complete(future, result)
+        elif _unfinished(read):
+            self._call_soon(self._settle_read, future)
+        else:
+            self._fail_read(self._closed_error("read"))
 
     def _fail_read(self, error: BaseException) -> None:
         future = self._read_future
@@ -535,10 +574,23 @@ class ReadSide(WriteSide):
         if future is not None:
             fail(future, error)
 
+    # ---- with nobody reading
+
+    def _nobody_reads(self) -> None:
+        """What there is to be noticed all the same."""
+        if self._eof or self._hangup & BROKEN:
+            self._look_for_error()
+        if self._close_callback is not None and not self._eof and not self._closed:
+            self._look_for_end()
+
     def _look_for_error(self) -> None:
-        """After its end a peer can still break the connection."""
-        error = None if self._closed else self.get_fd_error()
+        """The connection may be broken: behind its end, or behind bytes that nobody has read."""
+        try:
+            error = None if self._closed else self.get_fd_error()
+        except OSError as problem:
+            error = problem
         if error is not None:
+            self._rescue_input()
             self._close(reason_for(error), without_frames(error))
 
     def _look_for_end_later(self) -> None:
@@ -546,13 +598,54 @@ class ReadSide(WriteSide):
             self._hub.dispatch_again(self)
 
     def _look_for_end(self) -> None:
-        """With nobody reading, notice the end for the close callback: by receiving, when nothing is buffered."""
-        if self._buffer.size or self._closed:
+        """Notice the end for the close callback: by receiving a chunk ahead, or because the kernel has announced it."""
+        try:
+            done = self._receive_chunk_ahead()
+        except Exception as error:  # read_from_fd may be a user's own
+            return self._failed_in_dispatch(error)
+        if self._closed or self._eof:
             return
-        if self._readable:
-            try:
-                self._receive_ahead()
-            except OSError as error:
-                self._report("error", logging.WARNING, f"error on read: {error}", self.close_reason, error)
-        if not self._reads_watched and not self._closed:
+        if self._hangup & ENDED:
+            self._end_unread_later()
+        elif not done:
+            self._hub.dispatch_again(self)
+        elif not self._reads_watched and (self._hub.reports_ends or not self._readable):
             self._reads_watched = self._hub.watch_reads(self)
+
+    def _receive_chunk_ahead(self) -> bool:
+        """Receive until a chunk is buffered, or all that has come by now; whether that is done."""
+        turns = RECEIVES_PER_TURN
+        before = -1
+        while self._readable and before < self._buffer.size < self.read_chunk_size:
+            if not turns:
+                return False
+            turns -= 1
+            before = self._buffer.size
+            self._receive_ahead()
+        return True
+
+    def _end_unread_later(self) -> None:
+        """There are unread bytes, and the end behind them. Who is there to read them, and to answer, has ``linger``
+        seconds for it; with neither done it is the end of the stream, and the bytes stay readable."""
+        if self._end_timer is None and (self._sending_eof or not self.allow_half_open):
+            self._end_timer = self._hub.loop.call_later(
+                self.linger, self._end_unread, self._done_so_far(), context=Context()
+            )
+
+    def _done_so_far(self) -> int:
+        return self.bytes_read - self._buffer.size + self.bytes_written
+
+    def _end_unread(self, done: int) -> None:
+        self._end_timer = None
+        if self._closed or self._eof or self._close_callback is None or self.reading():
+            return
+        if done == self._done_so_far():
+            self._rescue_input()
+            self._input_ended()
+        else:
+            self._end_unread_later()
+
+
+def _unfinished(read: Read | None) -> bool:
+    """Whether ``read`` is to be offered the same bytes again, in another turn."""
+    return isinstance(read, ReadMatch) and read.unfinished

@@ -110,8 +110,11 @@ class SocketStream(BaseIOStream):
         return -1 if self.socket is None else self.socket.fileno()
 
     def close_fd(self) -> None:
-        self.socket.close()
-        self.socket = cast(Any, None)
+        sock, self.socket = self.socket, cast(Any, None)
+        sock.close()
+
+    def _forget_descriptor(self) -> None:
+        self.socket.detach()
 
     def get_fd_error(self) -> Exception | None:
         number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

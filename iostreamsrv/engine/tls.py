@@ -168,7 +168,7 @@ class TLSStream(SocketStream):
         if self._tls is None or self._closed:
             return BaseIOStream._dispatch_at_the_ends(self, events)
         if events & HANGUP:
-            self._hangup = True
+            self._hangup |= events & HANGUP
         return self._go_on_with_handshake()
 
     def _go_on_with_handshake(self) -> None:
@@ -371,6 +371,9 @@ class TLSStream(SocketStream):
     def _forget_all(self) -> None:
         self._waiting_for_handshake = None
         SocketStream._forget_all(self)
+
+    def _forget_descriptor(self) -> None:
+        self._raw.detach()
 
     def close_fd(self) -> None:
         if self.close_reason not in NO_GOODBYE:

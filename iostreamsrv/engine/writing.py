@@ -394,11 +394,14 @@ class WriteSide(StreamCore):
 
     def _part(self) -> bool:
         """Take leave of the peer and close the descriptor; whether that could be done at once."""
-        if self._say_goodbye() or self._hub.loop.is_closed():
-            self._close_descriptor()
-            return True
-        self._wait_for_room()  # _deliver_owed goes on with it
-        return False
+        if not self._say_goodbye() and not self._hub.loop.is_closed():
+            try:
+                self._wait_for_room()  # _deliver_owed goes on with it
+                return False
+            except OSError:
+                self._write_buffer = None  # the descriptor was closed by somebody else
+        self._close_descriptor()
+        return True
 
     def _say_goodbye(self) -> bool:
         """Tell the peer, where there are words for it, that this side ends; whether that is on its way."""

@@ -22,6 +22,10 @@ from .buffers import ReadBuffer
 # come from length prefixes makes a new read for each size the cache has not seen lately.
 READS_KEPT = 256
 
+MATCHES_IN_A_ROW = 16
+"""Times that a match function which asks for MORE is called for bytes that are there already, before other streams have
+their turn."""
+
 
 class _More(Enum):
     MORE = "more"
@@ -36,7 +40,7 @@ More = Literal[_More.MORE]
 class ReadFailed(Exception):
     """A read fails with ``error``, by a fault of the caller's. The stream goes on, and no byte of it is lost."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__(error)
         self.error = error
 
@@ -246,7 +250,7 @@ class ReadUntilClose(Read):
 Matcher = Callable[[bytearray], tuple[int, Any] | None]
 """What :class:`ReadMatch` asks: given all that is buffered, None for "more", or (bytes consumed, result).
 
-With :data:`MORE` for a result the bytes are consumed, and the read goes on.
+With :data:`MORE` for a result the bytes are consumed, and it is asked again for what is left.
 """
 
 
@@ -254,9 +258,11 @@ class ReadMatch(Read):
     """Whatever a function of the caller's makes of the buffered bytes.
 
     :ivar begun_anew: whether it has consumed something and goes on with what comes behind it; to be set back.
+    :ivar unfinished: whether ``take`` has stopped, for others to have their turn, before it had offered all there is:
+        it is to be called again for the same bytes.
     """
 
-    __slots__ = ("begun_anew", "match")
+    __slots__ = ("begun_anew", "match", "unfinished")
 
     calls_back: ClassVar[bool] = True
 
@@ -265,10 +271,20 @@ class ReadMatch(Read):
             raise OptionError("match", match, "must be a function of the buffered bytes")
         self.match = match
         self.begun_anew = False
+        self.unfinished = False
 
     def take(self, buffer: ReadBuffer) -> Any | More:
-        if not buffer.size:
-            return MORE
+        self.unfinished = False
+        for _ in range(MATCHES_IN_A_ROW):
+            size = buffer.size
+            result = self._take_once(buffer) if size else MORE
+            if result is not MORE or buffer.size == size:
+                return result
+            self.begun_anew = True
+        self.unfinished = buffer.size > 0
+        return MORE
+
+    def _take_once(self, buffer: ReadBuffer) -> Any | More:
         try:
             found = self.match(buffer.contents())
             if found is None:
@@ -278,14 +294,14 @@ class ReadMatch(Read):
             consumed, result = found
             if type(consumed) is not int or not 0 <= consumed <= buffer.size:
                 raise OptionError("consumed", consumed, f"must be 0 to {buffer.size}, as many bytes as there were")
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a CancelledError is none of Exception's
             raise ReadFailed(error) from error
         if consumed == buffer.size:
             buffer.clear()
         elif consumed:
             buffer.take(consumed)
-        if result is MORE:
-            self.begun_anew = consumed > 0
         return result
 
 
