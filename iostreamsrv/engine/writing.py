@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import sys
 from asyncio import Future
 from collections import deque
 from time import monotonic
@@ -19,11 +20,16 @@ FILE_CHUNK = 1 << 20
 """Bytes of a file that are sent before a look at the clock, so that one long download does not keep the loop."""
 
 FUTURE_SIZE = 256
-"""Bytes of memory that the future of a queued write takes, with what belongs to it."""
+"""Bytes of memory that the future of a queued write takes, as long as somebody has it."""
 
 OVERHEAD_FREE = 32768
 """Bytes of futures and the like in a queue that do not count for ``max_write_buffer_size``, so that few writes may fill
 it to the last byte. All others count, or a million writes of one byte each would pass as 1 MB."""
+
+
+_IN_A_QUEUE = deque([(0, object())])
+_FORGOTTEN = sys.getrefcount(_IN_A_QUEUE[-1][1])
+"""References to what is in a queue's last entry, and nowhere else."""
 
 
 class WriteSide(StreamCore):
@@ -276,13 +282,16 @@ class WriteSide(StreamCore):
         there were."""
         assert self._write_buffer is not None
         future: Future[Any] = Future(loop=self._hub.loop)
-        if self._unsent_futures is None:
-            self._unsent_futures = deque()
+        futures = self._unsent_futures
+        if futures is None:
+            futures = self._unsent_futures = deque()
+        elif futures and sys.getrefcount(futures[-1][1]) == _FORGOTTEN and not futures[-1][1]._callbacks:
+            futures.pop()  # whoever got it does not wait for it: one could queue thousands so
         at = self.bytes_written + self._write_buffer.size - remaining
-        place = len(self._unsent_futures)
-        while remaining and place and self._unsent_futures[place - 1][0] > at:
+        place = len(futures)
+        while remaining and place and futures[place - 1][0] > at:
             place -= 1
-        self._unsent_futures.insert(place, (at, future, region))
+        futures.insert(place, (at, future, region))
         return future
 
     def _flush(self) -> None:
