@@ -1,11 +1,13 @@
 """Bounds that bind: what clients can make a server hold, and for how long, measured from outside where that is possible."""
 
+import select
 import sys
-from typing import Any
+import time
 
 import pytest
 
-from tests.support import printed, program
+from tests.programs import Client, Program
+from tests.support import program
 
 SLACK = 65536
 """Bytes that a stream may take beside what its limit says."""
@@ -125,3 +127,58 @@ def test_the_smallest_broadcasts_are_copied_and_take_no_more_memory_than_the_lim
     taken, queued = filled("broadcast", "tcp", 20, size, 1 << 17)
     assert taken <= (1 << 17) + SLACK
     assert queued > 1 << 16
+
+
+# ---- handlers that block the loop
+
+
+BLOCKING = """
+import sys, time, iostreamsrv
+
+class Blocking(iostreamsrv.TCPServer):
+    async def handle_stream(self, stream, address):
+        while True:
+            line = await stream.read_until(b"\\n")
+            time.sleep(float(sys.argv[1]))
+            await stream.write(line)
+
+server = Blocking(**eval(sys.argv[2]))
+server.listen(0, "127.0.0.1")
+print("listening on %s:%d" % server.addresses[0])
+iostreamsrv.run(server)
+"""
+
+
+@pytest.mark.parametrize(
+    "timeouts",
+    [{"idle_timeout": 1.0}, {"read_timeout": 1.0}, {"min_rate": 100.0, "min_rate_window": 1.0}],
+    ids=["idle", "read", "rate"],
+)
+@pytest.mark.parametrize("blocked", [0.7, 0.9])
+def test_timeouts_strike_within_twice_their_time_while_handlers_block_the_loop_back_to_back(
+    timeouts: dict[str, float], blocked: float
+) -> None:
+    with Program("-c", BLOCKING, str(blocked), str(timeouts)).listening() as server:
+        with server.client() as busy, server.client() as slow:
+            slow.send(b"half of ")
+            begun = time.monotonic()
+            for _ in range(int(10 / blocked)):
+                assert busy.ask(b"line\n") == b"line\n"
+                if at_its_end(slow):
+                    break
+            assert 1 <= time.monotonic() - begun < 2 * 1 + 5 * blocked  # which is late by a look, and begins with two
+            assert at_its_end(slow)
+
+
+def test_nobody_is_closed_for_one_long_sleep_among_many_short_ones() -> None:
+    with Program("-c", BLOCKING, "1.5", "{'idle_timeout': 1, 'read_timeout': 1}").listening() as server:
+        with server.client() as one, server.client() as other:
+            for _ in range(2):
+                other.send(b"line\n")
+                assert one.ask(b"line\n") == b"line\n"
+                assert other.line() == b"line\n"
+
+
+def at_its_end(client: Client) -> bool:
+    ready, _, _ = select.select([client.socket], [], [], 0)
+    return bool(ready) and client.line() == b""
