@@ -4,8 +4,11 @@ A message costs nothing but the time that is noted when it comes. So a timeout i
 of the shortest one, and by a second at most.
 
 **When the server itself slept**, because the process was stopped or a handler blocked the loop, its clients may have
-been as busy as ever. That time is added to all that was noted before, so that nobody is timed out for it. Nor is one
-whose bytes have come, and are still to be received.
+been as busy as ever. So a look that comes more than :data:`SLEPT` late does not count the time since the look before:
+it is added to all that was noted before. Who is overdue all the same is closed. Were it so each time, no timeout would
+ever strike where handlers block the loop back to back. So at late looks in a row half of that time counts, for all who
+were waiting already at the look before: a timeout strikes after twice its time. Nor is one closed, ever, whose bytes
+have come, and are still to be received.
 """
 
 import asyncio
@@ -67,6 +70,8 @@ class Deadlines:
         self._timer: TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._due = 0.0
+        self._looked = 0.0  # when it was looked last
+        self._was_late = False  # that time
 
     # ---- phases
 
@@ -95,6 +100,7 @@ class Deadlines:
     def run(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look at the streams from now on, as long as there are any."""
         if self._timer is None or self._loop is not loop:
+            self._looked, self._was_late = monotonic(), False
             self._look_again(loop)
 
     def restart(self) -> None:
@@ -135,23 +141,31 @@ class Deadlines:
         if not streams:
             return  # until run() is called for the next one
         now = monotonic()
-        if now - self._due > SLEPT:
-            self._forgive(streams, now - self._due, now)
-        else:
-            self._close_overdue(streams, now)
+        late = now - self._due > SLEPT
+        if late:
+            self._forgive(streams, now)
+        self._looked, self._was_late = now, late
+        self._close_overdue(streams, now)
         assert self._loop is not None
         self._look_again(self._loop)
 
-    def _forgive(self, streams: list[IOStream], slept: float, now: float) -> None:
-        """Nobody is to blame for ``slept`` seconds."""
+    def _forgive(self, streams: list[IOStream], now: float) -> None:
+        """Nobody is to blame for the time since the last look, or, if that was late as well, for half of it."""
+        looked = self._looked
+        passed = now - looked
+        forgiven = passed / 2 if self._was_late else passed
+
+        def later(since: float) -> float:
+            return min(now, since + (passed if since > looked else forgiven))
+
         for stream in streams:
-            stream._received_at = min(now, stream._received_at + slept)
-            stream._read_since = min(now, stream._read_since + slept)
-            stream._sent_since = min(now, stream._sent_since + slept)
+            stream._received_at = later(stream._received_at)
+            stream._read_since = later(stream._read_since)
+            stream._sent_since = later(stream._sent_since)
         for id, phase in self._phases.items():
-            self._phases[id] = phase._replace(since=min(now, phase.since + slept))
+            self._phases[id] = phase._replace(since=later(phase.since))
         for id, window in self._windows.items():
-            self._windows[id] = window._replace(since=min(now, window.since + slept))
+            self._windows[id] = window._replace(since=later(window.since))
 
     def _close_overdue(self, streams: list[IOStream], now: float) -> None:
         timeouts, phases, rate = self.options.timeouts, self._phases, self.options.min_rate

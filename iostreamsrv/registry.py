@@ -156,7 +156,7 @@ class Groups:
                 full.append(stream)
                 continue
             try:
-                stream.write(data)
+                stream._write_shared(data)
             except StreamBufferFullError:
                 full.append(stream)
             except StreamClosedError:
@@ -194,7 +194,7 @@ async def _write_later(previous: "asyncio.Task[bool] | None", stream: IOStream, 
         try:
             # Something must leave in any case: of many small writes the queue counts more than their bytes.
             await stream.drain(max(0, min(limit - len(data), stream.queued - 1)))
-            stream.write(data)
+            stream._write_shared(data)
         except StreamBufferFullError:
             continue  # somebody was faster
         except StreamClosedError:

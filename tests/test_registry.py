@@ -625,11 +625,11 @@ async def test_a_waiting_broadcast_lets_the_loop_go_on_when_many_small_writes_fi
     stream, peer = await entering.enter(hall)
     while not stream.queued:
         stream.write(bytes(65536))
-    begun, small = stream.bytes_written + stream.queued, 0
+    begun, held = stream.bytes_written + stream.queued, []
     with contextlib.suppress(StreamBufferFullError):
         while True:
-            stream.write(b"x")
-            small += 1
+            held.append(stream.write(b"x"))
+    small = len(held)
     assert stream.queued < 1 << 19, "each counts more than its byte"
     futures = [hall.broadcast(LINE, slow="wait") for _ in range(3)]
     await turns()
@@ -858,7 +858,7 @@ async def test_a_handler_may_kick_everybody_itself_included(entering: Entering) 
 # ---- who never awaits a write
 
 
-@pytest.mark.parametrize("size", [1, 1_000, 100_000])
+@pytest.mark.parametrize("size", [10, 1_000, 100_000])
 @pytest.mark.gen_test
 async def test_a_handler_that_never_awaits_its_writes_gets_an_error_instead_of_the_memory(
     entering: Entering, size: int

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import sys
 from asyncio import Future
 from collections import deque
 from time import monotonic
@@ -18,10 +19,17 @@ CORK_SIZE = 65536
 FILE_CHUNK = 1 << 20
 """Bytes of a file that are sent before a look at the clock, so that one long download does not keep the loop."""
 
-FUTURES_FREE = 4096
 FUTURE_SIZE = 256
-"""Bytes that each queued write counts beside its own when more than FUTURES_FREE wait: about what its future takes. Or
-a million writes of one byte each would pass as 1 MB."""
+"""Bytes of memory that the future of a queued write takes, as long as somebody has it."""
+
+OVERHEAD_FREE = 32768
+"""Bytes of futures and the like in a queue that do not count for ``max_write_buffer_size``, so that few writes may fill
+it to the last byte. All others count, or a million writes of one byte each would pass as 1 MB."""
+
+
+_IN_A_QUEUE = deque([(0, object())])
+_FORGOTTEN = sys.getrefcount(_IN_A_QUEUE[-1][1])
+"""References to what is in a queue's last entry, and nowhere else."""
 
 
 class WriteSide(StreamCore):
@@ -106,19 +114,32 @@ class WriteSide(StreamCore):
             self._owed = self.bytes_written + len(data) - sent
 
     def _queue(self, data: bytes | bytearray | memoryview) -> "Future[None]":
-        output = self._write_buffer
-        assert output is not None
-        limit = self.max_write_buffer_size
-        if limit is not None and output.size > output.in_files:
-            queued = (
-                output.size - output.in_files + FUTURE_SIZE * max(0, len(self._unsent_futures or ()) - FUTURES_FREE)
-            )
-            if queued + len(data) > limit:
-                raise StreamBufferFullError(
-                    f"Reached maximum write buffer size: {queued} of {limit} bytes are queued", "write"
-                )
-        output.append(data)
+        assert self._write_buffer is not None
+        self._check_room(self._write_buffer, len(data))
+        self._write_buffer.append(data)
         return self._future_of_queued()
+
+    def _check_room(self, output: WriteBuffer, size: int) -> None:
+        """:raises StreamBufferFullError: so many bytes more are too much."""
+        limit = self.max_write_buffer_size
+        queued = output.size - output.in_files
+        if limit is None or not queued:
+            return
+        overhead = output.overhead + FUTURE_SIZE * len(self._unsent_futures or ())
+        queued += max(0, overhead - OVERHEAD_FREE)
+        if queued + size > limit:
+            raise StreamBufferFullError(
+                f"Reached maximum write buffer size: {queued} of {limit} bytes are queued", "write"
+            )
+
+    def _write_shared(self, data: bytes) -> None:
+        """:meth:`write` for somebody who writes the same to many streams and waits for none: what waits costs each of
+        them a reference."""
+        if self._write_buffer is None or self._closed or self._sending_eof or self._closing is not None:
+            self.write(data)
+        else:
+            self._check_room(self._write_buffer, len(data))
+            self._write_buffer.append(data)
 
     def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> "Future[int]":
         """Send a part of a file, after all that was written before and ahead of all that is written later.
@@ -261,13 +282,16 @@ class WriteSide(StreamCore):
         there were."""
         assert self._write_buffer is not None
         future: Future[Any] = Future(loop=self._hub.loop)
-        if self._unsent_futures is None:
-            self._unsent_futures = deque()
+        futures = self._unsent_futures
+        if futures is None:
+            futures = self._unsent_futures = deque()
+        elif futures and sys.getrefcount(futures[-1][1]) == _FORGOTTEN and not futures[-1][1]._callbacks:
+            futures.pop()  # whoever got it does not wait for it: one could queue thousands so
         at = self.bytes_written + self._write_buffer.size - remaining
-        place = len(self._unsent_futures)
-        while remaining and place and self._unsent_futures[place - 1][0] > at:
+        place = len(futures)
+        while remaining and place and futures[place - 1][0] > at:
             place -= 1
-        self._unsent_futures.insert(place, (at, future, region))
+        futures.insert(place, (at, future, region))
         return future
 
     def _flush(self) -> None:

@@ -10,9 +10,17 @@ from re import Pattern
 
 from .files import FileRegion
 
-# Below this a written piece is copied behind the one before it, so that many small writes leave in one send; above
-# it a copy costs more than the extra system call.
+# Pieces are joined up to this size when they leave, so that many small writes are one send; above it a copy costs more
+# than the extra system call.
 SMALL_WRITE = 65536
+
+BY_REFERENCE = 64
+"""``bytes`` of this size or more are kept by reference, so that all streams to which the same bytes are written share
+them. Smaller ones are copied: a reference costs more."""
+
+PIECE_SIZE = 64
+"""Bytes that a piece takes beside its own: the header of a ``bytes``, what the allocator rounds up, a place in the
+queue."""
 
 
 class ReadBuffer:
@@ -128,8 +136,8 @@ class ReadBuffer:
 class WriteBuffer:
     """Bytes that were written and have not left, in pieces.
 
-    ``bytes`` are kept by reference, what the caller could change afterwards is copied, and small pieces are joined.
-    A part of a file is a piece, too.
+    ``bytes`` are kept by reference, but for the smallest; what the caller could change afterwards is copied. Small
+    pieces are joined when they leave, and not before, as streams share them. A part of a file is a piece, too.
 
     :ivar size: how many bytes there are.
     :ivar in_files: how many of them are in files, and not in memory.
@@ -143,18 +151,27 @@ class WriteBuffer:
         self.size = 0
         self.in_files = 0
 
+    @property
+    def overhead(self) -> int:
+        """Bytes of memory that the pieces take beside their own."""
+        return PIECE_SIZE * len(self._pieces)
+
     def append(self, data: bytes | bytearray | memoryview) -> None:
         """Queue ``data``; it is the caller's again as soon as this returns."""
         count = len(data)
+        if not count:
+            return
         self.size += count
         pieces = self._pieces
-        if count < SMALL_WRITE:
-            last = pieces[-1] if pieces else None
-            if type(last) is bytearray and len(last) < SMALL_WRITE:
+        last = pieces[-1] if pieces else None
+        if type(last) is bytearray:
+            if count < BY_REFERENCE and len(last) < SMALL_WRITE:
                 last += data
-            elif count:
-                pieces.append(bytearray(data))
-        elif type(data) is bytes or (type(data) is memoryview and type(data.obj) is bytes):
+                return
+            pieces[-1] = bytes(last)  # a bytearray that grew has up to an eighth in reserve
+        if count < BY_REFERENCE:
+            pieces.append(bytearray(data))
+        elif type(data) is bytes or (count >= SMALL_WRITE and type(data) is memoryview and type(data.obj) is bytes):
             pieces.append(data)
         else:
             pieces.append(bytes(data))
@@ -167,8 +184,24 @@ class WriteBuffer:
 
     def peek(self) -> memoryview | FileRegion:
         """What is to leave next. A view must be released before the buffer is touched again."""
+        if not self._offset and len(self._pieces) > 1:
+            self._join()
         first = self._pieces[0]
         return first if isinstance(first, FileRegion) else memoryview(first)[self._offset :]
+
+    def _join(self) -> None:
+        """Make one piece of the first ones, as far as they are small. (Not of one that has begun to leave: so no byte
+        is copied twice.)"""
+        pieces = self._pieces
+        size, joined = 0, []
+        while pieces:
+            first = pieces[0]
+            if isinstance(first, FileRegion) or size + len(first) > SMALL_WRITE:
+                break
+            size += len(first)
+            joined.append(pieces.popleft())
+        if joined:
+            pieces.appendleft(joined[0] if len(joined) == 1 else b"".join(joined))
 
     def advance(self, count: int) -> None:
         """Forget the first ``count`` bytes, which must be within what :meth:`peek` gave: they have left."""

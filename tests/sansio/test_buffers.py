@@ -2,12 +2,13 @@
 
 import io
 import re
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iostreamsrv.sansio.buffers import SMALL_WRITE, ReadBuffer, WriteBuffer
+from iostreamsrv.sansio.buffers import BY_REFERENCE, SMALL_WRITE, ReadBuffer, WriteBuffer
 from iostreamsrv.sansio.files import FileRegion
 
 
@@ -349,13 +350,57 @@ def test_a_small_write_behind_a_large_one_keeps_its_place() -> None:
     assert sent(buffer) == b"a" + large + b"bc" + large + b"d"
 
 
-def test_a_joined_piece_stops_growing_when_it_is_large() -> None:
+def test_bytes_are_kept_by_reference_unless_a_reference_costs_more() -> None:
+    small, smallest = b"x" * BY_REFERENCE, b"y" * (BY_REFERENCE - 1)
     buffer = WriteBuffer()
-    for _ in range(3):
-        buffer.append(b"x" * (SMALL_WRITE - 1))
+    buffer.append(small)
     with buffer.peek() as view:
-        assert len(view) == 2 * (SMALL_WRITE - 1)
-    assert len(sent(buffer)) == 3 * (SMALL_WRITE - 1)
+        assert view.obj is small
+    buffer.append(smallest)
+    buffer.advance(BY_REFERENCE)
+    with buffer.peek() as view:
+        assert view.obj is not smallest
+        assert view == smallest
+
+
+def test_small_writes_are_joined_when_they_leave_as_far_as_they_are_one_send() -> None:
+    buffer = WriteBuffer()
+    for _ in range(70):
+        buffer.append(b"x" * 1_000)
+    with buffer.peek() as view:
+        assert len(view) == 65_000
+    assert len(sent(buffer)) == 70_000
+
+
+def test_a_piece_that_has_begun_to_leave_is_not_copied_again() -> None:
+    buffer = WriteBuffer()
+    buffer.append(b"x" * 1_000)
+    buffer.append(b"y" * 1_000)
+    with buffer.peek() as view:
+        joined = view.obj
+    buffer.advance(1)
+    buffer.append(b"z" * 1_000)
+    with buffer.peek() as view:
+        assert view.obj is joined
+    assert sent(buffer) == b"x" * 999 + b"y" * 1_000 + b"z" * 1_000
+
+
+@pytest.mark.parametrize("sizes", [[1], [63], [64], [100], [1, 64], [63, 63, 64], [20_000], [50_000, 1]])
+@pytest.mark.parametrize("kind", [bytes, bytearray], ids=["bytes", "bytearray"])
+def test_a_write_buffer_takes_no_more_memory_than_it_says(sizes: list[int], kind: type[bytes]) -> None:
+    buffer = WriteBuffer()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        while buffer.size + buffer.overhead < 1 << 19:
+            for size in sizes:
+                buffer.append(kind(size))
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken < buffer.size + buffer.overhead + 16_384
+    buffer.truncate(0)
+    assert not buffer.overhead
 
 
 def test_advance_goes_on_within_a_piece() -> None:
@@ -476,7 +521,9 @@ def test_truncate_to_all_there_is_keeps_the_files() -> None:
 
 
 PIECES = st.tuples(
-    st.sampled_from([b"", b"a", b"bcdef", b"x" * SMALL_WRITE]), st.booleans(), st.sampled_from([0, 1, 3])
+    st.sampled_from([b"", b"a", b"bcdef", b"x" * BY_REFERENCE, b"x" * SMALL_WRITE]),
+    st.booleans(),
+    st.sampled_from([0, 1, 3]),
 )
 
 
@@ -513,7 +560,7 @@ def test_a_write_buffer_is_a_string_of_bytes_whatever_of_it_is_in_files(
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from([0, 1, 5, SMALL_WRITE - 1, SMALL_WRITE, SMALL_WRITE + 3]),
+            st.sampled_from([0, 1, 5, BY_REFERENCE, SMALL_WRITE - 1, SMALL_WRITE, SMALL_WRITE + 3]),
             st.sampled_from([bytes, bytearray, memoryview]),
             st.sampled_from([0, 1, 3, SMALL_WRITE]),
             st.sampled_from([None, 0, 2, SMALL_WRITE]),
