@@ -6,11 +6,15 @@ import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+import tornado.ioloop
 from tornado.ioloop import IOLoop
 
 from .descriptors import raise_limit
+from .exports import names_of
 
 __all__ = ["IOLoop", "run"]
+
+__getattr__, __dir__ = names_of(tornado.ioloop, globals())
 
 
 CANCEL_ROUNDS = 3
@@ -103,7 +107,7 @@ async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
         task.cancel()
 
     stopping = _add_signal_handlers(loop, on_signal)
-    reloading = [] if reload is None else [signal.SIGHUP]
+    reloading = [] if reload is None or not hasattr(signal, "SIGHUP") else [signal.SIGHUP]
     for number in reloading:
         loop.add_signal_handler(number, reload)
     try:

@@ -21,6 +21,7 @@ from .engine.base import BaseIOStream
 from .engine.sockets import SocketStream
 from .engine.tls import TLSStream
 from .errors import OptionError, StreamBufferFullError, StreamClosedError, UnsatisfiableReadError
+from .exports import names_of
 from .options import HANDSHAKE_TIMEOUT, check_timeout
 from .sansio.reads import MORE
 
@@ -34,6 +35,8 @@ __all__ = [
     "StreamClosedError",
     "UnsatisfiableReadError",
 ]
+
+__getattr__, __dir__ = names_of(tornado.iostream, globals())
 
 
 class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]

@@ -21,14 +21,18 @@ from itertools import zip_longest
 from typing import Any
 
 import tornado.netutil
+import tornado.tcpclient
 
 from .addresses import check_port, show
 from .certificates import client_context
 from .errors import OptionError, ResolveError, StreamClosedError, StreamTimeoutError, reason_for
+from .exports import names_of
 from .iostream import IOStream
 from .options import check_size, check_timeout
 
 __all__ = ["TCPClient"]
+
+__getattr__, __dir__ = names_of(tornado.tcpclient, globals())
 
 HEAD_START = 0.25
 """Seconds that an attempt has before the next one begins, if it does not fail before: what RFC 8305 recommends."""

@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from types import EllipsisType
 from typing import Any, Literal, Self
 
+import tornado.tcpserver
 from tornado import process
 from tornado.ioloop import IOLoop
 from tornado.log import app_log
@@ -21,6 +22,7 @@ from .clients import Clients
 from .draining import drain
 from .errors import CloseReason, OptionError
 from .events import Events
+from .exports import names_of
 from .greeting import Greeter
 from .ioloop import current_loop, existing_loop
 from .iostream import IOStream
@@ -32,6 +34,8 @@ from .registry import Group, Slow, Streams
 from .socketoptions import set_socket_options
 
 __all__ = ["Streams", "TCPServer"]
+
+__getattr__, __dir__ = names_of(tornado.tcpserver, globals())
 
 SSLOptions = dict[str, Any] | ssl.SSLContext | Certificates | Literal[False] | None
 

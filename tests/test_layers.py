@@ -16,6 +16,7 @@ PACKAGE = PROJECT / "iostreamsrv"
 
 LAYERS = [
     "version",
+    "exports",
     "errors",
     "networks",
     "options",
