@@ -90,7 +90,7 @@ BELOW_SOCKETS = {
 }
 """What ``sansio`` does without."""
 
-IN_MEMORY = {"sansio.tls": {"ssl"}}
+IN_MEMORY = {"sansio.tls": {"ssl", "threading"}}
 """What of it works without sockets as well."""
 
 
