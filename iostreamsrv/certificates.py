@@ -563,6 +563,7 @@ def _configure(context: ssl.SSLContext, options: dict[str, Any]) -> None:
     """What servers and clients have in common."""
     context.minimum_version = options.get("minimum_version", ssl.TLSVersion.TLSv1_2)
     context.options |= ssl.OP_NO_COMPRESSION
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # which early versions of Python 3.11 set
     if "ciphers" in options:
         try:
             context.set_ciphers(options["ciphers"])

@@ -82,7 +82,7 @@ class Log:
             gen_log.log(event.level, "%s%s", event.text, more)
 
     def _left_out(self, event: Event) -> int | None:
-        if self._limits is None or event.kind in ROUTINE:
+        if self._limits is None or event.kind in ROUTINE or event.kind == "reload":  # which no client can cause
             return 0
         key = event.kind, event.reason, event.level
         if key not in self._limits:
