@@ -98,7 +98,7 @@ def test_two_threads_that_shake_hands_share_the_hook(context: ssl.SSLContext, mo
     ask.handshake()
     server = TLSEngine(by_name, True)
     server.feed(ask.take_outgoing())
-    with pytest.raises(ssl.SSLError, match="NO_SHARED_CIPHER|NO_SUITABLE_SIGNATURE_ALGORITHM|no certificate"):
+    with pytest.raises(ssl.SSLError, match=r"NO_SHARED_CIPHER|NO_SUITABLE_SIGNATURE_ALGORITHM|no certificate"):
         server.handshake()
     assert said == []
     assert sys.unraisablehook is original
