@@ -144,10 +144,7 @@ def test_a_key_under_each_cipher_that_openssl_has_is_opened(
 ) -> None:
     options: dict[str, Any] = rsa_pair.write(tmp_path)
     path = Path(options["keyfile"])
-    arguments = {"pkcs8": ("pkcs8", "-topk8", "-v2", cipher), "traditional": ("rsa", "-traditional", f"-{cipher}")}[
-        form
-    ]
-    path.write_bytes(openssl(*arguments, "-in", path, "-passout", "pass:sesame"))
+    path.write_bytes(openssl(*form.format(cipher).split(), "-in", path, "-passout", "pass:sesame"))
     assert b"ENCRYPTED" in path.read_bytes()
     assert shown(Certificates({**options, "password": "sesame"})) == rsa_pair.certificate
     assert problem(options) == f"keyfile={str(path)!r}: the key is encrypted, and there is no password"
