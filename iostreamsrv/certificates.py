@@ -34,7 +34,7 @@ from .issuing import CertificateAuthority, KeyPair, self_signed
 from .options import check_flag
 from .pemfiles import Pair, crls_in, revoke, trust
 
-__all__ = ["CertificateAuthority", "Certificates", "KeyPair", "client_context", "self_signed"]
+__all__ = ["CertificateAuthority", "Certificates", "KeyPair", "Reload", "client_context", "self_signed"]
 
 SSLOptions = Mapping[str, Any] | ssl.SSLContext
 """What ``ssl_options`` may be."""

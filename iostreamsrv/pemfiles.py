@@ -241,6 +241,8 @@ def blocks_in(option: str, path: str, kind: bytes) -> list[Block]:
 
 def _check_end(option: str, path: str) -> None:
     """See whether a file that OpenSSL has taken ends within the first line of a block, which it skips as a comment."""
+    if not Path(path).is_file():  # a pipe gives what it has once
+        return
     last = _read(option, path).rpartition(b"\n")[2]
     if last and any(start.startswith(last) for start in STARTS):
         raise CertificateError(option, path, INCOMPLETE)

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import gc
 import logging
+import os
 import shutil
 import signal
 import ssl
@@ -636,3 +637,13 @@ def test_what_is_wrong_with_a_crl_is_said(revoking: tuple[Revoking, dict[str, An
 )
 def test_what_is_wrong_with_these_options_is_said(files: dict[str, Any], more: dict[str, Any], said: str) -> None:
     assert said in problem({**files, **more})
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_key_may_come_out_of_a_pipe(files: dict[str, Any], tmp_path: Path) -> None:
+    pipe = tmp_path / "key.pipe"
+    os.mkfifo(pipe, 0o600)
+    writer = threading.Thread(target=pipe.write_bytes, args=(Path(files["keyfile"]).read_bytes(),))
+    writer.start()
+    assert shown(Certificates({**files, "keyfile": pipe})) == Path(files["certfile"]).read_bytes()
+    writer.join()
