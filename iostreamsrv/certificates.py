@@ -11,25 +11,30 @@ files or tools: `self_signed` for one server, `CertificateAuthority` for several
 import datetime
 import difflib
 import functools
+import logging
+import math
 import os
 import re
 import ssl
 import stat
 import time
 import warnings
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from tornado.log import gen_log
 
 from .errors import CertificateError
 from .issuing import CertificateAuthority, KeyPair, self_signed
 from .options import check_flag
-from .pemfiles import Pair, blocks_in
+from .pemfiles import Pair, crls_in, revoke, trust
 
-__all__ = ["CertificateAuthority", "Certificates", "KeyPair", "client_context", "self_signed"]
+__all__ = ["CertificateAuthority", "Certificates", "KeyPair", "Reload", "client_context", "self_signed"]
 
 SSLOptions = Mapping[str, Any] | ssl.SSLContext
 """What ``ssl_options`` may be."""
@@ -43,8 +48,8 @@ EXPIRY_NOTICE = 14 * DAY
 """How long before its end a certificate is warned of: whoever renews at two thirds of 90 days is 16 days late then."""
 
 FOR_A_NAME = ("certfile", "keyfile", "password")
-FOR_A_CLIENT = (*FOR_A_NAME, "ca_certs", "cert_reqs", "ciphers", "alpn", "ssl_version")
-FOR_A_SERVER = (*FOR_A_CLIENT, "sni")
+FOR_A_CLIENT = (*FOR_A_NAME, "ca_certs", "crl", "cert_reqs", "ciphers", "alpn", "minimum_version", "ssl_version")
+FOR_A_SERVER = (*FOR_A_CLIENT, "num_tickets", "sni")
 ALIASES = {"cert_file": "certfile", "key_file": "keyfile"}
 
 
@@ -62,19 +67,29 @@ class Certificates:
     - ``certfile`` (or ``cert_file``): the certificate and its chain, in PEM, the server's own first.
     - ``keyfile`` (or ``key_file``): its private key; not needed if ``certfile`` holds that, too.
     - ``password``: of an encrypted key: str, bytes, or a function without arguments that returns it.
+    - All three may be lists, of pairs with keys of different kinds: ``"certfile": ["ec.pem", "rsa.pem"], "keyfile":
+      ["ec.key", "rsa.key"]``. A client gets one that it can verify. One ``password`` is for all keys.
     - ``ca_certs``: a file with the authorities whose clients are accepted.
+    - ``crl``: a file with the lists of certificates that these authorities, each of them, have revoked. A client whose
+      authority has no list there, or an expired one, is refused.
     - ``cert_reqs``: `ssl.CERT_REQUIRED` refuses clients without a certificate, `ssl.CERT_OPTIONAL` only those with a
       wrong one; both need ``ca_certs``. `ssl.CERT_NONE`, the default, asks for none.
     - ``ciphers``: for TLS 1.2, in OpenSSL's notation; the default is :data:`CIPHERS`.
     - ``alpn``: protocols in the server's order of preference: ``["h2", "http/1.1"]``.
+    - ``minimum_version``: `ssl.TLSVersion.TLSv1_2`, the default, or `ssl.TLSVersion.TLSv1_3`.
+    - ``num_tickets``: how many tickets for a resumption a client of TLS 1.3 gets, 0 to 255; OpenSSL's default is 2.
     - ``ssl_version``: Tornado's; `ssl.PROTOCOL_TLS` and the two after it are taken, and say nothing.
     - ``sni``: certificates by the name a client asks for, each a dict of ``certfile``, ``keyfile``, ``password``. An
       exact name goes before ``*.name``, which stands for one label; all others get the certificate above.
 
     Their contexts have TLS 1.2 and 1.3, no compression, no renegotiation, and session tickets.
 
-    An `ssl.SSLContext` is taken as it is, and tried: a handshake in memory finds out that it has no certificate. (One
-    with an ``sni_callback`` is not tried: it may find its certificates there.)
+    OpenSSL reads the files, and decides what can be served; each certificate is tried by a handshake in memory.
+
+    An `ssl.SSLContext` is tried, too, unless it has an ``sni_callback``, where it may find its certificates. It is
+    taken as it is, but for one whose ``minimum_version`` was left at `ssl.TLSVersion.MINIMUM_SUPPORTED`, as some
+    systems' `ssl.create_default_context` does: that is set to TLS 1.2, with a line in the log. One that asks for older
+    versions is refused.
 
     A certificate that has expired, or is not valid yet, is an error in the log and is served all the same. A key that
     all users can read is a `UserWarning`.
@@ -93,6 +108,7 @@ class Certificates:
         self._allow_legacy_tls = check_flag("allow_legacy_tls", allow_legacy_tls)
         self._ssl_options = ssl_options if isinstance(ssl_options, ssl.SSLContext) else _server_options(ssl_options)
         self._warned: float | None = None
+        self._prepared: _Served | CertificateError | None = None
         self._served = self._load()
         if isinstance(self._ssl_options, dict):
             _warn_of_readable_keys(self._ssl_options)
@@ -105,7 +121,7 @@ class Certificates:
     @property
     def expires_at(self) -> float | None:
         """When the certificate expires, the first of several, in seconds of `time.time`; None if that is not known."""
-        return min((leaf.until for leaf in self._served.leaves), default=None)
+        return min((term.until for term in self._served.terms if term.what == CERTIFICATE), default=None)
 
     def reload(self) -> bool:
         """Read all files again; whether what they hold is in force. ::
@@ -117,16 +133,30 @@ class Certificates:
         there is one error in the log: a file may be there by half, or a certificate not yet have its key. Nothing is
         raised. Connections there are go on with what they have.
 
-        A given `ssl.SSLContext` has no files that would be known: nothing happens, and that is True.
+        A given `ssl.SSLContext` stays as it is, as its files are not known: that is False, and a warning.
         """
+        outcome = self.renew()
+        gen_log.log(outcome.level, "%s", outcome.text)
+        return outcome.done
+
+    def prepare(self) -> None:
+        """Read all files for the next :meth:`renew` or :meth:`reload`, which then merely takes what was read. A loop
+        has this done in another thread.
+        """
+        if not isinstance(self._ssl_options, ssl.SSLContext):
+            self._prepared = self._read()
+
+    def renew(self) -> "Reload":
+        """:meth:`reload` for those who write their own log."""
         if isinstance(self._ssl_options, ssl.SSLContext):
-            return True
-        try:
-            self._served = self._load()
-        except CertificateError as error:
-            gen_log.error("Certificates not reloaded, the old ones stay in force: %s", error)
-            return False
-        return True
+            text = f"Certificates not reloaded: the files of {self._ssl_options} are not known (a dict names them)"
+            return Reload(logging.WARNING, text)
+        outcome, self._prepared = self._prepared or self._read(), None
+        if isinstance(outcome, CertificateError):
+            text = f"Certificates not reloaded, the old ones stay in force: {outcome}"
+            return Reload(logging.ERROR, text, outcome)
+        self._served = outcome
+        return Reload(logging.INFO, f"Certificates reloaded: {', '.join(map(str, outcome.terms))}")
 
     def warn_of_expiry(self, now: float | None = None) -> None:
         """Log a warning for each certificate with 14 days or less to go. It may be called often: once a day it warns.
@@ -136,10 +166,16 @@ class Certificates:
         now = time.time() if now is None else now
         if self._warned is not None and now - self._warned < DAY:
             return
-        for leaf in dict.fromkeys(self._served.leaves):
-            if leaf.until - now <= EXPIRY_NOTICE:
+        for term in dict.fromkeys(self._served.terms):
+            if term.until - now <= NOTICE[term.what]:
                 self._warned = now
-                gen_log.warning("%s: %s", leaf.place, leaf.problem(now) or f"expires on {_date(leaf.until)}")
+                gen_log.warning("%s: %s", term.place, term.problem(now) or f"expires on {_date(term.until)}")
+
+    def _read(self) -> "_Served | CertificateError":
+        try:
+            return self._load()
+        except CertificateError as error:
+            return error.with_traceback(None)
 
     def _load(self) -> "_Served":
         if isinstance(self._ssl_options, ssl.SSLContext):
@@ -147,12 +183,30 @@ class Certificates:
         else:
             served = _built(self._ssl_options)
         now = time.time()
-        for leaf in dict.fromkeys(served.leaves):
-            if problem := leaf.problem(now):
+        for term in dict.fromkeys(served.terms):
+            if problem := term.problem(now):
                 if self._strict_validity:
-                    raise CertificateError(leaf.option, leaf.value, problem)
-                gen_log.error("%s: %s; it is served all the same", leaf.place, problem)
+                    raise CertificateError(term.option, term.value, problem)
+                gen_log.error("%s: %s; %s", term.place, problem, CONSEQUENCE[term.what])
         return served
+
+
+class Reload(NamedTuple):
+    """How a reload went.
+
+    :ivar level: `logging.INFO` where what the files hold is in force.
+    :ivar text: what to say of it.
+    :ivar error: what was wrong with the files.
+    """
+
+    level: int
+    text: str
+    error: CertificateError | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether what the files hold is in force."""
+        return self.level == logging.INFO
 
 
 def client_context(ssl_options: SSLOptions | None = None) -> ssl.SSLContext:
@@ -161,9 +215,10 @@ def client_context(ssl_options: SSLOptions | None = None) -> ssl.SSLContext:
         context = client_context({"ca_certs": "ca.pem", "alpn": ["echo/1"]})
 
     :param ssl_options: None: the authorities that the system trusts. An `ssl.SSLContext`: that one. A dict:
-        ``ca_certs``, a file with the authorities to trust instead; ``cert_reqs``, of which `ssl.CERT_NONE` verifies
-        neither certificate nor name; ``certfile``, ``keyfile`` and ``password`` for a server that asks for a
-        certificate; ``ciphers`` and ``alpn``. Each call reads its files: make one context for many connections.
+        ``ca_certs``, a file with the authorities to trust instead; ``crl``, a file with what they have revoked;
+        ``cert_reqs``, of which `ssl.CERT_NONE` verifies neither certificate nor name; ``certfile``, ``keyfile`` and
+        ``password`` for a server that asks for a certificate; ``ciphers``, ``alpn`` and ``minimum_version``. Each call
+        makes a context and reads its files. (`TCPClient` and `IOStream.start_tls` keep what they made of a dict.)
     :returns: the context; for None always the same one, which is not to be changed.
     :raises CertificateError: see `Certificates`.
     """
@@ -173,11 +228,15 @@ def client_context(ssl_options: SSLOptions | None = None) -> ssl.SSLContext:
         if ssl_options.protocol == ssl.PROTOCOL_TLS_SERVER:
             raise CertificateError("ssl_options", ssl_options, "is the context of a server, not of a client")
         return ssl_options
-    options = _checked(ssl_options, FOR_A_CLIENT)
+    return _for_a_client(_checked(ssl_options, FOR_A_CLIENT))
+
+
+def _for_a_client(options: dict[str, Any]) -> ssl.SSLContext:
     context = ssl.create_default_context() if "ca_certs" not in options else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _configure(context, options)
     if "certfile" in options or "keyfile" in options:
-        Pair.read(options).load_into(context)
+        for pair in Pair.all_of(options):
+            pair.load_into(context)
     return context
 
 
@@ -188,6 +247,65 @@ def _trusting_the_system() -> ssl.SSLContext:
     return context
 
 
+def context_for_one(ssl_options: SSLOptions | None, server_side: bool) -> ssl.SSLContext:
+    """The context of one connection. That of a dict is kept for the next one, for as long as neither the dict nor the
+    files have changed; an `ssl.SSLContext` of a server is tried once.
+
+    :raises CertificateError: see `Certificates` and :func:`client_context`.
+    """
+    if isinstance(ssl_options, Mapping):
+        options = _server_options(ssl_options) if server_side else _checked(ssl_options, FOR_A_CLIENT)
+        return _kept(_Recipe(server_side, _hashable(options), tuple(map(_state, _files(options))), options))
+    if not server_side:
+        return client_context(ssl_options)
+    if ssl_options not in TRIED:
+        TRIED.add(Certificates(ssl_options).context)  # type: ignore[arg-type]  # which refuses what it should not get
+    assert isinstance(ssl_options, ssl.SSLContext)
+    return ssl_options
+
+
+TRIED: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
+"""The contexts that were given for one connection, and can serve."""
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What a context is made of; recipes are equal if what is made of them would be."""
+
+    server_side: bool
+    wanted: Hashable
+    files: tuple[Hashable, ...]
+    options: dict[str, Any] = field(compare=False, repr=False)
+
+
+@functools.lru_cache(maxsize=16)
+def _kept(recipe: _Recipe) -> ssl.SSLContext:
+    return Certificates(recipe.options).context if recipe.server_side else _for_a_client(recipe.options)
+
+
+def _hashable(value: Any) -> Hashable:
+    if isinstance(value, Mapping):
+        return tuple(sorted((name, _hashable(each)) for name, each in value.items()))
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    return bytes(value) if isinstance(value, bytearray) else value if isinstance(value, Hashable) else id(value)
+
+
+def _files(options: dict[str, Any]) -> Iterator[str]:
+    for pair in (options, *options.get("sni", {}).values()):
+        yield from (*pair.get("certfile", ()), *pair.get("keyfile", ()))
+    yield from (options[name] for name in ("ca_certs", "crl") if name in options)
+
+
+def _state(path: str) -> Hashable:
+    """What changes when somebody writes to a file or puts another one in its place."""
+    try:
+        now = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
 # ---- options
 
 
@@ -195,6 +313,8 @@ def _server_options(ssl_options: object) -> dict[str, Any]:
     options = _checked(ssl_options, FOR_A_SERVER)
     if options.get("cert_reqs") and "ca_certs" not in options:
         raise CertificateError("cert_reqs", options["cert_reqs"], "needs ca_certs: the authorities of the clients")
+    if "crl" in options and "ca_certs" not in options:
+        raise CertificateError("crl", options["crl"], "needs ca_certs: the authorities of the clients")
     names = options.get("sni", {})
     if not isinstance(names, Mapping):
         raise CertificateError("sni", names, 'must be a dict: {"example.org": {"certfile": …, "keyfile": …}}')
@@ -231,6 +351,20 @@ def _path(value: Any, option: str) -> str:
         raise CertificateError(option, value, "must be the path of a file") from None
 
 
+def _paths(value: Any, option: str) -> list[str]:
+    if not isinstance(value, list | tuple):
+        return [_path(value, option)]
+    if not value:
+        raise CertificateError(option, value, "must be the path of a file, or a list of some")
+    return [_path(each, f"{option}[{number}]") for number, each in enumerate(value)]
+
+
+def _passwords(value: Any, option: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        return [_password(value, option)]
+    return [None if each is None else _password(each, f"{option}[{number}]") for number, each in enumerate(value)]
+
+
 def _password(value: Any, option: str) -> Any:
     if not callable(value) and not isinstance(value, str | bytes | bytearray):
         raise CertificateError(option, type(value), "must be str, bytes or a function that returns it")
@@ -259,13 +393,28 @@ def _version(value: Any, option: str) -> Any:
     return value
 
 
+def _minimum_version(value: Any, option: str) -> ssl.TLSVersion:
+    if value not in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        raise CertificateError(option, value, "must be ssl.TLSVersion.TLSv1_2 or ssl.TLSVersion.TLSv1_3")
+    return ssl.TLSVersion(value)
+
+
+def _number_of_tickets(value: Any, option: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255:
+        raise CertificateError(option, value, "must be an integer from 0 to 255")
+    return value
+
+
 CHECKS: dict[str, Callable[[Any, str], Any]] = {
-    "certfile": _path,
-    "keyfile": _path,
+    "certfile": _paths,
+    "keyfile": _paths,
     "ca_certs": _path,
-    "password": _password,
+    "crl": _path,
+    "password": _passwords,
     "cert_reqs": _verify_mode,
     "alpn": _protocols,
+    "minimum_version": _minimum_version,
+    "num_tickets": _number_of_tickets,
     "ssl_version": _version,
 }
 
@@ -284,27 +433,45 @@ def _host(name: object) -> str:
 # ---- contexts
 
 
-class _Leaf(NamedTuple):
-    """A server's own certificate: where it is from, and its time."""
+class _Term(NamedTuple):
+    """The time of a certificate or a CRL, and where that is from."""
 
     option: str
     value: object
     since: float
     until: float
+    what: str
 
     @classmethod
-    def of(cls, option: str, value: object, certificate: x509.Certificate) -> "_Leaf":
+    def of_certificate(cls, option: str, value: object, certificate: x509.Certificate) -> "_Term":
         since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        return cls(option, value, since.timestamp(), until.timestamp())
+        return cls(option, value, since.timestamp(), until.timestamp(), CERTIFICATE)
+
+    @classmethod
+    def of_crl(cls, option: str, value: object, crl: x509.CertificateRevocationList) -> "_Term":
+        until = math.inf if crl.next_update_utc is None else crl.next_update_utc.timestamp()
+        return cls(option, value, crl.last_update_utc.timestamp(), until, CRL)
 
     @property
     def place(self) -> str:
         return f"{self.option}={self.value!r}"
 
+    def __str__(self) -> str:
+        return self.place if self.until == math.inf else f"{self.place} until {_date(self.until)}"
+
     def problem(self, now: float) -> str | None:
         if now > self.until:
-            return f"the certificate expired on {_date(self.until)}"
-        return f"the certificate is not valid before {_date(self.since)}" if now < self.since else None
+            return f"the {self.what} expired on {_date(self.until)}"
+        return f"the {self.what} is not valid before {_date(self.since)}" if now < self.since else None
+
+
+CERTIFICATE = "certificate"
+CRL = "CRL"
+
+NOTICE = {CERTIFICATE: EXPIRY_NOTICE, CRL: 0.0}
+"""How long before its end it is warned of. (CRLs live for some days.)"""
+
+CONSEQUENCE = {CERTIFICATE: "it is served all the same", CRL: "clients of its authority are refused"}
 
 
 def _date(seconds: float) -> str:
@@ -315,7 +482,7 @@ class _Served(NamedTuple):
     """All that is swapped by a reload."""
 
     context: ssl.SSLContext
-    leaves: tuple[_Leaf, ...]
+    terms: tuple[_Term, ...]
 
 
 class _NamedContext(ssl.SSLContext):
@@ -328,15 +495,17 @@ class _NamedContext(ssl.SSLContext):
 def _built(options: dict[str, Any]) -> _Served:
     """The context that a dict asks for, with those of its names."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    leaves = [_fill(context, options)]
+    terms = _fill(context, options)
     named = {}
     for name, pair in options["sni"].items():
         named[name] = _NamedContext(ssl.PROTOCOL_TLS_SERVER)
         named[name].chosen_by = context
-        leaves.append(_fill(named[name], {**options, **dict.fromkeys(FOR_A_NAME), **pair}, f"sni[{name!r}]."))
+        terms += _fill(named[name], {**options, **dict.fromkeys(FOR_A_NAME), **pair}, f"sni[{name!r}].")
     if named:
         context.sni_callback = _chooser(named)
-    return _Served(context, tuple(leaves))
+    if "crl" in options:
+        terms += [_Term.of_crl("crl", options["crl"], crl) for crl in crls_in("crl", options["crl"])]
+    return _Served(context, tuple(terms))
 
 
 def _chooser(named: dict[str, _NamedContext]) -> Callable[[ssl.SSLObject, str | None, ssl.SSLContext], None]:
@@ -351,22 +520,50 @@ def _chooser(named: dict[str, _NamedContext]) -> Callable[[ssl.SSLObject, str | 
     return choose
 
 
-def _fill(context: ssl.SSLContext, options: dict[str, Any], prefix: str = "") -> _Leaf:
-    """Give a server's context what the options say, and try it."""
+def _fill(context: ssl.SSLContext, options: dict[str, Any], prefix: str = "") -> list[_Term]:
+    """Give a server's context what the options say. Each of its certificates is tried, alone, as a client gets one."""
+    _configure_server(context, options)
+    pairs = Pair.all_of(options, prefix)
+    kinds: dict[type, Pair] = {}
+    terms = []
+    for pair in pairs:
+        alone = context
+        if len(pairs) > 1:
+            alone = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            _configure_server(alone, options)
+        pair.load_into(alone)
+        certificate = _try(alone, pair.certfile_option, pair.certfile)
+        if certificate is not None:
+            terms.append(_Term.of_certificate(pair.certfile_option, pair.certfile, certificate))
+        if len(pairs) > 1:
+            other = kinds.setdefault(_kind_of_key(certificate), pair)
+            if other is not pair:
+                problem = f"has a key of the same kind as {other.certfile_option}, in whose place it would be served"
+                raise CertificateError(pair.certfile_option, pair.certfile, problem)
+            pair.load_into(context)
+    return terms
+
+
+def _kind_of_key(certificate: x509.Certificate | None) -> type:
+    try:
+        return type(None if certificate is None else certificate.public_key())
+    except (ValueError, UnsupportedAlgorithm):  # one that nobody here knows
+        return type(None)
+
+
+def _configure_server(context: ssl.SSLContext, options: dict[str, Any]) -> None:
     context.set_ciphers(CIPHERS)
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
+    if "num_tickets" in options:
+        context.num_tickets = options["num_tickets"]
     _configure(context, options)
-    pair = Pair.read(options, prefix)
-    pair.load_into(context)
-    option = prefix + "certfile"
-    _try(context, option, pair.certfile)
-    return _Leaf.of(option, pair.certfile, pair.certificate)
 
 
 def _configure(context: ssl.SSLContext, options: dict[str, Any]) -> None:
     """What servers and clients have in common."""
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.minimum_version = options.get("minimum_version", ssl.TLSVersion.TLSv1_2)
     context.options |= ssl.OP_NO_COMPRESSION
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # which early versions of Python 3.11 set
     if "ciphers" in options:
         try:
             context.set_ciphers(options["ciphers"])
@@ -375,21 +572,12 @@ def _configure(context: ssl.SSLContext, options: dict[str, Any]) -> None:
     if "alpn" in options:
         context.set_alpn_protocols(options["alpn"])
     if "ca_certs" in options:
-        _trust(context, options["ca_certs"])
+        trust(context, "ca_certs", options["ca_certs"])
+    if "crl" in options:
+        revoke(context, "crl", options["crl"])
     if "cert_reqs" in options:
         context.check_hostname = context.check_hostname and options["cert_reqs"] != ssl.CERT_NONE
         context.verify_mode = options["cert_reqs"]
-
-
-def _trust(context: ssl.SSLContext, path: str) -> None:
-    blocks = blocks_in("ca_certs", path, b"CERTIFICATE")
-    if not blocks:
-        raise CertificateError("ca_certs", path, "holds no certificate in PEM")
-    for block in blocks:
-        try:
-            context.load_verify_locations(cadata=block.decode())
-        except (ssl.SSLError, ValueError):
-            raise CertificateError("ca_certs", path, "holds a damaged certificate") from None
 
 
 def _taken(context: ssl.SSLContext, allow_legacy_tls: bool) -> _Served:
@@ -397,20 +585,34 @@ def _taken(context: ssl.SSLContext, allow_legacy_tls: bool) -> _Served:
     if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
         raise CertificateError("ssl_options", context, "is the context of a client, not of a server")
     if not allow_legacy_tls and _speaks_legacy_tls(context):
+        _raise_to_tls_1_2(context)
+    if context.sni_callback is not None:
+        return _Served(context, ())
+    certificate = _try(context, "ssl_options", context)
+    if certificate is None:
+        return _Served(context, ())
+    return _Served(context, (_Term.of_certificate("ssl_options", context, certificate),))
+
+
+def _raise_to_tls_1_2(context: ssl.SSLContext) -> None:
+    """Where nobody has chosen a version: Debian's Python leaves it to OpenSSL, whose security level refuses old ones.
+
+    :raises CertificateError: somebody has, and chose one before TLS 1.2.
+    """
+    undecided = context.protocol in WITH_VERSIONS and context.minimum_version == ssl.TLSVersion.MINIMUM_SUPPORTED
+    if not undecided or context.maximum_version in TOO_OLD:
         raise CertificateError(
             "ssl_options",
             context,
             "has versions before TLS 1.2: set its minimum_version to ssl.TLSVersion.TLSv1_2 (or allow_legacy_tls=True)",
         )
-    if context.sni_callback is not None:
-        return _Served(context, ())
-    certificate = _try(context, "ssl_options", context)
-    return _Served(context, () if certificate is None else (_Leaf.of("ssl_options", context, certificate),))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    gen_log.info("%s has no minimum_version: it is TLS 1.2 from now on (allow_legacy_tls=True leaves it)", context)
 
 
 def _speaks_legacy_tls(context: ssl.SSLContext) -> bool:
-    if context.protocol == ssl.PROTOCOL_TLSv1_2:  # which has no minimum_version of its own
-        return False
+    if context.protocol not in WITH_VERSIONS:  # they have no minimum_version of their own
+        return context.protocol != ssl.PROTOCOL_TLSv1_2
     lowest, highest = context.minimum_version, context.maximum_version
     return any(
         (lowest <= version <= highest or (lowest <= version and highest == ssl.TLSVersion.MAXIMUM_SUPPORTED))
@@ -418,6 +620,9 @@ def _speaks_legacy_tls(context: ssl.SSLContext) -> bool:
         for version, switched_off in LEGACY
     )
 
+
+WITH_VERSIONS = (ssl.PROTOCOL_TLS, ssl.PROTOCOL_TLS_SERVER)
+TOO_OLD = (ssl.TLSVersion.SSLv3, ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.MINIMUM_SUPPORTED)
 
 LEGACY = (
     (ssl.TLSVersion.SSLv3, ssl.OP_NO_SSLv3),
@@ -471,7 +676,8 @@ def _undemanding() -> ssl.SSLContext:
 
 def _warn_of_readable_keys(options: dict[str, Any]) -> None:
     pairs = [options, *options["sni"].values()]
-    for keyfile in dict.fromkeys(pair.get("keyfile", pair["certfile"]) for pair in pairs):
+    keyfiles = [keyfile for pair in pairs for keyfile in pair.get("keyfile", pair["certfile"])]
+    for keyfile in dict.fromkeys(keyfiles):
         mode = stat.S_IMODE(Path(keyfile).stat().st_mode)
         if mode & stat.S_IROTH:
             warnings.warn(

@@ -25,11 +25,12 @@ from .loglimit import LogLimit
 
 __all__ = ["Event", "EventKind", "Events", "Log"]
 
-EventKind = Literal["listen", "open", "close", "reject", "error", "limit"]
+EventKind = Literal["listen", "open", "close", "reject", "error", "limit", "reload"]
 """``listen``: clients are accepted at an address. ``open``: a client is given to its handler. ``close``: its descriptor
 is closed; also that of one who did not get as far as a handler. ``reject``: a client was turned away, as the server is
 full. ``error``: something went wrong, in a handler, in TLS, in a PROXY header, or with a system call. ``limit``: one
-was reached, of a stream's buffer, of connections, or of descriptors."""
+was reached, of a stream's buffer, of connections, or of descriptors. ``reload``: certificates were read again; the
+level is ``INFO`` where they are in force, and ``error`` says why they are not."""
 
 KINDS: tuple[EventKind, ...] = get_args(EventKind)
 ROUTINE: tuple[EventKind, ...] = ("listen", "open", "close")
@@ -84,7 +85,7 @@ class Log:
             gen_log.log(event.level, "%s%s", event.text, more)
 
     def _left_out(self, event: Event) -> int | None:
-        if self._limits is None or event.kind in ROUTINE:
+        if self._limits is None or event.kind in ROUTINE or event.kind == "reload":  # which no client can cause
             return 0
         key = event.kind, event.reason, event.level
         if key not in self._limits:

@@ -59,6 +59,11 @@ class Greeter:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    @property
+    def greeting(self) -> bool:
+        """Whether headers are being read."""
+        return bool(self._tasks)
+
     def cancel(self) -> list["asyncio.Task[None]"]:
         """Stop reading headers; the tasks that did."""
         tasks = list(self._tasks)

@@ -15,17 +15,21 @@ import inspect
 import socket
 from typing import Any
 
+import tornado.httpserver
 from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.httpserver import _HTTPRequestContext
 from tornado.httputil import HTTPMessageDelegate
 
 from .engine.base import MAX_BUFFER_SIZE
+from .exports import names_of
 from .iostream import IOStream
 from .options import NAMES, SIZES, ServerOptions
 from .tcpserver import TCPServer
 
 __all__ = ["HTTPServer"]
+
+__getattr__, __dir__ = names_of(tornado.httpserver, globals())
 
 THEIRS = tuple(inspect.signature(TornadoHTTPServer.initialize).parameters)[2:]
 """The keywords of Tornado's server."""

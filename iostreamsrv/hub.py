@@ -328,7 +328,7 @@ class EpollHub(Hub):
             self.io_loop.remove_handler(self)
             self.close()
 
-    def _open(self) -> select.epoll:
+    def _open(self) -> "select.epoll":  # quoted: not everywhere is there one
         self._epoll = select.epoll()
         Context().run(self.io_loop.add_handler, self, self._on_ready, IOLoop.READ)
         return self._epoll

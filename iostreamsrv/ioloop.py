@@ -6,11 +6,15 @@ import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+import tornado.ioloop
 from tornado.ioloop import IOLoop
 
 from .descriptors import raise_limit
+from .exports import names_of
 
 __all__ = ["IOLoop", "run"]
+
+__getattr__, __dir__ = names_of(tornado.ioloop, globals())
 
 
 CANCEL_ROUNDS = 3
@@ -56,8 +60,8 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
 
     A signal cancels what runs, which has a server shut down (`TCPServer.shutdown`): its clients may finish what they
     are at. A second one does so again, which ends a server at once; a third one kills. Then the remaining tasks of the
-    loop are cancelled and the loop is closed. SIGHUP has a server with certificates read them anew
-    (`TCPServer.reload_certificates`). For a program that has a loop of its own there is ``await
+    loop are cancelled and the loop is closed. SIGHUP has a server with certificates read them again, in another thread,
+    and take them (`TCPServer.reload_certificates`). For a program that has a loop of its own there is ``await
     server.serve_forever()``. Must be called from the main thread, outside any loop.
 
     Before anything else the soft limit of open descriptors is raised, as far as the hard one allows, to what
@@ -87,7 +91,8 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
 
 
 async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
-    reload: Any = getattr(main, "reload_certificates", None) if getattr(main, "certificates", None) else None
+    on_hangup = _reloads(loop, main)
+    reloading = [signal.SIGHUP] if getattr(main, "certificates", None) and hasattr(signal, "SIGHUP") else []
     if hasattr(main, "serve_forever"):
         main = main.serve_forever()
     elif callable(main):
@@ -103,15 +108,35 @@ async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
         task.cancel()
 
     stopping = _add_signal_handlers(loop, on_signal)
-    reloading = [] if reload is None else [signal.SIGHUP]
     for number in reloading:
-        loop.add_signal_handler(number, reload)
+        loop.add_signal_handler(number, on_hangup)
     try:
         await asyncio.wait([task])
     finally:
         _remove_signal_handlers(loop, stopping + reloading)
     if not task.cancelled():
         task.result()
+
+
+def _reloads(loop: asyncio.AbstractEventLoop, server: Any) -> Callable[[], None]:
+    """What SIGHUP does: the files are read in another thread, and what they hold is taken in the loop.
+
+    One reload waits for the one before it: of two that read at the same time the first could be taken last.
+    """
+    last: asyncio.Task[None] | None = None
+
+    async def reload(before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        for certificates in server.certificates:
+            await loop.run_in_executor(None, certificates.prepare)
+        server.reload_certificates()
+
+    def on_hangup() -> None:
+        nonlocal last
+        last = loop.create_task(reload(last))
+
+    return on_hangup
 
 
 def _add_signal_handlers(loop: asyncio.AbstractEventLoop, on_signal: Callable[[], None]) -> list[signal.Signals]:

@@ -17,11 +17,12 @@ from typing import Any, cast
 
 import tornado.iostream
 
-from .certificates import Certificates, client_context
+from .certificates import Certificates, context_for_one
 from .engine.base import BaseIOStream
 from .engine.sockets import SocketStream
 from .engine.tls import TLSStream
 from .errors import OptionError, StreamBufferFullError, StreamClosedError, UnsatisfiableReadError
+from .exports import names_of
 from .options import HANDSHAKE_TIMEOUT, check_timeout
 from .sansio.reads import MORE
 
@@ -35,6 +36,8 @@ __all__ = [
     "StreamClosedError",
     "UnsatisfiableReadError",
 ]
+
+__getattr__, __dir__ = names_of(tornado.iostream, globals())
 
 
 class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
@@ -70,8 +73,8 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
 
         :param server_side: whether this is the server's end.
         :param ssl_options: a dict or an `ssl.SSLContext`, see :mod:`iostreamsrv.certificates`. None: the client's
-            defaults, which verify. A server had better make its `Certificates` once and give them here: a dict's files
-            are read and checked each time.
+            defaults, which verify. What a dict's files hold is kept for the next connection with the same dict, until
+            one of them changes; `Certificates` are read again when they are told to.
         :param server_hostname: for the client's end: the name that the server's certificate is to have.
         :param timeout: seconds for the handshake; 10. Then the connection is closed, reason ``handshake_timeout``.
             None for no limit.
@@ -85,14 +88,12 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
             raise self._closed_error("handshake")
         if self.reading() or self._write_buffer is not None or self._connect_future is not None:
             raise ValueError("the stream is not idle: TLS cannot start while it reads, writes or connects")
-        if not server_side:
-            context = client_context(cast(Any, ssl_options))  # Certificates are refused there
-        elif ssl_options is None:
+        if server_side and ssl_options is None:
             raise OptionError("ssl_options", None, "a server needs a certificate")
-        elif isinstance(ssl_options, Certificates):
+        if server_side and isinstance(ssl_options, Certificates):
             context = ssl_options.context
         else:
-            context = Certificates(ssl_options).context
+            context = context_for_one(cast(Any, ssl_options), server_side)  # Certificates of a client are refused there
         seconds = None if timeout is None else check_timeout("timeout", timeout)
         return self._start_tls(context, server_side, server_hostname, seconds)
 
@@ -159,7 +160,7 @@ class SSLIOStream(TLSStream, IOStream, tornado.iostream.SSLIOStream):  # type: i
             context, server_side, hostname = socket.context, socket.server_side, socket.server_hostname
             socket = _plain(socket)
         else:
-            context = client_context(ssl_options)
+            context = context_for_one(ssl_options, False)
         IOStream.__init__(
             self,
             socket,

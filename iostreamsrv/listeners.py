@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+import weakref
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
@@ -12,7 +13,6 @@ from tornado.ioloop import IOLoop
 
 from .acceptor import Acceptor
 from .addresses import show
-from .certificates import Certificates
 from .errors import OptionError
 from .events import Event, Events
 from .greeting import Greeter
@@ -30,11 +30,11 @@ class Listeners:
 
     :param accepted: is given each connection, with who is to greet it, and the context that its client's is a copy of.
     :param permits: whether one more may be accepted.
-    :ivar greeters: all that there were, as their clients may still be there.
     """
 
     def __init__(self, accepted: Accepted, permits: Permits, events: Events) -> None:
-        self.greeters: set[Greeter] = set()
+        self._greeters: set[Greeter] = set()  # of what is bound
+        self._retired: weakref.WeakSet[Greeter] = weakref.WeakSet()  # a client that is greeted keeps its own
         self.suspended = False
         self._accepted = accepted
         self._permits = permits
@@ -54,13 +54,14 @@ class Listeners:
         return [listener.getsockname() for listener in sockets]
 
     @property
-    def certificates(self) -> list[Certificates]:
-        """Those of all greeters."""
-        return [greeter.certificates for greeter in self.greeters if greeter.certificates is not None]
+    def greeters(self) -> set[Greeter]:
+        """Those of what is bound, and those of before that still greet a client."""
+        return self._greeters | {greeter for greeter in self._retired if greeter.greeting}
 
     def hold(self, sockets: list[socket.socket], greeter: Greeter) -> None:
         """Let clients queue at these until :meth:`take_held`."""
         self._pending += [(each, greeter) for each in sockets]
+        self._greeters.add(greeter)
 
     def take_held(self) -> list[tuple[socket.socket, Greeter]]:
         """What was held, for :meth:`accept_on`."""
@@ -92,7 +93,7 @@ class Listeners:
             for listener, greeter in listeners
         ]
         self._acceptors += acceptors
-        self.greeters.update(greeter for _, greeter in listeners)
+        self._greeters.update(greeter for _, greeter in listeners)
         for acceptor in acceptors:
             self._start(acceptor, io_loop)
         self._look_for_expiry(io_loop.asyncio_loop)  # type: ignore[attr-defined]
@@ -138,6 +139,8 @@ class Listeners:
             acceptor.close()
         for listener, _ in self.take_held():
             listener.close()
+        self._retired.update(self._greeters)
+        self._greeters.clear()
         self.suspended = False
         if self._expiry_timer is not None:
             self._expiry_timer.cancel()
@@ -145,7 +148,7 @@ class Listeners:
 
     def _look_for_expiry(self, loop: asyncio.AbstractEventLoop) -> None:
         """Once a day."""
-        for certificates in self.certificates:
+        for certificates in [greeter.certificates for greeter in self.greeters if greeter.certificates is not None]:
             certificates.warn_of_expiry(time.time())
             if self._expiry_timer is not None:
                 self._expiry_timer.cancel()

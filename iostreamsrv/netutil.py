@@ -11,10 +11,13 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, NamedTuple
 
+import tornado.netutil
+
 from . import unixlistener
 from .acceptor import Acceptor
 from .addresses import check_host, check_port, show
 from .errors import ListenError, OptionError, ResolveError
+from .exports import names_of
 from .ioloop import current_loop
 
 __all__ = [
@@ -26,6 +29,8 @@ __all__ = [
     "resolve",
     "socket_from_fd",
 ]
+
+__getattr__, __dir__ = names_of(tornado.netutil, globals())
 
 BACKLOG = 1024
 """Connections the kernel keeps for us until they are accepted (it takes the lower of this and net.core.somaxconn)."""

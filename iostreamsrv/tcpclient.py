@@ -21,14 +21,18 @@ from itertools import zip_longest
 from typing import Any
 
 import tornado.netutil
+import tornado.tcpclient
 
 from .addresses import check_port, show
-from .certificates import client_context
+from .certificates import context_for_one
 from .errors import OptionError, ResolveError, StreamClosedError, StreamTimeoutError, reason_for
+from .exports import names_of
 from .iostream import IOStream
 from .options import check_size, check_timeout
 
 __all__ = ["TCPClient"]
+
+__getattr__, __dir__ = names_of(tornado.tcpclient, globals())
 
 HEAD_START = 0.25
 """Seconds that an attempt has before the next one begins, if it does not fail before: what RFC 8305 recommends."""
@@ -101,7 +105,7 @@ class TCPClient:
         port = check_port("port", port)
         _check_source(source_ip, source_port)
         check_size("max_buffer_size", max_buffer_size)
-        context = None if ssl_options is None else client_context(ssl_options)
+        context = None if ssl_options is None else context_for_one(ssl_options, False)
         seconds = _seconds(timeout)
         attempt = partial(self._create_stream, max_buffer_size, source_ip=source_ip, source_port=source_port)
         race = stream = None

@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from types import EllipsisType
 from typing import Any, Literal, Self
 
+import tornado.tcpserver
 from tornado import process
 from tornado.ioloop import IOLoop
 from tornado.log import app_log
@@ -21,7 +22,8 @@ from .certificates import Certificates
 from .clients import Clients
 from .draining import drain
 from .errors import CloseReason, OptionError
-from .events import Events
+from .events import Event, Events
+from .exports import names_of
 from .greeting import Greeter
 from .ioloop import current_loop, existing_loop
 from .iostream import IOStream
@@ -33,6 +35,8 @@ from .registry import Group, Slow, Streams
 from .socketoptions import set_socket_options
 
 __all__ = ["Streams", "TCPServer"]
+
+__getattr__, __dir__ = names_of(tornado.tcpserver, globals())
 
 SSLOptions = dict[str, Any] | ssl.SSLContext | Certificates | Literal[False] | None
 
@@ -101,7 +105,6 @@ class TCPServer:
         self.events: Events = self._clients.events
         self._listeners = Listeners(self._accepted, self._clients.permits, self.events)
         self._greeter = self._make_greeter(ssl_options)
-        self._listeners.greeters.add(self._greeter)
         self._io_loop = io_loop
         self._started = False
         self._on_stop: asyncio.Event | None = None
@@ -446,7 +449,7 @@ class TCPServer:
         await self._clients.end_all(self._greeters(), CloseReason.SHUTDOWN)
 
     def _greeters(self) -> list[Greeter]:
-        return list(self._listeners.greeters)
+        return [self._greeter, *(self._listeners.greeters - {self._greeter})]
 
     def _go_on(self) -> None:
         self._listeners.go_on()
@@ -552,18 +555,23 @@ class TCPServer:
     @property
     def certificates(self) -> list[Certificates]:
         """The certificates of the server and of its listeners; none, if all of it is plain."""
-        return self._listeners.certificates
+        certificates = [greeter.certificates for greeter in self._greeters() if greeter.certificates is not None]
+        return list(dict.fromkeys(certificates))
 
     def reload_certificates(self) -> bool:
         """Read all certificate files anew, for the connections to come; those there are keep what they have.
 
         What cannot be used, because it is half written, unreadable or does not fit together, is left as it was, with an
-        error in the log. `run` does this on SIGHUP.
+        error in the log. So is an `ssl.SSLContext` that was given, whose files are not known, with a warning. Each of
+        the `Certificates` gives an event, "reload". `run` does this on SIGHUP, and reads the files in another thread
+        beforehand; here they are read at once.
 
-        :returns: whether all of it is in use.
+        :returns: whether all of it was read and is in use.
         """
-        done = [certificates.reload() for certificates in self.certificates]  # all, also if one cannot be
-        return all(done)
+        outcomes = [certificates.renew() for certificates in self.certificates]  # all, also if one cannot be
+        for outcome in outcomes:
+            self.events.emit(Event("reload", outcome.text, outcome.level, error=outcome.error))
+        return all(outcome.done for outcome in outcomes)
 
     # ---- clients
 

@@ -9,9 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
-if sys.platform != "win32":
+fcntl: ModuleType | None
+try:
     import fcntl
+except ImportError:  # Windows has none, and no Unix sockets either
+    fcntl = None
 
 LONGEST_PATH = 107 if sys.platform == "linux" else 103
 """Bytes of a path: what the kernel's ``sun_path`` has room for, without the zero at its end."""
@@ -109,9 +113,10 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _lock(number: int) -> None:
     end = time.monotonic() + LOCK_WAIT
-    while time.monotonic() < end:
+    while fcntl is not None and time.monotonic() < end:
         try:
-            return fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except BlockingIOError:
             time.sleep(LOCK_POLL)
         except OSError:

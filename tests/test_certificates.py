@@ -191,7 +191,7 @@ def test_an_end_that_was_not_announced_is_told_from_one_that_was(files: dict[str
             with contextlib.suppress(ssl.SSLWantReadError):
                 client.unwrap()
         to_server.write_eof()
-        with contextlib.nullcontext() if announced else pytest.raises(ssl.SSLEOFError):
+        with contextlib.nullcontext() if announced else pytest.raises(ssl.SSLError, match=r"(?i)\beof\b"):
             assert server.read(1) == b""
 
 
@@ -594,13 +594,18 @@ def context_with(options: dict[str, str]) -> ssl.SSLContext:
     return context
 
 
-def test_a_context_is_taken_as_it_is_and_reload_leaves_it(files: dict[str, Any]) -> None:
+def test_a_context_is_taken_as_it_is_and_reload_says_that_it_leaves_it(
+    files: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     context = context_with(files)
     certificates = Certificates(context)
     assert certificates.context is context
     assert certificates.expires_at == Certificates(files).expires_at
-    assert certificates.reload() is True
+    assert certificates.reload() is False
     assert certificates.context is context
+    assert errors(caplog, logging.WARNING) == [
+        f"Certificates not reloaded: the files of {context} are not known (a dict names them)"
+    ]
 
 
 def test_a_context_without_a_certificate_raises() -> None:
@@ -650,11 +655,11 @@ def test_the_context_of_a_client_raises(files: dict[str, Any]) -> None:
 
 def test_a_context_with_versions_before_tls_1_2_raises_unless_they_are_allowed(files: dict[str, Any]) -> None:
     context = context_with(files)
-    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    assert "has versions before TLS 1.2: set its minimum_version" in problem(context)
-    assert Certificates(context, allow_legacy_tls=True).context is context
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        assert "has versions before TLS 1.2: set its minimum_version" in problem(context)
+        assert Certificates(context, allow_legacy_tls=True).context is context
         context.options |= ssl.OP_NO_TLSv1
         assert "has versions before TLS 1.2" in problem(context)
         context.maximum_version = ssl.TLSVersion.TLSv1_1
@@ -662,6 +667,36 @@ def test_a_context_with_versions_before_tls_1_2_raises_unless_they_are_allowed(f
         context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
         context.options |= ssl.OP_NO_TLSv1_1
     assert Certificates(context).context is context
+
+
+def test_a_context_whose_minimum_version_nobody_has_set_is_raised_to_tls_1_2_with_one_line(
+    files: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    context = context_with(files)
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED  # as create_default_context leaves it on Debian
+    with caplog.at_level(logging.INFO, "tornado.general"):
+        for _ in range(2):
+            assert Certificates(context).context is context
+            assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    (line,) = errors(caplog, logging.INFO)
+    assert line == f"{context} has no minimum_version: it is TLS 1.2 from now on (allow_legacy_tls=True leaves it)"
+    assert handshake(context)[1].version() == "TLSv1.3"
+
+
+def test_a_context_whose_minimum_version_nobody_has_set_is_left_where_old_versions_are_allowed_or_ruled_out(
+    files: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    allowed, ruled_out = context_with(files), context_with(files)
+    for context in (allowed, ruled_out):
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        ruled_out.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    with caplog.at_level(logging.INFO, "tornado.general"):
+        Certificates(allowed, allow_legacy_tls=True)
+        Certificates(ruled_out)
+    assert errors(caplog) == []
+    assert allowed.minimum_version == ruled_out.minimum_version == ssl.TLSVersion.MINIMUM_SUPPORTED
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -16,6 +16,7 @@ PACKAGE = PROJECT / "iostreamsrv"
 
 LAYERS = [
     "version",
+    "exports",
     "errors",
     "networks",
     "options",
@@ -91,7 +92,7 @@ BELOW_SOCKETS = {
 }
 """What ``sansio`` does without."""
 
-IN_MEMORY = {"sansio.tls": {"ssl"}}
+IN_MEMORY = {"sansio.tls": {"ssl", "threading"}}
 """What of it works without sockets as well."""
 
 

@@ -1,14 +1,19 @@
 """What the README shows is what one gets."""
 
+import contextlib
 import errno
 import os
 import re
+import shutil
+import signal
 import socket
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
-from tests.programs import PROJECT, NotListening, Program
+from tests.programs import PATIENCE, PROJECT, NotListening, Program
 
 README = (PROJECT / "README.md").read_text()
 (EXAMPLE,) = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
@@ -42,6 +47,43 @@ def test_the_echo_server_runs_as_pasted(tmp_path: Path) -> None:
             raise
         # Somebody has the README's port, `make run` in another terminal perhaps.
         serve_and_talk(EXAMPLE.replace("8888", str(free_port())), tmp_path)
+
+
+def is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here: apt-get install openssl")
+@pytest.mark.skipif(not (PROJECT / ".venv/bin/python").exists(), reason="make has not made .venv here")
+def test_the_lines_for_tls_run_as_pasted() -> None:
+    (lines,) = re.findall(r"^    \$ (.*tls_echo.*)\n    \$ (openssl .*)\n    hello\n    hello\n", README, re.MULTILINE)
+    pasted = "\n".join(lines)
+    if not is_free(8888):  # somebody has the README's port, `make run` in another terminal perhaps
+        port = str(free_port())
+        pasted = pasted.replace("tls_echo.py", f"tls_echo.py --port {port}").replace("8888", port)
+    with subprocess.Popen(
+        ["bash", "-c", pasted],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as shell:
+        assert shell.stdin is not None
+        assert shell.stdout is not None
+        watchdog = threading.Timer(PATIENCE, os.killpg, [shell.pid, signal.SIGKILL])
+        watchdog.start()
+        try:
+            shell.stdin.write(b"hello\n")
+            shell.stdin.flush()
+            assert shell.stdout.readline() == b"listening on 127.0.0.1:%d\n" % int(re.findall(r":(\d+)", pasted)[0])
+            assert shell.stdout.readline() == b"hello\n"
+        finally:
+            watchdog.cancel()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGTERM)  # at which the example removes its certificate
 
 
 PAGES = [*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")]

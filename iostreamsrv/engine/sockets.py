@@ -257,7 +257,9 @@ class SocketStream(BaseIOStream):
         """The error, if so: the kernel may choose the very port that nobody listens on as this end's (as Go's net.Dial
         knows, too).
         """
-        if self.socket.family == socket.AF_UNIX or self._remote_address != self.socket.getsockname():
+        if self.socket.family not in (socket.AF_INET, socket.AF_INET6) or (
+            self._remote_address != self.socket.getsockname()
+        ):
             return None
         return ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 

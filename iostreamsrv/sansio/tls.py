@@ -8,7 +8,8 @@ it has not been given can be lost in it.
 import contextlib
 import ssl
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable
 from copy import copy
 
 TAKE = 1 << 20
@@ -65,7 +66,7 @@ class TLSEngine:
         :raises ssl.SSLError: it has failed. What is to be sent then tells the peer.
         """
         try:
-            with _no_word_of_bad_names() if self._by_name else contextlib.nullcontext():
+            with _NO_WORD_OF_BAD_NAMES if self._by_name else contextlib.nullcontext():
                 self.object.do_handshake()
         except ssl.SSLWantReadError:
             return False
@@ -147,20 +148,46 @@ class TLSEngine:
                 self.object.unwrap()
 
 
-@contextlib.contextmanager
-def _no_word_of_bad_names() -> Iterator[None]:
+class _NoWordOfBadNames:
     """CPython prints a traceback for a client's server name that is not ASCII, before any callback sees it.
 
-    The handshake fails, as it should; the traceback would be for any client to print at will.
+    The handshake fails, as it should; the traceback would be for any client to print at will. The hook is the whole
+    process's: it is there while any thread shakes hands, and leaves out what comes of those threads' handshakes.
     """
-    report = sys.unraisablehook
 
-    def drop_bad_names(unraisable: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(unraisable.exc_value, UnicodeDecodeError):
-            report(unraisable)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads: set[int] = set()  # that shake hands
+        self._hook: _Hook | None = None
 
-    sys.unraisablehook = drop_bad_names
-    try:
-        yield
-    finally:
-        sys.unraisablehook = report
+    def __enter__(self) -> None:
+        with self._lock:
+            self._threads.add(threading.get_ident())
+            if self._hook is None:
+                report = sys.unraisablehook
+                while isinstance(report, _Hook):  # somebody has put it back meanwhile
+                    report = report.report
+                self._hook = sys.unraisablehook = _Hook(report, self._threads)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads.discard(threading.get_ident())
+            if self._hook is not None and not self._threads:
+                if sys.unraisablehook is self._hook:  # else somebody has put another one in its place
+                    sys.unraisablehook = self._hook.report
+                self._hook = None
+
+
+class _Hook:
+    """In the place of ``sys.unraisablehook``."""
+
+    def __init__(self, report: Callable[["sys.UnraisableHookArgs"], object], threads: set[int]) -> None:
+        self.report = report
+        self._threads = threads
+
+    def __call__(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(unraisable.exc_value, UnicodeDecodeError) or threading.get_ident() not in self._threads:
+            self.report(unraisable)
+
+
+_NO_WORD_OF_BAD_NAMES = _NoWordOfBadNames()
