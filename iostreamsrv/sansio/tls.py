@@ -31,8 +31,8 @@ MOST_EMPTY = 32
 """Records in a row that may have no byte for the application. Each costs this side far more than the peer, so there are
 only as many as BoringSSL allows (kMaxEmptyRecords, kMaxKeyUpdates)."""
 
-NO_RECORD = bytes(64)
-"""What no version takes for a record."""
+NO_RECORD = b"\0\x03\x03\0\x40" + bytes(64)
+"""A record of a type that there is not."""
 
 
 class Truncated(Exception):
