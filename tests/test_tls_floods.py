@@ -216,16 +216,13 @@ async def test_a_hello_in_one_byte_records_keeps_the_loop_from_nothing(files: di
     message = b"\x01\x01\xf0\x00" + bytes(0x1F000)
     hello = b"".join(b"\x16\x03\x01\0\1" + message[at : at + 1] for at in range(len(message)))
     async with serving(files) as server:
-        reader, writer = await asyncio.open_connection(*server.addresses[0])
-        sock = writer.get_extra_info("socket").dup()
-        sock.setblocking(True)
+        sock = socket.create_connection(server.addresses[0], PATIENCE)
         turns = Turns()
         with contextlib.suppress(ConnectionError):
             await asyncio.to_thread(sock.sendall, hello)
             await asyncio.to_thread(everything, sock)
         assert turns.stop() <= TURN
         sock.close()
-        writer.close()
 
 
 # ---- what nobody reads

@@ -1,6 +1,7 @@
 """A client that makes its TLS records by hand: those that `ssl` has no call for, and as many at once as it likes.
 
-It knows nothing of the package. The handshake is OpenSSL's, which tells the keys through ``SSLContext.keylog_filename``.
+It knows nothing of the package. The handshake is OpenSSL's, which tells the keys through
+``SSLContext.keylog_filename``.
 """
 
 import contextlib
