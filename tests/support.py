@@ -352,7 +352,7 @@ def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 def tls_pair(sockets: tuple[socket.socket, socket.socket], **options: Any) -> tuple[SSLIOStream, TLSPeer]:
-    """The server's stream and the client's peer, the handshake done, and what it has left behind read."""
+    """The server's stream and the client's peer, the handshake done."""
     server, client = tls_contexts()
     end = TLSEnd(sockets[1], client)
     end.handshake()
@@ -361,7 +361,7 @@ def tls_pair(sockets: tuple[socket.socket, socket.socket], **options: Any) -> tu
     while not end.handshake() or not stream.wait_for_handshake().done():
         stream.dispatch(hub.READABLE)
     peer = TLSPeer(end)
-    assert not peer.has_input()  # the tickets are read: closing with them would be a reset
+    assert not peer.has_input()  # tickets come with the first write: closing with them unread would be a reset
     return stream, peer
 
 
@@ -390,6 +390,15 @@ def open_descriptors() -> set[int]:
 
     directory = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
     return {number for entry in directory.iterdir() if is_open(number := int(entry.name))}
+
+
+def has_come(stream: IOStream, count: int) -> bool:
+    """Whether so many bytes wait to be received, of ciphertext under TLS."""
+    sock: Any = getattr(stream, "_raw", stream.socket)
+    try:
+        return len(sock.recv(count, socket.MSG_PEEK)) == count
+    except BlockingIOError:
+        return False
 
 
 def fill(stream: IOStream) -> int:

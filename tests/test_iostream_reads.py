@@ -24,7 +24,7 @@ from iostreamsrv import (
 )
 from iostreamsrv.iostream import MORE
 from tests.conftest import MakePair
-from tests.support import Peer, eventually, on_every_stream, turns
+from tests.support import Peer, eventually, has_come, on_every_stream, turns
 
 pytestmark = on_every_stream
 
@@ -55,7 +55,7 @@ in_every_way = pytest.mark.parametrize("read, result", WAYS.values(), ids=list(W
 @pytest.mark.gen_test
 async def test_a_read_gives_what_is_there_already(stream: IOStream, peer: Peer, read: Way, result: object) -> None:
     peer.send(MESSAGE)
-    await eventually(lambda: len(stream.socket.recv(6, 2)) == 6)  # 2: MSG_PEEK
+    await eventually(lambda: has_come(stream, 6))
     future = read(stream)
     assert future.done()
     assert await future == result
@@ -446,7 +446,7 @@ async def test_what_a_match_raises_the_read_raises_and_the_stream_goes_on(
 
     if not pending:
         peer.send(MESSAGE)
-        await eventually(lambda: len(stream.socket.recv(6, 2)) == 6)  # 2: MSG_PEEK
+        await eventually(lambda: has_come(stream, 6))
     future = stream.read_until_match(fail)
     assert future.done() is not pending
     if pending:

@@ -186,14 +186,17 @@ async def test_a_handshake_may_come_byte_by_byte(accept: Connect) -> None:
     loop = asyncio.get_running_loop()
     hello = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = tls_contexts()[1].wrap_bio(*hello)
-    while not stream.wait_for_handshake().done():
+    done = False
+    while not done:
         with contextlib.suppress(ssl.SSLWantReadError):
             client.do_handshake()
+            done = True
         for byte in hello[1].read():
             await loop.sock_sendall(theirs, bytes([byte]))
             await turns(2)
-        if not stream.wait_for_handshake().done():
+        if not done:
             hello[0].write(await loop.sock_recv(theirs, 65536))
+    await stream.wait_for_handshake()
     client.write(LINE)
     for byte in hello[1].read():
         await loop.sock_sendall(theirs, bytes([byte]))
@@ -584,6 +587,7 @@ async def test_a_pending_read_fails_for_a_broken_record(secure: Secure) -> None:
 @pytest.mark.gen_test
 async def test_replies_to_pipelined_requests_leave_as_one_record(secure: Secure) -> None:
     stream, peer = secure()
+    await have_the_tickets_sent(stream, peer)
     answering = asyncio.create_task(answer(stream, 50))
     await turns()
     peer.send(LINE * 50)
@@ -593,6 +597,12 @@ async def test_replies_to_pipelined_requests_leave_as_one_record(secure: Secure)
     ciphertext = peer.end.raw.recv(1 << 20, socket.MSG_PEEK)
     assert len(ciphertext) == 5 + int.from_bytes(header[3:], "big"), "more than one record"
     assert await peer.receive(50 * len(LINE)) == LINE * 50
+
+
+async def have_the_tickets_sent(stream: IOStream, peer: Peer) -> None:
+    """They go with the first write."""
+    await stream.write(LINE)
+    assert await peer.receive(len(LINE)) == LINE
 
 
 async def answer(stream: IOStream, count: int) -> None:
@@ -654,6 +664,7 @@ async def test_close_with_half_a_record_sent_sends_the_rest_and_says_goodbye(sec
 async def test_the_goodbye_waits_for_room_in_the_kernel(secure: Secure, how: str) -> None:
     stream, peer = secure(socket.socketpair())
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    await have_the_tickets_sent(stream, peer)
     count = fill_to_the_last_byte(stream)
     ending = asyncio.ensure_future(_end(stream, how))
     await turns()

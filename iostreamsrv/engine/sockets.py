@@ -176,10 +176,7 @@ class SocketStream(BaseIOStream):
         return self._remote_address
 
     def _has_input(self) -> bool:
-        try:
-            return bool(self.socket.recv(1, socket.MSG_PEEK))
-        except OSError:
-            return False
+        return has_bytes(self.socket)
 
     def _peer_address(self) -> Any:
         return self.remote_address
@@ -262,6 +259,14 @@ class SocketStream(BaseIOStream):
         ):
             return None
         return ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+
+def has_bytes(sock: socket.socket) -> bool:
+    """Whether bytes wait in the kernel."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
 
 
 def unsent(fd: int) -> int:

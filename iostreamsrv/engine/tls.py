@@ -8,7 +8,11 @@ as sent when the kernel has the last byte of its ciphertext; until then ``write_
 queue holds on to the plaintext, without ever encrypting it again.
 
 **Reading.** A receive is as large as the socket gives; what is decrypted of it is as much as the read wants. That the
-socket is empty says nothing yet: records may wait in the engine.
+socket is empty says nothing yet: records may wait in the engine. One receive, and a bounded number of records, are all
+that a read does at once, also when no byte comes of it: then the stream is dispatched again.
+
+**What TLS has to say by itself** (alerts, answers to a new key) counts as queued, so that the write timeout holds for
+it. Only reading brings it about: while more than a little of it is stuck nothing is received.
 
 **The handshake** is a part of connecting: until it is done reads and writes wait as they do for a connection.
 """
@@ -17,6 +21,7 @@ import contextlib
 import errno
 import logging
 import os
+import socket
 import ssl
 from asyncio import Future, TimerHandle
 from contextvars import Context
@@ -32,7 +37,7 @@ from ..sansio.files import FileRegion
 from ..sansio.tls import TLSEngine, Truncated
 from .base import BaseIOStream
 from .core import fail
-from .sockets import SocketStream
+from .sockets import SocketStream, has_bytes
 
 CIPHERTEXT = 4 * (16384 + 22)
 """Bytes received at once: four full records of TLS 1.3, so that a fast peer's chunks are not cut short by the end of
@@ -41,6 +46,16 @@ one. Twice as much would have malloc map and unmap memory each time."""
 PLAINTEXT = 1 << 18
 """Bytes encrypted at once: what a send may have to leave behind in memory, while the plaintext is kept as well."""
 
+HANDSHAKE_CHUNK = 16384
+"""Bytes received at once during the handshake."""
+
+HANDSHAKE_TURNS = 4
+"""Receives of a handshake after which others have their turn."""
+
+OWN_OUTPUT = 1024
+"""Bytes of TLS's own output that may be stuck, behind what was written perhaps, while reading goes on: some dozens of
+answers. A peer who sends all before it reads must not be stopped by one of them."""
+
 NO_GOODBYE = frozenset({CloseReason.ABORTED, CloseReason.RESET, CloseReason.TLS_ERROR})
 """Ends in which the peer is not told of the end: it is gone, or is to notice."""
 
@@ -48,34 +63,98 @@ NOTHING = memoryview(b"")
 
 
 class TLSSocket:
-    """What ``stream.socket`` is under TLS: the socket, and what one asks an `ssl.SSLSocket` for beside it."""
+    """What ``stream.socket`` is under TLS: what one may ask a socket, and an `ssl.SSLSocket` beside it.
+
+    There is nothing that would send or receive past TLS, or end the connection behind the stream's back: the error for
+    it names the stream's method.
+    """
 
     def __init__(self, raw: Any, tls: ssl.SSLObject) -> None:
         self._raw = raw
         self._tls = tls
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._tls if name in _OF_TLS else self._raw, name)
+        if name in _OF_TLS:
+            return getattr(self._tls, name)
+        if name in _OF_SOCKET:
+            return getattr(self._raw, name)
+        instead = _INSTEAD.get(name)
+        hint = f": it would bypass TLS, use the stream's {instead}" if instead else ""
+        raise AttributeError(f"the socket of a stream under TLS has no {name!r}{hint}", name=name, obj=self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._tls.version()} over {self._raw!r}>"
 
 
-_OF_TLS = {
-    "cipher",
-    "compression",
-    "context",
-    "get_channel_binding",
-    "get_unverified_chain",
-    "get_verified_chain",
-    "getpeercert",
-    "pending",
-    "selected_alpn_protocol",
-    "selected_npn_protocol",
-    "server_hostname",
-    "server_side",
-    "session",
-    "session_reused",
-    "shared_ciphers",
-    "version",
+_OF_SOCKET = frozenset(
+    {
+        "family",
+        "fileno",
+        "get_inheritable",
+        "getblocking",
+        "getpeername",
+        "getsockname",
+        "getsockopt",
+        "gettimeout",
+        "proto",
+        "set_inheritable",
+        "setsockopt",
+        "timeout",
+        "type",
+    }
+)
+
+_OF_TLS = frozenset(
+    {
+        "cipher",
+        "compression",
+        "context",
+        "get_channel_binding",
+        "get_unverified_chain",
+        "get_verified_chain",
+        "getpeercert",
+        "pending",
+        "selected_alpn_protocol",
+        "selected_npn_protocol",
+        "server_hostname",
+        "server_side",
+        "session",
+        "session_reused",
+        "shared_ciphers",
+        "version",
+    }
+)
+
+_READS = "read_bytes() or another of its reads"
+_INSTEAD = {
+    "close": "close() or aclose()",
+    "connect": "connect()",
+    "connect_ex": "connect()",
+    "detach": "close() or aclose()",
+    "do_handshake": "wait_for_handshake()",
+    "dup": "methods only",
+    "makefile": "read and write methods",
+    "read": _READS,
+    "recv": _READS,
+    "recv_into": "read_into()",
+    "recvfrom": _READS,
+    "recvfrom_into": "read_into()",
+    "recvmsg": _READS,
+    "recvmsg_into": "read_into()",
+    "send": "write()",
+    "sendall": "write()",
+    "sendfile": "sendfile()",
+    "sendmsg": "write()",
+    "sendmsg_afalg": "write()",
+    "sendto": "write()",
+    "setblocking": "methods, which never block",
+    "settimeout": "timeouts (timeout=, set_timeouts())",
+    "share": "methods only",
+    "shutdown": "send_eof() or abort()",
+    "unwrap": "send_eof() or aclose()",
+    "write": "write()",
 }
+"""What there is instead of what a socket has."""
 
 
 class TLSStream(SocketStream):
@@ -88,12 +167,12 @@ class TLSStream(SocketStream):
         "_drained",
         "_handshake_timer",
         "_handshaken",
+        "_held_back",
         "_raw",
         "_said_goodbye",
         "_server_hostname",
         "_tls",
         "_truncated",
-        "_undecrypted",
         "_waiting_for_handshake",
     )
 
@@ -105,7 +184,7 @@ class TLSStream(SocketStream):
         self._tls: TLSEngine | None = None
         self._ciphertext = NOTHING  # encrypted, and not sent
         self._accepted = 0  # bytes of plaintext that are in it
-        self._undecrypted = 0  # bytes that came of a record that is not whole yet
+        self._held_back = False  # nothing is received until TLS's own output has left
         self._drained = False  # the last receive emptied the socket
         self._truncated = False  # the peer's side ended without its word
         self._said_goodbye = False
@@ -185,24 +264,29 @@ class TLSStream(SocketStream):
                 self._reads_watched = self._hub.watch_reads(self)
 
     def _advance_handshake(self) -> bool:
-        assert self._tls is not None
-        while True:
+        tls = self._tls
+        assert tls is not None
+        for _ in range(HANDSHAKE_TURNS):
             try:
-                done = run_for(self, self._tls.handshake)  # which may call an sni_callback
+                done = run_for(self, tls.handshake)  # which may call an sni_callback
             finally:
                 # Also if it failed: then it is what tells the peer so.
                 if not self._send_ciphertext():
                     self._reads_watched = self._hub.watch_writes(self) or self._reads_watched
             if done:
                 return True
+            if tls.has_input:
+                break
             try:
-                chunk = self._raw.recv(CIPHERTEXT)
+                chunk = self._raw.recv(HANDSHAKE_CHUNK)
             except BlockingIOError:
                 return False
             if not chunk:
                 raise EOFError
             self._received_at = monotonic()
-            self._tls.feed(chunk)
+            tls.feed(chunk)
+        self._hub.dispatch_again(self)
+        return False
 
     def _handshake_done(self) -> None:
         self._stop_handshake_timer()
@@ -259,35 +343,50 @@ class TLSStream(SocketStream):
         tls = self._tls
         if tls is None:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        if self._write_buffer is not None and self._own_output() > OWN_OUTPUT:
+            self._held_back = True
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         self._drained = False
-        came = 0
         try:
-            while not tls.has_input or (plaintext := tls.read(size)) is None:
+            plaintext = tls.read(size) if tls.has_input else None
+            if plaintext is None and not tls.has_input:
                 chunk = self._raw.recv(CIPHERTEXT)
                 self._drained = len(chunk) < CIPHERTEXT
                 if chunk:
-                    came += len(chunk)
                     tls.feed(chunk)
                 else:
                     tls.feed_end()
-        except BlockingIOError:
-            if came:  # a part of a record
-                self._undecrypted += came
-                self._received_at = monotonic()
-            raise
+                plaintext = tls.read(size)
         except Truncated:
             self._truncated = True
             return b""
         finally:
-            if tls.outgoing.pending:  # an alert, or the answer to the peer's new key
-                with contextlib.suppress(OSError):  # a send that fails says so at the next write
-                    self._send_ciphertext()
+            if tls.outgoing.pending:
+                self._send_own_output()
         self._more_inside = tls.has_input or not self._drained
-        self._undecrypted = 0
-        return plaintext
+        if plaintext is None:
+            self._go_on_later(tls)
+        return cast(bytes, plaintext)
+
+    def _go_on_later(self, tls: TLSEngine) -> None:
+        """What has come is no byte for the application.
+
+        :raises BlockingIOError: always.
+        """
+        if tls.undecrypted:  # a part of a record; new keys and the like are no sign of life
+            self._received_at = monotonic()
+        if (self._more_inside or self._hangup) and not self._hub.loop.is_closed():
+            self._hub.dispatch_again(self)
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def _received(self) -> int:
-        return self.bytes_read + self._undecrypted
+        return self.bytes_read + (0 if self._tls is None else self._tls.undecrypted)
+
+    def _has_begun(self) -> bool:
+        return SocketStream._has_begun(self) or (self._tls is not None and self._tls.undecrypted > 0)
+
+    def _has_input(self) -> bool:
+        return (self._tls is not None and self._tls.has_input) or has_bytes(self._raw)
 
     def _how_input_ended(self) -> CloseReason:
         return CloseReason.TRUNCATED if self._truncated else CloseReason.EOF
@@ -298,6 +397,8 @@ class TLSStream(SocketStream):
         """Send ``data``, which begins with what was encrypted before, if that has not been reported sent."""
         assert self._tls is not None
         if not self._accepted:
+            if self._ciphertext and not self._send_ciphertext():
+                return 0
             if len(data) > PLAINTEXT:
                 data = memoryview(data)[:PLAINTEXT]
             self._tls.write(data)
@@ -326,6 +427,27 @@ class TLSStream(SocketStream):
             self._ciphertext = NOTHING
         return True
 
+    @property
+    def queued(self) -> int:
+        return super().queued + self._own_output()
+
+    def _own_output(self) -> int:
+        """Bytes that nobody has written, and that the kernel has not taken yet: alerts, answers to a new key."""
+        if self._tls is None or self._write_buffer is None:
+            return 0
+        return self._tls.outgoing.pending + (0 if self._accepted else len(self._ciphertext))
+
+    def _send_own_output(self) -> None:
+        with contextlib.suppress(OSError):  # a send that fails says so at the next write
+            if not self._send_ciphertext() and self._corked is None:  # or else the uncork sees to it
+                self._wait_for_room()
+
+    def _flush(self) -> None:
+        SocketStream._flush(self)
+        if self._held_back and not self._closed and self._own_output() <= OWN_OUTPUT:
+            self._held_back = False
+            self._hub.dispatch_again(self)
+
     def _sendfile(self, region: FileRegion, size: int) -> int | None:
         if self._accepted:  # what is encrypted goes first, even if the file has become shorter since
             return self.write_to_fd(b"")
@@ -348,7 +470,7 @@ class TLSStream(SocketStream):
 
     def _shutdown_writes(self) -> None:
         if self._send_goodbye():
-            SocketStream._shutdown_writes(self)
+            self._raw.shutdown(socket.SHUT_WR)
         else:  # _flush goes on with it, and comes back here
             self._wait_for_room()
 
@@ -380,7 +502,8 @@ class TLSStream(SocketStream):
             # Session tickets, which nobody reads who only writes: to close with them unread would be a reset.
             with contextlib.suppress(OSError):  # there are none, or the peer is gone
                 self._raw.recv(CIPHERTEXT)
-        SocketStream.close_fd(self)
+        self._raw.close()
+        self.socket = cast(Any, None)
 
 
 def _set_result(future: "Future[Any]", result: Any) -> None:

@@ -12,8 +12,28 @@ import threading
 from collections.abc import Callable
 from copy import copy
 
-TAKE = 1 << 20
-"""Bytes to decrypt at once where all is wanted."""
+HEADER = 5
+"""Bytes that a record begins with: its type, its version, and the length of the rest."""
+
+RECORD = 16384
+"""Most bytes of plaintext in a record."""
+
+EXPANSION = 2048
+"""Most bytes by which a record may be longer than its plaintext."""
+
+WORK = 32
+"""Records that are worked off at once: a chunk that was received may hold thousands of them. Most are of one byte then,
+and no peer who means well sends those."""
+
+EMPTY_COSTS = 4
+"""How many records one without a byte for the application counts for: new keys, or an answer, may be made for it."""
+
+MOST_EMPTY = 32
+"""Records in a row that may have no byte for the application. Each costs this side far more than the peer, so there are
+only as many as BoringSSL allows (kMaxEmptyRecords, kMaxKeyUpdates)."""
+
+NO_RECORD = b"\0\x03\x03\0\x40" + bytes(64)
+"""A record of a type that there is not."""
 
 
 class Truncated(Exception):
@@ -23,12 +43,34 @@ class Truncated(Exception):
 class TLSEngine:
     """One end of a TLS connection.
 
+    Records are given to OpenSSL one by one, each when all of it has come. So the work of a call is bounded, whatever
+    the peer sends; records that OpenSSL keeps to itself can be counted; and OpenSSL's buffers, which never shrink,
+    stay as small as a record.
+
     :ivar object: the `ssl.SSLObject`, to ask for certificates, ciphers and versions.
     :ivar outgoing: what is to be sent; ``outgoing.pending`` says how many bytes.
-    :ivar has_input: whether a read may give something, or an end or an error, without more ciphertext.
+    :ivar has_input: whether a read may give something, or an end or an error, without more ciphertext. If it is still
+        True after a read that gave None, that read had enough to do: others may have their turn before the next.
     """
 
-    __slots__ = ("_by_name", "_end", "_fed_all", "_incoming", "_plaintext", "has_input", "object", "outgoing")
+    __slots__ = (
+        "_at",
+        "_by_name",
+        "_chunk",
+        "_empty",
+        "_encrypted",
+        "_end",
+        "_fed_all",
+        "_incoming",
+        "_inside",
+        "_kept",
+        "_missing",
+        "_server_side",
+        "_tickets",
+        "has_input",
+        "object",
+        "outgoing",
+    )
 
     def __init__(
         self,
@@ -41,14 +83,25 @@ class TLSEngine:
         self.outgoing = ssl.MemoryBIO()
         self.object = context.wrap_bio(self._incoming, self.outgoing, server_side, server_hostname, session)
         self._by_name = context.sni_callback is not None
-        self._plaintext: list[bytes] = []  # decrypted before somebody asked for it
+        self._server_side = server_side
+        self._chunk: bytes | bytearray = b""  # what has come, and OpenSSL has not got from _at on
+        self._at = 0
+        self._missing = 0  # bytes of the record that OpenSSL has got a part of
+        self._inside = False  # OpenSSL holds plaintext
+        self._empty = 0  # records in a row without a byte for the application
+        self._kept = b""  # decrypted before somebody asked for it
         self._end: bytes | ssl.SSLError | Truncated | None = None  # what the reads end with: b"" where all is well
         self._fed_all = False
+        self._encrypted: list[bytes] = []  # goes out before what is in outgoing
+        self._tickets = b""  # goes out before all that, and never alone
         self.has_input = False
 
     def feed(self, ciphertext: bytes | bytearray) -> None:
         """Take what arrived."""
-        self._incoming.write(ciphertext)
+        if self._chunk:
+            ciphertext = self._chunk[self._at :] + ciphertext
+        self._chunk = ciphertext
+        self._at = 0
         self.has_input = True
 
     def feed_end(self) -> None:
@@ -56,15 +109,66 @@ class TLSEngine:
         self._fed_all = True  # OpenSSL is not told: it would send an alert, and could send nothing after it
         self.has_input = True
 
+    @property
+    def undecrypted(self) -> int:
+        """Bytes of ciphertext that have come, and of which nothing has come yet."""
+        return self._incoming.pending + len(self._chunk) - self._at
+
+    def _feed_record(self) -> bool:
+        """Give OpenSSL what there is of the next record; whether it can do something with it."""
+        chunk, at, missing = self._chunk, self._at, self._missing
+        left = len(chunk) - at
+        begins = not missing
+        if begins:
+            if left < HEADER:
+                self._chunk, self._at = chunk[at:], 0
+                return False
+            missing = HEADER + (chunk[at + 3] << 8 | chunk[at + 4])
+        if missing < left:
+            self._incoming.write(chunk[at : at + missing])
+            self._at = at + missing
+            self._missing = 0
+            return True
+        self._incoming.write(chunk[at:] if at else chunk)
+        self._chunk, self._at = b"", 0
+        if begins and missing > left and not _may_be_a_record(chunk[at : at + HEADER]):
+            return True  # OpenSSL says what is wrong: the rest may never come
+        self._missing = missing - left
+        return not self._missing
+
     def take_outgoing(self) -> bytes:
-        """What is to be sent: handshakes, answers to the peer, and what was written."""
-        return self.outgoing.read()
+        """What is to be sent: handshakes, answers to the peer, and what was written.
+
+        A server's session tickets wait for company. A client that only writes, and closes, would leave them unread,
+        which makes its kernel send a reset, and this may destroy what it has written.
+        """
+        ciphertext = self.outgoing.read()
+        if self._encrypted:
+            ciphertext = b"".join([*self._encrypted, ciphertext])
+            self._encrypted.clear()
+        if self._tickets and ciphertext:
+            ciphertext = self._tickets + ciphertext
+            self._tickets = b""
+        return ciphertext
 
     def handshake(self) -> bool:
-        """Go on with the handshake; whether it is done. Otherwise more is wanted.
+        """Go on with the handshake; whether it is done. Otherwise more is wanted, unless there still is input.
 
         :raises ssl.SSLError: it has failed. What is to be sent then tells the peer.
         """
+        for _ in range(WORK):
+            if self._shake_hands():
+                self.has_input = bool(self._chunk)
+                # From 1.3 on a server has had its last word by then; what is there are tickets.
+                if self._server_side and self.object.version() == "TLSv1.3":
+                    self._tickets = self.outgoing.read()
+                return True
+            if not self._feed_record():
+                self.has_input = False
+                break
+        return False
+
+    def _shake_hands(self) -> bool:
         try:
             with _NO_WORD_OF_BAD_NAMES if self._by_name else contextlib.nullcontext():
                 self.object.do_handshake()
@@ -73,79 +177,95 @@ class TLSEngine:
         return True
 
     def read(self, size: int) -> bytes | None:
-        """Up to ``size`` bytes of plaintext; b"" where the peer has ended; None where more ciphertext is wanted.
+        """Up to ``size`` bytes of plaintext; b"" where the peer has ended; None where more ciphertext is wanted, or, if
+        ``has_input`` says so, another call.
 
         :raises Truncated: the ciphertext has ended, and the peer has not.
-        :raises ssl.SSLError: the ciphertext is broken.
+        :raises ssl.SSLError: the ciphertext is broken, or too much of it brings nothing.
         """
-        if self._plaintext:
-            first = self._plaintext.pop(0)
-            if len(first) > size:
-                self._plaintext.insert(0, first[size:])
-            return first[:size]
-        record = self._read_record(size)
-        if record and self.has_input:
-            record += self._read_on(size - len(record))
-        return record
-
-    def _read_on(self, size: int) -> bytes:
-        """What else there is, without the end or the error behind it: that is for the next read."""
+        if self._kept:
+            kept, self._kept = self._kept[:size], self._kept[size:]
+            return kept
+        if self._end is not None:
+            return self._read_end(self._end)
         records = []
-        with contextlib.suppress(ssl.SSLError, Truncated):
-            while size and self.has_input and (record := self._read_record(size)):
-                records.append(record)
-                size -= len(record)
-        return b"".join(records)
-
-    def _read_record(self, size: int) -> bytes | None:
-        if self._end is None:
-            record = self._decrypt(size)
-            if record is not None or self._end is None:
-                return record
-        # OpenSSL would not say it twice.
-        if isinstance(self._end, bytes):
-            return self._end
-        raise copy(self._end)  # the one that is kept is without a traceback, whose frames it would keep as well
-
-    def _decrypt(self, size: int) -> bytes | None:
-        """The next bytes. None where there are none now, or no more, which is then noted as the end."""
-        if self.has_input:  # saves an exception
+        work = WORK
+        while size and work > 0 and (self._inside or (self._chunk and self._feed_record())):
             try:
                 record = self.object.read(size)
-                if record:
-                    # Only a read that is full can have left a part of its record.
-                    if not (self._incoming.pending or self._fed_all or (len(record) == size and self.object.pending())):
-                        self.has_input = bool(self._plaintext)
-                    return record
-                self._end = b""
-            except ssl.SSLWantReadError:
-                self.has_input = bool(self._plaintext)
-            except ssl.SSLZeroReturnError:
-                self._end = b""
             except ssl.SSLError as error:
-                self._end = copy(error)
-        if self._end is None and self._fed_all:
+                work -= EMPTY_COSTS
+                self._read_nothing(error)
+                if self._end is not None:
+                    break
+                continue
+            if not record:
+                self._end = b""
+                break
+            records.append(record)
+            work -= 1
+            self._empty = 0
+            size -= len(record)
+            self._inside = not size and self.object.pending() > 0  # only a read that is full can leave something
+        more = self._inside or (bool(self._chunk) and (not size or work <= 0))
+        if self._fed_all and not more and self._end is None:
             self._end = Truncated()
-            self.has_input = True
-        return None
+        self.has_input = more or self._end is not None
+        if records:
+            return records[0] if len(records) == 1 else b"".join(records)
+        return None if self._end is None else self._read_end(self._end)
+
+    def _read_nothing(self, error: ssl.SSLError) -> None:
+        if isinstance(error, ssl.SSLWantReadError):  # a record that OpenSSL keeps to itself
+            self._empty += 1
+            if self._empty > MOST_EMPTY:
+                self._refuse()
+        elif isinstance(error, ssl.SSLZeroReturnError):
+            self._end = b""
+        else:
+            self._end = copy(error)
+
+    def _refuse(self) -> None:
+        """End with an error, and tell the peer: OpenSSL is made to send a fatal alert."""
+        self._incoming.write(NO_RECORD)
+        with contextlib.suppress(ssl.SSLError):
+            self.object.read(1)
+        self._end = ssl.SSLError(ssl.SSL_ERROR_SSL, f"more than {MOST_EMPTY} records in a row bring no data")
+
+    def _read_end(self, end: bytes | ssl.SSLError | Truncated) -> bytes:
+        # OpenSSL would not say it twice.
+        if isinstance(end, bytes):
+            return end
+        raise copy(end)  # the one that is kept is without a traceback, whose frames it would keep as well
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt all of ``data``."""
-        if len(data):
-            self.object.write(data)  # there is always room in memory, so it takes all
+        if len(data) <= RECORD:
+            if len(data):
+                self.object.write(data)  # there is always room in memory, so it takes all
+            return
+        with memoryview(data) as view:
+            for at in range(0, len(view), RECORD):
+                self.object.write(view[at : at + RECORD])
+                self._encrypted.append(self.outgoing.read())
 
     def close(self) -> None:
         """Tell the peer that this side ends. What it has sent, and sends, can still be read.
 
         Without a handshake, or after an error, there is nothing to tell.
         """
-        # OpenSSL looks for the peer's answer in what has arrived, and gives up where it finds data: take that first.
-        while plaintext := self._read_on(TAKE):
-            self._plaintext.append(plaintext)
-        self.has_input = bool(self._plaintext) or self._end is not None
+        # OpenSSL looks for the peer's answer, and gives up where it finds data: take that first.
+        if self._inside:
+            self._kept = self.object.read(RECORD)
+            self._inside = False
         if not isinstance(self._end, ssl.SSLError):
             with contextlib.suppress(ssl.SSLError):  # as a rule SSLWantReadError: the peer has not answered yet
                 self.object.unwrap()
+
+
+def _may_be_a_record(header: bytes | bytearray) -> bool:
+    """Whether these are the first bytes of a record, as far as one can see."""
+    return 20 <= header[0] <= 24 and header[1] == 3 and (header[3] << 8 | header[4]) <= RECORD + EXPANSION
 
 
 class _NoWordOfBadNames:
