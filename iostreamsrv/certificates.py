@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cryptography import x509
-from tornado.log import gen_log
 
 from .errors import CertificateError
 from .issuing import CertificateAuthority, KeyPair, self_signed
+from .logs import general
 from .options import check_flag
 from .pemfiles import Pair, blocks_in
 
@@ -124,7 +124,7 @@ class Certificates:
         try:
             self._served = self._load()
         except CertificateError as error:
-            gen_log.error("Certificates not reloaded, the old ones stay in force: %s", error)
+            general.error("Certificates not reloaded, the old ones stay in force: %s", error)
             return False
         return True
 
@@ -139,7 +139,7 @@ class Certificates:
         for leaf in dict.fromkeys(self._served.leaves):
             if leaf.until - now <= EXPIRY_NOTICE:
                 self._warned = now
-                gen_log.warning("%s: %s", leaf.place, leaf.problem(now) or f"expires on {_date(leaf.until)}")
+                general.warning("%s: %s", leaf.place, leaf.problem(now) or f"expires on {_date(leaf.until)}")
 
     def _load(self) -> "_Served":
         if isinstance(self._ssl_options, ssl.SSLContext):
@@ -151,7 +151,7 @@ class Certificates:
             if problem := leaf.problem(now):
                 if self._strict_validity:
                     raise CertificateError(leaf.option, leaf.value, problem)
-                gen_log.error("%s: %s; it is served all the same", leaf.place, problem)
+                general.error("%s: %s; it is served all the same", leaf.place, problem)
         return served
 
 

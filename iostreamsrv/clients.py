@@ -8,7 +8,6 @@ import asyncio
 import inspect
 import logging
 import socket
-import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
@@ -18,8 +17,9 @@ from tornado import gen
 
 from .deadlines import Deadlines
 from .engine.base import CLOSE_TIMEOUT
-from .errors import CloseReason, FramingError, StreamTimeoutError, reason_for
+from .errors import CloseReason, FramingError
 from .events import Event, Events
+from .faults import fault
 from .greeting import Greeter, client
 from .iostream import BaseIOStream, IOStream
 from .options import ServerOptions
@@ -180,7 +180,7 @@ class Clients:
             if stream.id in self._rejected:
                 coroutine = _goodbye(coroutine)
             handling = stream._hub.loop.create_task(coroutine)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             return self._handler_failed(self._successor(stream), name, error)
         self._handling[handling] = stream
         handling.add_done_callback(self._on_handled)
@@ -198,12 +198,9 @@ class Clients:
         """A handler has ended."""
         stream = self._successor(self._handling.pop(handling))
         rejected = stream.id in self._rejected
-        if handling.cancelled():
-            if isinstance(handling, asyncio.Task) and handling.cancelling():
-                self._retire(stream, self._end)
-            else:  # by what it waited for
-                self._retire(stream, CloseReason.HANDLER_ERROR)
-        elif (error := handling.exception()) is not None:
+        if handling.cancelled() and isinstance(handling, asyncio.Task) and handling.cancelling():
+            self._retire(stream, self._end)
+        elif (error := _error_of(handling)) is not None:
             self._handler_failed(stream, "handle_reject" if rejected else "handle_stream", error)
         elif rejected:
             self._retire(stream, CloseReason.REJECTED)
@@ -211,21 +208,13 @@ class Clients:
             self._retire(stream, CloseReason.LOCAL)
 
     def _handler_failed(self, stream: IOStream, name: str, error: BaseException) -> None:
-        if isinstance(error, tornado.iostream.StreamClosedError):
-            reason = CloseReason.LOCAL
-        elif isinstance(error, tornado.iostream.StreamBufferFullError):
-            reason = reason_for(error)
-            self._complain("limit", stream, f"closing {client(stream)}: {error}", reason, error)
-        elif isinstance(error, ssl.SSLError):  # of its start_tls(), which has said so
-            reason = CloseReason.TLS_ERROR
-        elif isinstance(error, FramingError) and error.operation != "write":
-            reason = CloseReason.LOCAL
-            self._complain("error", stream, f"closing {client(stream)}: {error}", reason, error, logging.INFO)
-        elif isinstance(error, StreamTimeoutError):
-            reason = CloseReason.READ_TIMEOUT
-        else:
-            reason = CloseReason.HANDLER_ERROR
+        reason, telling = fault(stream, error)
+        if reason is CloseReason.HANDLER_ERROR:
             self._raised(name, stream, error)
+        elif isinstance(telling, tornado.iostream.StreamBufferFullError):
+            self._complain("limit", stream, f"closing {client(stream)}: {telling}", reason, telling)
+        elif isinstance(telling, FramingError):
+            self._complain("error", stream, f"closing {client(stream)}: {telling}", reason, telling, logging.INFO)
         self._retire(stream, reason)
 
     def _complain(
@@ -305,7 +294,7 @@ class Clients:
             result = self._server.handle_close(stream, stream.close_reason)
             if result is not None:
                 self._keep(stream._hub.loop.create_task(self._closed(stream, _coroutine(result))))
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._raised("handle_close", stream, error)
 
     async def _closed(self, stream: IOStream, handling: Awaitable[None]) -> None:
@@ -360,6 +349,14 @@ class Clients:
                 stream._give_up_owed()
         self._end = CloseReason.SHUTDOWN
         await _wait([*ending, *self._closing - spared])
+
+
+def _error_of(handling: "asyncio.Future[Any]") -> BaseException | None:
+    """What it raised, a `CancelledError` of what it waited for included."""
+    try:
+        return handling.exception()
+    except asyncio.CancelledError as error:
+        return error
 
 
 async def _wait(futures: list["asyncio.Future[Any]"]) -> None:

@@ -14,7 +14,6 @@ from typing import Any, Literal, Self
 
 from tornado import process
 from tornado.ioloop import IOLoop
-from tornado.log import app_log
 
 from .certificates import Certificates
 from .clients import Clients
@@ -25,6 +24,7 @@ from .greeting import Greeter
 from .ioloop import current_loop, existing_loop
 from .iostream import IOStream
 from .listeners import Listeners
+from .logs import application
 from .netutil import BACKLOG, bind_sockets
 from .networks import TrustedNetworks
 from .options import WHILE_RUNNING, ServerOptions, check_optional_timeout
@@ -577,4 +577,4 @@ class TCPServer:
             connection.close()
         if not self._told_no_handler:
             self._told_no_handler = True
-            app_log.error("%s has no handle_stream: its clients are closed", type(self).__name__)
+            application.error("%s has no handle_stream: its clients are closed", type(self).__name__)

@@ -16,11 +16,13 @@ PACKAGE = PROJECT / "iostreamsrv"
 
 LAYERS = [
     "version",
+    "text",
     "errors",
     "networks",
     "options",
     "addresses",
     "loglimit",
+    "logs",
     "events",
     "descriptors",
     "sansio",
@@ -50,6 +52,7 @@ LAYERS = [
     "permits",
     "deadlines",
     "greeting",
+    "faults",
     "clients",
     "draining",
     "listeners",

@@ -11,7 +11,7 @@ from types import EllipsisType, TracebackType
 
 from tornado.ioloop import IOLoop
 
-from ..errors import CloseReason, KickedError
+from ..errors import CloseReason, KickedError, of_stream
 from ..hub import BROKEN, READABLE, WRITABLE
 from ..options import LINGER, READ_CHUNK_SIZE, check_flag, check_optional_timeout, check_size, check_timeout
 from ..sansio.reads import Discard
@@ -193,7 +193,7 @@ class BaseIOStream(ReadSide):
         :param message: why; it becomes the text of the stream's ``error``, a `KickedError`, and so of what a pending
             read raises.
         """
-        self._close(CloseReason.KICKED, KickedError(message))
+        self._close(CloseReason.KICKED, of_stream(KickedError(message), self.id))
 
     def set_timeouts(
         self,

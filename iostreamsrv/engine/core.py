@@ -12,7 +12,7 @@ import tornado.iostream
 from tornado.ioloop import IOLoop
 
 from ..addresses import show
-from ..errors import CloseReason, Operation, StreamClosedError
+from ..errors import CloseReason, Operation, StreamClosedError, StreamError, of_stream
 from ..events import WITHOUT_SERVER, Event, EventKind, Events
 from ..hub import Hub, hub_of
 from ..sansio.buffers import ReadBuffer, WriteBuffer
@@ -280,10 +280,12 @@ class StreamCore(tornado.iostream.BaseIOStream):
 
     def _closed_error(self, operation: Operation) -> StreamClosedError:
         reason = self.close_reason or self._eof or CloseReason.LOCAL
-        return StreamClosedError(self.error, operation, reason)
+        return StreamClosedError(self.error, operation, reason, self.id)
 
     def _failed(self, error: BaseException) -> "Future[Any]":
         future: Future[Any] = Future(loop=self._hub.loop)
+        if isinstance(error, StreamError):  # one of a match function's may not know
+            of_stream(error, self.id)
         fail(future, error)
         return future
 

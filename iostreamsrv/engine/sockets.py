@@ -12,7 +12,7 @@ from typing import Any, Self, cast
 
 from tornado.ioloop import IOLoop
 
-from ..errors import CloseReason, ConcurrentConnectError, reason_for, without_frames
+from ..errors import CloseReason, ConcurrentConnectError, of_stream, reason_for, without_frames
 from ..hub import READABLE, WRITABLE
 from ..options import ServerOptions
 from ..sansio.buffers import WriteBuffer
@@ -208,7 +208,7 @@ class SocketStream(BaseIOStream):
         if self._closed:
             return self._failed(self._closed_error("connect"))
         if self._connect_future is not None:
-            raise ConcurrentConnectError
+            raise of_stream(ConcurrentConnectError(), self.id)
         future: Future[Self] = Future(loop=self._hub.loop)
         try:
             self.socket.connect(address)

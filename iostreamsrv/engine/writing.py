@@ -7,7 +7,7 @@ from collections import deque
 from time import monotonic
 from typing import IO, Any, ClassVar
 
-from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for, without_frames
+from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
 from ..sansio.files import FileRegion, check_amount
 from .core import INLINE, StreamCore, fail
@@ -114,9 +114,8 @@ class WriteSide(StreamCore):
                 output.size - output.in_files + FUTURE_SIZE * max(0, len(self._unsent_futures or ()) - FUTURES_FREE)
             )
             if queued + len(data) > limit:
-                raise StreamBufferFullError(
-                    f"Reached maximum write buffer size: {queued} of {limit} bytes are queued", "write"
-                )
+                text = f"Reached maximum write buffer size: {queued} of {limit} bytes are queued"
+                raise of_stream(StreamBufferFullError(text, "write"), self.id)
         output.append(data)
         return self._future_of_queued()
 

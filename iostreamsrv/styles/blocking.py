@@ -19,11 +19,10 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Self
 
-from tornado.log import gen_log
-
 from ..descriptors import raise_limit
 from ..errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError
 from ..iostream import IOStream
+from ..logs import general
 from ..options import Full, check_count
 from ..tcpserver import TCPServer
 from .crossing import Crossing, stopped
@@ -219,7 +218,7 @@ class BlockingServer:
             thread.join(max(0.0, late - time.monotonic()))
         left = [thread.name for thread in others if thread.is_alive()]
         if left:
-            gen_log.warning("the server has stopped, and is still at work in %s", ", ".join(left))
+            general.warning("the server has stopped, and is still at work in %s", ", ".join(left))
 
     def _tell_now(self) -> None:
         if self._notices is not None:

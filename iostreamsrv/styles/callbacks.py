@@ -16,7 +16,7 @@ from inspect import isawaitable
 from types import EllipsisType
 from typing import Any
 
-from ..errors import CloseReason, Operation, OptionError, StreamBufferFullError, StreamClosedError
+from ..errors import CloseReason, Operation, OptionError, StreamBufferFullError, StreamClosedError, of_stream
 from ..events import Event
 from ..ioloop import IOLoop, current_loop
 from ..iostream import MORE, IOStream
@@ -205,7 +205,9 @@ class CallbackServer(TCPServer):
 
     def _rejected(self, event: Event) -> None:
         if isinstance(event.stream, IOStream):
-            self._run_soon(self.on_error(event.stream, StreamClosedError(None, "accept", event.reason)))
+            self._run_soon(
+                self.on_error(event.stream, StreamClosedError(None, "accept", event.reason, event.stream.id))
+            )
 
     def _run_soon(self, result: Awaitable[None] | None) -> None:
         """Of a callback that belongs to no client: run it, if it is a coroutine, on the loop that is the first to run,
@@ -297,17 +299,21 @@ class Conversation:
 
     async def _tell_of_end(self, reason: CloseReason) -> None:
         stream = self._stream
-        error = stream.error or (None if isinstance(self._failure, StreamClosedError) else self._failure)
+        error = stream.error or (None if self._is_own_end(self._failure) else self._failure)
         unread = await stream.read_bytes(stream.buffered)
         try:
             if reason in FAULTS:
                 operation: Operation = getattr(error, "operation", None) or "read"
-                await self._call(self._server.on_error, StreamClosedError(error, operation, reason))
+                await self._call(self._server.on_error, StreamClosedError(error, operation, reason, stream.id))
         finally:
             try:
                 await self._call(self._server.on_disconnect, unread, _said(error, reason))
             finally:
                 self._forget(stream)
+
+    def _is_own_end(self, failure: BaseException | None) -> bool:
+        """Whether a callback has merely learnt that its client's stream is closed."""
+        return isinstance(failure, StreamClosedError) and failure.stream_id == self._stream.id
 
     # ---- data
 
@@ -364,7 +370,8 @@ class Conversation:
             await self._stream.read_bytes(taken)
             self._keep(b"", taken)
         elif size > self._stream.max_buffer_size:
-            raise StreamBufferFullError("on_data leaves more than the buffer can hold", "read")
+            full = StreamBufferFullError("on_data leaves more than the buffer can hold", "read")
+            raise of_stream(full, self._stream.id)
         self.look_for_writes()
 
     def _grown(self, buffer: bytearray) -> bytes:

@@ -8,9 +8,8 @@ from asyncio import Future
 from collections.abc import Callable
 from enum import StrEnum
 
-from tornado.log import app_log
-
 from ..addresses import show
+from ..logs import application
 from .crossing import set_done
 from .handles import Handle
 
@@ -81,7 +80,7 @@ class Notices:
         try:
             self._notify(handle, notice)
         except (Exception, SystemExit):
-            app_log.error("Exception in callback notify for %s", show(handle.address), exc_info=True)
+            application.error("Exception in callback notify for %s", show(handle.address), exc_info=True)
             handle.close()
         finally:
             self._post(told)

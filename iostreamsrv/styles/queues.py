@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ..descriptors import raise_limit
-from ..errors import OptionError, StreamBufferFullError, StreamClosedError
+from ..errors import OptionError, StreamBufferFullError, of_stream
 from ..ioloop import IOLoop
 from ..iostream import IOStream
 from ..tcpserver import TCPServer
 from .crossing import cancel_the_rest
-from .outbox import Outbox
+from .outbox import Outbox, closed_error
 
 __all__ = ["QueueServer", "SendQueue"]
 
@@ -62,7 +62,7 @@ class SendQueue:
             if not self._room.wait_for(lambda: self._takes(len(data)), timeout if block and not in_loop else 0):
                 raise queue.Full
             if self._stream.closed():
-                raise StreamClosedError(self._stream.error, "write", self._stream.close_reason)
+                raise closed_error(self._stream)
             (self._outbox.put_in_loop if in_loop else self._outbox.put)(data)
 
     def put_nowait(self, data: bytes | bytearray | memoryview) -> None:
@@ -206,7 +206,8 @@ class _Server(TCPServer):
             try:
                 self._callback(address, sending, data)
             except queue.Full:
-                raise StreamBufferFullError("the callback put more than the client's queue takes", "write") from None
+                full = StreamBufferFullError("the callback put more than the client's queue takes", "write")
+                raise of_stream(full, stream.id) from None
             if sending.qsize() > half:
                 await sending.drain(half)
 
