@@ -78,7 +78,9 @@ class BlockingServer:
         self._crossing = crossing = Crossing(self._tell_now)
         self._notices: Notices | None = None
         if self._overrides("notify"):
-            self._notices = Notices(self.notify, crossing.post, crossing.happened)
+            self._notices = Notices(
+                self.notify, crossing.post, crossing.happened, lambda event: self._server.events.log(event)
+            )
         try:
             self._server = _Server(crossing, serve, self._notices, self._pool, options)
         except BaseException:

@@ -10,6 +10,7 @@ So a message that comes in n pieces costs n appends.
 import asyncio
 import inspect
 import io
+import logging
 from asyncio import Future
 from collections.abc import Awaitable, Callable, Iterable
 from inspect import isawaitable
@@ -213,8 +214,17 @@ class CallbackServer(TCPServer):
         """Of a callback that belongs to no client: run it, if it is a coroutine, on the loop that is the first to run,
         which after a ``listen()`` outside any need not be the current one."""
         if isawaitable(result):
+            result = self._logging(result)
             self._unstarted.append(result)
             current_loop().add_callback(self._run_unstarted)
+
+    async def _logging(self, result: Awaitable[None]) -> None:
+        try:
+            await result
+        except Exception as error:
+            text = f"Exception in callback of {type(self).__name__}"
+            raised = CloseReason.HANDLER_ERROR
+            self.events.emit(Event("error", text, logging.ERROR, reason=raised, error=error))
 
     def _run_unstarted(self) -> None:
         while self._unstarted:
