@@ -9,7 +9,7 @@ a future tell who has cancelled it. So there must be evidence, and in doubt it i
 - the error comes from a `CancelledError`;
 - the last read of the client's stream was cancelled, and nothing has come since;
 - the function in which the `CancelledError` was raised has that stream, or that read, at hand;
-- of the streams that it has at hand no other one waited for something that was cancelled.
+- no other stream that it has at hand has been read from or written to since that read began.
 """
 
 import asyncio
@@ -73,7 +73,10 @@ def _is_of_cancelled_read(stream: BaseIOStream, error: TimeoutError) -> bool:
     if any(value is stream._read_future for value in values):  # asyncio.wait_for has it
         return True
     streams = {id(each): each for value in values for each in _streams_of(value)}
-    return id(stream) in streams and not any(each._was_cancelled() for each in streams.values() if each is not stream)
+    if streams.pop(id(stream), None) is None:
+        return False
+    began = stream._read_since
+    return not any(each._read_since > began or each._sent_at > began for each in streams.values())
 
 
 def _values_where_raised(error: BaseException) -> list[Any]:

@@ -79,11 +79,6 @@ class ReadSide(WriteSide):
         """Whether the last read was cancelled while it was pending, and nothing has come since."""
         return self._read_future is not None and self._read_future.cancelled()
 
-    def _was_cancelled(self) -> bool:
-        """Whether something that waits, or waited last, on this stream was cancelled."""
-        waiting = [self._read_future, self._connect_future, *(each for _, each, _ in self._unsent_futures or ())]
-        return any(each is not None and each.cancelled() for each in waiting)
-
     def _has_begun(self) -> bool:
         """Whether something has come of what the pending read waits for."""
         begun = isinstance(self._read, ReadInto) and self._read.filled > 0
