@@ -10,6 +10,8 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from contextvars import Context
+from time import monotonic
 from typing import Any, Protocol
 
 import tornado.iostream
@@ -21,6 +23,7 @@ from .errors import CloseReason, FramingError
 from .events import Event, Events
 from .faults import fault
 from .greeting import Greeter, client
+from .hub import BLOCKED
 from .iostream import BaseIOStream, IOStream
 from .options import ServerOptions
 from .permits import Permits, host_of
@@ -47,6 +50,9 @@ class Serving(Protocol):
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
         """One was served, and has ended."""
+
+    def _function(self) -> Any:
+        """What users wrote that serves one, for the log to name."""
 
 
 class Clients:
@@ -91,6 +97,8 @@ class Clients:
         self._end = CloseReason.SHUTDOWN  # what a cancelled handler's stream ends with
         self._ended: deque[tuple[IOStream, bool]] = deque()  # to be told of, and whether it had a handler
         self._telling = False
+        self._step_began = 0.0
+        self._context = Context()  # of what is not a client's
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self._on_handled = self._handled
 
@@ -172,6 +180,7 @@ class Clients:
         return not stream.closed() and self.deadlines.end(stream)
 
     def _call(self, name: str, stream: IOStream, address: Any) -> None:
+        began = monotonic()
         try:
             result = getattr(self._server, name)(stream, address)
             if result is None:
@@ -179,11 +188,35 @@ class Clients:
             coroutine = _coroutine(result)
             if stream.id in self._rejected:
                 coroutine = _goodbye(coroutine)
-            handling = stream._hub.loop.create_task(coroutine)
+            loop = stream._hub.loop
+            loop.call_soon(self._step_begins, context=self._context)
+            handling = loop.create_task(coroutine)
+            loop.call_soon(self._step_ended, stream, context=self._context)
         except (Exception, asyncio.CancelledError) as error:
             return self._handler_failed(self._successor(stream), name, error)
+        finally:
+            self._look_for_blocking(stream, began)
         self._handling[handling] = stream
         handling.add_done_callback(self._on_handled)
+
+    def _step_begins(self) -> None:
+        """The loop is about to make a handler's first step. (The others are made by the hub, as a rule.)"""
+        self._step_began = monotonic()
+
+    def _step_ended(self, stream: IOStream) -> None:
+        self._look_for_blocking(stream, self._step_began)
+
+    def _look_for_blocking(self, stream: IOStream, began: float) -> None:
+        now = monotonic()
+        if now - began >= BLOCKED:
+            stream._hub.now = now  # it is said once
+            self._blocked(stream, now - began)
+
+    def _blocked(self, stream: IOStream, seconds: float) -> None:
+        function = self._server._function()
+        name = getattr(function, "__qualname__", None) or repr(function)
+        text = f"{name} has blocked the loop for {seconds:.1f} s, and all clients with it, serving {client(stream)}"
+        self.events.emit(Event("error", text, logging.WARNING, stream, stream.remote_address))
 
     def _successor(self, stream: IOStream) -> IOStream:
         """The one that ``start_tls()`` has put in its place, perhaps."""

@@ -19,6 +19,7 @@ gap between completion and wake-up, in which a cancelled task would lose the byt
 import asyncio
 import select
 import types
+from asyncio.log import logger
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,9 @@ SLICE = 0.003
 may have to wait for three runs: the one its timer falls into, and one each before its timer and its wake-up are seen.
 With what is sent at the end of a run that is to stay below 15 ms, however busy the streams are.
 """
+
+BLOCKED = 0.5
+"""Seconds that a handler may keep the loop without a warning. All others wait meanwhile."""
 
 _AGAIN = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
 
@@ -68,6 +72,9 @@ class Dispatched(Protocol):
 
     def uncork(self) -> None:
         """Send what was corked."""
+
+    def blocked(self, seconds: float) -> None:
+        """Its dispatch has kept the loop for so long."""
 
 
 _WAKEUP = "task_wakeup"  # what the C Task of CPython names the method that it leaves with a future
@@ -128,9 +135,26 @@ def complete(future: "asyncio.Future[Any]", result: object) -> None:
         if type(callback) is types.BuiltinMethodType and callback.__name__ == _WAKEUP:
             future.remove_done_callback(callback)
             future.set_result(result)
-            context.run(callback, future)
+            if debugging:
+                _step_watched(callback, context, future)
+            else:
+                context.run(callback, future)
             return
     future.set_result(result)
+
+
+debugging = False
+"""Whether there was a loop in asyncio's debug mode."""
+
+
+def _step_watched(callback: Any, context: Context, future: "asyncio.Future[Any]") -> None:
+    """Step a task, and log it if it is slow, as a loop in debug mode does that steps it itself."""
+    loop: Any = future.get_loop()
+    began = monotonic()
+    context.run(callback, future)
+    took = monotonic() - began
+    if loop.get_debug() and took >= loop.slow_callback_duration:
+        logger.warning("Executing %r took %.3f seconds", callback.__self__, took)
 
 
 class Hub:
@@ -173,6 +197,9 @@ class Hub:
     def unwatch(self, stream: Dispatched) -> None:
         """Forget ``stream``; its descriptor is about to be closed."""
         raise NotImplementedError
+
+    def check(self) -> None:
+        """In asyncio's debug mode: raise, if the caller is not in this loop. See `Checked`."""
 
     def dispatch_again(self, stream: Dispatched) -> None:
         """Dispatch ``stream`` as readable in the loop's next turn: it had enough for this one."""
@@ -219,6 +246,8 @@ class Hub:
                     events = READABLE
                 stream.dispatch(events)
                 now = monotonic()
+            if now >= end and now - self.now >= BLOCKED:
+                stream.blocked(now - self.now)
         finally:
             # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
             self._left = count
@@ -356,14 +385,76 @@ class LoopHub(Hub):
             self.io_loop.remove_handler(stream)
 
 
+class Checked(Hub):
+    """A hub of a loop in asyncio's debug mode: whoever uses one of its streams must be in its loop.
+
+    Reads and writes pay nothing for it otherwise: a stream looks at ``crowded`` before it writes, and at ``loop``
+    whenever it makes a future. What is called less often asks by :meth:`check`.
+    """
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        self.check()
+        return self._loop
+
+    @loop.setter
+    def loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    @property
+    def crowded(self) -> bool:
+        self.check()
+        return self._crowded
+
+    @crowded.setter
+    def crowded(self, crowded: bool) -> None:
+        self._crowded = crowded
+
+    def check(self) -> None:
+        """Whether this is the loop that runs here, or none does.
+
+        :raises RuntimeError: it is not.
+        """
+        running = asyncio._get_running_loop()
+        loop = self._loop
+        if running is loop or loop.is_closed():
+            return
+        if loop.is_running():
+            raise RuntimeError(
+                "a stream is used in another thread than its loop's: call"
+                " stream.io_loop.add_callback(stream.write, data) instead, or, to wait for the result,"
+                " asyncio.run_coroutine_threadsafe(coroutine, stream.io_loop.asyncio_loop).result()"
+            )
+        if running is not None:
+            raise RuntimeError(
+                "a stream is used in another loop than its own: make it, and use it, in one loop, or call"
+                " stream.io_loop.add_callback(stream.write, data), which is done when that loop runs"
+            )
+
+
+class CheckedEpollHub(Checked, EpollHub):
+    """`EpollHub` in debug mode."""
+
+
+class CheckedLoopHub(Checked, LoopHub):
+    """`LoopHub` in debug mode."""
+
+
 driver: Callable[[IOLoop], Hub] = EpollHub if hasattr(select, "epoll") else LoopHub
 """What :func:`hub_of` makes. Tests set it, to have the whole suite run on either."""
+
+_CHECKED: dict[Any, type[Hub]] = {EpollHub: CheckedEpollHub, LoopHub: CheckedLoopHub}
 
 
 def hub_of(io_loop: IOLoop) -> Hub:
     """The hub of ``io_loop``, made when first asked for."""
     hub: Hub | None = io_loop.__dict__.get("_iostreamsrv_hub")
     if hub is None:
-        hub = driver(io_loop)
+        make = driver
+        if io_loop.asyncio_loop.get_debug():  # type: ignore[attr-defined]
+            global debugging
+            debugging = True
+            make = _CHECKED.get(driver, driver)
+        hub = make(io_loop)
         io_loop.__dict__["_iostreamsrv_hub"] = hub
     return hub

@@ -179,6 +179,7 @@ class BaseIOStream(ReadSide):
 
     def abort(self) -> None:
         """Close the stream now and throw away what is queued; a TCP peer gets a reset. Reason ``aborted``."""
+        self._hub.check()
         self._corked = None
         if self._closed:
             return self._give_up_owed()
@@ -228,6 +229,7 @@ class BaseIOStream(ReadSide):
 
     def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""
+        self._hub.check()
         if self._corked is not None:
             self.uncork()  # which may find the stream broken, and close it
         if self._closed:

@@ -141,6 +141,7 @@ class SocketStream(BaseIOStream):
         return BaseIOStream._sendfile(self, region, size)
 
     def abort(self) -> None:
+        self._hub.check()
         if self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6):
             # Lingering for 0 seconds is how one asks for a reset.
             with contextlib.suppress(OSError):

@@ -141,6 +141,7 @@ class WriteSide(StreamCore):
         """
         if self._closed or self._sending_eof or self._closing is not None:
             raise self._closed_error("write")
+        self._hub.check()
         region = FileRegion(file, offset, count)
         self.uncork()
         if self._closed:
@@ -177,6 +178,7 @@ class WriteSide(StreamCore):
         :raises OptionError: it is not a number of bytes.
         :raises StreamClosedError: as :meth:`write`.
         """
+        self._hub.check()
         if remaining != 0:
             check_amount("remaining", remaining)
         self.uncork()
@@ -202,6 +204,7 @@ class WriteSide(StreamCore):
             raise self._closed_error("write")
         if not self._has_half_close:
             raise OSError(errno.EOPNOTSUPP, f"{type(self).__name__} has no half-close")
+        self._hub.check()
         if not self._sending_eof:
             self.uncork()
             self._sending_eof = True

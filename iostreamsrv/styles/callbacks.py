@@ -184,6 +184,9 @@ class CallbackServer(TCPServer):
             self._ticking = stream.io_loop.call_later(self.tick_interval, self._tick)
         await conversation.run()
 
+    def _function(self) -> Any:
+        return self.on_data
+
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
         """For the server: the end of one."""
         conversation = self._conversations.get(stream.id)

@@ -7,6 +7,7 @@ QueueServer("localhost", 5000, echo).run()
 """
 
 import asyncio
+import functools
 import inspect
 import queue
 import signal
@@ -198,6 +199,9 @@ class _Server(TCPServer):
         super().__init__(**options)
         self._callback = callback
 
+    def _function(self) -> Any:
+        return self._callback
+
     async def handle_stream(self, stream: IOStream, address: Any) -> None:
         sending = SendQueue(stream, address)
         half = (stream.max_write_buffer_size or 0) // 2
@@ -217,7 +221,7 @@ def _with_address(callback: Any) -> Callable[[Any, SendQueue, bytes], object]:
     if not callable(callback) or inspect.iscoroutinefunction(callback):
         raise OptionError("callback", callback, "must be a plain function of (queue, data) or (address, queue, data)")
     if _takes_arguments(callback, 2):
-        return lambda address, sending, data: callback(sending, data)
+        return functools.wraps(callback)(lambda address, sending, data: callback(sending, data))
     if _takes_arguments(callback, 3):
         return callback  # type: ignore[no-any-return]
     raise OptionError("callback", callback, "must take (queue, data) or (address, queue, data)")
