@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from .errors import OptionError
+from .text import printable
 
 
 def check_port(name: str, port: int | str) -> int | str:
@@ -35,8 +36,13 @@ def check_host(name: str, host: str | None) -> str | None:
 
 
 def show(address: Any) -> str:
-    """An address for people: ``127.0.0.1:80``, ``[::1]:80``, ``*:80``, ``/run/echo.sock``, ``@abstract``."""
+    """An address for people: ``127.0.0.1:80``, ``[::1]:80``, ``*:80``, ``/run/echo.sock``, ``@abstract``.
+
+    What cannot be printed is escaped: a peer may have chosen it.
+    """
     if isinstance(address, tuple) and len(address) >= 2:
         host, port, *_ = address
-        return f"[{host}]:{port}" if ":" in str(host or "") else f"{host or '*'}:{port}"
-    return os.fsdecode(address).replace("\0", "@") if isinstance(address, str | bytes) else str(address)
+        return printable(f"[{host}]:{port}" if ":" in str(host or "") else f"{host or '*'}:{port}")
+    if isinstance(address, str | bytes):
+        address = os.fsdecode(address).replace("\0", "@")
+    return printable(str(address))

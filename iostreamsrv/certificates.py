@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from tornado.log import gen_log
 
 from .errors import CertificateError
 from .issuing import CertificateAuthority, KeyPair, self_signed
+from .logs import general
 from .options import check_flag
 from .pemfiles import Pair, crls_in, revoke, trust
 
@@ -136,7 +136,7 @@ class Certificates:
         A given `ssl.SSLContext` stays as it is, as its files are not known: that is False, and a warning.
         """
         outcome = self.renew()
-        gen_log.log(outcome.level, "%s", outcome.text)
+        general.log(outcome.level, "%s", outcome.text)
         return outcome.done
 
     def prepare(self) -> None:
@@ -169,7 +169,7 @@ class Certificates:
         for term in dict.fromkeys(self._served.terms):
             if term.until - now <= NOTICE[term.what]:
                 self._warned = now
-                gen_log.warning("%s: %s", term.place, term.problem(now) or f"expires on {_date(term.until)}")
+                general.warning("%s: %s", term.place, term.problem(now) or f"expires on {_date(term.until)}")
 
     def _read(self) -> "_Served | CertificateError":
         try:
@@ -187,7 +187,7 @@ class Certificates:
             if problem := term.problem(now):
                 if self._strict_validity:
                     raise CertificateError(term.option, term.value, problem)
-                gen_log.error("%s: %s; %s", term.place, problem, CONSEQUENCE[term.what])
+                general.error("%s: %s; %s", term.place, problem, CONSEQUENCE[term.what])
         return served
 
 
@@ -607,7 +607,7 @@ def _raise_to_tls_1_2(context: ssl.SSLContext) -> None:
             "has versions before TLS 1.2: set its minimum_version to ssl.TLSVersion.TLSv1_2 (or allow_legacy_tls=True)",
         )
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    gen_log.info("%s has no minimum_version: it is TLS 1.2 from now on (allow_legacy_tls=True leaves it)", context)
+    general.info("%s has no minimum_version: it is TLS 1.2 from now on (allow_legacy_tls=True leaves it)", context)
 
 
 def _speaks_legacy_tls(context: ssl.SSLContext) -> bool:

@@ -8,10 +8,10 @@ import asyncio
 import inspect
 import logging
 import socket
-import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextvars import Context
+from time import monotonic
 from typing import Any, Protocol
 
 import tornado.iostream
@@ -20,9 +20,11 @@ from tornado import gen
 from .contexts import run_for
 from .deadlines import Deadlines
 from .engine.base import CLOSE_TIMEOUT
-from .errors import CloseReason, FramingError, StreamTimeoutError, reason_for
+from .errors import CloseReason, FramingError
 from .events import Event, Events
+from .faults import fault
 from .greeting import Greeter, client
+from .hub import BLOCKED
 from .iostream import BaseIOStream, IOStream
 from .options import ServerOptions
 from .permits import Permits, host_of
@@ -49,6 +51,9 @@ class Serving(Protocol):
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
         """One was served, and has ended."""
+
+    def _function(self) -> Any:
+        """What users wrote that serves one, for the log to name."""
 
 
 class Clients:
@@ -94,6 +99,8 @@ class Clients:
         self._end = CloseReason.SHUTDOWN  # what a cancelled handler's stream ends with
         self._ended: deque[tuple[IOStream, bool]] = deque()  # to be told of, and whether it had a handler
         self._telling = False
+        self._step_began = 0.0
+        self._context = Context()  # of what is not a client's
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self._on_handled = self._handled
 
@@ -179,13 +186,19 @@ class Clients:
 
     def _call(self, name: str, stream: IOStream, address: Any) -> None:
         context = stream._callback_context
+        began = monotonic()
         try:
             coroutine = run_for(stream, self._begin, name, stream, address)
             if coroutine is None:
                 return self._returned(self._successor(stream))
-            handling = stream._hub.loop.create_task(coroutine, context=context)
+            loop = stream._hub.loop
+            loop.call_soon(self._step_begins, context=self._context)
+            handling = loop.create_task(coroutine, context=context)
+            loop.call_soon(self._step_ended, stream, context=self._context)
         except (Exception, asyncio.CancelledError) as error:
             return self._handler_failed(self._successor(stream), name, error)
+        finally:
+            self._look_for_blocking(stream, began)
         self._handling[handling] = stream
         handling.add_done_callback(self._on_handled, context=context)
 
@@ -196,6 +209,25 @@ class Clients:
             return None
         coroutine = _coroutine(result)
         return _goodbye(coroutine) if stream.id in self._rejected else coroutine
+
+    def _step_begins(self) -> None:
+        """The loop is about to make a handler's first step. (The others are made by the hub, as a rule.)"""
+        self._step_began = monotonic()
+
+    def _step_ended(self, stream: IOStream) -> None:
+        self._look_for_blocking(stream, self._step_began)
+
+    def _look_for_blocking(self, stream: IOStream, began: float) -> None:
+        now = monotonic()
+        if now - began >= BLOCKED:
+            stream._hub.now = now  # it is said once
+            self._blocked(stream, now - began)
+
+    def _blocked(self, stream: IOStream, seconds: float) -> None:
+        function = self._server._function()
+        name = getattr(function, "__qualname__", None) or repr(function)
+        text = f"{name} has blocked the loop for {seconds:.1f} s, and all clients with it, serving {client(stream)}"
+        self.events.emit(Event("error", text, logging.WARNING, stream, stream.remote_address))
 
     def _successor(self, stream: IOStream) -> IOStream:
         """The one that ``start_tls()`` has put in its place, perhaps."""
@@ -210,12 +242,9 @@ class Clients:
         """A handler has ended."""
         stream = self._successor(self._handling.pop(handling))
         rejected = stream.id in self._rejected
-        if handling.cancelled():
-            if isinstance(handling, asyncio.Task) and handling.cancelling():
-                self._retire(stream, self._end)
-            else:  # by what it waited for
-                self._retire(stream, CloseReason.HANDLER_ERROR)
-        elif (error := handling.exception()) is not None:
+        if handling.cancelled() and isinstance(handling, asyncio.Task) and handling.cancelling():
+            self._retire(stream, self._end)
+        elif (error := _error_of(handling)) is not None:
             self._handler_failed(stream, "handle_reject" if rejected else "handle_stream", error)
         elif rejected:
             self._retire(stream, CloseReason.REJECTED)
@@ -232,21 +261,13 @@ class Clients:
             self._retire(stream, CloseReason.LOCAL)
 
     def _handler_failed(self, stream: IOStream, name: str, error: BaseException) -> None:
-        if isinstance(error, tornado.iostream.StreamClosedError):
-            reason = CloseReason.LOCAL
-        elif isinstance(error, tornado.iostream.StreamBufferFullError):
-            reason = reason_for(error)
-            self._complain("limit", stream, f"closing {client(stream)}: {error}", reason, error)
-        elif isinstance(error, ssl.SSLError):  # of its start_tls(), which has said so
-            reason = CloseReason.TLS_ERROR
-        elif isinstance(error, FramingError) and error.operation != "write":
-            reason = CloseReason.LOCAL
-            self._complain("error", stream, f"closing {client(stream)}: {error}", reason, error, logging.INFO)
-        elif isinstance(error, StreamTimeoutError):
-            reason = CloseReason.READ_TIMEOUT
-        else:
-            reason = CloseReason.HANDLER_ERROR
+        reason, telling = fault(stream, error)
+        if reason is CloseReason.HANDLER_ERROR:
             self._raised(name, stream, error)
+        elif isinstance(telling, tornado.iostream.StreamBufferFullError):
+            self._complain("limit", stream, f"closing {client(stream)}: {telling}", reason, telling)
+        elif isinstance(telling, FramingError):
+            self._complain("error", stream, f"closing {client(stream)}: {telling}", reason, telling, logging.INFO)
         self._retire(stream, reason)
 
     def _complain(
@@ -383,6 +404,14 @@ class Clients:
                 stream._give_up_owed()
         self._end = CloseReason.SHUTDOWN
         await _wait([*ending, *self._closing - spared])
+
+
+def _error_of(handling: "asyncio.Future[Any]") -> BaseException | None:
+    """What it raised, a `CancelledError` of what it waited for included."""
+    try:
+        return handling.exception()
+    except asyncio.CancelledError as error:
+        return error
 
 
 async def _wait(futures: list["asyncio.Future[Any]"]) -> None:

@@ -19,7 +19,7 @@ from contextvars import Context
 from time import monotonic
 from typing import Any, NamedTuple
 
-from .errors import CloseReason, Operation, StreamTimeoutError
+from .errors import CloseReason, Operation, StreamTimeoutError, of_stream
 from .iostream import IOStream
 from .options import ServerOptions, Timeouts
 
@@ -181,7 +181,7 @@ class Deadlines:
                 self._close(stream, *overdue)
 
     def _close(self, stream: IOStream, reason: CloseReason, error: StreamTimeoutError) -> None:
-        stream._close(reason, error)
+        stream._close(reason, of_stream(error, stream.id))
         if reason in HOPELESS:
             stream._give_up_owed()
 

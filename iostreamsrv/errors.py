@@ -2,7 +2,7 @@
 
 The tree, with the classes of Tornado and of Python that each also is::
 
-    StreamError                       operation, reason
+    StreamError                       operation, reason, stream_id
     ├── StreamClosedError             tornado.iostream.StreamClosedError, OSError
     ├── StreamTimeoutError            TimeoutError
     ├── StreamBufferFullError         tornado.iostream.StreamBufferFullError
@@ -17,16 +17,18 @@ The tree, with the classes of Tornado and of Python that each also is::
     ResolveError                      socket.gaierror, OSError
 
 So ``except tornado.iostream.StreamClosedError`` keeps working after a change of imports. errno values become reasons
-in one place, :func:`reason_for`.
+in one place, :func:`reason_for`. Every exception can be copied and pickled, with its fields.
 """
 
 import errno
 import socket
 import ssl
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import tornado.iostream
+
+from .text import printable
 
 __all__ = [
     "CertificateError",
@@ -44,6 +46,7 @@ __all__ = [
     "StreamError",
     "StreamTimeoutError",
     "UnsatisfiableReadError",
+    "of_stream",
     "reason_for",
     "without_frames",
 ]
@@ -142,15 +145,46 @@ def without_frames(error: BaseException) -> BaseException:
     return error.with_traceback(None)
 
 
+Error = TypeVar("Error", bound=BaseException)
+
+
+def of_stream(error: Error, stream_id: int) -> Error:
+    """``error`` itself, with the ``stream_id`` of the stream that raises it. One that has an id keeps it."""
+    if getattr(error, "stream_id", None) is None:
+        error.stream_id = stream_id  # type: ignore[attr-defined]  # also of an ssl.SSLError
+    return error
+
+
+def _without_init(cls: type[Error], args: tuple[Any, ...]) -> Error:
+    """For copies: an exception whose constructor takes something else than ``args``."""
+    error = cls.__new__(cls)
+    error.args = args
+    return error
+
+
 class StreamError(Exception):
     """Base of what a stream raises.
 
     :ivar operation: what was being done, an :data:`Operation`; ``None`` where no operation was under way.
     :ivar reason: the :class:`CloseReason` of the stream, or ``None`` while the stream stays open.
+    :ivar stream_id: the ``id`` of the stream that raised it, also of an `ssl.SSLError` of its handshake; ``None`` where
+        there is no stream, as when no connection could be made. A server's handler tells by it whether its client
+        failed, or another peer::
+
+            except StreamClosedError as error:
+                if error.stream_id == upstream.id:
+                    await stream.write(b"502 Bad Gateway\\n")
     """
 
     operation: Operation | None = None
     reason: CloseReason | None = None
+    stream_id: int | None = None
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _without_init, (type(self), self.args), dict(vars(self))
 
 
 class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
@@ -171,16 +205,22 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
         real_error: BaseException | None = None,
         operation: Operation | None = None,
         reason: CloseReason | None = None,
+        stream_id: int | None = None,
     ) -> None:
         super().__init__(real_error)
         self.errno = getattr(real_error, "errno", None)
         self.operation = operation
         self.reason = reason
+        self.stream_id = stream_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # OSError keeps its errno elsewhere. What the kernel said is all that it says of it.
+        return _without_init, (type(self), self.args), {**vars(self), "errno": self.errno}
 
     def __str__(self) -> str:
         if self.operation == "connect" and isinstance(self.real_error, OSError):
             target = self.real_error.filename
-            return f"cannot connect{f' to {target}' if target else ''}: {self.real_error.strerror}"
+            return printable(f"cannot connect{f' to {target}' if target else ''}: {self.real_error.strerror}")
         text = "Stream is closed"
         if self.reason is not None:
             side = "by the peer" if self.reason.by_peer else "on this side"
@@ -189,7 +229,7 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
             text += f", during {self.operation}"
         if self.real_error is not None:
             text += f": {self.real_error}"
-        return text
+        return printable(text)
 
 
 class StreamTimeoutError(TimeoutError, StreamError):
@@ -209,6 +249,8 @@ class StreamTimeoutError(TimeoutError, StreamError):
     def __init__(self, operation: Operation, seconds: float, message: str | None = None) -> None:
         super().__init__(message or f"{operation} not finished within {seconds:g} s")
         self.operation = operation
+
+    __reduce__ = StreamError.__reduce__  # before OSError's, which calls the constructor
 
 
 class KickedError(StreamError):
@@ -295,6 +337,9 @@ class OptionError(ValueError):
         self.option = option
         self.value = value
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _without_init, (type(self), self.args), dict(vars(self))
+
 
 class CertificateError(OptionError, KeyError):
     """Something in ``ssl_options`` cannot be used: a file, or what an option asks for. ::
@@ -323,7 +368,7 @@ class ListenError(OSError):
     """
 
     def __str__(self) -> str:
-        return str(self.strerror)
+        return printable(str(self.strerror))
 
 
 class ResolveError(socket.gaierror):
@@ -338,4 +383,4 @@ class ResolveError(socket.gaierror):
     """
 
     def __str__(self) -> str:
-        return str(self.strerror)
+        return printable(str(self.strerror))

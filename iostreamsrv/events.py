@@ -5,7 +5,8 @@
 
     server.events.subscribe(count, "close")
 
-The log is one subscriber, the first of each server: it writes what went wrong to Tornado's loggers, at a limited rate.
+The log is one subscriber, the first of each server: it writes what went wrong to the loggers of
+:mod:`iostreamsrv.logs`, at a limited rate.
 """
 
 import logging
@@ -17,11 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import tornado.iostream
-from tornado.log import app_log, gen_log
 
+from .addresses import show
 from .contexts import run_in
 from .errors import CloseReason, OptionError
 from .loglimit import LogLimit
+from .logs import application, general
+from .text import printable
 
 __all__ = ["Event", "EventKind", "Events", "Log"]
 
@@ -41,7 +44,7 @@ class Event:
     """One thing that happened.
 
     :ivar kind: what sort of thing, an :data:`EventKind`.
-    :ivar text: what, for people; it names the client.
+    :ivar text: what, for people; it names the client. What a peer has put into it and cannot be printed is escaped.
     :ivar level: how bad that is, as `logging` has it.
     :ivar stream: whose it is; None where it is the server's. Its counters, times and unread bytes are still there when
         it is closed: ``bytes_read``, ``bytes_written``, ``opened_at``, ``buffered``.
@@ -60,29 +63,45 @@ class Event:
     error: BaseException | None = None
     at: float = field(default_factory=time.time)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", printable(self.text))
+
 
 Listener = Callable[[Event], object]
 
 
 class Log:
-    """Writes events to Tornado's loggers: what a handler raised to ``tornado.application``, all else to
-    ``tornado.general``.
+    """Writes events to the loggers: what a handler raised to ``iostreamsrv.application``, with its traceback, all else
+    to ``iostreamsrv.general``.
+
+    The records have the fields ``event`` (the kind), ``peer`` (the client's address, for people), ``reason`` and
+    ``stream_id``; None where there is none.
 
     :param limited: whether lines of one kind may come ten at once and one a second, and more of them are only counted.
-        What a handler raised is never left out.
     """
 
     def __init__(self, limited: bool) -> None:
         self._limits: dict[tuple[EventKind, CloseReason | None, int], LogLimit] | None = {} if limited else None
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "error" and event.reason is CloseReason.HANDLER_ERROR:
-            app_log.log(event.level, "%s", event.text, exc_info=event.error)
-            return
         left_out = self._left_out(event)
-        if left_out is not None:
-            more = f" (and {left_out} lines like this one before)" if left_out else ""
-            gen_log.log(event.level, "%s%s", event.text, more)
+        if left_out is None:
+            return
+        more = f" (and {left_out} lines like this one before)" if left_out else ""
+        raised = event.kind == "error" and event.reason is CloseReason.HANDLER_ERROR
+        (application if raised else general).log(
+            event.level,
+            "%s%s",
+            event.text,
+            more,
+            exc_info=event.error if raised else None,
+            extra={
+                "event": event.kind,
+                "peer": None if event.address is None else show(event.address),
+                "reason": None if event.reason is None else str(event.reason),
+                "stream_id": getattr(event.stream, "id", None),
+            },
+        )
 
     def _left_out(self, event: Event) -> int | None:
         if self._limits is None or event.kind in ROUTINE or event.kind == "reload":  # which no client can cause
@@ -128,7 +147,7 @@ class Events:
         """Whether anybody would see such an event: what comes with every connection is not made for nobody."""
         listeners = self._listeners[kind]
         if listeners == (self.log,) and kind in ROUTINE:
-            return gen_log.isEnabledFor(logging.DEBUG)
+            return general.isEnabledFor(logging.DEBUG)
         return bool(listeners)
 
     def emit(self, event: Event) -> None:
@@ -143,9 +162,11 @@ class Events:
         for listener in self._listeners[event.kind]:
             try:
                 listener(event)
-            except (Exception, CancelledError):
-                app_log.error("Exception in callback %r for an event: %s", listener, event.text, exc_info=True)
+            except (Exception, CancelledError) as error:
+                text = f"Exception in callback {listener!r} for an event: {event.text}"
+                raised = CloseReason.HANDLER_ERROR
+                self.log(Event("error", text, logging.ERROR, event.stream, event.address, raised, error))
 
 
 WITHOUT_SERVER = Events(limited=False)
-"""Of streams and sockets that no server has: their log is Tornado's."""
+"""Of streams and sockets that no server has."""

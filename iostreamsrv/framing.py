@@ -24,11 +24,13 @@ between two messages. A read that is cancelled or times out has taken nothing.
 """
 
 import json
+import math
+import re
 import struct
 from asyncio import Future
 from typing import Any, Generic, Self, TypeVar
 
-from .errors import CloseReason, FramingError, OptionError, StreamClosedError
+from .errors import CloseReason, FramingError, OptionError, StreamClosedError, of_stream
 from .iostream import BaseIOStream
 from .options import check_size
 
@@ -104,6 +106,7 @@ class Framing(Generic[Message]):
             self._check_whole(len(data))
         except FramingError as error:
             error.operation = "write"  # the fault is on this side
+            of_stream(error, self.stream.id)
             raise
         return self.stream.write(data)
 
@@ -117,7 +120,8 @@ class Framing(Generic[Message]):
             if error.reason is not CloseReason.EOF:
                 raise
             if self.stream.buffered:
-                raise FramingError(f"the stream ended within a message, after {self.stream.buffered} bytes") from None
+                cut = FramingError(f"the stream ended within a message, after {self.stream.buffered} bytes")
+                raise of_stream(cut, self.stream.id) from None
             raise StopAsyncIteration from None
 
     def _match(self, buffer: bytearray) -> tuple[int, Message] | None:
@@ -186,7 +190,8 @@ class Delimited(Framing[bytes]):
 class JSONLines(Framing[Any]):
     """One JSON value in each line (https://jsonlines.org): in UTF-8, with ``\\n``, or ``\\r\\n``, at its end.
 
-    ``NaN`` and ``Infinity``, which Python's `json` takes otherwise, are no JSON.
+    ``NaN`` and ``Infinity``, which Python's `json` takes otherwise, are no JSON. Nor is what could be read, but not be
+    written again: a number too large for a float (``1e999``), and half of a surrogate pair (``"\\ud800"``).
     """
 
     def __init__(self, stream: BaseIOStream, max_size: float = MAX_SIZE) -> None:
@@ -203,20 +208,39 @@ class JSONLines(Framing[Any]):
         if found is None:
             return None
         try:
-            return found[0], json.loads(str(found[1], "utf-8"), parse_constant=_no_json)
+            line = str(found[1], "utf-8")
+            value = json.loads(line, parse_constant=_no_json, parse_float=_finite)
+            if _SURROGATE.search(line):
+                _dumps(value)  # fails if it is but a half
+            return found[0], value
         except (ValueError, RecursionError) as error:
             raise FramingError(f"the line is not JSON: {error}") from None
 
     def encode(self, message: Any) -> bytes:
         try:
-            line = json.dumps(message, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+            line = _dumps(message)
         except (TypeError, ValueError, RecursionError) as error:
             raise FramingError(f"the message cannot be JSON: {error}") from None
         return self._lines.encode(line)
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""Half of a pair, as an escape. In UTF-8 there can be none."""
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
 def _no_json(word: str) -> None:
     raise ValueError(f"there is no {word}")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("a number is too large for a float")
+    return number
 
 
 class LengthPrefixed(Framing[bytes]):

@@ -53,7 +53,7 @@ class Greeter:
         seconds = self._deadlines.options.proxy_header_timeout
         self._deadlines.begin(stream, CloseReason.PROXY_ERROR, "read", seconds)
         if address not in self._trusted:
-            self._refuse(stream, address, "a connection that is not from a trusted proxy")
+            self._refuse(stream, address, "a connection that is not from a trusted proxy", logging.INFO)
         else:
             task = stream._hub.loop.create_task(self._read_header(stream, address), context=Context())
             self._tasks.add(task)
@@ -75,10 +75,10 @@ class Greeter:
         try:
             info = await stream.read_until_match(parse_header)
         except ProxyError as error:
-            self._refuse(stream, address, str(error))
+            self._refuse(stream, address, str(error), logging.WARNING)
         except StreamClosedError as error:
             if error.reason is CloseReason.PROXY_ERROR:  # it was late
-                self._complain(stream, address, str(error.real_error))
+                self._complain(stream, address, str(error.real_error), logging.WARNING)
             stream.close()
         else:
             self._deadlines.end(stream)
@@ -87,13 +87,14 @@ class Greeter:
                 stream._remote_address = address = info.source
             self._go_on(stream, address)
 
-    def _refuse(self, stream: IOStream, address: Any, why: str) -> None:
-        self._complain(stream, address, why)
+    def _refuse(self, stream: IOStream, address: Any, why: str, level: int) -> None:
+        self._complain(stream, address, why, level)
         stream._close(CloseReason.PROXY_ERROR)
 
-    def _complain(self, stream: IOStream, address: Any, why: str) -> None:
+    def _complain(self, stream: IOStream, address: Any, why: str, level: int) -> None:
+        """At WARNING of a proxy that is trusted, and so is set up wrongly; strangers are nothing special."""
         text = f"PROXY header of {client(stream)}: {why}"
-        self._events.emit(Event("error", text, logging.INFO, stream, address, CloseReason.PROXY_ERROR))
+        self._events.emit(Event("error", text, level, stream, address, CloseReason.PROXY_ERROR))
 
     def _go_on(self, stream: IOStream, address: Any) -> None:
         if not self._known(stream, address):

@@ -24,6 +24,7 @@ import os
 import select
 import types
 import weakref
+from asyncio.log import logger
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,10 +34,10 @@ from time import monotonic
 from typing import Any, Protocol
 
 from tornado.ioloop import IOLoop
-from tornado.log import gen_log
 
 from .donefuture import done_future_type
 from .loglimit import LogLimit
+from .logs import general
 
 # Events as epoll numbers them, which are IOLoop.READ and IOLoop.WRITE as well.
 READABLE = 0x001  # EPOLLIN
@@ -51,6 +52,9 @@ SLICE = 0.003
 may have to wait for three runs: the one its timer falls into, and one each before its timer and its wake-up are seen.
 With what is sent at the end of a run that is to stay below 15 ms, however busy the streams are.
 """
+
+BLOCKED = 0.5
+"""Seconds that a handler may keep the loop without a warning. All others wait meanwhile."""
 
 _AGAIN = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
 
@@ -81,6 +85,9 @@ class Dispatched(Protocol):
 
     def uncork(self) -> None:
         """Send what was corked."""
+
+    def blocked(self, seconds: float) -> None:
+        """Its dispatch has kept the loop for so long."""
 
 
 _WAKEUP = "task_wakeup"  # what the C Task of CPython names the method that it leaves with a future
@@ -141,7 +148,10 @@ def complete(future: "asyncio.Future[Any]", result: object) -> None:
         if type(callback) is types.BuiltinMethodType and callback.__name__ == _WAKEUP:
             future.remove_done_callback(callback)
             future.set_result(result)
-            context.run(callback, future)
+            if debugging:
+                _step_watched(callback, context, future)
+            else:
+                context.run(callback, future)
             return
     future.set_result(result)
 
@@ -153,6 +163,20 @@ def waiter_of(future: "asyncio.Future[Any]") -> "asyncio.Future[Any] | None":
         if asyncio.isfuture(waiter) and hasattr(waiter, "get_coro"):
             return waiter
     return None
+
+
+debugging = False
+"""Whether there was a loop in asyncio's debug mode."""
+
+
+def _step_watched(callback: Any, context: Context, future: "asyncio.Future[Any]") -> None:
+    """Step a task, and log it if it is slow, as a loop in debug mode does that steps it itself."""
+    loop: Any = future.get_loop()
+    began = monotonic()
+    context.run(callback, future)
+    took = monotonic() - began
+    if loop.get_debug() and took >= loop.slow_callback_duration:
+        logger.warning("Executing %r took %.3f seconds", callback.__self__, took)
 
 
 class Hub:
@@ -199,6 +223,9 @@ class Hub:
         """Forget ``stream``; its descriptor is about to be closed."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """In asyncio's debug mode: raise, if the caller is not in this loop. See `Checked`."""
+
     def dispatch_again(self, stream: Dispatched) -> None:
         """Dispatch ``stream`` as readable in the loop's next turn: it had enough for this one."""
         if stream not in self._again:  # or each edge would add one more entry that goes round and round
@@ -244,6 +271,8 @@ class Hub:
                     events = READABLE
                 stream.dispatch(events)
                 now = monotonic()
+            if now >= end and now - self.now >= BLOCKED:
+                stream.blocked(now - self.now)
         finally:
             # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
             self._left = count
@@ -263,7 +292,7 @@ class Hub:
 
     def _replaces(self, number: int, dead: Dispatched) -> None:
         """The descriptor of ``dead`` was closed behind its back, and another stream has the same number."""
-        gen_log.warning("%r: its descriptor %d was closed by somebody else, and is another stream's now", dead, number)
+        general.warning("%r: its descriptor %d was closed by somebody else, and is another stream's now", dead, number)
         dead.lose_descriptor()
 
     def forget_parent(self) -> None:
@@ -368,7 +397,7 @@ class EpollHub(Hub):
         left_out = self._warnings.take()
         if left_out is not None:
             more = f" (and {left_out} times before)" if left_out else ""
-            gen_log.warning("a stream's descriptor was closed by somebody else: all streams get another epoll%s", more)
+            general.warning("a stream's descriptor was closed by somebody else: all streams get another epoll%s", more)
         assert self._epoll is not None
         self.io_loop.remove_handler(self)
         with self._epoll:
@@ -456,15 +485,77 @@ class LoopHub(Hub):
             _known_to(self.io_loop).pop(stream.hub_key, None)
 
 
+class Checked(Hub):
+    """A hub of a loop in asyncio's debug mode: whoever uses one of its streams must be in its loop.
+
+    Reads and writes pay nothing for it otherwise: a stream looks at ``crowded`` before it writes, and at ``loop``
+    whenever it makes a future. What is called less often asks by :meth:`check`.
+    """
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        self.check()
+        return self._loop
+
+    @loop.setter
+    def loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    @property
+    def crowded(self) -> bool:
+        self.check()
+        return self._crowded
+
+    @crowded.setter
+    def crowded(self, crowded: bool) -> None:
+        self._crowded = crowded
+
+    def check(self) -> None:
+        """Whether this is the loop that runs here, or none does.
+
+        :raises RuntimeError: it is not.
+        """
+        running = asyncio._get_running_loop()
+        loop = self._loop
+        if running is loop or loop.is_closed():
+            return
+        if loop.is_running():
+            raise RuntimeError(
+                "a stream is used in another thread than its loop's: call"
+                " stream.io_loop.add_callback(stream.write, data) instead, or, to wait for the result,"
+                " asyncio.run_coroutine_threadsafe(coroutine, stream.io_loop.asyncio_loop).result()"
+            )
+        if running is not None:
+            raise RuntimeError(
+                "a stream is used in another loop than its own: make it, and use it, in one loop, or call"
+                " stream.io_loop.add_callback(stream.write, data), which is done when that loop runs"
+            )
+
+
+class CheckedEpollHub(Checked, EpollHub):
+    """`EpollHub` in debug mode."""
+
+
+class CheckedLoopHub(Checked, LoopHub):
+    """`LoopHub` in debug mode."""
+
+
 driver: Callable[[IOLoop], Hub] = EpollHub if hasattr(select, "epoll") else LoopHub
 """What :func:`hub_of` makes. Tests set it, to have the whole suite run on either."""
+
+_CHECKED: dict[Any, type[Hub]] = {EpollHub: CheckedEpollHub, LoopHub: CheckedLoopHub}
 
 
 def hub_of(io_loop: IOLoop) -> Hub:
     """The hub of ``io_loop``, made when first asked for."""
     hub: Hub | None = io_loop.__dict__.get("_iostreamsrv_hub")
     if hub is None:
-        hub = driver(io_loop)
+        make = driver
+        if io_loop.asyncio_loop.get_debug():  # type: ignore[attr-defined]
+            global debugging
+            debugging = True
+            make = _CHECKED.get(driver, driver)
+        hub = make(io_loop)
         io_loop.__dict__["_iostreamsrv_hub"] = hub
         _hubs.add(hub)
     return hub

@@ -83,6 +83,7 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
         :raises CertificateError: the options cannot be.
         :raises ssl.SSLError: from the future; the handshake failed.
         """
+        self._hub.check()
         self.uncork()
         if self._closed:
             raise self._closed_error("handshake")

@@ -16,7 +16,6 @@ from typing import Any, Literal, Self
 import tornado.tcpserver
 from tornado import process
 from tornado.ioloop import IOLoop
-from tornado.log import app_log
 
 from .certificates import Certificates
 from .clients import Clients
@@ -28,6 +27,7 @@ from .greeting import Greeter
 from .ioloop import current_loop, existing_loop
 from .iostream import IOStream
 from .listeners import Listeners
+from .logs import application
 from .netutil import BACKLOG, bind_sockets
 from .networks import TrustedNetworks
 from .options import WHILE_RUNNING, ServerOptions, check_optional_timeout
@@ -526,6 +526,10 @@ class TCPServer:
 
     # ---- the handler
 
+    def _function(self) -> Any:
+        """What users wrote that serves a stream, for the log to name."""
+        return self.handle_stream
+
     def _overrides(self, name: str) -> bool:
         """Whether there is a method of the user's with this name, in a subclass or on the instance."""
         return getattr(getattr(self, name), "__func__", None) is not getattr(TCPServer, name)
@@ -586,4 +590,4 @@ class TCPServer:
             connection.close()
         if not self._told_no_handler:
             self._told_no_handler = True
-            app_log.error("%s has no handle_stream: its clients are closed", type(self).__name__)
+            application.error("%s has no handle_stream: its clients are closed", type(self).__name__)

@@ -833,7 +833,7 @@ async def test_a_goodbye_that_raises_is_logged_and_its_stream_closed(
     peer.close()
     await eventually(server.away[0].closed)
     assert await answers(good)
-    messages = [record.getMessage() for record in caplog.records if record.name == "tornado.application"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "iostreamsrv.application"]
     assert messages == [f"Exception in callback handle_reject for {host}:{port}"]
 
 

@@ -13,7 +13,7 @@ from types import EllipsisType, TracebackType
 
 from tornado.ioloop import IOLoop
 
-from ..errors import CloseReason, KickedError, without_frames
+from ..errors import CloseReason, KickedError, of_stream, without_frames
 from ..hub import BROKEN, READABLE, WRITABLE
 from ..options import LINGER, READ_CHUNK_SIZE, check_flag, check_optional_timeout, check_size, check_timeout
 from ..sansio.reads import Discard
@@ -188,6 +188,7 @@ class BaseIOStream(ReadSide):
 
     def abort(self) -> None:
         """Close the stream now and throw away what is queued; a TCP peer gets a reset. Reason ``aborted``."""
+        self._hub.check()
         self._corked = None
         if self._closed:
             return self._give_up_owed()
@@ -202,7 +203,7 @@ class BaseIOStream(ReadSide):
         :param message: why; it becomes the text of the stream's ``error``, a `KickedError`, and so of what a pending
             read raises.
         """
-        self._close(CloseReason.KICKED, KickedError(message))
+        self._close(CloseReason.KICKED, of_stream(KickedError(message), self.id))
 
     def set_timeouts(
         self,
@@ -237,6 +238,7 @@ class BaseIOStream(ReadSide):
 
     def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""
+        self._hub.check()
         if self._corked is not None:
             self.uncork()  # which may find the stream broken, and close it
         if self._closed:

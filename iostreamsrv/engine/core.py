@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import itertools
+import logging
 import time
 from asyncio import Future, TimerHandle
 from collections import deque
@@ -14,7 +15,7 @@ import tornado.iostream
 from tornado.ioloop import IOLoop
 
 from ..addresses import show
-from ..errors import CloseReason, Operation, StreamClosedError
+from ..errors import CloseReason, Operation, StreamClosedError, StreamError, of_stream
 from ..events import WITHOUT_SERVER, Event, EventKind, Events
 from ..hub import URGENT, Hub, hub_of
 from ..sansio.buffers import ReadBuffer, WriteBuffer
@@ -62,6 +63,9 @@ class Owner(Protocol):
 
     def _replace(self, stream: Any) -> None:
         """``stream`` goes on in the place of the one that had its ``id``."""
+
+    def _blocked(self, stream: Any, seconds: float) -> None:
+        """What ``stream`` has woken has kept the loop for so long."""
 
 
 class StreamCore(tornado.iostream.BaseIOStream):
@@ -309,10 +313,12 @@ class StreamCore(tornado.iostream.BaseIOStream):
 
     def _closed_error(self, operation: Operation) -> StreamClosedError:
         reason = self.close_reason or self._eof or CloseReason.LOCAL
-        return StreamClosedError(self.error, operation, reason)
+        return StreamClosedError(self.error, operation, reason, self.id)
 
     def _failed(self, error: BaseException) -> "Future[Any]":
         future: Future[Any] = Future(loop=self._hub.loop)
+        if isinstance(error, StreamError):  # one of a match function's may not know
+            of_stream(error, self.id)
         fail(future, error)
         return future
 
@@ -346,6 +352,14 @@ class StreamCore(tornado.iostream.BaseIOStream):
     def uncork(self) -> None:
         """For the hub, and for whoever must have everything sent before going on: send what was corked."""
         raise NotImplementedError
+
+    def blocked(self, seconds: float) -> None:
+        """For the hub: what this stream has woken has kept the loop for so long."""
+        if self._owner is not None:
+            self._owner._blocked(self, seconds)
+        else:
+            text = f"the loop was blocked for {seconds:.1f} s by what {self!r} has woken"
+            WITHOUT_SERVER.emit(Event("error", text, logging.WARNING, self))
 
     def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""

@@ -14,8 +14,10 @@ from ..errors import (
     OptionError,
     StreamBufferFullError,
     StreamClosedError,
+    StreamError,
     StreamTimeoutError,
     UnsatisfiableReadError,
+    of_stream,
     reason_for,
     without_frames,
 )
@@ -95,6 +97,10 @@ class ReadSide(WriteSide):
             self._call_soon(self._look_again, look, turns - 1)
         else:
             look()
+
+    def _read_was_cancelled(self) -> bool:
+        """Whether the last read was cancelled while it was pending, and nothing has come since."""
+        return self._read_future is not None and self._read_future.cancelled()
 
     def _has_begun(self) -> bool:
         """Whether something has come of what the pending read waits for."""
@@ -394,7 +400,7 @@ class ReadSide(WriteSide):
     def _receive_failed(self, error: OSError) -> None:
         self._readable = False
         reason = reason_for(error)
-        self._close(reason, without_frames(error))
+        self._close(reason, without_frames(of_stream(error, self.id)))
         if reason not in (CloseReason.RESET, CloseReason.TLS_ERROR):
             raise error
 
@@ -463,7 +469,7 @@ class ReadSide(WriteSide):
         if not self._read_future.done():
             if self._closed:
                 raise self._closed_error("read")
-            raise ConcurrentReadError
+            raise of_stream(ConcurrentReadError(), self.id)
         self._abandon_read()
 
     def _abandon_read(self) -> None:
@@ -488,7 +494,7 @@ class ReadSide(WriteSide):
             self._read_timer = None
             self._abandon_read()
             if not future.done():
-                future.set_exception(StreamTimeoutError("read", timeout))
+                future.set_exception(of_stream(StreamTimeoutError("read", timeout), self.id))
 
     def _wait_for_more(self) -> None:
         read = self._read
@@ -514,6 +520,7 @@ class ReadSide(WriteSide):
             self._close(reason_for(error), without_frames(error))
 
     def _close_for_limit(self, error: UnsatisfiableReadError | StreamBufferFullError) -> None:
+        of_stream(error, self.id)
         if isinstance(error, UnsatisfiableReadError):
             level, text = logging.INFO, f"Unsatisfiable read, closing connection: {error}"
         else:
@@ -572,6 +579,8 @@ class ReadSide(WriteSide):
         future = self._read_future
         self._abandon_read()
         if future is not None:
+            if isinstance(error, StreamError):  # one of a match function's may not know
+                of_stream(error, self.id)
             fail(future, error)
 
     # ---- with nobody reading

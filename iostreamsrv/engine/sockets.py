@@ -13,7 +13,7 @@ from typing import Any, Self, cast
 
 from tornado.ioloop import IOLoop
 
-from ..errors import CloseReason, ConcurrentConnectError, reason_for, without_frames
+from ..errors import CloseReason, ConcurrentConnectError, of_stream, reason_for, without_frames
 from ..hub import READABLE, WRITABLE
 from ..options import ServerOptions
 from ..sansio.buffers import WriteBuffer
@@ -149,6 +149,7 @@ class SocketStream(BaseIOStream):
         return BaseIOStream._sendfile(self, region, size)
 
     def abort(self) -> None:
+        self._hub.check()
         if self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6):
             # Lingering for 0 seconds is how one asks for a reset.
             with contextlib.suppress(OSError):
@@ -213,7 +214,7 @@ class SocketStream(BaseIOStream):
         if self._closed:
             return self._failed(self._closed_error("connect"))
         if self._connect_future is not None:
-            raise ConcurrentConnectError
+            raise of_stream(ConcurrentConnectError(), self.id)
         future: Future[Self] = Future(loop=self._hub.loop)
         try:
             self.socket.connect(address)

@@ -30,7 +30,7 @@ from types import MethodType
 from typing import Any, Self, cast
 
 from ..contexts import run_for
-from ..errors import CloseReason, reason_for, without_frames
+from ..errors import CloseReason, of_stream, reason_for, without_frames
 from ..hub import HANGUP
 from ..sansio.buffers import WriteBuffer
 from ..sansio.files import FileRegion
@@ -299,7 +299,7 @@ class TLSStream(SocketStream):
     def _handshake_failed(self, error: Exception) -> None:
         if isinstance(error, ssl.SSLError):
             self._report("error", logging.WARNING, f"SSL Error: {error}", CloseReason.TLS_ERROR, error)
-        self._close(reason_for(error), without_frames(error))
+        self._close(reason_for(error), without_frames(of_stream(error, self.id)))
 
     def _handshake_timed_out(self) -> None:
         self._handshake_timer = None

@@ -8,7 +8,7 @@ from collections import deque
 from time import monotonic
 from typing import IO, Any, ClassVar
 
-from ..errors import CloseReason, Operation, StreamBufferFullError, reason_for, without_frames
+from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
 from ..sansio.files import FileRegion, check_amount
 from .core import INLINE, StreamCore, fail
@@ -128,9 +128,8 @@ class WriteSide(StreamCore):
         overhead = output.overhead + FUTURE_SIZE * len(self._unsent_futures or ())
         queued += max(0, overhead - OVERHEAD_FREE)
         if queued + size > limit:
-            raise StreamBufferFullError(
-                f"Reached maximum write buffer size: {queued} of {limit} bytes are queued", "write"
-            )
+            text = f"Reached maximum write buffer size: {queued} of {limit} bytes are queued"
+            raise of_stream(StreamBufferFullError(text, "write"), self.id)
 
     def _write_shared(self, data: bytes) -> None:
         """:meth:`write` for somebody who writes the same to many streams and waits for none: what waits costs each of
@@ -163,6 +162,7 @@ class WriteSide(StreamCore):
         """
         if self._closed or self._sending_eof or self._closing is not None:
             raise self._closed_error("write")
+        self._hub.check()
         region = FileRegion(file, offset, count)
         self.uncork()
         if self._closed:
@@ -199,6 +199,7 @@ class WriteSide(StreamCore):
         :raises OptionError: it is not a number of bytes.
         :raises StreamClosedError: as :meth:`write`.
         """
+        self._hub.check()
         if remaining != 0:
             check_amount("remaining", remaining)
         self.uncork()
@@ -224,6 +225,7 @@ class WriteSide(StreamCore):
             raise self._closed_error("write")
         if not self._has_half_close:
             raise OSError(errno.EOPNOTSUPP, f"{type(self).__name__} has no half-close")
+        self._hub.check()
         if not self._sending_eof:
             self.uncork()
             self._sending_eof = True

@@ -20,11 +20,10 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
-from tornado.log import gen_log
-
 from ..descriptors import raise_limit
 from ..errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError
 from ..iostream import IOStream
+from ..logs import general
 from ..options import Full, check_count
 from ..tcpserver import TCPServer
 from .crossing import Crossing, stopped
@@ -80,7 +79,9 @@ class BlockingServer:
         self._crossing = crossing = Crossing(self._tell_now)
         self._notices: Notices | None = None
         if self._overrides("notify"):
-            self._notices = Notices(self.notify, crossing.post, crossing.happened)
+            self._notices = Notices(
+                self.notify, crossing.post, crossing.happened, lambda event: self._server.events.log(event)
+            )
         try:
             self._server = _Server(crossing, serve, self._notices, self._pool, options)
         except BaseException:
@@ -221,7 +222,7 @@ class BlockingServer:
             thread.join(max(0.0, late - time.monotonic()))
         left = [thread.name for thread in others if thread.is_alive()]
         if left:
-            gen_log.warning("the server has stopped, and is still at work in %s", ", ".join(left))
+            general.warning("the server has stopped, and is still at work in %s", ", ".join(left))
 
     def _tell_now(self) -> None:
         if self._notices is not None:

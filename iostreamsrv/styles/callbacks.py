@@ -10,6 +10,7 @@ So a message that comes in n pieces costs n appends.
 import asyncio
 import inspect
 import io
+import logging
 from asyncio import Future
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context, copy_context
@@ -18,7 +19,7 @@ from types import EllipsisType
 from typing import Any
 
 from ..contexts import run_for
-from ..errors import CloseReason, Operation, OptionError, StreamBufferFullError, StreamClosedError
+from ..errors import CloseReason, Operation, OptionError, StreamBufferFullError, StreamClosedError, of_stream
 from ..events import Event
 from ..ioloop import IOLoop, current_loop
 from ..iostream import MORE, IOStream
@@ -186,6 +187,9 @@ class CallbackServer(TCPServer):
             self._tick_later(stream.io_loop, self.tick_interval)
         await conversation.run()
 
+    def _function(self) -> Any:
+        return self.on_data
+
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
         """For the server: the end of one."""
         conversation = self._conversations.get(stream.id)
@@ -211,14 +215,24 @@ class CallbackServer(TCPServer):
 
     def _rejected(self, event: Event) -> None:
         if isinstance(event.stream, IOStream):
-            self._run_soon(self.on_error(event.stream, StreamClosedError(None, "accept", event.reason)))
+            self._run_soon(
+                self.on_error(event.stream, StreamClosedError(None, "accept", event.reason, event.stream.id))
+            )
 
     def _run_soon(self, result: Awaitable[None] | None) -> None:
         """Of a callback that belongs to no client: run it, if it is a coroutine, on the loop that is the first to run,
         which after a ``listen()`` outside any need not be the current one."""
         if isawaitable(result):
-            self._unstarted.append((copy_context(), result))
+            self._unstarted.append((copy_context(), self._logging(result)))
             current_loop().add_callback(self._run_unstarted)
+
+    async def _logging(self, result: Awaitable[None]) -> None:
+        try:
+            await result
+        except Exception as error:
+            text = f"Exception in callback of {type(self).__name__}"
+            raised = CloseReason.HANDLER_ERROR
+            self.events.emit(Event("error", text, logging.ERROR, reason=raised, error=error))
 
     def _run_unstarted(self) -> None:
         while self._unstarted:
@@ -303,17 +317,21 @@ class Conversation:
 
     async def _tell_of_end(self, reason: CloseReason) -> None:
         stream = self._stream
-        error = stream.error or (None if isinstance(self._failure, StreamClosedError) else self._failure)
+        error = stream.error or (None if self._is_own_end(self._failure) else self._failure)
         unread = await stream.read_bytes(stream.buffered)
         try:
             if reason in FAULTS:
                 operation: Operation = getattr(error, "operation", None) or "read"
-                await self._call(self._server.on_error, StreamClosedError(error, operation, reason))
+                await self._call(self._server.on_error, StreamClosedError(error, operation, reason, stream.id))
         finally:
             try:
                 await self._call(self._server.on_disconnect, unread, _said(error, reason))
             finally:
                 self._forget(stream)
+
+    def _is_own_end(self, failure: BaseException | None) -> bool:
+        """Whether a callback has merely learnt that its client's stream is closed."""
+        return isinstance(failure, StreamClosedError) and failure.stream_id == self._stream.id
 
     # ---- data
 
@@ -370,7 +388,8 @@ class Conversation:
             await self._stream.read_bytes(taken)
             self._keep(b"", taken)
         elif size > self._stream.max_buffer_size:
-            raise StreamBufferFullError("on_data leaves more than the buffer can hold", "read")
+            full = StreamBufferFullError("on_data leaves more than the buffer can hold", "read")
+            raise of_stream(full, self._stream.id)
         self.look_for_writes()
 
     def _grown(self, buffer: bytearray) -> bytes:

@@ -12,11 +12,11 @@ from asyncio import Future
 from types import EllipsisType
 from typing import Any, Self
 
-from ..errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError
+from ..errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError, of_stream
 from ..iostream import IOStream
 from ..options import check_timeout
 from .crossing import Crossing, stopped
-from .outbox import Outbox
+from .outbox import Outbox, closed_error
 
 __all__ = ["Handle", "SendTimeoutError"]
 
@@ -127,7 +127,18 @@ class Handle:
         reading = self.stream.read_bytes(size, partial=True, timeout=seconds or None)
         if self._received is not None:
             reading.add_done_callback(lambda _: self._tell_of_use())
-        return reading if seconds != 0 or reading.done() else asyncio.ensure_future(_arrived(reading))
+        return reading if seconds != 0 or reading.done() else asyncio.ensure_future(self._arrived(reading))
+
+    async def _arrived(self, reading: "Future[bytes]") -> bytes:
+        """What ``reading`` gives, if it can do so at once."""
+        try:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+                if reading.done():
+                    return reading.result()
+        finally:
+            reading.cancel()
+        raise of_stream(StreamTimeoutError("read", 0), self.stream.id)
 
     def _tell_of_use(self) -> None:
         if self._received is not None:
@@ -160,7 +171,7 @@ class Handle:
         seconds = self._seconds(timeout)
         content = memoryview(data).cast("B")
         if not self._sending.acquire(timeout=-1 if seconds is None else seconds):
-            raise SendTimeoutError(seconds or 0, 0, len(content))
+            raise of_stream(SendTimeoutError(seconds or 0, 0, len(content)), self.stream.id)
         try:
             if not self._put(content):
                 self._crossing.run(functools.partial(self._send, content, seconds))
@@ -176,7 +187,7 @@ class Handle:
         if self._crossing.closed:
             raise stopped()
         if self.stream.closed():
-            raise StreamClosedError(self.stream.error, "write", self.stream.close_reason)
+            raise closed_error(self.stream)
         if self._outbox.size + len(data) > CHUNK:
             return False
         self._outbox.put(data)
@@ -192,7 +203,7 @@ class Handle:
                         sent += len(chunk)
                         await self.stream.write(chunk)
         except TimeoutError:
-            raise SendTimeoutError(seconds or 0, sent, len(data)) from None
+            raise of_stream(SendTimeoutError(seconds or 0, sent, len(data)), self.stream.id) from None
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **options: Any) -> Any:
         """A file that reads from the client, or writes to it, or both; see `socket.socket.makefile`. Flush what was
@@ -290,25 +301,17 @@ def check_wait(timeout: float | None) -> float | None:
     return timeout if timeout is None or timeout == 0 else check_timeout("timeout", timeout)
 
 
-async def _arrived(reading: "Future[bytes]") -> bytes:
-    """What ``reading`` gives, if it can do so at once."""
-    try:
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
-            if reading.done():
-                return reading.result()
-    finally:
-        reading.cancel()
-    raise StreamTimeoutError("read", 0)
-
-
 def _more_than(seen: int, buffer: bytearray) -> tuple[int, None] | None:
     return (0, None) if len(buffer) > seen else None
 
 
 def _os_error(error: StreamClosedError) -> OSError:
     """The same as a socket would say it."""
+    same: OSError
     if (error.reason is not None and error.reason.by_peer) or isinstance(error.real_error, ConnectionResetError):
         number = error.errno or errno.ECONNRESET
-        return ConnectionResetError(number, os.strerror(number))
-    return ConnectionAbortedError(errno.ECONNABORTED, str(error))
+        same = ConnectionResetError(number, os.strerror(number))
+    else:
+        same = ConnectionAbortedError(errno.ECONNABORTED, str(error))
+    assert error.stream_id is not None
+    return of_stream(same, error.stream_id)

@@ -2,15 +2,16 @@
 
 import asyncio
 import functools
+import logging
 import queue
 import threading
 from asyncio import Future
 from collections.abc import Callable
 from enum import StrEnum
 
-from tornado.log import app_log
-
 from ..addresses import show
+from ..errors import CloseReason
+from ..events import Event
 from .crossing import set_done
 from .handles import Handle
 
@@ -32,14 +33,22 @@ class Notices:
     :param notify: what users wrote.
     :param post: has a function called in the loop.
     :param added: is called in the loop when there is something to tell.
+    :param log: is told, in whichever thread, of what ``notify`` raises.
     :ivar thread: the thread; None where there is none.
     """
 
-    def __init__(self, notify: Notify, post: Callable[[Callable[[], object]], None], added: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        notify: Notify,
+        post: Callable[[Callable[[], object]], None],
+        added: Callable[[], None],
+        log: Callable[[Event], None],
+    ) -> None:
         self.thread: threading.Thread | None = None
         self._notify = notify
         self._post = post
         self._added = added
+        self._log = log
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._telling = threading.Lock()
 
@@ -80,8 +89,11 @@ class Notices:
     def _tell(self, handle: Handle, notice: Notice, told: Callable[[], None]) -> None:
         try:
             handle.context.run(self._notify, handle, notice)
-        except (Exception, SystemExit):
-            app_log.error("Exception in callback notify for %s", show(handle.address), exc_info=True)
+        except (Exception, SystemExit) as error:
+            if not isinstance(error, OSError) or getattr(error, "stream_id", None) != handle.stream.id:
+                text = f"Exception in callback notify for {show(handle.address)}"
+                reason = CloseReason.HANDLER_ERROR
+                self._log(Event("error", text, logging.ERROR, handle.stream, handle.address, reason, error))
             handle.close()
         finally:
             self._post(told)

@@ -9,6 +9,11 @@ from ..errors import StreamBufferFullError, StreamClosedError
 from ..iostream import IOStream
 
 
+def closed_error(stream: IOStream) -> StreamClosedError:
+    """What a write to a stream that is closed raises."""
+    return StreamClosedError(stream.error, "write", stream.close_reason, stream.id)
+
+
 class Outbox:
     """Bytes for a stream, from any thread. What is put within one turn of the loop is one write.
 

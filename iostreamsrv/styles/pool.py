@@ -8,13 +8,13 @@ from asyncio import Future
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
-from tornado.log import gen_log
-
 from ..addresses import show
+from ..errors import of_stream
 from ..iostream import IOStream
+from ..logs import general
 from .crossing import set_done
 
 Serve = Callable[[Any, Any], None]
@@ -53,7 +53,9 @@ def _call(serve: Serve, sock: Any, address: Any) -> None:
     try:
         serve(sock, address)
     except (BrokenPipeError, ConnectionAbortedError, ConnectionResetError, TimeoutError) as error:
-        gen_log.debug("%s: handle() ended: %s", show(address), error)
+        if getattr(error, "stream_id", None) != sock.stream.id:  # that of another peer, whom the handler asked
+            raise
+        general.debug("%s: handle() ended: %s", show(address), error)
     except SystemExit:
         pass  # which ends a thread, as a rule
     finally:
@@ -64,11 +66,13 @@ def _call(serve: Serve, sock: Any, address: Any) -> None:
 class ClientSocket(socket.socket):
     """A socket for a thread, on the connection of a stream.
 
+    :ivar stream: the stream.
     :ivar closed: done when the thread has closed it.
     """
 
     def __init__(self, stream: IOStream, post: Callable[[Callable[[], object]], None]) -> None:
         super().__init__(fileno=os.dup(stream.fileno()))
+        self.stream = stream
         self.closed: Future[None] = asyncio.get_running_loop().create_future()
         self._tell: Callable[[], None] | None = partial(post, partial(set_done, self.closed))
 
@@ -88,3 +92,25 @@ class ClientSocket(socket.socket):
             self.shutdown(how)
         except OSError:
             pass  # it has ended already
+
+
+def _knowing_its_stream(name: str) -> Callable[..., Any]:
+    """A socket's method whose errors tell whose they are."""
+    method = getattr(socket.socket, name)
+
+    @wraps(method)
+    def call(sock: ClientSocket, *arguments: Any, **keywords: Any) -> Any:
+        try:
+            return method(sock, *arguments, **keywords)
+        except OSError as error:
+            of_stream(error, sock.stream.id)
+            raise
+
+    return call
+
+
+for _name in ("recv", "recv_into", "recvfrom", "recvfrom_into", "send", "sendall", "sendfile", "sendto"):
+    setattr(ClientSocket, _name, _knowing_its_stream(_name))
+for _name in ("recvmsg", "recvmsg_into", "sendmsg"):
+    if hasattr(socket.socket, _name):  # not on Windows
+        setattr(ClientSocket, _name, _knowing_its_stream(_name))

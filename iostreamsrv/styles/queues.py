@@ -7,6 +7,7 @@ QueueServer("localhost", 5000, echo).run()
 """
 
 import asyncio
+import functools
 import inspect
 import queue
 import signal
@@ -17,12 +18,12 @@ from functools import partial
 from typing import Any
 
 from ..descriptors import raise_limit
-from ..errors import OptionError, StreamBufferFullError, StreamClosedError
+from ..errors import OptionError, StreamBufferFullError, of_stream
 from ..ioloop import IOLoop
 from ..iostream import IOStream
 from ..tcpserver import TCPServer
 from .crossing import cancel_the_rest
-from .outbox import Outbox
+from .outbox import Outbox, closed_error
 
 __all__ = ["QueueServer", "SendQueue"]
 
@@ -64,7 +65,7 @@ class SendQueue:
             if not self._room.wait_for(lambda: self._takes(len(data)), timeout if block and not in_loop else 0):
                 raise queue.Full
             if self._stream.closed():
-                raise StreamClosedError(self._stream.error, "write", self._stream.close_reason)
+                raise closed_error(self._stream)
             (self._outbox.put_in_loop if in_loop else self._outbox.put)(data)
 
     def put_nowait(self, data: bytes | bytearray | memoryview) -> None:
@@ -200,6 +201,9 @@ class _Server(TCPServer):
         super().__init__(**options)
         self._callback = callback
 
+    def _function(self) -> Any:
+        return self._callback
+
     async def handle_stream(self, stream: IOStream, address: Any) -> None:
         sending = SendQueue(stream, address)
         half = (stream.max_write_buffer_size or 0) // 2
@@ -208,7 +212,8 @@ class _Server(TCPServer):
             try:
                 self._callback(address, sending, data)
             except queue.Full:
-                raise StreamBufferFullError("the callback put more than the client's queue takes", "write") from None
+                full = StreamBufferFullError("the callback put more than the client's queue takes", "write")
+                raise of_stream(full, stream.id) from None
             if sending.qsize() > half:
                 await sending.drain(half)
 
@@ -223,7 +228,7 @@ def _with_address(callback: Any) -> Callable[[Any, SendQueue, bytes], object]:
     if not callable(callback) or inspect.iscoroutinefunction(callback):
         raise OptionError("callback", callback, "must be a plain function of (queue, data) or (address, queue, data)")
     if _takes_arguments(callback, 2):
-        return lambda address, sending, data: callback(sending, data)
+        return functools.wraps(callback)(lambda address, sending, data: callback(sending, data))
     if _takes_arguments(callback, 3):
         return callback  # type: ignore[no-any-return]
     raise OptionError("callback", callback, "must take (queue, data) or (address, queue, data)")
