@@ -35,6 +35,7 @@ LAYERS = [
     "ioloop",
     "hub",
     "engine",
+    "engine.progress",
     "engine.core",
     "engine.writing",
     "engine.reading",

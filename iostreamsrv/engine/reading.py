@@ -59,6 +59,16 @@ class GivesBack(Future[Any]):
         return cancelled
 
 
+class NotesWritten(GivesBack):
+    """The future of a read while the server shuts down: what is written from its end on is the answer."""
+
+    __slots__ = ()
+
+    def set_result(self, result: Any) -> None:
+        self._stream._written_before = self._stream._written()
+        super().set_result(result)
+
+
 class ReadSide(WriteSide):
     """Receives when somebody reads, and only then: otherwise the kernel's buffer, and in the end the peer, waits.
 
@@ -85,6 +95,23 @@ class ReadSide(WriteSide):
     def _merely_waits(self) -> bool:
         """Whether all there is to do is to wait for a message of which nothing has come yet."""
         return self.reading() and not self._has_begun() and not self.writing() and not self._has_input()
+
+    def _written(self) -> int:
+        """Bytes that were written so far."""
+        return self.bytes_written + self.queued
+
+    def _note_written(self) -> None:
+        """While the server shuts down, now and then: whatever is written before a read has ended is no answer to it."""
+        if self._written_before is None or self.reading():
+            self._written_before = self._written()
+
+    def _has_answered(self) -> bool:
+        """While the server shuts down, with each read: whether something was written since the last one, and the stream
+        is closed for that, as the handler asks for the next request."""
+        before, self._written_before = self._written_before, self._written()
+        if self._written_before == before or self._closed or self._closing is not None or self._owner is None:
+            return False
+        return self._owner._asks_again(self)
 
     def _has_input(self) -> bool:
         """Whether bytes wait in the kernel that are still to be dispatched."""
@@ -169,7 +196,8 @@ class ReadSide(WriteSide):
         if timeout is not None:
             check_timeout("timeout", timeout)  # before any byte moves
         read = ReadInto(buf, partial)
-        if self._buffer.size and self._read is None and read.take(self._buffer) is not MORE:
+        at_once = self._buffer.size and self._read is None and self._written_before is None
+        if at_once and read.take(self._buffer) is not MORE:
             return self._finished(read.filled)
         return self._begin_read(read, timeout)
 
@@ -210,6 +238,8 @@ class ReadSide(WriteSide):
             timeout = check_timeout("timeout", timeout)
         if self._closing is not None and not isinstance(read, Discard):
             return self._read_after_the_end(read)
+        if self._written_before is not None and self._has_answered():
+            raise self._closed_error("read")
         if self._read is not None:
             self._expect_no_read()
         if self._closed or self._eof:
@@ -230,7 +260,11 @@ class ReadSide(WriteSide):
                 self._untried = True
             if self._readable or self._buffer.size:
                 self._hub.dispatch_again(self)
-        future: Future[Any] = GivesBack(self) if read.holds_bytes else Future(loop=self._hub.loop)
+        future: Future[Any]
+        if self._written_before is not None:
+            future = NotesWritten(self)
+        else:
+            future = GivesBack(self) if read.holds_bytes else Future(loop=self._hub.loop)
         self._read = read
         self._read_future = future
         hub = self._hub
@@ -439,6 +473,8 @@ class ReadSide(WriteSide):
         read = self._read
         if isinstance(read, ReadMatch) and read.begun_anew:
             read.begun_anew = False
+            if self._written_before is not None and self._has_answered():
+                return None
             self._read_since = self._hub.now
             self._inline = INLINE
         if self._readable:
