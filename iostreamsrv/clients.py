@@ -380,7 +380,7 @@ class Clients:
             elif self.deadlines.in_phase(stream):
                 if stream.idle_time >= idle:
                     stream._close(CloseReason.SHUTDOWN)
-            elif self._asks_nothing(stream):
+            elif self._asks_nothing(stream) and (stream.idle_time >= idle or not stream._is_unanswered()):
                 self._end_waiting(stream)
 
     def _end_waiting(self, stream: IOStream) -> None:

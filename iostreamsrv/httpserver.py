@@ -37,6 +37,9 @@ OURS = ("io_loop", "options", *NAMES)
 GOING_AWAY = 1001
 """What RFC 6455 has a server say to a WebSocket when it shuts down."""
 
+GOODBYE = 1.0
+"""Seconds that a shutdown waits for the answer to that."""
+
 
 class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
     """An HTTP server for a `tornado.web.Application`, or any other request callback.
@@ -141,9 +144,10 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
     def _may_end(self, stream: IOStream) -> bool:
         websocket = self._websockets.get(stream.id)
         if websocket is not None and websocket.ws_connection is not None:
-            if not websocket.ws_connection.is_closing():
-                websocket.close(GOING_AWAY, "the server is shutting down")
-            return False  # Tornado closes it when the client has answered, or after 5 s
+            if websocket.ws_connection.is_closing():
+                return stream.write_idle_time >= GOODBYE and not stream._unsent()
+            websocket.close(GOING_AWAY, "the server is shutting down")
+            return False  # Tornado closes it when the client has answered
         return not self._has_request(stream)
 
     def _has_request(self, stream: IOStream) -> bool:

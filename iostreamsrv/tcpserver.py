@@ -398,9 +398,9 @@ class TCPServer:
         request, later on they are closed as soon as their handler reads again. Handlers that are at work may finish.
         Clients that ask again at once do not keep the server: after those seconds a handler that has written since its
         last read, and reads again, has answered. Its stream is closed in order, with what was written, and the read
-        raises `StreamClosedError`, reason ``shutdown``. A read in the middle of a request, for which nothing was written
-        yet, goes on. What is left at the timeout is cancelled, has a second for its last words and its client another
-        one to read them, and is closed, reason ``drain_timeout``: with a reset, if it has not taken all.
+        raises `StreamClosedError`, reason ``shutdown``. A read in the middle of a request, for which nothing was
+        written yet, goes on. What is left at the timeout is cancelled, has a second for its last words and its client
+        another one to read them, and is closed, reason ``drain_timeout``: with a reset, if it has not taken all.
 
         Its beginning is an event of the kind ``shutdown`` (an INFO line in the log), and so are clients that are cut
         off by the timeout (a WARNING).

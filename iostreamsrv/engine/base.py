@@ -149,7 +149,7 @@ class BaseIOStream(ReadSide):
         """Be closed from now on, as far as anybody sees, and do in the background what ``aclose()`` does."""
         if self._closed or self._leaving:
             return
-        owner._retire(self, CloseReason.LOCAL)
+        owner._retire(self, CloseReason.LOCAL if self._written_before is None else CloseReason.SHUTDOWN)
         self._leaving = True
         if self._close_callback is not None:
             self._run_close_callback()
@@ -177,7 +177,8 @@ class BaseIOStream(ReadSide):
             return
         if self._closing is None:
             self._begin_closing(CloseReason.LOCAL)
-            return await self._finish_closing(timeout)
+            await self._finish_closing(timeout)
+            return
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.shield(self._closing)
@@ -220,7 +221,8 @@ class BaseIOStream(ReadSide):
         while not self._closed:
             received = self._received()
             try:
-                return await self._begin_read(discard, self.linger)
+                await self._begin_read(discard, self.linger)
+                return
             except StreamTimeoutError:
                 if self._unsent() or self._write_buffer is not None:
                     self._watch_progress()

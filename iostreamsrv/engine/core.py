@@ -1,6 +1,5 @@
 """The fields of a stream, its descriptor, and what both its sides need."""
 
-import asyncio
 import itertools
 import time
 from asyncio import Future, TimerHandle
@@ -73,7 +72,6 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_close_callback",
         "_closed",
         "_closing",
-        "_leaving",
         "_connect_future",
         "_corked",
         "_corked_size",
@@ -82,6 +80,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_hangup",
         "_hub",
         "_inline",
+        "_leaving",
         "_more_inside",
         "_owed",
         "_owner",

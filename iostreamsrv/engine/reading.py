@@ -40,6 +40,9 @@ from .writing import WriteSide
 RECEIVES_PER_TURN = 4
 """Calls to receive after which a read that is still not satisfied lets other streams have their turn."""
 
+ALL_ANSWERED = -1
+"""What was written before a read that was pending when the server began to shut down: never as much as now."""
+
 _UNTIL_CLOSE = ReadUntilClose()
 
 
@@ -57,16 +60,6 @@ class GivesBack(Future[Any]):
         if cancelled:
             self._stream._give_back(self)
         return cancelled
-
-
-class NotesWritten(GivesBack):
-    """The future of a read while the server shuts down: what is written from its end on is the answer."""
-
-    __slots__ = ()
-
-    def set_result(self, result: Any) -> None:
-        self._stream._written_before = self._stream._written()
-        super().set_result(result)
 
 
 class ReadSide(WriteSide):
@@ -101,9 +94,16 @@ class ReadSide(WriteSide):
         return self.bytes_written + self.queued
 
     def _note_written(self) -> None:
-        """While the server shuts down, now and then: whatever is written before a read has ended is no answer to it."""
-        if self._written_before is None or self.reading():
+        """While the server shuts down, now and then: begin to note what is written between two reads. What is written
+        while a read waits is no answer to it; a read that goes on and on has no end where that could be noted."""
+        if isinstance(self._read, ReadMatch) or (self._written_before is None and not self.reading()):
             self._written_before = self._written()
+        elif self._written_before is None:
+            self._written_before = ALL_ANSWERED
+
+    def _is_unanswered(self) -> bool:
+        """While the server shuts down: whether something was read since that began, and no answer to it written."""
+        return self._written_before == self._written() and not isinstance(self._read, ReadMatch)
 
     def _has_answered(self) -> bool:
         """While the server shuts down, with each read: whether something was written since the last one, and the stream
@@ -260,11 +260,7 @@ class ReadSide(WriteSide):
                 self._untried = True
             if self._readable or self._buffer.size:
                 self._hub.dispatch_again(self)
-        future: Future[Any]
-        if self._written_before is not None:
-            future = NotesWritten(self)
-        else:
-            future = GivesBack(self) if read.holds_bytes else Future(loop=self._hub.loop)
+        future: Future[Any] = GivesBack(self) if read.holds_bytes else Future(loop=self._hub.loop)
         self._read = read
         self._read_future = future
         hub = self._hub
@@ -428,6 +424,8 @@ class ReadSide(WriteSide):
             self._read_timer.cancel()
             self._read_timer = None
         self._inline = INLINE
+        if self._written_before is not None:
+            self._written_before = self._written()  # what comes behind it is the answer
         complete(future, result)
         if self._close_callback is not None:
             self._look_for_end_later()

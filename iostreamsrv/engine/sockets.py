@@ -261,7 +261,7 @@ class SocketStream(BaseIOStream):
 
 def unsent(fd: int) -> int:
     """Bytes that the kernel has taken for a socket and the peer has not; 0 where it does not tell."""
-    if fcntl is None:
+    if fcntl is None or fd < 0:
         return 0
     count = bytearray(4)
     with contextlib.suppress(OSError):
