@@ -376,26 +376,30 @@ async def test_busy_clients_of_a_callback_server_do_not_keep_it(serving: Serving
     assert took < IDLE + SLACK
 
 
-def asks_again(address: Any, ended: list[int]) -> None:
-    """In a thread: a client that asks again at once, until the end."""
-    count = 0
-    with (
-        socket.create_connection(address, PATIENCE) as sock,
-        sock.makefile("rb") as lines,
-        contextlib.suppress(ConnectionError),
-    ):
-        while True:
-            sock.sendall(b"please\n")
-            if lines.readline() != b"please\n":
-                break
-            count += 1
-    ended.append(count)
+def floods(address: Any, ended: list[bytes]) -> None:
+    """In a thread: a client that sends lines all the time, and reads what comes back until the end."""
+    with socket.create_connection(address, PATIENCE) as sock:
+
+        def send() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    sock.sendall(b"please\n" * 100)
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        received = bytearray()
+        while chunk := sock.recv(65536):
+            received += chunk
+        with contextlib.suppress(OSError):  # a reset has come, as it goes on sending
+            sock.shutdown(socket.SHUT_RDWR)
+        sending.join(PATIENCE)
+    ended.append(bytes(received))
 
 
-def with_busy_threads(address: Any, stop: Callable[[], None]) -> tuple[float, list[int]]:
-    """How long ``stop`` takes while clients ask, and how many answers each has got in the end."""
-    ended: list[int] = []
-    threads = [threading.Thread(target=asks_again, args=(address, ended)) for _ in range(5)]
+def with_flooding_threads(address: Any, stop: Callable[[], None]) -> tuple[float, list[bytes]]:
+    """How long ``stop`` takes while clients send, and what each has got in the end."""
+    ended: list[bytes] = []
+    threads = [threading.Thread(target=floods, args=(address, ended)) for _ in range(3)]
     for thread in threads:
         thread.start()
     time.sleep(0.3)
@@ -408,21 +412,46 @@ def with_busy_threads(address: Any, stop: Callable[[], None]) -> tuple[float, li
     return took, ended
 
 
+@pytest.mark.parametrize("kind", ["callback", "coroutine", "queue"])
 @pytest.mark.gen_test(timeout=60)
-async def test_busy_clients_of_a_queue_server_do_not_keep_it() -> None:
-    begun: list[bytes] = []
+async def test_clients_that_send_all_the_time_do_not_keep_a_server_of_another_style(
+    serving: Serving, kind: str
+) -> None:
+    options = {"drain_idle": 0.1, "drain_timeout": 4 * PATIENCE}
+    taken: list[int] = []
 
-    def answer(queue: Any, data: bytes) -> None:
-        begun.append(data)
+    def answer(stream: IOStream, data: bytes) -> int:
+        taken.append(len(data))
+        stream.write(data)
+        return len(data)
+
+    async def answer_later(stream: IOStream, data: bytes) -> int:
+        taken.append(len(data))
+        await stream.write(data)
+        return len(data)
+
+    def put(queue: Any, data: bytes) -> None:
+        taken.append(len(data))
         queue.put(data)
 
-    server = QueueServer("localhost", 0, answer, drain_idle=0.1, drain_timeout=4 * PATIENCE)
-    running = threading.Thread(target=server.run)
-    running.start()
-    took, ended = await asyncio.to_thread(with_busy_threads, ("127.0.0.1", server.port), server.stop)
-    running.join(PATIENCE)
-    assert sum(ended) == len(begun)
+    loop = asyncio.get_running_loop()
+    if kind == "queue":
+        server = QueueServer("localhost", 0, put, **options)
+        running = threading.Thread(target=server.run)
+        running.start()
+        took, ended = await asyncio.to_thread(with_flooding_threads, ("127.0.0.1", server.port), server.stop)
+        running.join(PATIENCE)
+    else:
+        callbacks = CallbackServer(on_data=answer if kind == "callback" else answer_later, **options)
+        serving.started(callbacks)
+
+        def stop() -> None:
+            asyncio.run_coroutine_threadsafe(callbacks.shutdown(), loop).result()
+
+        took, ended = await asyncio.to_thread(with_flooding_threads, callbacks.addresses[0], stop)
+    assert sum(map(len, ended)) == sum(taken), "each got the answers to all that was taken from it"
     assert took < 0.1 + SLACK
+    await loop.shutdown_default_executor()
 
 
 @pytest.mark.gen_test(timeout=60)
@@ -612,17 +641,21 @@ def test_wait_draining_works_in_each_loop_that_the_server_serves_in() -> None:
             await stream.wait_draining()
             told.append(stream.id)
 
-    async def serve() -> None:
+    async def serve(ends: str) -> None:
         server.listen(0, "127.0.0.1")
         reader, writer = await asyncio.open_connection(*server.addresses[0])
         await eventually(lambda: len(server.streams))
         await asyncio.sleep(0.01)
-        await server.shutdown()
+        if ends == "shutdown":
+            await server.shutdown()
+        else:
+            server.stop()
+            await server.close_all_connections()
         assert await reader.read() == b""
         writer.close()
 
     server = Told()
-    for count in range(1, 3):
-        asyncio.run(serve())
-        assert len(told) == count
+    for ends in ("close", "shutdown", "shutdown"):
+        asyncio.run(serve(ends))
+    assert len(told) == 2
     asyncio.set_event_loop(None)
