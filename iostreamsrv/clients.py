@@ -19,7 +19,6 @@ from tornado import gen
 
 from .contexts import run_for
 from .deadlines import Deadlines
-from .engine.base import CLOSE_TIMEOUT
 from .errors import CloseReason, FramingError
 from .events import Event, Events
 from .faults import fault
@@ -38,6 +37,10 @@ GOODBYE_TIMEOUT = 2.0
 
 CANCEL_PATIENCE = 1.0
 """Seconds that a cancelled handler has for its last words; whoever takes longer is left alone."""
+
+SHUTDOWN_LINGER = 0.2
+"""Seconds that a client whose kernel has all that was sent may keep a shutdown waiting for its end. A close cannot
+destroy anything on its way any more."""
 
 
 class Serving(Protocol):
@@ -62,9 +65,11 @@ class Clients:
     :param server: whose methods are called for them.
     :param closes: whether the server has a ``handle_close`` of its own; likewise ``rejects`` and ``handle_reject``.
     :param asks_nothing: whether a shutdown need not wait for this stream.
+    :param may_end: whether a shutdown may close this stream, whose handler has answered and reads again.
+    :param closes_in_order: whether ``close()`` of a stream does what ``aclose()`` does.
     :param on_place: is called when a place has become free that a newcomer was refused for.
     :ivar open: the streams, by their id.
-    :ivar draining: is set when the server begins to shut down.
+    :ivar draining: whether the server is shutting down.
     :ivar permits: how many there may be.
     :ivar asking: the tasks that wait for a shutdown, which does not wait for them: handlers may be among them.
     """
@@ -77,17 +82,23 @@ class Clients:
         closes: Callable[[], bool],
         rejects: Callable[[], bool],
         asks_nothing: Callable[[IOStream], bool],
+        may_end: Callable[[IOStream], bool],
+        closes_in_order: bool,
         on_place: Callable[[], None],
     ) -> None:
         self.options = options
         self.events = Events()
         self.open: dict[int, IOStream] = {}
         self.permits = Permits(self.open, options, self.events, on_place)
-        self.draining = asyncio.Event()
+        self.draining = False
+        self.closes_in_order = closes_in_order
+        self._draining_waited: set[asyncio.Future[None]] = set()
+        self._ends_answered = False  # the time has passed in which a request may still begin
         self._server = server
         self._closes = closes
         self._rejects = rejects
         self._asks_nothing = asks_nothing
+        self._may_end = may_end
         self._rejected: dict[int, IOStream] = {}
         self.deadlines = Deadlines(options, self.open, self._rejected)
         self.groups = Groups(self.open, self.served)
@@ -135,7 +146,7 @@ class Clients:
     def _make_room_for(self, address: Any) -> bool:
         """By an eviction; but nobody has to go for a client who would be rejected all the same."""
         options = self.options
-        if options.when_full != "evict" or self.draining.is_set():  # who is in may finish
+        if options.when_full != "evict" or self.draining:  # who is in may finish
             return False
         if options.proxy_protocol is None and self.permits.has_its_share(host_of(address)):
             return False
@@ -290,9 +301,9 @@ class Clients:
 
     def _retire(self, stream: IOStream, reason: CloseReason) -> None:
         """Close a stream in order, so that its client reads all that was written and then the end."""
-        if not stream.closed():
-            closing = stream._aclose(reason, CLOSE_TIMEOUT)
-            self._keep(stream._hub.loop.create_task(closing, context=Context()))
+        if not stream.closed() and stream._closing is None:
+            stream._begin_closing(reason)
+            self._keep(stream._hub.loop.create_task(stream._finish_closing(), context=Context()))
 
     def _keep(self, task: "asyncio.Task[Any]") -> None:
         self._closing.add(task)
@@ -372,14 +383,66 @@ class Clients:
             or self._closing - self.asking
         )
 
+    async def wait_draining(self) -> None:
+        """Return when the server begins to shut down."""
+        if not self.draining:
+            waiting = asyncio.get_running_loop().create_future()
+            self._draining_waited.add(waiting)
+            try:
+                await waiting
+            finally:
+                self._draining_waited.discard(waiting)
+
+    def begin_draining(self) -> None:
+        """The server begins to shut down."""
+        self.draining = True
+        self.note_written()
+        for waiting in self._draining_waited:
+            if not waiting.done() and not waiting.get_loop().is_closed():
+                waiting.set_result(None)
+
+    def end_draining(self) -> None:
+        """It is over: whoever is left goes on as before."""
+        self.draining = self._ends_answered = False
+        for stream in self.open.values():
+            stream._written_before = None
+
+    def note_written(self) -> None:
+        """See who answers from now on."""
+        for stream in self.open.values():
+            stream._note_written()
+
     def end_waiting(self, idle: float) -> None:
-        """Close the streams that merely wait for their client, and those who have not begun with their handshake."""
+        """Close the streams that merely wait for their client, and those who have not begun with their handshake; from
+        now on also those whose handler has answered and reads again."""
+        self._ends_answered = True
         for stream in list(self.open.values()):
-            if self.deadlines.in_phase(stream):
+            if stream._closing is not None:
+                if stream._lingers(SHUTDOWN_LINGER):
+                    stream._close(CloseReason.SHUTDOWN)
+            elif self.deadlines.in_phase(stream):
                 if stream.idle_time >= idle:
                     stream._close(CloseReason.SHUTDOWN)
-            elif self._asks_nothing(stream):
-                stream._close(CloseReason.SHUTDOWN)
+            elif self._asks_nothing(stream) and (stream.idle_time >= idle or not stream._is_unanswered()):
+                self._end_waiting(stream)
+
+    def _end_waiting(self, stream: IOStream) -> None:
+        if not self._may_end(stream):
+            return
+        if stream._unsent():
+            self._retire(stream, CloseReason.SHUTDOWN)
+        else:
+            stream._close(CloseReason.SHUTDOWN)
+
+    def _asks_again(self, stream: IOStream) -> bool:
+        if not self._ends_answered or not self._may_end(stream):
+            return False
+        self._retire(stream, CloseReason.SHUTDOWN)
+        return True
+
+    def count(self) -> int:
+        """How many there are, those included who are still to be taken in."""
+        return len(self.open) + len(self._queued)
 
     async def end_all(self, greeters: list[Greeter], reason: CloseReason, gently: bool = False) -> None:
         """Cancel all handlers and close all streams; return when the handlers have ended.
@@ -399,9 +462,11 @@ class Clients:
             await _wait(ending)
             await _wait([*self._closing - spared])  # for the clients to read them
         for stream in [*self.open.values(), *self._rejected.values()]:
-            stream._close(reason)
             if gently:
+                stream._end_now(reason)
                 stream._give_up_owed()
+            else:
+                stream._close(reason)
         self._end = CloseReason.SHUTDOWN
         await _wait([*ending, *self._closing - spared])
 

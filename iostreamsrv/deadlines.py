@@ -33,9 +33,8 @@ the second that a deadline may be late."""
 SLEPT = 0.5
 """Seconds that a look may be late before the server is taken to have slept, and not merely to be busy."""
 
-HOPELESS = frozenset({CloseReason.WRITE_TIMEOUT, CloseReason.MIN_RATE, CloseReason.REJECTED})
-"""Ends of streams whose client takes nothing, or as good as nothing, or has had its time: what is owed to it is not
-waited for."""
+HOPELESS = frozenset({CloseReason.MIN_RATE, CloseReason.REJECTED})
+"""Ends of streams whose client sends as good as nothing, or has had its time: what is owed to it is not waited for."""
 
 
 class Phase(NamedTuple):
@@ -181,7 +180,11 @@ class Deadlines:
                 self._close(stream, *overdue)
 
     def _close(self, stream: IOStream, reason: CloseReason, error: StreamTimeoutError) -> None:
-        stream._close(reason, of_stream(error, stream.id))
+        of_stream(error, stream.id)
+        if reason is CloseReason.WRITE_TIMEOUT:
+            stream._cut(reason, error)
+            return
+        stream._close(reason, error)
         if reason in HOPELESS:
             stream._give_up_owed()
 
@@ -226,6 +229,8 @@ def _is_to_be_received(stream: IOStream, operation: Operation | None) -> bool:
 def _overdue(stream: IOStream, timeouts: Timeouts, now: float) -> Overdue | None:
     """Which of its timeouts has passed, if any."""
     idle, read, write = timeouts
+    if stream._closing is not None or stream._closed:
+        return None  # the stream itself watches over its end
     if stream.queued:
         progress = stream._progress()
         if progress != stream._sent_before:
@@ -235,8 +240,6 @@ def _overdue(stream: IOStream, timeouts: Timeouts, now: float) -> Overdue | None
             return CloseReason.WRITE_TIMEOUT, StreamTimeoutError("write", write, text)
     else:
         stream._sent_before = None
-    if stream._closing is not None:
-        return None  # the rest of an aclose() has limits of its own
     if read is not None and stream.reading() and now - stream._read_since > read:
         return CloseReason.READ_TIMEOUT, StreamTimeoutError("read", read)
     if idle is not None and now - max(stream._received_at, stream._sent_since) > idle:

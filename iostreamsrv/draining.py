@@ -15,12 +15,15 @@ async def drain(clients: Clients, idle: float, timeout: float | None) -> bool:
 
     A client that has a request under way is waited for. One of which nothing has come is closed: for ``idle`` seconds
     from now it may still send what it was about to, afterwards it is closed as soon as its handler is back in a read.
+    So is then one who asks again at once, when its handler has answered and reads again: or busy clients would keep the
+    server for ever.
 
     :param timeout: seconds after which the rest is given up; None for no limit.
     """
     begun = monotonic()
     while not clients.all_gone():
         passed = monotonic() - begun
+        clients.note_written()
         if timeout is not None and passed >= timeout:
             return False
         if passed >= idle:

@@ -28,12 +28,14 @@ from .text import printable
 
 __all__ = ["Event", "EventKind", "Events", "Log"]
 
-EventKind = Literal["listen", "open", "close", "reject", "error", "limit", "reload"]
+EventKind = Literal["listen", "open", "close", "reject", "error", "limit", "reload", "shutdown"]
 """``listen``: clients are accepted at an address. ``open``: a client is given to its handler. ``close``: its descriptor
 is closed; also that of one who did not get as far as a handler. ``reject``: a client was turned away, as the server is
 full. ``error``: something went wrong, in a handler, in TLS, in a PROXY header, or with a system call. ``limit``: one
-was reached, of a stream's buffer, of connections, or of descriptors. ``reload``: certificates were read again; the
-level is ``INFO`` where they are in force, and ``error`` says why they are not."""
+was reached, of a stream's buffer, of connections, of descriptors, or of how slowly a client may take what a stream that
+is being closed still has for it. ``reload``: certificates were read again; the level is ``INFO`` where they are in
+force, and ``error`` says why they are not. ``shutdown``: the server begins to shut down, or cuts off clients that are
+not done in time."""
 
 KINDS: tuple[EventKind, ...] = get_args(EventKind)
 ROUTINE: tuple[EventKind, ...] = ("listen", "open", "close")

@@ -14,12 +14,14 @@ import difflib
 import inspect
 import socket
 from typing import Any
+from weakref import WeakValueDictionary
 
 import tornado.httpserver
 from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.httpserver import _HTTPRequestContext
 from tornado.httputil import HTTPMessageDelegate
+from tornado.websocket import WebSocketHandler
 
 from .engine.base import MAX_BUFFER_SIZE
 from .exports import names_of
@@ -35,6 +37,12 @@ THEIRS = tuple(inspect.signature(TornadoHTTPServer.initialize).parameters)[2:]
 """The keywords of Tornado's server."""
 
 OURS = ("io_loop", "options", *NAMES)
+
+GOING_AWAY = 1001
+"""What RFC 6455 has a server say to a WebSocket when it shuts down."""
+
+GOODBYE = 1.0
+"""Seconds that a shutdown waits for the answer to that."""
 
 
 class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
@@ -59,7 +67,11 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
     ``body_timeout``, as it is read in pieces.
 
     With ``proxy_protocol`` the ``remote_ip`` of a request is that of the real client. :meth:`shutdown` lets requests
-    finish that are in hand, and ends connections that wait for the next one.
+    finish that are in hand, has all answers from then on say ``Connection: close``, and ends connections that wait for
+    the next request; a WebSocket gets the close code 1001 ("going away").
+
+    Connections are closed in order, as `IOStream.aclose` does it, wherever Tornado's code closes one: an answer that
+    comes while the client still sends its body, such as "413 Request Entity Too Large", is not lost.
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -78,7 +90,9 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
         TornadoHTTPServer.initialize(self, request_callback, **keywords)
         if not keywords.get("idle_connection_timeout"):
             self.conn_params.header_timeout = None  # Tornado's hour is a timer for each request: a sixth of its time
-        self._requests: dict[int, HTTP1Connection] = {}  # by the stream's id: the one in hand, or to come
+        # By the stream's id: the request in hand, or to come, and what handles it; and what it has become.
+        self._requests: dict[int, tuple[HTTP1Connection, HTTPMessageDelegate]] = {}
+        self._websockets: WeakValueDictionary[int, WebSocketHandler] = WeakValueDictionary()
 
     def _default_options(self, options: ServerOptions | None) -> ServerOptions:
         found = super()._default_options(options)
@@ -104,23 +118,59 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
 
     def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
         """For Tornado: another request may come."""
-        self._requests[server_conn.stream.id] = request_conn
-        return super().start_request(server_conn, request_conn)
+        delegate = super().start_request(server_conn, request_conn)
+        self._requests[server_conn.stream.id] = request_conn, delegate
+        return delegate
 
     def on_close(self, server_conn: Any) -> None:
         """For Tornado: no more requests come by this connection."""
-        self._requests.pop(server_conn.stream.id, None)
+        request, delegate = self._requests.pop(server_conn.stream.id, (None, None))
+        if request is not None and request.stream is None:
+            handler = _handler_of(delegate)
+            if isinstance(handler, WebSocketHandler):
+                self._websockets[server_conn.stream.id] = handler
         super().on_close(server_conn)
 
+    _closes_in_order = True
+
+    async def _shut_down(self, timeout: float | None) -> None:
+        before, self.conn_params.no_keep_alive = self.conn_params.no_keep_alive, True
+        for request, _ in self._requests.values():
+            request._disconnect_on_finish = True
+        try:
+            await super()._shut_down(timeout)
+        finally:
+            self.conn_params.no_keep_alive = before
+
     def _asks_nothing(self, stream: IOStream) -> bool:
-        # A body is read in pieces, each of which may keep the server waiting in the middle of a request.
-        request = self._requests.get(stream.id)
-        return super()._asks_nothing(stream) and (request is None or request._request_start_line is None)
+        return super()._asks_nothing(stream) and not self._has_request(stream)
+
+    def _may_end(self, stream: IOStream) -> bool:
+        websocket = self._websockets.get(stream.id)
+        if websocket is not None and websocket.ws_connection is not None:
+            if websocket.ws_connection.is_closing():
+                return stream.write_idle_time >= GOODBYE and not stream._unsent()
+            websocket.close(GOING_AWAY, "the server is shutting down")
+            return False  # Tornado closes it when the client has answered
+        return not self._has_request(stream)
+
+    def _has_request(self, stream: IOStream) -> bool:
+        # A body is read in pieces, each of which may keep the server waiting in the middle of a request, perhaps after
+        # it has written "100 Continue".
+        request, _ = self._requests.get(stream.id, (None, None))
+        return request is not None and request._request_start_line is not None
 
     async def close_all_connections(self) -> None:
         """End all connections now, WebSockets included, reason ``shutdown``; return when what served them has ended."""
         await TCPServer.close_all_connections(self)
         await TornadoHTTPServer.close_all_connections(self)
+
+
+def _handler_of(delegate: Any) -> Any:
+    """What an application has made to answer the request that ``delegate`` was told of; None if there is none."""
+    while (inner := getattr(delegate, "delegate", None)) is not None:
+        delegate = inner
+    return getattr(delegate, "handler", None)
 
 
 class _Client(_HTTPRequestContext):

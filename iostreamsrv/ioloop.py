@@ -1,9 +1,11 @@
 """The event loop, which is Tornado's (and so wraps any asyncio loop, uvloop's too), and :func:`run`."""
 
 import asyncio
+import contextlib
 import signal
+import threading
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
 import tornado.ioloop
@@ -11,14 +13,19 @@ from tornado.ioloop import IOLoop
 
 from .descriptors import raise_limit
 from .exports import names_of
+from .logs import general
 
 __all__ = ["IOLoop", "run"]
 
 __getattr__, __dir__ = names_of(tornado.ioloop, globals())
 
 
-CANCEL_ROUNDS = 3
-"""How often run() cancels all tasks at its end: what ends may start another, as a handler's end does with a close."""
+PATIENCE = 2.0
+"""Seconds that run() waits at its end for cancelled tasks, and for the threads of ``asyncio.to_thread``. Handlers have
+had their time before, in the shutdown."""
+
+LOOK = 0.01
+"""Seconds between two looks whether those threads are done."""
 
 
 class Servable(Protocol):
@@ -61,8 +68,12 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
     A signal cancels what runs, which has a server shut down (`TCPServer.shutdown`): its clients may finish what they
     are at. A second one does so again, which ends a server at once; a third one kills. Then the remaining tasks of the
     loop are cancelled and the loop is closed. SIGHUP has a server with certificates read them again, in another thread,
-    and take them (`TCPServer.reload_certificates`). For a program that has a loop of its own there is ``await
-    server.serve_forever()``. Must be called from the main thread, outside any loop.
+    and take them (`TCPServer.reload_certificates`). A signal that is ignored stays so (as in a program started with
+    ``nohup``, or in the background of a script), and in the end all are handled as before. For a program that has a
+    loop of its own there is ``await server.serve_forever()``. Must be called from the main thread, outside any loop.
+
+    Tasks that go on in spite of their cancel, and threads of ``asyncio.to_thread``, are waited for 2 s, and then left
+    alone, with a warning. (Python itself waits for its threads when the program ends.)
 
     Before anything else the soft limit of open descriptors is raised, as far as the hard one allows, to what
     ``max_connections`` asks for.
@@ -78,16 +89,47 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
     if loop.is_running():
         raise RuntimeError("iostreamsrv.run() inside a running loop: use `await server.serve_forever()` there")
     raise_limit(getattr(getattr(main, "options", None), "max_connections", None))
-    try:
-        loop.run_until_complete(_until_signal(loop, main))
-    finally:
+    with signals_restored():
         try:
-            loop.run_until_complete(_cancel_the_rest())
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.run_until_complete(_until_signal(loop, main))
         finally:
-            io_loop.close()
-            asyncio.set_event_loop(None)
+            try:
+                loop.run_until_complete(_end_loop(loop))
+            finally:
+                io_loop.close()
+                asyncio.set_event_loop(None)
+
+
+@contextlib.contextmanager
+def signals_restored() -> Iterator[None]:
+    """For the main thread: in the end, handle signals as before; a loop's own way is to leave the default."""
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:  # None: it is not Python's
+                signal.signal(number, handler)
+        with contextlib.suppress(ValueError, OSError):  # it was that of a loop that is closed by now
+            signal.set_wakeup_fd(wakeup)
+
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Those that are handled here; Windows has no SIGHUP."""
+
+
+def handle_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback: Callable[[], Any]) -> bool:
+    """Have ``callback`` called in the loop for a signal; whether that can be: Windows has no way to, and one that is
+    ignored is not for this program."""
+    if signal.getsignal(number) is signal.SIG_IGN:
+        return False
+    try:
+        loop.add_signal_handler(number, callback)
+    except NotImplementedError:
+        return False
+    return True
 
 
 async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
@@ -107,9 +149,8 @@ async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
             _remove_signal_handlers(loop, stopping)
         task.cancel()
 
-    stopping = _add_signal_handlers(loop, on_signal)
-    for number in reloading:
-        loop.add_signal_handler(number, on_hangup)
+    stopping = [number for number in (signal.SIGINT, signal.SIGTERM) if handle_signal(loop, number, on_signal)]
+    reloading = [number for number in reloading if handle_signal(loop, number, on_hangup)]
     try:
         await asyncio.wait([task])
     finally:
@@ -139,26 +180,73 @@ def _reloads(loop: asyncio.AbstractEventLoop, server: Any) -> Callable[[], None]
     return on_hangup
 
 
-def _add_signal_handlers(loop: asyncio.AbstractEventLoop, on_signal: Callable[[], None]) -> list[signal.Signals]:
-    """Those of SIGINT and SIGTERM that could be handled: Windows has neither way, and Ctrl-C raises there."""
-    handled = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            loop.add_signal_handler(number, on_signal)
-        except NotImplementedError:
-            continue
-        handled.append(number)
-    return handled
-
-
 def _remove_signal_handlers(loop: asyncio.AbstractEventLoop, numbers: list[signal.Signals]) -> None:
     for number in numbers:
         loop.remove_signal_handler(number)
 
 
-async def _cancel_the_rest() -> None:
-    for _ in range(CANCEL_ROUNDS):
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
+async def _end_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """The last thing a loop does."""
+    await cancel_the_rest()
+    await loop.shutdown_asyncgens()
+    await _join_threads(loop)
+
+
+async def cancel_the_rest() -> None:
+    """Cancel all other tasks of a loop that is about to be closed, those too that others start as they end, each of
+    them once, and wait for their ends: for `PATIENCE` seconds."""
+    cancelled: set[asyncio.Task[Any]] = set()
+    loop = asyncio.get_running_loop()
+    late = loop.time() + PATIENCE
+    while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in tasks - cancelled:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        cancelled |= tasks
+        left = late - loop.time()
+        if left <= 0:
+            return _leave_alone(tasks)
+        done, _ = await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # nobody else will ask
+
+
+def _leave_alone(tasks: set[Any]) -> None:
+    for task in tasks:
+        task._log_destroy_pending = False  # this line says it
+    names = ", ".join(sorted(f"{task.get_name()} ({_where(task)})" for task in tasks))
+    general.warning("the loop ends, and these tasks do not, though they were cancelled: %s", names)
+
+
+def _where(task: "asyncio.Task[Any]") -> str:
+    """Which coroutine a task runs, and at which line it is."""
+    coroutine: Any = task.get_coro()
+    name = getattr(coroutine, "__qualname__", repr(coroutine))
+    frames = task.get_stack(limit=1)
+    return f"{name}, {frames[0].f_code.co_filename}:{frames[0].f_lineno}" if frames else name
+
+
+async def _join_threads(loop: asyncio.AbstractEventLoop) -> None:
+    """Wait for the threads of ``asyncio.to_thread``. (What asyncio has for it waits without a limit up to Python 3.11,
+    and later on blocks the loop when it is cancelled.)"""
+    executor: Any = getattr(loop, "_default_executor", None)
+    if executor is None:
+        return await _join_threads_of_others(loop)
+    joining = threading.Thread(target=executor.shutdown, daemon=True)
+    joining.start()
+    late = loop.time() + PATIENCE
+    while joining.is_alive():
+        if loop.time() > late:
+            return general.warning("the loop ends, and threads of its executor are still at work")
+        await asyncio.sleep(LOOK)
+
+
+async def _join_threads_of_others(loop: asyncio.AbstractEventLoop) -> None:
+    """The same for a loop that keeps its executor to itself, as uvloop does; it takes a timeout since 0.19."""
+    joining: Any = loop.shutdown_default_executor
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
+            await joining(PATIENCE)
+        except TypeError:  # asyncio's own, up to Python 3.11, which has no executor here
+            await joining()

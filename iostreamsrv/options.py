@@ -22,6 +22,9 @@ speed.
 LINGER = 2.0
 """Seconds a close waits for the peer's end: the time of a lost packet or two (nginx gives 5 and more)."""
 
+WRITE_TIMEOUT = 30.0
+"""Seconds in which a peer must take something of what is sent to it."""
+
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for a TLS handshake, which takes two round trips and some milliseconds (Netty has 10, Ranch 5)."""
 
@@ -261,7 +264,7 @@ class ServerOptions:
     when_full: Full = "wait"
     idle_timeout: float | None = None
     read_timeout: float | None = None
-    write_timeout: float | None = 30.0
+    write_timeout: float | None = WRITE_TIMEOUT
     min_rate: float | None = None
     min_rate_window: float = 5.0
     drain_timeout: float | None = 15.0

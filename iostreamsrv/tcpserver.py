@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import inspect
+import logging
 import socket
 import ssl
 import threading
@@ -100,6 +101,8 @@ class TCPServer:
             closes=partial(self._overrides, "handle_close"),
             rejects=partial(self._overrides, "handle_reject"),
             asks_nothing=self._asks_nothing,
+            may_end=self._may_end,
+            closes_in_order=self._closes_in_order,
             on_place=self._go_on,
         )
         self.events: Events = self._clients.events
@@ -109,6 +112,7 @@ class TCPServer:
         self._started = False
         self._on_stop: asyncio.Event | None = None
         self._ending: Future[None] | None = None  # a shutdown is under way; done when it is over
+        self._cancelled = False  # serve_forever() was, so that another cancel ends all at once
         self._told_no_handler = False
         if self._overrides("handle_stream"):
             self._check_handler()
@@ -377,10 +381,12 @@ class TCPServer:
             if self._ending is not None:
                 await asyncio.shield(self._ending)
         except asyncio.CancelledError:
+            self._cancelled = True
             try:
                 if self._ending is None:  # else somebody has had enough of it
                     await self.shutdown()
             finally:
+                self._cancelled = False
                 self.stop()
                 await self.close_all_connections()
             raise
@@ -394,8 +400,14 @@ class TCPServer:
         closed, and `IOStream.wait_draining` returns. Streams that merely wait in a read, with nothing received for it
         and nothing queued, are closed, reason ``shutdown``: for ``drain_idle`` seconds (0.5) they may still send a
         request, later on they are closed as soon as their handler reads again. Handlers that are at work may finish.
-        What is left at the timeout is cancelled, has a second for its last words and its client another one to read
-        them, and is closed, reason ``drain_timeout``.
+        Clients that ask again at once do not keep the server: after those seconds a handler that has written since its
+        last read, and reads again, has answered. Its stream is closed in order, with what was written, and the read
+        raises `StreamClosedError`, reason ``shutdown``. A read in the middle of a request, for which nothing was
+        written yet, goes on. What is left at the timeout is cancelled, has a second for its last words and its client
+        another one to read them, and is closed, reason ``drain_timeout``: with a reset, if it has not taken all.
+
+        Its beginning is an event of the kind ``shutdown`` (an INFO line in the log), and so are clients that are cut
+        off by the timeout (a WARNING).
 
         It returns when all streams are closed and all handlers, :meth:`handle_close` too, have ended; called from some
         of these it does not wait for those. Called again meanwhile it waits for the same end. A cancel ends all at
@@ -415,25 +427,34 @@ class TCPServer:
     async def _shut_down(self, timeout: float | None) -> None:
         self._ending = asyncio.get_running_loop().create_future()
         clients = self._clients
-        clients.draining.set()
+        clients.begin_draining()
         try:
             self._listeners.accept_queued()
             self.stop()
+            self._tell_of_shutdown(timeout)
             if not await drain(clients, self.options.drain_idle, timeout):
+                text = f"shutting down: {_clients(clients.count())} not done within {timeout:g} s, and cut off"
+                self.events.emit(Event("shutdown", text, logging.WARNING, reason=CloseReason.DRAIN_TIMEOUT))
                 await clients.end_all(self._greeters(), CloseReason.DRAIN_TIMEOUT, gently=True)
         except asyncio.CancelledError:
             self.stop()
             await self.close_all_connections()
             raise
         finally:
-            clients.draining = asyncio.Event()
+            clients.end_draining()
             self._ending.set_result(None)
             self._ending = None
+
+    def _tell_of_shutdown(self, timeout: float | None) -> None:
+        limit = "as long as they take" if timeout is None else f"up to {timeout:g} s"
+        hint = "; again to end at once" if self._cancelled else ""
+        text = f"shutting down: {_clients(self._clients.count())} may finish, {limit}{hint}"
+        self.events.emit(Event("shutdown", text, logging.INFO, reason=CloseReason.SHUTDOWN))
 
     @property
     def draining(self) -> bool:
         """Whether :meth:`shutdown` is under way."""
-        return self._clients.draining.is_set()
+        return self._clients.draining
 
     async def __aenter__(self) -> Self:
         return self
@@ -457,6 +478,13 @@ class TCPServer:
     def _asks_nothing(self, stream: IOStream) -> bool:
         """Whether a stream merely waits for its client to begin with a request, as far as bytes tell."""
         return stream._merely_waits()
+
+    def _may_end(self, stream: IOStream) -> bool:
+        """Whether a shutdown may close a stream whose handler has answered, as far as bytes tell, and reads again."""
+        return True
+
+    _closes_in_order = False
+    """Whether ``close()`` of a client's stream is to do what ``aclose()`` does."""
 
     # ---- what there is
 
@@ -591,3 +619,7 @@ class TCPServer:
         if not self._told_no_handler:
             self._told_no_handler = True
             application.error("%s has no handle_stream: its clients are closed", type(self).__name__)
+
+
+def _clients(count: int) -> str:
+    return "1 client" if count == 1 else f"{count} clients"

@@ -163,13 +163,14 @@ async def echoes(peer: Peer, text: bytes = b"hello") -> bool:
 
 
 async def ended(peer: Peer) -> bytes:
-    """What comes until the end, which may be a reset."""
+    """What comes until the end, which may be a reset; then the peer ends its side, too."""
     received = b""
     try:
         async for chunk in peer.chunks():
             received += chunk
     except ConnectionError:
         pass
+    peer.close()
     return received
 
 
@@ -329,6 +330,8 @@ async def test_tornados_timeout_of_headers_is_kept(serving: Serving) -> None:
     peer = serving.connect(server)
     assert await asked(peer, request()) == (200, b"http 127.0.0.1")
     assert await peer.receive_all() == b""
+    peer.close()
+    await eventually(lambda: server.ends)
     assert server.ends == ["local"]
 
 
@@ -463,6 +466,7 @@ async def test_headers_that_drip_are_ended_however_often_bytes_come(
 async def test_a_body_that_drips_is_ended_by_tornados_timeout(serving: Serving) -> None:
     server = started(serving, body_timeout=0.3, idle_timeout=10)
     await drip(serving.connect(server), request("/", "Content-Length: 999999", method="POST"), b"x")
+    await eventually(lambda: server.ends)
     assert server.ends == ["local"]
 
 
@@ -588,6 +592,9 @@ async def test_xheaders_name_the_client_in_front_of_the_proxys(serving: Serving)
 
 # ---- the end
 
+GOING_AWAY = b"\x88\x1d\x03\xe9the server is shutting down"
+"""What a WebSocket gets."""
+
 
 @pytest.mark.gen_test
 async def test_a_shutdown_lets_the_request_in_hand_finish_and_then_ends_its_connection(serving: Serving) -> None:
@@ -632,8 +639,9 @@ async def test_a_shutdown_ends_idle_connections_and_websockets_without_waiting_f
     await upgraded(websocket)
     await eventually(lambda: len(server.streams) == 3)
     await server.shutdown()
-    for peer in (kept, fresh, websocket):
+    for peer in (kept, fresh):
         assert await peer.receive_all() == b""
+    assert await websocket.receive_all() == GOING_AWAY
     assert server.ends == ["shutdown"] * 3
     await server.request_callback.settings["closed"].wait()
 
@@ -648,7 +656,7 @@ async def test_a_shutdown_lets_a_websocket_finish_with_the_message_it_has(servin
     await eventually(lambda: server.draining)
     await asyncio.sleep(0.1)  # some looks at who merely waits
     server.request_callback.settings["done"].set()
-    assert await peer.receive_all() == b"\x81\x05hello"
+    assert await peer.receive_all() == b"\x81\x05hello" + GOING_AWAY
     await ending
 
 
@@ -822,6 +830,7 @@ async def test_a_malformed_request_is_answered_and_what_follows_it_is_no_request
     peer.send(MALFORMED[kind] + SMUGGLED)
     assert await ended(peer) == b"HTTP/1.1 400 Bad Request\r\n\r\n"
     assert await asked(good, request()) == (200, b"http 127.0.0.1")
+    await eventually(lambda: server.ends)
     assert server.ends == ["local"]
 
 
@@ -886,6 +895,7 @@ async def test_a_wrong_frame_ends_its_websocket_and_no_other(serving: Serving, k
     bad.send(WRONG_FRAMES[kind])
     await ended(bad)
     assert await echoes(good)
+    await eventually(lambda: server.ends)
     assert server.ends == ["local"]
 
 

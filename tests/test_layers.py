@@ -40,6 +40,7 @@ LAYERS = [
     "donefuture",
     "hub",
     "engine",
+    "engine.progress",
     "engine.core",
     "engine.writing",
     "engine.reading",

@@ -8,26 +8,34 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
-from contextvars import Context, copy_context
+from contextvars import copy_context
+from time import monotonic
 from types import EllipsisType, TracebackType
 
 from tornado.ioloop import IOLoop
 
-from ..errors import CloseReason, KickedError, of_stream, without_frames
+from ..errors import CloseReason, KickedError, StreamTimeoutError, of_stream, without_frames
 from ..hub import BROKEN, READABLE, WRITABLE
-from ..options import LINGER, READ_CHUNK_SIZE, check_flag, check_optional_timeout, check_size, check_timeout
+from ..options import LINGER, READ_CHUNK_SIZE, WRITE_TIMEOUT, check_flag, check_optional_timeout, check_size
 from ..sansio.reads import Discard
+from .core import Owner
+from .progress import ProgressWatch
 from .reading import ReadSide
 
 MAX_BUFFER_SIZE = 100 * 1024 * 1024
 """Tornado's default for a stream made by hand. `TCPServer` gives its streams 1 MiB."""
 
-LINGER_BYTES = 1 << 20
+LINGER_BYTES = 1 << 26
 """For how many bytes ``aclose()`` goes on receiving after its half-close. Closing a socket with unread input makes the
-kernel send a reset, which can destroy the last reply on its way (nginx: lingering_close)."""
+kernel send a reset, which can destroy the last reply on its way (nginx: lingering_close). A client that uploads a file
+often reads the answer, that it was refused, only when it has sent all of it."""
 
-CLOSE_TIMEOUT = 30.0
-"""Default bound of ``aclose()``, in seconds."""
+LINGER_TIME = 30.0
+"""Seconds for which a peer that goes on sending keeps a stream open that has sent its last byte (nginx:
+lingering_time)."""
+
+GIVEN_UP = frozenset({CloseReason.WRITE_TIMEOUT, CloseReason.MIN_RATE})
+"""Ends of a stream whose peer did not take what was sent to it."""
 
 
 class BaseIOStream(ReadSide):
@@ -51,7 +59,7 @@ class BaseIOStream(ReadSide):
     :ivar error: what closed the stream, or None after an orderly close.
     :ivar close_reason: a `CloseReason` once the stream is closed, None before.
     :ivar allow_half_open: as the parameter; may be set.
-    :ivar linger: seconds that :meth:`aclose` waits for the peer's end after its half-close; 2.0. May be set.
+    :ivar linger: seconds that :meth:`aclose` waits, after the peer has all of it, for the peer's end; 2.0. May be set.
     :ivar id: a number no other stream of this process has.
     :ivar opened_at: when the stream was made, `time.time`.
     :ivar bytes_read: received so far, the unread ones included.
@@ -106,7 +114,7 @@ class BaseIOStream(ReadSide):
             self._close_callback = None
             return
         self._close_callback = self._callback_context or copy_context(), callback
-        if self._closed:
+        if self._closed or self._leaving:
             self._run_close_callback()
         elif self._connect_future is None:
             self._look_for_end_later()
@@ -127,7 +135,8 @@ class BaseIOStream(ReadSide):
         """Close the stream now.
 
         A pending read and the writes whose futures are not done fail with `StreamClosedError`; what was reported done
-        is delivered. Closing a closed stream does nothing. To have everything delivered: :meth:`aclose`.
+        is delivered. Closing a closed stream does nothing. To have everything delivered: :meth:`aclose`. (A stream of
+        an `HTTPServer` is closed so in any case, behind the back of whoever calls this; but not with an error.)
 
         :param exc_info: what to set ``error`` to: an exception, a ``sys.exc_info()`` tuple, or True for the current
             one.
@@ -138,62 +147,148 @@ class BaseIOStream(ReadSide):
             error = exc_info
         else:
             error = sys.exception() if exc_info else None
-        self._close(CloseReason.LOCAL, error)
+        owner = self._owner
+        if owner is not None and owner.closes_in_order and error is None and self._hub.loop.is_running():
+            self._leave(owner)
+        else:
+            self._close(CloseReason.LOCAL, error)
 
-    async def aclose(self, timeout: float | None = CLOSE_TIMEOUT) -> None:
+    def _leave(self, owner: Owner) -> None:
+        """Be closed from now on, as far as anybody sees, and do in the background what ``aclose()`` does."""
+        if self._closed or self._leaving:
+            return
+        owner._retire(self, CloseReason.LOCAL if self._written_before is None else CloseReason.SHUTDOWN)
+        self._leaving = True
+        if self._close_callback is not None:
+            self._run_close_callback()
+
+    async def aclose(self, timeout: float | None = None) -> None:
         """Close the stream in order: send what is queued, half-close, let the peer read it, close. ::
 
             await stream.write(b"good bye\\n")
             await stream.aclose(timeout=5)
 
-        After the half-close the peer has ``linger`` seconds (2) to end its side; up to 1 MiB that it still sends is
-        thrown away. A pending read fails at once. Bytes that are buffered stay readable.
+        That takes as long as it takes, but the peer must go on taking: something in each ``write_timeout`` of the
+        server (30 s without one), and 240 bytes per second over each minute. Otherwise the stream ends with a reset,
+        under TLS without a close_notify, so that nobody takes what has come for all of it; reason ``write_timeout`` or
+        ``min_rate``, with a warning in the log.
 
-        :param timeout: seconds for all of it, then the stream is closed as by :meth:`close`; None for no limit but
-            ``linger``.
+        When the peer has all, it has ``linger`` seconds (2) to end its side. What it still sends is thrown away, and
+        prolongs that, up to 30 s and 64 MiB in all. A pending read fails at once. Bytes that are buffered stay
+        readable.
+
+        :param timeout: seconds for all of it. Then, if there are bytes that the kernel could not take yet, the stream
+            ends with a reset, reason ``write_timeout``; otherwise it is closed. None: no limit but those.
         """
-        await self._aclose(CloseReason.LOCAL, timeout)
-
-    async def _aclose(self, reason: CloseReason, timeout: float | None) -> None:
-        if timeout is not None:
-            timeout = check_timeout("timeout", timeout)
+        timeout = check_optional_timeout("timeout", timeout)
         if self._closed:
             return
-        if self._closing is not None:
-            try:
-                async with asyncio.timeout(timeout):
-                    await asyncio.shield(self._closing)
-            except TimeoutError:
-                self._close(reason)
-            return None
-        self._closing = closing = self._hub.loop.create_future()
-        self.close_reason = reason
-        self._fail_read(self._closed_error("read"))
+        if self._closing is None:
+            self._begin_closing(CloseReason.LOCAL)
+            await self._finish_closing(timeout)
+            return
         try:
             async with asyncio.timeout(timeout):
-                await self.drain()
-                if self._has_half_close and self.linger and not self._eof and not self._closed:
-                    await self._linger()
-        except (TimeoutError, OSError):
+                await asyncio.shield(self._closing)
+        except TimeoutError:
+            self._end_late(timeout or 0)
+
+    def _begin_closing(self, reason: CloseReason) -> None:
+        """From now on nothing more is read or written. :meth:`_finish_closing` has to follow."""
+        self._closing = self._hub.loop.create_future()
+        self.close_reason = reason
+        self._fail_read(self._closed_error("read"))
+
+    async def _finish_closing(self, timeout: float | None = None) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._deliver()
+        except TimeoutError:
+            self._end_late(timeout or 0)
+        except OSError:
             pass
         finally:
-            self._close(reason)
-            closing.set_result(None)
+            self._end_now(CloseReason.LOCAL)
+
+    async def _deliver(self) -> None:
+        """Send what is queued and the end, and let the peer read it."""
+        self.uncork()
+        if self._write_buffer is not None:
+            self._watch_progress()
+        await self.drain()
+        if self._has_half_close and self.linger and not self._eof and not self._closed:
+            if not self._sending_eof:
+                self._shutdown_writes()
+                self._sending_eof = True
+            await self._linger()
 
     async def _linger(self) -> None:
-        if not self._sending_eof:
-            self._shutdown_writes()
-            self._sending_eof = True
-        await self._begin_read(Discard(self._buffer, LINGER_BYTES), self.linger)
+        """Receive, and throw it away, until the peer ends its side, or has had all for long enough."""
+        discard = Discard(self._buffer, LINGER_BYTES)
+        late = monotonic() + LINGER_TIME
+        while not self._closed:
+            received = self._received()
+            try:
+                await self._begin_read(discard, self.linger)
+                return
+            except StreamTimeoutError:
+                if self._unsent() or self._write_buffer is not None:
+                    self._watch_progress()
+                    late = monotonic() + LINGER_TIME
+                elif self._received() == received or monotonic() > late:
+                    return
+
+    def _lingers(self, seconds: float) -> bool:
+        """Whether the peer has had all, and not ended its side, for so long."""
+        return isinstance(self._read, Discard) and monotonic() - self._read_since > seconds and not self._unsent()
+
+    def _end_late(self, seconds: float) -> None:
+        """An ``aclose()`` has not been done in its time."""
+        error = StreamTimeoutError("write", seconds, f"not sent within {seconds:g} s") if self._loses_bytes() else None
+        if error is not None:
+            self._cut(CloseReason.WRITE_TIMEOUT, error)
+        else:
+            self._close(CloseReason.LOCAL)
+
+    def _end_now(self, reason: CloseReason) -> None:
+        """Close the stream; if something that was written is lost by that, so that the peer notices."""
+        if self._loses_bytes():
+            self._cut(self.close_reason or reason)
+        else:
+            self._close(reason)
+
+    def _watch_progress(self) -> None:
+        if self._progress_watch is None:
+            self._progress_watch = ProgressWatch(self)
+
+    def _write_timeout(self) -> float | None:
+        """For the watch."""
+        if self._timeouts is not None and "write" in self._timeouts:
+            return self._timeouts["write"]
+        return WRITE_TIMEOUT if self._owner is None else self._owner.options.write_timeout
+
+    def _give_up(self, reason: CloseReason, error: StreamTimeoutError) -> None:
+        """For the watch: end a stream that was closed in order, or closed and owes something still."""
+        text = f"closing a connection before its peer has all that was sent: {error}"
+        self._report("limit", logging.WARNING, text, reason, error)
+        self._cut(reason, error)
 
     def abort(self) -> None:
         """Close the stream now and throw away what is queued; a TCP peer gets a reset. Reason ``aborted``."""
         self._hub.check()
+        self._cut(CloseReason.ABORTED)
+
+    def _cut(self, reason: CloseReason, error: BaseException | None = None) -> None:
+        """End the stream now, with a reset where the transport has one: the peer must not take it for the end."""
         self._corked = None
+        self._ask_for_reset()
+        if reason in GIVEN_UP:
+            self.close_reason = reason  # it was to end in another way, and did not
         if self._closed:
+            self.error = self.error or error
             return self._give_up_owed()
         self._write_buffer = None
-        self._close(CloseReason.ABORTED)
+        self._close(reason, error)
 
     def kick(self, message: str = "") -> None:
         """Close the stream now, as :meth:`close` does; reason ``kicked``. ::
@@ -234,7 +329,7 @@ class BaseIOStream(ReadSide):
                 await stream.wait_draining()
                 await stream.write(b"the server is shutting down\\n")
         """
-        await (asyncio.Event() if self._owner is None else self._owner.draining).wait()
+        await (asyncio.Event().wait() if self._owner is None else self._owner.wait_draining())
 
     def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""
@@ -253,9 +348,11 @@ class BaseIOStream(ReadSide):
         self._keep_what_is_owed()
         self._fail_writes()
         if self._write_buffer is not None or not self._part():
-            self._owed_timer = self._hub.loop.call_later(CLOSE_TIMEOUT, self._give_up_owed, context=Context())
+            self._watch_progress()
         if self._end_timer is not None:
             self._end_timer.cancel()
+        if self._closing is not None and not self._closing.done() and not self._hub.loop.is_closed():
+            self._closing.set_result(None)
         if self._close_callback is not None:
             self._run_close_callback()
 
@@ -266,8 +363,8 @@ class BaseIOStream(ReadSide):
         self._connect_future = None
 
     def _close_descriptor(self) -> None:
-        if self._owed_timer is not None:
-            self._owed_timer.cancel()
+        if self._progress_watch is not None:
+            self._progress_watch.stop()
         try:
             self._hub.unwatch(self)
             self.close_fd()

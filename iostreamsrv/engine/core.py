@@ -1,6 +1,5 @@
 """The fields of a stream, its descriptor, and what both its sides need."""
 
-import asyncio
 import errno
 import itertools
 import logging
@@ -18,9 +17,11 @@ from ..addresses import show
 from ..errors import CloseReason, Operation, StreamClosedError, StreamError, of_stream
 from ..events import WITHOUT_SERVER, Event, EventKind, Events
 from ..hub import URGENT, Hub, hub_of
+from ..options import ServerOptions
 from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.files import FileRegion
 from ..sansio.reads import Read
+from .progress import ProgressWatch
 
 INLINE = 16
 """Reads and writes in a row that are done at once before a look at the clock: when the loop's turn is old, the next one
@@ -52,11 +53,23 @@ class Owner(Protocol):
     """Who has made a stream, and wants to know of its end: a server.
 
     :ivar events: who is told of what goes wrong.
-    :ivar draining: is set when the server begins to shut down.
+    :ivar options: has the timeouts of streams that have none of their own.
+    :ivar closes_in_order: whether ``close()`` of a stream is to do what ``aclose()`` does.
     """
 
     events: Events
-    draining: asyncio.Event
+    options: ServerOptions
+    closes_in_order: bool
+
+    async def wait_draining(self) -> None:
+        """Return when the server begins to shut down."""
+
+    def _retire(self, stream: Any, reason: CloseReason) -> None:
+        """Close the stream in order."""
+
+    def _asks_again(self, stream: Any) -> bool:
+        """While the server shuts down: the handler has written since its last read, and reads again. Whether the stream
+        is closed for that."""
 
     def _finish(self, stream: Any) -> None:
         """The stream's descriptor has been closed."""
@@ -86,10 +99,11 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_hangup",
         "_hub",
         "_inline",
+        "_leaving",
         "_more_inside",
         "_owed",
-        "_owed_timer",
         "_owner",
+        "_progress_watch",
         "_read",
         "_read_future",
         "_read_since",
@@ -105,6 +119,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_unsent_futures",
         "_untried",
         "_write_buffer",
+        "_written_before",
         "allow_half_open",
         "bytes_read",
         "bytes_written",
@@ -186,7 +201,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         # what waits for room in the kernel; None while there is room
         self._write_buffer: WriteBuffer | None = None  # type: ignore[assignment]
         self._owed = 0  # value of bytes_written at which all that was reported done has left
-        self._owed_timer: TimerHandle | None = None
+        self._progress_watch: ProgressWatch | None = None
         # what waits for bytes_written to come that far, and the file, if it is one's last byte
         self._unsent_futures: deque[tuple[int, Future[Any], FileRegion | None]] | None = None
         self._sending_eof = False
@@ -194,6 +209,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._timeouts: dict[str, float | None] | None = None  # in place of the server's
         self._sent_before: int | None = None  # what had been sent at the clock's last look, if something was queued
         self._sent_since = 0.0  # when it was first seen that nothing more had been
+        self._written_before: int | None = None  # while the server shuts down: as of the last read's end
         # the ends
         self._connect_future: Future[Any] | None = None
         # with the context that it is to be called in
@@ -201,6 +217,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._callback_context: Context | None = None  # what a server's client has; see the module contexts
         self._owner: Owner | None = None
         self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
+        self._leaving = False  # close() was called, and does what aclose() does
         self._closed = False
 
     # ---- the descriptor, for subclasses
@@ -297,7 +314,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
 
     def closed(self) -> bool:
         """Whether the stream was closed. Bytes that came before can still be read."""
-        return self._closed
+        return self._closed or self._leaving
 
     def __repr__(self) -> str:
         state = f"closed, {self.close_reason}" if self._closed else "open"

@@ -47,6 +47,8 @@ RECEIVES_PER_TURN = 4
 TURNS_TO_READ_ON = 5
 """Of the loop, until the result of a read has reached all who wait for it: `asyncio.wait_for`, `asyncio.gather` and
 Tornado's ``with_timeout`` take one or two each."""
+ALL_ANSWERED = -1
+"""What was written before a read that was pending when the server began to shut down: never as much as now."""
 
 _UNTIL_CLOSE = ReadUntilClose()
 
@@ -114,6 +116,30 @@ class ReadSide(WriteSide):
     def _merely_waits(self) -> bool:
         """Whether all there is to do is to wait for a message of which nothing has come yet."""
         return self.reading() and not self._has_begun() and not self.writing() and not self._has_input()
+
+    def _written(self) -> int:
+        """Bytes that were written so far."""
+        return self.bytes_written + self.queued
+
+    def _note_written(self) -> None:
+        """While the server shuts down, now and then: begin to note what is written between two reads. What is written
+        while a read waits is no answer to it; a read that goes on and on has no end where that could be noted."""
+        if isinstance(self._read, ReadMatch) or (self._written_before is None and not self.reading()):
+            self._written_before = self._written()
+        elif self._written_before is None:
+            self._written_before = ALL_ANSWERED
+
+    def _is_unanswered(self) -> bool:
+        """While the server shuts down: whether something was read since that began, and no answer to it written."""
+        return self._written_before == self._written() and not isinstance(self._read, ReadMatch)
+
+    def _has_answered(self) -> bool:
+        """While the server shuts down, with each read: whether something was written since the last one, and the stream
+        is closed for that, as the handler asks for the next request."""
+        before, self._written_before = self._written_before, self._written()
+        if self._written_before == before or self._closed or self._closing is not None or self._owner is None:
+            return False
+        return self._owner._asks_again(self)
 
     def _has_input(self) -> bool:
         """Whether bytes wait in the kernel that are still to be dispatched."""
@@ -198,7 +224,8 @@ class ReadSide(WriteSide):
         if timeout is not None:
             check_timeout("timeout", timeout)  # before any byte moves
         read = ReadInto(buf, partial)
-        if self._buffer.size and self._read is None and read.take(self._buffer) is not MORE:
+        at_once = self._buffer.size and self._read is None and self._written_before is None
+        if at_once and read.take(self._buffer) is not MORE:
             return self._finished(read.filled)
         return self._begin_read(read, timeout)
 
@@ -241,6 +268,8 @@ class ReadSide(WriteSide):
             timeout = check_timeout("timeout", timeout)
         if self._closing is not None and not isinstance(read, Discard):
             return self._read_after_the_end(read)
+        if self._written_before is not None and self._has_answered():
+            raise self._closed_error("read")
         if self._read is not None:
             self._expect_no_read()
         if self._closed or self._eof:
@@ -446,6 +475,8 @@ class ReadSide(WriteSide):
             self._read_timer.cancel()
             self._read_timer = None
         self._inline = INLINE
+        if self._written_before is not None:
+            self._written_before = self._written()  # what comes behind it is the answer
         complete(future, result)
         if self._close_callback is not None:
             self._look_for_end_later()
@@ -501,6 +532,8 @@ class ReadSide(WriteSide):
         self._untried = _unfinished(read)
         if isinstance(read, ReadMatch) and read.begun_anew:
             read.begun_anew = False
+            if self._written_before is not None and self._has_answered():
+                return None
             self._read_since = self._hub.now
             self._inline = INLINE
         if self._readable or self._untried:

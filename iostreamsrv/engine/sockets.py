@@ -148,13 +148,14 @@ class SocketStream(BaseIOStream):
                     raise
         return BaseIOStream._sendfile(self, region, size)
 
-    def abort(self) -> None:
-        self._hub.check()
-        if self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6):
+    def _ask_for_reset(self) -> None:
+        if self._is_tcp():
             # Lingering for 0 seconds is how one asks for a reset.
             with contextlib.suppress(OSError):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        BaseIOStream.abort(self)
+
+    def _is_tcp(self) -> bool:
+        return self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6)
 
     _has_half_close = True
 
@@ -186,9 +187,12 @@ class SocketStream(BaseIOStream):
         # The kernel has room for megabytes, and says so only when a third of it is free: what counts is what has left.
         return self.bytes_written - unsent(self.fileno())
 
+    def _unsent(self) -> int:
+        return unsent(self.fileno()) if self._is_tcp() else 0  # of a Unix socket the peer has it already
+
     def set_nodelay(self, value: bool) -> None:
         """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it."""
-        if self.socket is None or self.socket.family not in (socket.AF_INET, socket.AF_INET6):
+        if not self._is_tcp():
             return
         try:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if value else 0)
@@ -272,7 +276,7 @@ def has_bytes(sock: socket.socket) -> bool:
 
 def unsent(fd: int) -> int:
     """Bytes that the kernel has taken for a socket and the peer has not; 0 where it does not tell."""
-    if fcntl is None:
+    if fcntl is None or fd < 0:
         return 0
     count = bytearray(4)
     with contextlib.suppress(OSError):

@@ -164,6 +164,7 @@ class TLSStream(SocketStream):
         "_accepted",
         "_ciphertext",
         "_context",
+        "_cut_short",
         "_drained",
         "_handshake_timer",
         "_handshaken",
@@ -188,6 +189,7 @@ class TLSStream(SocketStream):
         self._drained = False  # the last receive emptied the socket
         self._truncated = False  # the peer's side ended without its word
         self._said_goodbye = False
+        self._cut_short = False  # the peer is to notice that something is missing
         self._handshaken = False
         self._handshake_timer: TimerHandle | None = None
         self._waiting_for_handshake: list[Future[Self]] | None = None
@@ -409,7 +411,8 @@ class TLSStream(SocketStream):
         return sent
 
     def _progress(self) -> int:
-        return SocketStream._progress(self) - len(self._ciphertext)  # of a large write all is counted at its end only
+        # Of a large write all is counted at its end only.
+        return SocketStream._progress(self) + self._accepted - len(self._ciphertext)
 
     def _send_ciphertext(self) -> bool:
         """Send what the engine has for the peer; whether all of it could be."""
@@ -474,8 +477,12 @@ class TLSStream(SocketStream):
         else:  # _flush goes on with it, and comes back here
             self._wait_for_room()
 
+    def _ask_for_reset(self) -> None:
+        self._cut_short = True
+        SocketStream._ask_for_reset(self)
+
     def _say_goodbye(self) -> bool:
-        if self.close_reason in NO_GOODBYE:
+        if self._cut_short or self.close_reason in NO_GOODBYE:
             return True
         try:
             return self._send_goodbye()
@@ -498,7 +505,7 @@ class TLSStream(SocketStream):
         self._raw.detach()
 
     def close_fd(self) -> None:
-        if self.close_reason not in NO_GOODBYE:
+        if not self._cut_short and self.close_reason not in NO_GOODBYE:
             # Session tickets, which nobody reads who only writes: to close with them unread would be a reset.
             with contextlib.suppress(OSError):  # there are none, or the peer is gone
                 self._raw.recv(CIPHERTEXT)

@@ -361,8 +361,12 @@ class WriteSide(StreamCore):
         return future
 
     def _progress(self) -> int:
-        """Changes whenever the kernel takes something of what is queued."""
+        """Grows whenever the kernel takes something of what is queued."""
         return self.bytes_written
+
+    def _unsent(self) -> int:
+        """Bytes that the kernel has taken, and that would be lost if the peer broke the connection now."""
+        return 0
 
     def _settle_writes(self) -> None:
         futures = self._unsent_futures
@@ -433,8 +437,18 @@ class WriteSide(StreamCore):
         """Tell the peer, where there are words for it, that this side ends; whether that is on its way."""
         return True
 
+    def _loses_bytes(self) -> bool:
+        """Whether a close would throw away some of what is queued."""
+        return self._write_buffer is not None and self._write_buffer.size > max(0, self._owed - self.bytes_written)
+
+    def _ask_for_reset(self) -> None:
+        """Have the descriptor's close tell the peer that something is missing, where there is a way to."""
+
     def _give_up_owed(self) -> None:
+        """Of a closed stream: close the descriptor, whatever is still to be sent."""
         if self._write_buffer is not None:
+            if self._write_buffer.size:
+                self._ask_for_reset()
             self._write_buffer = None
             self._close_descriptor()
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
-from ..ioloop import IOLoop
+from ..ioloop import IOLoop, cancel_the_rest
 
 TURN = 0.05
 """Seconds after which a thread that waits for another one to run the loop looks whether it must do so itself."""
@@ -223,14 +223,6 @@ async def _end(coroutine: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         await coroutine()
     finally:
         await cancel_the_rest()
-
-
-async def cancel_the_rest() -> None:
-    """Cancel all other tasks of a loop that is about to be closed, and wait for their ends."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def set_done(future: "Future[None]") -> None:

@@ -7,6 +7,7 @@ QueueServer("localhost", 5000, echo).run()
 """
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import queue
@@ -19,10 +20,9 @@ from typing import Any
 
 from ..descriptors import raise_limit
 from ..errors import OptionError, StreamBufferFullError, of_stream
-from ..ioloop import IOLoop
+from ..ioloop import IOLoop, cancel_the_rest, handle_signal, signals_restored
 from ..iostream import IOStream
 from ..tcpserver import TCPServer
-from .crossing import cancel_the_rest
 from .outbox import Outbox, closed_error
 
 __all__ = ["QueueServer", "SendQueue"]
@@ -140,7 +140,8 @@ class QueueServer:
         return self._server.addresses
 
     def run(self) -> None:
-        """Serve until :meth:`stop` is called; in the main thread, also until SIGINT (Ctrl-C) or SIGTERM comes.
+        """Serve until :meth:`stop` is called; in the main thread, also until SIGINT (Ctrl-C) or SIGTERM comes, unless
+        that is ignored. Afterwards signals are handled as before.
 
         :raises RuntimeError: it has been run before.
         """
@@ -151,18 +152,20 @@ class QueueServer:
             if self._stopping:
                 return
         loop: asyncio.AbstractEventLoop = self._io_loop.asyncio_loop
-        try:
-            loop.run_until_complete(self._serve())
-        finally:
-            loop.run_until_complete(self._close())
-            self._io_loop.close()
-            self._ended.set()
+        in_main = threading.current_thread() is threading.main_thread()
+        with signals_restored() if in_main else contextlib.nullcontext():
+            try:
+                loop.run_until_complete(self._serve())
+            finally:
+                loop.run_until_complete(self._close())
+                self._io_loop.close()
+                self._ended.set()
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self._told.set)  # until the loop is closed
+                handle_signal(loop, number, self._told.set)  # until the loop is closed
         await self._told.wait()
         await self._server.shutdown()
 

@@ -1,0 +1,276 @@
+"""`HTTPServer` closes connections in order: the last answer arrives, also while the client still sends."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import tornado.web
+import tornado.websocket
+
+from iostreamsrv import CloseReason, IOLoop, IOStream
+from iostreamsrv.httpserver import HTTPServer
+from tests.support import PATIENCE, eventually, on_every_loop, tls_contexts, turns
+from tests.test_httpserver import upgraded
+from tests.test_tcpserver import Serving
+
+pytestmark = on_every_loop
+
+TRIES = 20
+
+BODY = 8_000_000
+"""Bytes that a client sends before it reads."""
+
+LIMIT = 100_000
+
+OVER_BOTH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+
+
+@pytest.fixture
+def serving(io_loop: IOLoop) -> Iterator[Serving]:
+    serving = Serving()
+    yield serving
+    serving.end()
+
+
+class Whole(tornado.web.RequestHandler):
+    def post(self) -> None:
+        self.finish(b"%d" % len(self.request.body))
+
+    get = post
+
+
+@tornado.web.stream_request_body
+class Forbidden(tornado.web.RequestHandler):
+    """Knows from the head that it wants nothing of this."""
+
+    def prepare(self) -> None:
+        raise tornado.web.HTTPError(401)
+
+    def data_received(self, chunk: bytes) -> None:
+        raise AssertionError("nobody asked for it")
+
+
+@tornado.web.stream_request_body
+class TooLarge(tornado.web.RequestHandler):
+    """Has had enough after some of it."""
+
+    received = 0
+
+    def data_received(self, chunk: bytes) -> None:
+        self.received += len(chunk)
+        if self.received > LIMIT and not self._finished:
+            self.send_error(413)
+
+
+class Socket(tornado.websocket.WebSocketHandler):
+    def on_message(self, message: str | bytes) -> None:
+        self.write_message(message)
+
+
+class Serves(HTTPServer):
+    """Notes with what reason its streams end."""
+
+    def initialize(self, *arguments: Any, **keywords: Any) -> None:  # type: ignore[override]
+        routes = [("/", Whole), ("/forbidden", Forbidden), ("/large", TooLarge), ("/ws", Socket)]
+        application = tornado.web.Application([*routes, *keywords.pop("more", ())], websocket_max_message_size=1000)
+        super().initialize(application, **{"max_body_size": LIMIT, **keywords})
+        self.ends: list[CloseReason] = []
+
+    def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
+        self.ends.append(reason)
+
+
+def sent_and_then_read(address: Any, request: bytes, body: int, tls: ssl.SSLContext | None) -> bytes:
+    """For a thread: what a client gets that sends all it has before it reads. A reset is an error."""
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.create_connection(address, 4 * PATIENCE))
+        if tls is not None:
+            sock = stack.enter_context(tls.wrap_socket(sock, server_hostname="localhost"))
+        sock.sendall(request)
+        for _ in range(body // 100_000):
+            sock.sendall(bytes(100_000))
+        received = bytearray()
+        while chunk := sock.recv(65536):
+            received += chunk
+        return bytes(received)
+
+
+def upload(path: str, size: int = BODY, *lines: str) -> bytes:
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {size}", *lines]
+    return "".join(f"{line}\r\n" for line in [*head, ""]).encode()
+
+
+async def answers_of(server: HTTPServer, request: bytes, body: int, tls: bool, tries: int = TRIES) -> list[Any]:
+    context = tls_contexts()[1] if tls else None
+    found = []
+    for _ in range(tries):
+        try:
+            asking = asyncio.to_thread(sent_and_then_read, server.addresses[0], request, body, context)
+            found.append((await asking).partition(b"\r\n")[0])
+        except OSError as error:
+            found.append(error)
+    await asyncio.get_running_loop().shutdown_default_executor()
+    return found
+
+
+def started(serving: Serving, tls: bool = False, **keywords: Any) -> Any:
+    return serving.started(Serves(ssl_options=tls_contexts()[0] if tls else None, **keywords))
+
+
+# ---- the answer while the body is still coming
+
+
+@OVER_BOTH
+@pytest.mark.parametrize(
+    "path, status",
+    [
+        ("/", b"HTTP/1.1 400 Bad Request"),
+        ("/forbidden", b"HTTP/1.1 401 Unauthorized"),
+        ("/large", b"HTTP/1.1 413 Request Entity Too Large"),
+    ],
+    ids=["over max_body_size", "refused by prepare", "refused in the middle"],
+)
+@pytest.mark.gen_test(timeout=120)
+async def test_no_answer_is_lost_while_the_body_is_still_coming(
+    serving: Serving, path: str, status: bytes, tls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    server = started(serving, tls, max_body_size=LIMIT if path == "/" else 2 * BODY)
+    assert await answers_of(server, upload(path), BODY, tls) == [status] * TRIES
+    await eventually(lambda: len(server.ends) == TRIES)
+    assert set(server.ends) == {"local"}
+
+
+@pytest.mark.parametrize(
+    "request_, lines",
+    [
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"HTTP/1.1 200 OK"),
+        (b"GET / HTTP/1.0\r\n\r\n", b"HTTP/1.1 200 OK"),
+        (b"this is no request\r\n\r\n", b"HTTP/1.1 400 Bad Request"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", b"HTTP/1.1 400 Bad Request"),
+    ],
+    ids=["Connection: close", "HTTP/1.0", "garbage", "a wrong length"],
+)
+@pytest.mark.gen_test(timeout=60)
+async def test_whatever_has_tornado_close_the_answer_arrives(
+    serving: Serving, request_: bytes, lines: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    server = started(serving)
+    assert await answers_of(server, request_, 2_000_000, False, 5) == [lines] * 5
+
+
+@pytest.mark.gen_test
+async def test_a_websocket_that_is_refused_learns_why_while_it_still_sends(serving: Serving) -> None:
+    server = started(serving)
+    peer = await upgraded(serving.connect(server), "/ws")
+    await peer.send_all(b"\x82\xff" + struct.pack(">Q", 1_000_000) + bytes(4) + bytes(1_000_000))
+    received = await peer.receive_all()
+    assert received.startswith(b"\x88\x11\x03\xf1message too big")
+    peer.close()
+    await eventually(lambda: server.ends)
+
+
+# ---- what close() of such a stream is
+
+
+class Held(tornado.web.RequestHandler):
+    """Leaves its stream to the test."""
+
+    async def get(self) -> None:
+        self.application.settings["found"].append(self)
+        await self.application.settings["go_on"].wait()
+
+    def on_connection_close(self) -> None:
+        self.application.settings["left"].append(self)
+
+
+async def held(serving: Serving) -> tuple[Any, Any, IOStream, Any]:
+    server = started(serving, more=[("/held", Held)])
+    settings = server.request_callback.settings
+    settings.update(found=[], left=[], go_on=asyncio.Event())
+    peer = serving.connect(server)
+    peer.send(b"GET /held HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await eventually(lambda: settings["found"])
+    (handler,) = settings["found"]
+    return server, peer, handler.request.connection.stream, settings
+
+
+@pytest.mark.gen_test
+async def test_a_stream_is_closed_for_everybody_as_soon_as_close_was_called(serving: Serving) -> None:
+    server, peer, stream, settings = await held(serving)
+    closed: list[bool] = []
+    stream.set_close_callback(lambda: closed.append(True))
+    stream.close()
+    stream.close()
+    assert stream.closed()
+    assert stream.close_reason == "local"
+    for use in (lambda: stream.write(b"abc"), lambda: stream.read_bytes(1)):
+        with pytest.raises(tornado.iostream.StreamClosedError):
+            use()
+    await turns(2)
+    assert closed == [True]
+    late: list[bool] = []
+    stream.set_close_callback(lambda: late.append(True))
+    await turns(2)
+    assert late == [True]
+    assert await peer.receive_all() == b""
+    assert server.ends == [], "it lingers"
+    peer.close()
+    await eventually(lambda: server.ends)
+    assert server.ends == ["local"]
+    assert closed == [True]
+    settings["go_on"].set()
+    await turns()
+
+
+@pytest.mark.gen_test
+async def test_a_handler_learns_once_that_its_client_has_left(serving: Serving) -> None:
+    server, peer, _, settings = await held(serving)
+    peer.close()
+    await eventually(lambda: settings["left"])
+    assert settings["left"] == settings["found"]
+    assert server.ends == ["eof"]
+    settings["go_on"].set()
+    await turns()
+    assert len(settings["left"]) == 1
+
+
+@pytest.mark.gen_test
+async def test_what_was_written_before_a_close_arrives_whole(serving: Serving) -> None:
+    server, peer, stream, settings = await held(serving)
+    stream.write(b"x" * 5_000_000)
+    stream.close()
+    assert await peer.receive_all() == b"x" * 5_000_000
+    settings["go_on"].set()
+    peer.close()
+    await eventually(lambda: server.ends)
+
+
+@pytest.mark.gen_test
+async def test_a_close_with_an_error_is_at_once(serving: Serving) -> None:
+    server, _, stream, settings = await held(serving)
+    error = OSError("made up")
+    stream.close(error)
+    assert server.ends == ["local"]
+    assert stream.error is error
+    settings["go_on"].set()
+    await turns()
+
+
+@pytest.mark.gen_test
+async def test_a_connection_that_is_being_closed_holds_no_shutdown_up(serving: Serving) -> None:
+    server = started(serving, drain_idle=0.01)
+    peer = serving.connect(server)
+    peer.send(b"GET / HTTP/1.0\r\n\r\n")
+    assert (await peer.receive_all()).endswith(b"\r\n\r\n0")
+    assert len(server.streams) == 1
+    async with asyncio.timeout(1):  # the linger takes two seconds
+        await server.shutdown()
+    assert server.ends == ["local"]
