@@ -89,6 +89,7 @@ class Clients:
         # those who were in the kernel's queue
         self._queued: deque[tuple[Greeter, Context, socket.socket, Any]] = deque()
         self._handling: dict[asyncio.Future[Any], IOStream] = {}
+        self._at_work: set[int] = set()  # the streams of these, by their id
         self._closing: set[asyncio.Task[Any]] = set()
         self.asking: set[asyncio.Task[Any] | None] = set()
         self._end = CloseReason.SHUTDOWN  # what a cancelled handler's stream ends with
@@ -187,6 +188,7 @@ class Clients:
         except Exception as error:
             return self._handler_failed(self._successor(stream), name, error)
         self._handling[handling] = stream
+        self._at_work.add(stream.id)
         handling.add_done_callback(self._on_handled, context=context)
 
     def _begin(self, name: str, stream: IOStream, address: Any) -> Coroutine[Any, Any, None] | None:
@@ -209,6 +211,7 @@ class Clients:
     def _handled(self, handling: "asyncio.Future[Any]") -> None:
         """A handler has ended."""
         stream = self._successor(self._handling.pop(handling))
+        self._at_work.discard(stream.id)
         rejected = stream.id in self._rejected
         if handling.cancelled():
             if isinstance(handling, asyncio.Task) and handling.cancelling():
@@ -221,6 +224,7 @@ class Clients:
             self._retire(stream, CloseReason.REJECTED)
         elif self.options.close_on_return and not stream.reading() and stream._close_callback is None:
             self._retire(stream, CloseReason.LOCAL)
+        self._let_go(stream)
 
     def _handler_failed(self, stream: IOStream, name: str, error: BaseException) -> None:
         if isinstance(error, tornado.iostream.StreamClosedError):
@@ -304,9 +308,17 @@ class Clients:
                     self._tell_of_close(stream)
                 if handled and self._closes():
                     run_for(stream, self._call_handle_close, stream)
-                stream._callback_context = None  # or what is set there lives as long, and perhaps that is the stream
+                self._let_go(stream)
         finally:
             self._telling = False
+
+    def _let_go(self, stream: IOStream) -> None:
+        """Part a stream from its context, if both have ended, the stream and its handler: nothing runs there any more,
+        and a variable may keep the stream.
+        """
+        id = stream.id
+        if id not in self.open and id not in self._rejected and id not in self._at_work:
+            stream._callback_context = None
 
     def _tell_of_close(self, stream: IOStream) -> None:
         reason, address = stream.close_reason, stream.remote_address
