@@ -89,7 +89,6 @@ class Clients:
         # those who were in the kernel's queue
         self._queued: deque[tuple[Greeter, Context, socket.socket, Any]] = deque()
         self._handling: dict[asyncio.Future[Any], IOStream] = {}
-        self._at_work: set[int] = set()  # the streams of these, by their id
         self._closing: set[asyncio.Task[Any]] = set()
         self.asking: set[asyncio.Task[Any] | None] = set()
         self._end = CloseReason.SHUTDOWN  # what a cancelled handler's stream ends with
@@ -188,7 +187,7 @@ class Clients:
         except Exception as error:
             return self._handler_failed(self._successor(stream), name, error)
         self._handling[handling] = stream
-        self._at_work.add(stream.id)
+        self._successor(stream)._has_handler = True
         handling.add_done_callback(self._on_handled, context=context)
 
     def _begin(self, name: str, stream: IOStream, address: Any) -> Coroutine[Any, Any, None] | None:
@@ -211,7 +210,7 @@ class Clients:
     def _handled(self, handling: "asyncio.Future[Any]") -> None:
         """A handler has ended."""
         stream = self._successor(self._handling.pop(handling))
-        self._at_work.discard(stream.id)
+        stream._has_handler = False
         rejected = stream.id in self._rejected
         if handling.cancelled():
             if isinstance(handling, asyncio.Task) and handling.cancelling():
@@ -316,8 +315,7 @@ class Clients:
         """Part a stream from its context, if both have ended, the stream and its handler: nothing runs there any more,
         and a variable may keep the stream.
         """
-        id = stream.id
-        if id not in self.open and id not in self._rejected and id not in self._at_work:
+        if not (stream._has_handler or stream.id in self.open or stream.id in self._rejected):
             stream._callback_context = None
 
     def _tell_of_close(self, stream: IOStream) -> None:
