@@ -211,6 +211,7 @@ class Clients:
         finally:
             self._look_for_blocking(stream, began)
         self._handling[handling] = stream
+        self._successor(stream)._has_handler = True
         handling.add_done_callback(self._on_handled, context=context)
 
     def _begin(self, name: str, stream: IOStream, address: Any) -> Coroutine[Any, Any, None] | None:
@@ -252,6 +253,7 @@ class Clients:
     def _handled(self, handling: "asyncio.Future[Any]") -> None:
         """A handler has ended."""
         stream = self._successor(self._handling.pop(handling))
+        stream._has_handler = False
         rejected = stream.id in self._rejected
         if handling.cancelled() and isinstance(handling, asyncio.Task) and handling.cancelling():
             self._retire(stream, self._end)
@@ -270,6 +272,7 @@ class Clients:
             stream._when_read(lambda: self._retire_unless_read(self._successor(stream)))
         else:
             self._retire(stream, CloseReason.LOCAL)
+        self._let_go(stream)
 
     def _handler_failed(self, stream: IOStream, name: str, error: BaseException) -> None:
         reason, telling = fault(stream, error)
@@ -345,9 +348,16 @@ class Clients:
                     self._tell_of_close(stream)
                 if handled and self._closes():
                     run_for(stream, self._call_handle_close, stream)
-                stream._callback_context = None  # or what is set there lives as long, and perhaps that is the stream
+                self._let_go(stream)
         finally:
             self._telling = False
+
+    def _let_go(self, stream: IOStream) -> None:
+        """Part a stream from its context, if both have ended, the stream and its handler: nothing runs there any more,
+        and a variable may keep the stream.
+        """
+        if not (stream._has_handler or stream.id in self.open or stream.id in self._rejected):
+            stream._callback_context = None
 
     def _tell_of_close(self, stream: IOStream) -> None:
         reason, address = stream.close_reason, stream.remote_address

@@ -1108,6 +1108,40 @@ def test_every_callback_that_a_user_can_write_is_walked() -> None:
     assert {name for name in vars(Framing) if re.match("decode|encode", name)} == {"decode", "encode"}
 
 
+@loops
+@pytest.mark.gen_test(timeout=20)
+async def test_a_stream_that_delivers_its_last_bytes_ends_in_its_own_context(serving: Serving) -> None:
+    """Its handler is over long before."""
+    found: list[tuple[str, str]] = []
+    returned = asyncio.Event()
+
+    class Hasty(TCPServer):
+        async def handle_stream(self, stream: IOStream, address: Any) -> None:
+            WHO.set(name_of(stream))
+            await stream.read_until(b"\n")
+            assert stream.write(bytes(60_000)).done()  # corked
+            stream.close()
+            returned.set()
+
+        def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
+            found.append((name_of(stream), WHO.get()))
+
+    server = serving.started(Hasty(send_buffer_size=4096))
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(server.addresses[0])
+    peer = Peer(client)
+    serving.peers.append(peer)
+    await eventually(lambda: any(stream.reading() for stream in server.streams))
+    peer.send(b"one\ntwo\n")
+    await returned.wait()
+    await turns(20)
+    assert not found
+    assert len(await peer.receive(60_000)) == 60_000
+    await eventually(lambda: found)
+    assert [name for name, value in found if name != value] == []
+
+
 STREAM: ContextVar[IOStream | None] = ContextVar("stream", default=None)
 
 

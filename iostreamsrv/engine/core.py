@@ -97,6 +97,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_end_timer",
         "_eof",
         "_hangup",
+        "_has_handler",
         "_hub",
         "_inline",
         "_leaving",
@@ -215,6 +216,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         # with the context that it is to be called in
         self._close_callback: tuple[Context, Callable[[], None]] | None = None  # type: ignore[assignment]
         self._callback_context: Context | None = None  # what a server's client has; see the module contexts
+        self._has_handler = False  # a task of the server's is at work for it
         self._owner: Owner | None = None
         self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
         self._leaving = False  # close() was called, and does what aclose() does

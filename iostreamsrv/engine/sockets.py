@@ -98,6 +98,7 @@ class SocketStream(BaseIOStream):
         self.close_reason = CloseReason.LOCAL
         stream._close_callback, self._close_callback = self._close_callback, None
         stream._callback_context, self._callback_context = self._callback_context, None
+        stream._has_handler = self._has_handler
         stream.id = self.id
         stream._data = self._data
         stream._timeouts = self._timeouts
