@@ -262,6 +262,15 @@ def test_what_can_be_no_record_is_an_error_before_all_of_it_has_come(pair: tuple
         server.read(100)
 
 
+def test_many_renegotiations_in_one_record_are_an_error_before_any_is_answered(
+    pair: tuple[TLSEngine, TLSEngine],
+) -> None:
+    server = pair[0]
+    server.feed(b"\x16\x03\x03\x10\0")
+    with pytest.raises(ssl.SSLError):
+        server.read(100)
+
+
 def test_a_handshake_works_off_a_bounded_number_of_records(context: ssl.SSLContext) -> None:
     server, client = TLSEngine(context, True), TLSEngine(client_context(UNVERIFIED), False)
     client.handshake()
