@@ -186,12 +186,14 @@ def with_a_byte(nothing: Callable[[RecordClient], bytes], count: int) -> Callabl
 FLOODS: dict[str, tuple[str, Callable[[RecordClient], bytes], int]] = {
     "new keys": ("TLSv1.3", RecordClient.key_update, 4000),
     "new keys and bytes": ("TLSv1.3", with_a_byte(RecordClient.key_update, 31), 120),
-    "a new key for each byte": ("TLSv1.3", with_a_byte(RecordClient.key_update, 1), 2000),
-    "refused renegotiations": ("TLSv1.2", RecordClient.hello, 4000),
-    "refused renegotiations and bytes": ("TLSv1.2", with_a_byte(RecordClient.hello, 31), 150),
+    "a new key for each byte": ("TLSv1.3", with_a_byte(RecordClient.key_update, 1), 1000),
+    "refused renegotiations": ("TLSv1.2", RecordClient.hello, 20_000),
+    "refused renegotiations and bytes": ("TLSv1.2", with_a_byte(RecordClient.hello, 31), 1500),
+    "records of many renegotiations": ("TLSv1.2", with_a_byte(lambda client: client.hello(4000), 1), 30),
+    "records of some renegotiations": ("TLSv1.2", with_a_byte(lambda client: client.hello(500), 1), 300),
     "empty records and bytes": ("TLSv1.3", with_a_byte(lambda client: client.record(b""), 31), 1500),
-    "one-byte records": ("TLSv1.3", lambda client: client.record(b"x"), 60_000),
-    "one-byte records of TLS 1.2": ("TLSv1.2", lambda client: client.record(b"x"), 60_000),
+    "one-byte records": ("TLSv1.3", lambda client: client.record(b"x"), 30_000),
+    "one-byte records of TLS 1.2": ("TLSv1.2", lambda client: client.record(b"x"), 30_000),
 }
 """By name: the version, what makes a piece of it, and how many pieces."""
 

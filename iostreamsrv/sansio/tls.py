@@ -26,7 +26,14 @@ WORK = 32
 and no peer who means well sends those."""
 
 EMPTY_COSTS = 4
-"""How many records one without a byte for the application counts for: new keys, or an answer, may be made for it."""
+BYTES_PER_MESSAGE = 32
+"""How many records one without a byte for the application counts for: four, as new keys, or an answer, may be made for
+it, and one more for each 32 bytes, as it may hold many messages."""
+
+HANDSHAKE = 22
+LONGEST_HELLO = 2048
+"""Most bytes of a handshake record behind the handshake, before TLS 1.3. A renegotiation is refused, and a longer
+record would be many at once: 16 KiB hold 4,000, and OpenSSL answers each."""
 
 MOST_EMPTY = 32
 """Records in a row that may have no byte for the application. Each costs this side far more than the peer, so there are
@@ -61,11 +68,13 @@ class TLSEngine:
         "_encrypted",
         "_end",
         "_fed_all",
+        "_handshaken",
         "_incoming",
         "_inside",
         "_kept",
         "_missing",
         "_server_side",
+        "_size",
         "_tickets",
         "has_input",
         "object",
@@ -87,6 +96,8 @@ class TLSEngine:
         self._chunk: bytes | bytearray = b""  # what has come, and OpenSSL has not got from _at on
         self._at = 0
         self._missing = 0  # bytes of the record that OpenSSL has got a part of
+        self._size = 0  # of that record
+        self._handshaken = False
         self._inside = False  # OpenSSL holds plaintext
         self._empty = 0  # records in a row without a byte for the application
         self._kept = b""  # decrypted before somebody asked for it
@@ -123,7 +134,10 @@ class TLSEngine:
             if left < HEADER:
                 self._chunk, self._at = chunk[at:], 0
                 return False
-            missing = HEADER + (chunk[at + 3] << 8 | chunk[at + 4])
+            missing = self._size = HEADER + (chunk[at + 3] << 8 | chunk[at + 4])
+            if missing > LONGEST_HELLO and chunk[at] == HANDSHAKE and self._handshaken:
+                self._incoming.write(NO_RECORD)
+                return True
         if missing < left:
             self._incoming.write(chunk[at : at + missing])
             self._at = at + missing
@@ -158,6 +172,7 @@ class TLSEngine:
         """
         for _ in range(WORK):
             if self._shake_hands():
+                self._handshaken = True
                 self.has_input = bool(self._chunk)
                 # From 1.3 on a server has had its last word by then; what is there are tickets.
                 if self._server_side and self.object.version() == "TLSv1.3":
@@ -194,7 +209,7 @@ class TLSEngine:
             try:
                 record = self.object.read(size)
             except ssl.SSLError as error:
-                work -= EMPTY_COSTS
+                work -= EMPTY_COSTS + self._size // BYTES_PER_MESSAGE
                 self._read_nothing(error)
                 if self._end is not None:
                     break

@@ -9,7 +9,7 @@ from typing import Any
 
 from tornado.log import app_log
 
-from iostreamsrv import loglimit
+from iostreamsrv import engine, loglimit, sansio
 from iostreamsrv.acceptor import Acceptor
 from iostreamsrv.certificates import Certificates
 from iostreamsrv.clients import Clients
@@ -96,6 +96,16 @@ def forget_what_follows_the_header() -> None:
     Greeter._go_on = forgetful  # type: ignore[method-assign]
 
 
+def work_off_all_records_at_once() -> None:
+    """A read works off all that was received, whatever it is."""
+    sansio.tls.WORK = 1 << 30
+
+
+def receive_while_stuck() -> None:
+    """However much TLS has to say itself, and the client does not take, receiving goes on."""
+    engine.tls.OWN_OUTPUT = 1 << 30
+
+
 SWITCHES: dict[str, Callable[[], None]] = {
     each.__name__: each
     for each in (
@@ -108,5 +118,7 @@ SWITCHES: dict[str, Callable[[], None]] = {
         take_every_end_for_an_orderly_one,
         reload_in_place,
         forget_what_follows_the_header,
+        work_off_all_records_at_once,
+        receive_while_stuck,
     )
 }

@@ -7,10 +7,12 @@ import signal
 import socket
 import ssl
 import time
+from collections.abc import Callable
 
 from tests.hostile import HandMadeClient, header, no_hellos, reset_somewhere, say_only
-from tests.programs import PATIENCE
+from tests.programs import PATIENCE, Client
 from tests.rotation import Load, Rotation, serial_number
+from tests.tls_records import RecordClient
 
 from .probes import Figures, Guard, Probe, Threshold, Trial
 from .servers import OURS, Server, wait_until
@@ -155,6 +157,65 @@ def bare_end(trial: Trial) -> Figures:
     return {TOLD_APART: 100 * told_apart / times}
 
 
+# ---- floods of records that bring the application nothing, or next to nothing
+
+WAIT = "the longest that another client waits, ms"
+GROWTH = "memory grows by, MB"
+
+IN_A_ROW = 31
+"""Records without data that are sent between two bytes, so that ours does not end the connection for them."""
+
+STUCK = 1.0
+"""Seconds after which a server that takes nothing is taken to have had enough."""
+
+AT_ONCE = 20_000
+"""Bytes that the flood may grow by between two lines of the other client."""
+
+
+def flood(
+    trial: Trial, version: str, nothing: Callable[[RecordClient], bytes], pieces: int, receive_buffer: int | None = None
+) -> Figures:
+    with trial.credentials() as credentials, trial.server("echo", files=credentials.files) as server:
+        with (
+            RecordClient(server.address, version, receive_buffer) as hostile,
+            server.client(tls=credentials.trusting) as other,
+        ):
+            made = memoryview(b"".join(piece(hostile, nothing) for _ in range(pieces)))
+            other.ask(b"hello\n")
+            before = server.resident()
+            server.forget_peak()
+            hostile.socket.setblocking(False)
+            worst, late = 0.0, time.monotonic() + STUCK
+            with contextlib.suppress(ConnectionError):
+                while made and time.monotonic() < late:
+                    with contextlib.suppress(BlockingIOError):
+                        made = made[hostile.socket.send(made[:AT_ONCE]) :]
+                        late = time.monotonic() + STUCK
+                    worst = max(worst, seconds_to_answer(other))
+            worst = max(worst, seconds_to_answer(other))
+        return {WAIT: worst * 1000, GROWTH: (server.peak() - before) / 1e6}
+
+
+def piece(hostile: RecordClient, nothing: Callable[[RecordClient], bytes]) -> bytes:
+    return b"".join(nothing(hostile) for _ in range(IN_A_ROW)) + hostile.record(b"x")
+
+
+def seconds_to_answer(client: Client) -> float:
+    began = time.monotonic()
+    assert client.ask(b"hello\n") == b"hello\n"
+    return time.monotonic() - began
+
+
+def new_keys(trial: Trial) -> Figures:
+    return flood(trial, "TLSv1.3", RecordClient.key_update, trial.size(1000, 2500))
+
+
+def renegotiations(trial: Trial) -> Figures:
+    return flood(trial, "TLSv1.2", lambda client: client.hello(200), trial.size(80, 160), receive_buffer=4096)
+
+
+FAIR = (Threshold(WAIT, "≤", 40, timed=True), Threshold(GROWTH, "≤", 2))
+
 NOTHING_LEFT = (Threshold(DESCRIPTORS, "=", 0), Threshold(TASKS, "=", 0), Threshold(LINES, "≤", 50))
 
 PROBES = (
@@ -199,5 +260,20 @@ PROBES = (
         bare_end,
         (Threshold(TOLD_APART, "=", 100),),
         guards=(Guard("the difference", TOLD_APART, switch="take_every_end_for_an_orderly_one"),),
+    ),
+    Probe(
+        "KeyUpdate flood",
+        "A client of TLS 1.3 sends as many KeyUpdates as are taken, a byte after each 31, and reads none of the"
+        " answers that it asks for; another is echoed lines.",
+        new_keys,
+        FAIR,
+        guards=(Guard("the bound of the records at once", WAIT, switch="work_off_all_records_at_once"),),
+    ),
+    Probe(
+        "renegotiation flood",
+        "The same with TLS 1.2 and renegotiations, 200 in a record, each of which is refused with an alert.",
+        renegotiations,
+        FAIR,
+        guards=(Guard("the end of receiving while answers are stuck", GROWTH, switch="receive_while_stuck"),),
     ),
 )

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from iostreamsrv.certificates import Certificates, client_context, self_signed
-from iostreamsrv.sansio.tls import TLSEngine, Truncated
+from iostreamsrv.sansio.tls import MOST_EMPTY, WORK, TLSEngine, Truncated
 
 UNVERIFIED = {"cert_reqs": ssl.CERT_NONE}
+HTTP = b"GET / HTTP/1.1\r\n\r\n"
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 
@@ -212,3 +213,152 @@ def test_other_trouble_in_a_callback_is_told(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ssl.SSLError):
         server.handshake()
     assert [type(unraisable.exc_value) for unraisable in said] == [ZeroDivisionError]
+
+
+# ---- how much is done at once
+
+
+def test_a_read_works_off_a_bounded_number_of_records(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    for _ in range(2 * WORK + 1):
+        client.write(b"x")
+    carry(client, server)
+    for count in (WORK, WORK, 1):
+        assert server.has_input
+        assert server.read(1 << 20) == b"x" * count
+    assert server.read(1 << 20) is None
+    assert not server.has_input
+
+
+def test_what_comes_while_records_wait_comes_behind_them(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"first")
+    client.write(b"second")
+    carry(client, server)
+    assert server.read(5) == b"first"
+    client.write(b"third")
+    carry(client, server)
+    assert server.read(100) == b"secondthird"
+    assert server.undecrypted == 0
+
+
+def test_a_part_of_a_record_is_undecrypted_and_no_input(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"x" * 1000)
+    ciphertext = client.take_outgoing()
+    for came in (3, 5, 900):
+        server.feed(ciphertext[server.undecrypted : came])
+        assert server.read(100) is None
+        assert not server.has_input
+        assert server.undecrypted == came
+    server.feed(ciphertext[900:])
+    assert server.read(2000) == b"x" * 1000
+
+
+def test_what_can_be_no_record_is_an_error_before_all_of_it_has_come(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server = pair[0]
+    server.feed(HTTP)
+    with pytest.raises(ssl.SSLError):
+        server.read(100)
+
+
+def test_many_renegotiations_in_one_record_are_an_error_before_any_is_answered(
+    pair: tuple[TLSEngine, TLSEngine],
+) -> None:
+    server = pair[0]
+    server.feed(b"\x16\x03\x03\x10\0")
+    with pytest.raises(ssl.SSLError):
+        server.read(100)
+
+
+def test_a_handshake_works_off_a_bounded_number_of_records(context: ssl.SSLContext) -> None:
+    server, client = TLSEngine(context, True), TLSEngine(client_context(UNVERIFIED), False)
+    client.handshake()
+    hello = client.take_outgoing()[5:]
+    server.feed(b"".join(b"\x16\x03\x01\0\1" + hello[at : at + 1] for at in range(len(hello))))
+    calls = 0
+    while server.has_input:
+        assert not server.outgoing.pending
+        assert not server.handshake()
+        calls += 1
+    assert calls >= len(hello) // WORK
+    carry(server, client)
+    assert client.handshake()
+
+
+# ---- records that bring nothing
+
+
+def with_tickets(context: ssl.SSLContext, count: int) -> tuple[TLSEngine, TLSEngine]:
+    """A pair whose server sends so many tickets, each of which is a record."""
+    before, context.num_tickets = context.num_tickets, count
+    try:
+        pair = TLSEngine(context, True), TLSEngine(client_context(UNVERIFIED), False)
+        shake_hands(*pair)
+    finally:
+        context.num_tickets = before
+    return pair
+
+
+def read_all(engine: TLSEngine) -> bytes:
+    read = b""
+    while engine.has_input:
+        read += engine.read(100) or b""
+    return read
+
+
+def test_32_records_may_bring_nothing(context: ssl.SSLContext) -> None:
+    server, client = with_tickets(context, MOST_EMPTY)
+    server.write(b"hello")
+    carry(server, client)
+    assert client.read(100) is None  # that was enough for once
+    assert read_all(client) == b"hello"
+
+
+def test_more_records_that_bring_nothing_are_an_error_and_an_alert(context: ssl.SSLContext) -> None:
+    server, client = with_tickets(context, MOST_EMPTY + 1)
+    server.write(b"hello")
+    carry(server, client)
+    with pytest.raises(ssl.SSLError, match="more than 32 records in a row"):
+        read_all(client)
+    with pytest.raises(ssl.SSLError, match="more than 32 records in a row"):
+        client.read(100)
+    carry(client, server)
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
+        server.read(100)
+
+
+def test_tickets_wait_for_what_else_there_is_to_send(context: ssl.SSLContext) -> None:
+    server, client = with_tickets(context, 2)
+    assert server.take_outgoing() == b""
+    assert client.object.session is None or not client.object.session.has_ticket
+    server.write(b"x" * 50_000)
+    carry(server, client)
+    assert client.read(1 << 20) == b"x" * 50_000
+    assert client.object.session is not None
+    assert client.object.session.has_ticket
+    server.write(b"y")
+    carry(server, client)
+    assert client.read(1 << 20) == b"y"
+
+
+def test_what_is_decrypted_when_this_side_ends_is_still_read(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"hello")
+    client.close()
+    carry(client, server)
+    assert server.read(1) == b"h"
+    server.close()
+    assert server.read(2) == b"el"
+    assert server.read(100) == b"lo"
+    assert server.read(100) == b""
+
+
+def test_an_end_after_both_sides_have_ended_is_an_end(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    server.close()
+    client.write(b"last words")
+    client.close()
+    carry(client, server)
+    assert server.read(100) == b"last words"
+    assert server.read(100) == b""
