@@ -183,7 +183,7 @@ def run(command: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=PATIENCE,
+        timeout=3 * PATIENCE,  # pytest itself takes a while to start
     )
 
 

@@ -11,7 +11,7 @@ from tornado.log import app_log
 
 from iostreamsrv import engine, loglimit, sansio
 from iostreamsrv.acceptor import Acceptor
-from iostreamsrv.certificates import Certificates
+from iostreamsrv.certificates import Certificates, Reload
 from iostreamsrv.clients import Clients
 from iostreamsrv.engine.tls import TLSStream
 from iostreamsrv.errors import CloseReason
@@ -73,15 +73,14 @@ def take_every_end_for_an_orderly_one() -> None:
 def reload_in_place() -> None:
     """Certificates are loaded into the context that serves, without a look at them before."""
 
-    def reload(self: Any) -> bool:
+    def renew(self: Any) -> Reload:
         try:
-            self.context.load_cert_chain(self._ssl_options["certfile"], self._ssl_options["keyfile"])
+            self.context.load_cert_chain(*self._ssl_options["certfile"], *self._ssl_options["keyfile"])
         except OSError as error:
-            app_log.error("%s", error)
-            return False
-        return True
+            return Reload(logging.ERROR, str(error))
+        return Reload(logging.INFO, "reloaded")
 
-    Certificates.reload = reload  # type: ignore[method-assign]
+    Certificates.renew = renew  # type: ignore[method-assign]
 
 
 def forget_what_follows_the_header() -> None:
