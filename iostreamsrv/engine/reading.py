@@ -560,10 +560,10 @@ class ReadSide(WriteSide):
 
     def _nobody_reads(self) -> None:
         """What there is to be noticed all the same."""
+        if self._close_callback is not None and not self._eof:
+            self._look_for_end()
         if self._eof or self._hangup & BROKEN:
             self._look_for_error()
-        if self._close_callback is not None and not self._eof and not self._closed:
-            self._look_for_end()
 
     def _look_for_error(self) -> None:
         """The connection may be broken: behind its end, or behind bytes that nobody has read."""
