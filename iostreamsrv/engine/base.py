@@ -50,7 +50,8 @@ class BaseIOStream(ReadSide):
     :ivar error: what closed the stream, or None after an orderly close.
     :ivar close_reason: a `CloseReason` once the stream is closed, None before.
     :ivar allow_half_open: as the parameter; may be set.
-    :ivar linger: seconds that :meth:`aclose` waits for the peer's end after its half-close; 2.0. May be set.
+    :ivar linger: seconds that :meth:`aclose` waits for the peer's end after its half-close, and that a close callback
+        waits for who may still read what came before the peer's end; 2.0. May be set.
     :ivar id: a number no other stream of this process has.
     :ivar opened_at: when the stream was made, `time.time`.
     :ivar bytes_read: received so far, the unread ones included.
@@ -96,7 +97,8 @@ class BaseIOStream(ReadSide):
             stream.set_close_callback(lambda: users.discard(stream.id))
 
         A stream with a close callback notices the peer's end also while nobody reads: it then receives one chunk ahead.
-        So a peer that half-closes after its request is taken as gone, as with Tornado.
+        So a peer that half-closes after its request is taken as gone, as with Tornado. With unread bytes before the end
+        the stream is closed when nothing was read or written for ``linger`` seconds.
         """
         self._close_callback = callback
         if self._closed:

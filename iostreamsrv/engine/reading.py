@@ -210,7 +210,7 @@ class ReadSide(WriteSide):
         :param match: called with a ``bytearray`` of all that is buffered, whenever there is more of it. It returns
             None to wait for more bytes, or ``(consumed, result)``: ``consumed`` bytes are removed and the read gives
             ``result``. It must neither change the ``bytearray`` nor keep it. What it raises, the read raises; the
-            bytes stay.
+            bytes stay. (A `RuntimeError` in place of a `StopIteration` and its like, as in a generator.)
 
         Raises and ``timeout`` as :meth:`read_until`. ::
 
@@ -221,7 +221,7 @@ class ReadSide(WriteSide):
             payload = await stream.read_until_match(frame)
 
         A function that does all the work itself returns ``(consumed, MORE)``, with `iostreamsrv.iostream.MORE`: those
-        bytes are removed, and the read goes on with what comes behind them, as if it had begun anew.
+        bytes are removed, and it is called again for what is left, at once or when there is more.
         """
         return self._begin_read(ReadMatch(match), timeout)
 
