@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -263,9 +264,10 @@ class BaseIOStream(ReadSide):
         try:
             self._hub.unwatch(self)
             self.close_fd()
-        except Exception as error:  # the descriptor was closed by somebody else, or close_fd() is a user's own
-            text = f"error on close: {error!r}"
-            self._report("error", logging.WARNING, text, self.close_reason, without_frames(error))
+        except Exception as error:  # close_fd() may be a user's own
+            if not isinstance(error, OSError) or error.errno != errno.EBADF:  # that is closed, as it was to be
+                text = f"error on close: {error!r}"
+                self._report("error", logging.WARNING, text, self.close_reason, without_frames(error))
         finally:
             if self._owner is not None:
                 owner, self._owner = self._owner, None
