@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -59,7 +60,8 @@ class BaseIOStream(ReadSide):
     :ivar error: what closed the stream, or None after an orderly close.
     :ivar close_reason: a `CloseReason` once the stream is closed, None before.
     :ivar allow_half_open: as the parameter; may be set.
-    :ivar linger: seconds that :meth:`aclose` waits, after the peer has all of it, for the peer's end; 2.0. May be set.
+    :ivar linger: seconds that :meth:`aclose` waits, after the peer has all of it, for the peer's end, and that a close
+        callback waits for who may still read what came before the peer's end; 2.0. May be set.
     :ivar id: a number no other stream of this process has.
     :ivar opened_at: when the stream was made, `time.time`.
     :ivar bytes_read: received so far, the unread ones included.
@@ -105,7 +107,8 @@ class BaseIOStream(ReadSide):
             stream.set_close_callback(lambda: users.discard(stream.id))
 
         A stream with a close callback notices the peer's end also while nobody reads: it then receives one chunk ahead.
-        So a peer that half-closes after its request is taken as gone, as with Tornado.
+        So a peer that half-closes after its request is taken as gone, as with Tornado. With unread bytes before the end
+        the stream is closed when nothing was read or written for ``linger`` seconds.
 
         It runs in the context of the client, on a stream of a server, and else with the context variables that are set
         here.
@@ -368,9 +371,10 @@ class BaseIOStream(ReadSide):
         try:
             self._hub.unwatch(self)
             self.close_fd()
-        except Exception as error:  # the descriptor was closed by somebody else, or close_fd() is a user's own
-            text = f"error on close: {error!r}"
-            self._report("error", logging.WARNING, text, self.close_reason, without_frames(error))
+        except Exception as error:  # close_fd() may be a user's own
+            if not isinstance(error, OSError) or error.errno != errno.EBADF:  # that is closed, as it was to be
+                text = f"error on close: {error!r}"
+                self._report("error", logging.WARNING, text, self.close_reason, without_frames(error))
         finally:
             if self._owner is not None:
                 owner, self._owner = self._owner, None

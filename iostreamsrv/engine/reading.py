@@ -244,7 +244,7 @@ class ReadSide(WriteSide):
         :param match: called with a ``bytearray`` of all that is buffered, whenever there is more of it. It returns
             None to wait for more bytes, or ``(consumed, result)``: ``consumed`` bytes are removed and the read gives
             ``result``. It must neither change the ``bytearray`` nor keep it. What it raises, the read raises; the
-            bytes stay.
+            bytes stay. (A `RuntimeError` in place of a `StopIteration` and its like, as in a generator.)
 
         Raises and ``timeout`` as :meth:`read_until`. ::
 
@@ -257,7 +257,7 @@ class ReadSide(WriteSide):
         While the read waits, ``match`` is called with the context variables of the task that awaits it.
 
         A function that does all the work itself returns ``(consumed, MORE)``, with `iostreamsrv.iostream.MORE`: those
-        bytes are removed, and the read goes on with what comes behind them, as if it had begun anew.
+        bytes are removed, and it is called again for what is left, at once or when there is more.
         """
         return self._begin_read(ReadMatch(match), timeout)
 
@@ -620,10 +620,10 @@ class ReadSide(WriteSide):
 
     def _nobody_reads(self) -> None:
         """What there is to be noticed all the same."""
+        if self._close_callback is not None and not self._eof:
+            self._look_for_end()
         if self._eof or self._hangup & BROKEN:
             self._look_for_error()
-        if self._close_callback is not None and not self._eof and not self._closed:
-            self._look_for_end()
 
     def _look_for_error(self) -> None:
         """The connection may be broken: behind its end, or behind bytes that nobody has read."""

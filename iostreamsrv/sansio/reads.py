@@ -275,34 +275,33 @@ class ReadMatch(Read):
 
     def take(self, buffer: ReadBuffer) -> Any | More:
         self.unfinished = False
-        for _ in range(MATCHES_IN_A_ROW):
-            size = buffer.size
-            result = self._take_once(buffer) if size else MORE
-            if result is not MORE or buffer.size == size:
+        turns = MATCHES_IN_A_ROW
+        while buffer.size:
+            if not turns:
+                self.unfinished = True
+                break
+            turns -= 1
+            try:
+                found = self.match(buffer.contents())
+                if found is None:
+                    break
+                if not isinstance(found, tuple) or len(found) != 2:
+                    raise OptionError("match", self.match, f"must return None or (consumed, result), not {found!r}")
+                consumed, result = found
+                if type(consumed) is not int or not 0 <= consumed <= buffer.size:
+                    raise OptionError("consumed", consumed, f"must be 0 to {buffer.size}, as many bytes as there were")
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a CancelledError is none of Exception's
+                raise ReadFailed(error) from error
+            if consumed == buffer.size:
+                buffer.clear()
+            elif consumed:
+                buffer.take(consumed)
+            if result is not MORE or not consumed:
                 return result
             self.begun_anew = True
-        self.unfinished = buffer.size > 0
         return MORE
-
-    def _take_once(self, buffer: ReadBuffer) -> Any | More:
-        try:
-            found = self.match(buffer.contents())
-            if found is None:
-                return MORE
-            if not isinstance(found, tuple) or len(found) != 2:
-                raise OptionError("match", self.match, f"must return None or (consumed, result), not {found!r}")
-            consumed, result = found
-            if type(consumed) is not int or not 0 <= consumed <= buffer.size:
-                raise OptionError("consumed", consumed, f"must be 0 to {buffer.size}, as many bytes as there were")
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a CancelledError is none of Exception's
-            raise ReadFailed(error) from error
-        if consumed == buffer.size:
-            buffer.clear()
-        elif consumed:
-            buffer.take(consumed)
-        return result
 
 
 class Discard(Read):

@@ -8,6 +8,7 @@ import pytest
 from iostreamsrv.errors import OptionError, UnsatisfiableReadError
 from iostreamsrv.sansio.buffers import ReadBuffer
 from iostreamsrv.sansio.reads import (
+    MATCHES_IN_A_ROW,
     MORE,
     Discard,
     Read,
@@ -319,6 +320,67 @@ def test_match_may_consume_and_go_on() -> None:
     read.begun_anew = False
     assert read.take(filled(b"c")) is MORE
     assert not read.begun_anew
+
+
+def test_match_is_asked_again_for_what_is_left() -> None:
+    seen: list[bytes] = []
+
+    def one(buffer: bytearray) -> tuple[int, Any] | None:
+        seen.append(bytes(buffer))
+        return (1, "end" if buffer[:1] == b"c" else MORE)
+
+    buffer = filled(b"abcd")
+    read = ReadMatch(one)
+    assert read.take(buffer) == "end"
+    assert seen == [b"abcd", b"bcd", b"cd"]
+    assert rest(buffer) == b"d"
+    assert not read.unfinished
+
+
+def test_match_is_asked_but_so_often_in_a_row() -> None:
+    buffer = filled(bytes(MATCHES_IN_A_ROW + 1))
+    read = ReadMatch(lambda _: (1, MORE))
+    assert read.take(buffer) is MORE
+    assert read.unfinished
+    assert buffer.size == 1
+    assert read.take(buffer) is MORE
+    assert not read.unfinished
+    assert buffer.size == 0
+
+
+def test_match_is_not_asked_again_where_it_consumes_nothing() -> None:
+    calls: list[bytes] = []
+
+    def nothing(buffer: bytearray) -> tuple[int, Any]:
+        calls.append(bytes(buffer))
+        return 0, MORE
+
+    read = ReadMatch(nothing)
+    assert read.take(filled(b"ab")) is MORE
+    assert calls == [b"ab"]
+    assert not read.begun_anew
+    assert not read.unfinished
+
+
+@pytest.mark.parametrize("kind", [StopIteration, GeneratorExit, BaseException])
+def test_match_fails_with_whatever_the_function_raises(kind: type[BaseException]) -> None:
+    def fail(_: bytearray) -> None:
+        raise kind
+
+    buffer = filled(b"abc")
+    with pytest.raises(ReadFailed) as failed:
+        ReadMatch(fail).take(buffer)
+    assert isinstance(failed.value.error, kind)
+    assert rest(buffer) == b"abc"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_match_lets_through_what_ends_the_program(kind: type[BaseException]) -> None:
+    def fail(_: bytearray) -> None:
+        raise kind
+
+    with pytest.raises(kind):
+        ReadMatch(fail).take(filled(b"abc"))
 
 
 @pytest.mark.parametrize("consumed", [-1, 4, 1.0, "1", True])
