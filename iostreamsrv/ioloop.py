@@ -6,6 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import tornado.ioloop
@@ -89,12 +90,13 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
     if loop.is_running():
         raise RuntimeError("iostreamsrv.run() inside a running loop: use `await server.serve_forever()` there")
     raise_limit(getattr(getattr(main, "options", None), "max_connections", None))
+    executor = _know_executor(loop)
     with signals_restored():
         try:
             loop.run_until_complete(_until_signal(loop, main))
         finally:
             try:
-                loop.run_until_complete(_end_loop(loop))
+                loop.run_until_complete(_end_loop(loop, executor))
             finally:
                 io_loop.close()
                 asyncio.set_event_loop(None)
@@ -185,11 +187,11 @@ def _remove_signal_handlers(loop: asyncio.AbstractEventLoop, numbers: list[signa
         loop.remove_signal_handler(number)
 
 
-async def _end_loop(loop: asyncio.AbstractEventLoop) -> None:
+async def _end_loop(loop: asyncio.AbstractEventLoop, executor: Executor | None) -> None:
     """The last thing a loop does."""
     await cancel_the_rest()
     await loop.shutdown_asyncgens()
-    await _join_threads(loop)
+    await _join_threads(loop, executor)
 
 
 async def cancel_the_rest() -> None:
@@ -226,12 +228,21 @@ def _where(task: "asyncio.Task[Any]") -> str:
     return f"{name}, {frames[0].f_code.co_filename}:{frames[0].f_lineno}" if frames else name
 
 
-async def _join_threads(loop: asyncio.AbstractEventLoop) -> None:
-    """Wait for the threads of ``asyncio.to_thread``. (What asyncio has for it waits without a limit up to Python 3.11,
-    and later on blocks the loop when it is cancelled.)"""
-    executor: Any = getattr(loop, "_default_executor", None)
+def _know_executor(loop: asyncio.AbstractEventLoop) -> Executor | None:
+    """Give a loop that does not show its executor, as uvloop does not, one that is known."""
+    if hasattr(loop, "_default_executor"):
+        return None
+    executor = ThreadPoolExecutor(thread_name_prefix="asyncio")
+    loop.set_default_executor(executor)
+    return executor
+
+
+async def _join_threads(loop: asyncio.AbstractEventLoop, known: Executor | None) -> None:
+    """Wait for the threads of ``asyncio.to_thread``. (What loops have for it waits without a limit in asyncio of Python
+    3.11 and in uvloop, and blocks the loop when it is cancelled.)"""
+    executor: Executor | None = getattr(loop, "_default_executor", known)
     if executor is None:
-        return await _join_threads_of_others(loop)
+        return
     joining = threading.Thread(target=executor.shutdown, daemon=True)
     joining.start()
     late = loop.time() + PATIENCE
@@ -239,14 +250,3 @@ async def _join_threads(loop: asyncio.AbstractEventLoop) -> None:
         if loop.time() > late:
             return general.warning("the loop ends, and threads of its executor are still at work")
         await asyncio.sleep(LOOK)
-
-
-async def _join_threads_of_others(loop: asyncio.AbstractEventLoop) -> None:
-    """The same for a loop that keeps its executor to itself, as uvloop does; it takes a timeout since 0.19."""
-    joining: Any = loop.shutdown_default_executor
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        try:
-            await joining(PATIENCE)
-        except TypeError:  # asyncio's own, up to Python 3.11, which has no executor here
-            await joining()

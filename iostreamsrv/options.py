@@ -209,9 +209,9 @@ class ServerOptions:
         ``handle_stream`` returns; True. It is left open all the same if a read is pending or a close callback is set,
         and a plain function never closes it. Tornado never closes: False.
     :ivar allow_half_open: whether a stream stays open when its client has ended its side; False. See `BaseIOStream`.
-    :ivar linger: seconds an ordered close waits, after its half-close, for the client to end its side; 2. 0 closes
-        with a reset and without waiting. What the socket option of that name does, but it never blocks the loop; and
-        no close takes more than 30 s in all.
+    :ivar linger: seconds an ordered close waits, after the client has all that was sent, for the client to end its
+        side; 2. 0 closes with a reset and without waiting. What the socket option of that name does, but it never
+        blocks the loop. A client that goes on sending prolongs it, up to 30 s.
     :ivar max_connections: most clients at a time, those in their handshake included. None: 64 less than the soft
         ``RLIMIT_NOFILE``, but at least half of it and at most 10,000, so that descriptors do not run out; `run` raises
         that limit first. ``math.inf`` for no limit. (An application that opens files or connections of its own for each
@@ -229,12 +229,16 @@ class ServerOptions:
     :ivar read_timeout: seconds that one read may take in all, however often bytes come, and the wait for the first one
         included; None. The guard against clients that send a byte now and then: such a stream is closed, where a
         read's own ``timeout`` leaves it open.
-    :ivar write_timeout: seconds after which a stream is closed if its client takes nothing of what is queued; 30.
+    :ivar write_timeout: seconds after which a stream is closed, with a reset, if its client takes nothing of what is
+        queued; 30. It also limits the end of a stream that is being closed in order, together with 240 bytes per second
+        over each minute; None: only that.
     :ivar min_rate: bytes per second that a read must be given once it has begun to come, over each
         ``min_rate_window``; None. (Kestrel asks for 240.) Unlike ``read_timeout`` it suits uploads of any length.
     :ivar min_rate_window: seconds over which that is counted; 5.
-    :ivar drain_timeout: seconds that `TCPServer.shutdown` gives handlers to finish; 15. None for no limit.
-    :ivar drain_idle: seconds from the beginning of a shutdown in which a client may still begin a request; 0.5.
+    :ivar drain_timeout: seconds that `TCPServer.shutdown` gives handlers to finish; 15. None for no limit. Who is cut
+        off then gets a reset, if there is something it has not taken.
+    :ivar drain_idle: seconds from the beginning of a shutdown in which a client may still begin a request; 0.5. From
+        then on a handler that has answered, and reads again, learns of the end.
     :ivar keepalive: how the kernel finds out that a silent client is gone: True for ``Keepalive()``, which is after 60
         s of silence and 6 questions, 10 s apart; a `Keepalive` or such a tuple of three; False for never.
     :ivar nodelay: whether small writes leave at once, without Nagle's algorithm; True. The cork gathers them already.

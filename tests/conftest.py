@@ -10,11 +10,13 @@ import pytest
 
 from iostreamsrv import IOLoop, IOStream, hub
 from iostreamsrv.memory import MemorySocket, MemoryStream
+from tests.programs import heed_signals
 from tests.support import PATIENCE, MemoryPeer, Peer, open_descriptors, tcp_pair, tls_pair
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "plain(why): not to be run under TLS")
+    heed_signals()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

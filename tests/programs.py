@@ -21,6 +21,18 @@ PATIENCE = 20.0
 """Seconds after which a program that neither speaks nor ends is killed, so that its test fails instead of hanging."""
 
 
+def heed_signals() -> None:
+    """Have the programs that this process starts take SIGINT and SIGHUP, also where it was started such that they are
+    ignored (``nohup make test &``). A child inherits that a signal is ignored, and not how one is handled."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, _ignore)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Do nothing."""
+
+
 class NotListening(AssertionError):
     """A program did something else: the line it said, its exit code, the rest of its stdout, its stderr."""
 

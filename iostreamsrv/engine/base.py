@@ -315,7 +315,7 @@ class BaseIOStream(ReadSide):
 
             stream.set_timeouts(idle=None, read=5)  # after the login: it may be silent, but not slow
 
-        On a stream without a server they mean nothing.
+        On a stream without a server only ``write`` means something, and only for its end (:meth:`aclose`).
 
         :param idle: seconds, or None for no limit; likewise the others.
         :raises OptionError: not a number of seconds above 0.

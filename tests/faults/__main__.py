@@ -7,6 +7,7 @@ import time
 from benchmarks import machine
 from benchmarks.servers import MeasurementError
 from benchmarks.table import write_docs
+from tests.programs import heed_signals
 
 from . import table
 from .catalogue import PROBES
@@ -37,6 +38,7 @@ def main() -> int:
         print("The probes need Linux: they read /proc.", file=sys.stderr)
         return 2
     chosen = options()
+    heed_signals()
     machine.allow_files()
     probes = [probe for probe in PROBES if not chosen.probes or probe.name in chosen.probes]
     results = {(probe.name, kind): tried(probe, kind) for probe in probes for kind in probe.kinds}

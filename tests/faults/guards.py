@@ -17,6 +17,7 @@ from iostreamsrv.engine.tls import TLSStream
 from iostreamsrv.errors import CloseReason
 from iostreamsrv.events import Event
 from iostreamsrv.greeting import Greeter
+from iostreamsrv.iostream import IOStream
 from iostreamsrv.listeners import Listeners
 from iostreamsrv.sansio.buffers import ReadBuffer
 
@@ -105,6 +106,26 @@ def receive_while_stuck() -> None:
     engine.tls.OWN_OUTPUT = 1 << 30
 
 
+def serve_who_asks_again() -> None:
+    """A shutdown waits for whoever asks again at once."""
+    Clients._asks_again = lambda self, stream: False  # type: ignore[method-assign]
+
+
+def close_within_a_second() -> None:
+    """A close takes a second, however the client goes on taking what is sent."""
+    finish = IOStream._finish_closing
+
+    async def hurried(self: IOStream, timeout: float | None = None) -> None:
+        await finish(self, 1.0)
+
+    IOStream._finish_closing = hurried  # type: ignore[method-assign]
+
+
+def end_in_order_whatever_is_lost() -> None:
+    """A stream that is given up ends as any other."""
+    IOStream._ask_for_reset = lambda self: None  # type: ignore[method-assign]
+
+
 SWITCHES: dict[str, Callable[[], None]] = {
     each.__name__: each
     for each in (
@@ -119,5 +140,8 @@ SWITCHES: dict[str, Callable[[], None]] = {
         forget_what_follows_the_header,
         work_off_all_records_at_once,
         receive_while_stuck,
+        serve_who_asks_again,
+        close_within_a_second,
+        end_in_order_whatever_is_lost,
     )
 }

@@ -13,6 +13,9 @@ from tornado.iostream import StreamClosedError
 PIECE = 1 << 18
 """Bytes of one write in a flood, so few that a limit is met with little more than what it allows."""
 
+COPIED = 4096
+"""Most bytes of one piece of a copy."""
+
 Tally = Counter[str]
 
 
@@ -62,6 +65,26 @@ async def reply(stream: Any, tally: Tally) -> None:
     await stream.write(bytes(int(await stream.read_until(b"\n"))))
 
 
+async def leave(stream: Any, tally: Tally) -> None:
+    """As many bytes as the client says, not awaited, and the end."""
+    stream.write(bytes(int(await stream.read_until(b"\n"))))
+
+
+async def serve(stream: Any, tally: Tally) -> None:
+    """Requests, one after the other, take as many seconds as the client says, and are said to have begun."""
+    while True:
+        seconds = float(await stream.read_until(b"\n"))
+        await stream.write(b"begun\n")
+        await asyncio.sleep(seconds)
+        await stream.write(b"done\n")
+
+
+async def copy(stream: Any, tally: Tally) -> None:
+    """What comes goes back, piece by piece, until the end."""
+    while True:
+        await stream.write(await stream.read_bytes(COPIED, partial=True))
+
+
 async def work(stream: Any, tally: Tally) -> None:
     """A request takes as many seconds as the client says."""
     seconds = float(await stream.read_until(b"\n"))
@@ -88,5 +111,5 @@ async def part(stream: Any, tally: Tally) -> None:
 
 
 HANDLERS: dict[str, Callable[[Any, Tally], Awaitable[None]]] = {
-    each.__name__: each for each in (echo, length, take, flood, stall, reply, work, fail, part)
+    each.__name__: each for each in (echo, length, take, flood, stall, reply, leave, serve, copy, work, fail, part)
 }

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .child import BACKLOG, Surroundings, port_of
-from .handlers import PIECE, Tally
+from .handlers import COPIED, PIECE, Tally
 from .tornados import server_context
 
 
@@ -49,6 +49,25 @@ async def reply(reader: StreamReader, writer: StreamWriter, tally: Tally) -> Non
     await writer.drain()
 
 
+async def leave(reader: StreamReader, writer: StreamWriter, tally: Tally) -> None:
+    writer.write(bytes(int(await reader.readline())))
+
+
+async def serve(reader: StreamReader, writer: StreamWriter, tally: Tally) -> None:
+    while line := await reader.readline():
+        writer.write(b"begun\n")
+        await writer.drain()
+        await asyncio.sleep(float(line))
+        writer.write(b"done\n")
+        await writer.drain()
+
+
+async def copy(reader: StreamReader, writer: StreamWriter, tally: Tally) -> None:
+    while data := await reader.read(COPIED):
+        writer.write(data)
+        await writer.drain()
+
+
 async def work(reader: StreamReader, writer: StreamWriter, tally: Tally) -> None:
     seconds = float(await reader.readline())
     tally["begun"] += 1
@@ -74,7 +93,7 @@ async def part(reader: StreamReader, writer: StreamWriter, tally: Tally) -> None
 Handler = Callable[[StreamReader, StreamWriter, Tally], Awaitable[None]]
 
 HANDLERS: dict[str, Handler] = {
-    each.__name__: each for each in (echo, length, take, flood, stall, reply, work, fail, part)
+    each.__name__: each for each in (echo, length, take, flood, stall, reply, leave, serve, copy, work, fail, part)
 }
 
 

@@ -1,0 +1,147 @@
+"""Last bytes: of a server that ends while its clients are busy, to clients that read slowly, after a half-close."""
+
+import contextlib
+import signal
+import socket
+import ssl
+import threading
+import time
+
+from tests.programs import PATIENCE
+
+from .probes import Figures, Guard, Probe, Threshold, Trial
+from .servers import Server
+
+# ---- a shutdown with clients that ask again at once
+
+BUSY = 20
+
+SECONDS = 0.2
+"""What a request takes."""
+
+DRAIN_IDLE = 0.5
+
+CUT, OVER = "requests that were begun and not answered", "the last client is done, s after drain_idle and a request"
+
+
+class Asking(threading.Thread):
+    """A client that asks again as soon as it has its answer.
+
+    :ivar answered: requests.
+    :ivar cut: whether its last request was begun, and not answered.
+    """
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(daemon=True)
+        self.answered = 0
+        self.cut = False
+        self._socket = socket.create_connection(server.address, PATIENCE)
+        self.start()
+
+    def run(self) -> None:
+        with self._socket as sock, sock.makefile("rb") as lines, contextlib.suppress(OSError):
+            while True:
+                sock.sendall(b"%g\n" % SECONDS)
+                if lines.readline() != b"begun\n":
+                    return
+                self.cut = True
+                if lines.readline() != b"done\n":
+                    return
+                self.cut = False
+                self.answered += 1
+
+
+def busy_shutdown(trial: Trial) -> Figures:
+    with trial.server("serve", drain_idle=DRAIN_IDLE, drain_timeout=3.0) as server:
+        clients = [Asking(server) for _ in range(BUSY)]
+        late = time.monotonic() + PATIENCE
+        while min(client.answered for client in clients) < 2 and time.monotonic() < late:
+            time.sleep(0.01)
+        server.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        for client in clients:
+            client.join(PATIENCE)
+        took = time.monotonic() - began
+        server.outcome()
+    return {CUT: sum(client.cut for client in clients), OVER: max(0.0, took - SECONDS - DRAIN_IDLE)}
+
+
+# ---- a client that reads slowly all the time
+
+SIZE = 8_000_000
+
+WHOLE, WHOLE_TLS = "bytes that arrive, %", "bytes that arrive under TLS, %"
+LOOKS_WHOLE = "cut answers that look whole"
+
+
+def slow_reader(trial: Trial) -> Figures:
+    seconds, timeout = (35.0, 30.0) if trial.full else (2.0, 0.4)
+    with trial.credentials() as credentials:
+        with trial.server("leave", write_timeout=timeout) as server:
+            plain = read_slowly(server, seconds)
+        with trial.server("leave", files=credentials.files, write_timeout=timeout) as server:
+            tls = read_slowly(server, seconds, credentials.trusting)
+        looks_whole = 0
+        for files, trusting in ((None, None), (credentials.files, credentials.trusting)):
+            with trial.server("leave", files=files, write_timeout=0.5) as server:
+                looks_whole += pause_and_read(server, trusting)
+    return {WHOLE: 100 * plain / SIZE, WHOLE_TLS: 100 * tls / SIZE, LOOKS_WHOLE: looks_whole}
+
+
+def connect(server: Server, tls: ssl.SSLContext | None) -> socket.socket:
+    sock = socket.socket()
+    sock.settimeout(PATIENCE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    sock.connect(server.address)
+    if tls is None:
+        return sock
+    return tls.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=False)
+
+
+def read_slowly(server: Server, seconds: float, tls: ssl.SSLContext | None = None) -> int:
+    """How many bytes a client gets that reads some all the time, so that all of them would take so long."""
+    with connect(server, tls) as sock:
+        sock.sendall(b"%d\n" % SIZE)
+        began, received = time.monotonic(), 0
+        with contextlib.suppress(OSError):
+            while chunk := sock.recv(65536):
+                received += len(chunk)
+                time.sleep(max(0.0, began + seconds * received / SIZE - time.monotonic()))
+    return received
+
+
+def pause_and_read(server: Server, tls: ssl.SSLContext | None) -> bool:
+    """Whether a client that has taken nothing for longer than it may gets less than all, and an end in order."""
+    with connect(server, tls) as sock:
+        sock.sendall(b"%d\n" % SIZE)
+        time.sleep(1.5)
+        received = 0
+        try:
+            while chunk := sock.recv(65536):
+                received += len(chunk)
+        except OSError:
+            return False
+    return received < SIZE
+
+
+PROBES = (
+    Probe(
+        "busy shutdown",
+        "20 clients ask again as soon as they have their answer when the process gets a SIGTERM. A request takes 0.2 s,"
+        " and the client is told at once that it has begun.",
+        busy_shutdown,
+        (Threshold(CUT, "=", 0), Threshold(OVER, "≤", 0.3, timed=True)),
+        guards=(Guard("the end of who asks again", OVER, switch="serve_who_asks_again"),),
+    ),
+    Probe(
+        "slow reader",
+        "A handler writes 8 MB, not awaited, and returns. The client reads all the time, and takes 35 s for it; another"
+        " reads nothing for 1.5 s, and then all there is, where ours has `write_timeout=0.5`; both again under TLS.",
+        slow_reader,
+        (Threshold(WHOLE, "=", 100), Threshold(WHOLE_TLS, "=", 100), Threshold(LOOKS_WHOLE, "=", 0)),
+        guards=(
+            Guard("the limit of progress", WHOLE, switch="close_within_a_second"),
+            Guard("the reset", LOOKS_WHOLE, switch="end_in_order_whatever_is_lost"),
+        ),
+    ),
+)
