@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
 import socket
 import ssl
@@ -390,6 +391,12 @@ def open_descriptors() -> set[int]:
 
     directory = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
     return {number for entry in directory.iterdir() if is_open(number := int(entry.name))}
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Warnings and worse in the log, but for those that a busy machine makes by having kept the loop waiting."""
+    records = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    return [record for record in records if "has blocked the loop" not in record.getMessage()]
 
 
 def fill(stream: IOStream) -> int:

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import logging
 import os
 import random
 import signal
@@ -32,7 +31,7 @@ from tests.styles.threads import (
     reset,
     serving,
 )
-from tests.support import tls_contexts
+from tests.support import complaints, tls_contexts
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -61,10 +60,6 @@ def asks(client: socket.socket, line: bytes = b"hello\n") -> bool:
     """Whether ``line`` comes back."""
     client.sendall(line)
     return exactly(client, len(line)) == line
-
-
-def complaints(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    return [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 # ---- options
