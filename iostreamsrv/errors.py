@@ -266,8 +266,11 @@ class KickedError(StreamError):
 class FramingError(StreamError, ValueError):
     """What came is no message of its framing, or what is to be sent cannot be one; see :mod:`iostreamsrv.framing`.
 
-    A handler that leaves it uncaught has its client closed, without a traceback: the client caused it. If
-    ``operation`` is "write" it did not, and there is one.
+    A handler that leaves one of its client's stream uncaught has its client closed, without a traceback: the client
+    caused it. If ``operation`` is "write" it did not, and there is one; nor is it known of an error that was raised by
+    hand, for which :func:`of_stream` is there::
+
+        raise of_stream(FramingError("the checksum is wrong"), stream.id)
     """
 
     reason: CloseReason | None = CloseReason.LOCAL

@@ -89,5 +89,10 @@ def _values_where_raised(error: BaseException) -> list[Any]:
 
 def _streams_of(value: Any) -> list[BaseIOStream]:
     """A stream, or those that are attributes of an object."""
-    values = [value] if isinstance(value, BaseIOStream) else list(getattr(value, "__dict__", {}).values())
-    return [each for each in values if isinstance(each, BaseIOStream)]
+    if issubclass(type(value), BaseIOStream):  # isinstance would ask the object, which may be anything
+        return [value]
+    try:
+        attributes = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return []
+    return [each for each in attributes.values() if issubclass(type(each), BaseIOStream)]

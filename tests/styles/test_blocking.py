@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import logging
 import os
 import random
 import signal
@@ -32,7 +31,7 @@ from tests.styles.threads import (
     reset,
     serving,
 )
-from tests.support import tls_contexts
+from tests.support import complaints, tls_contexts
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -63,6 +62,7 @@ def asks(client: socket.socket, line: bytes = b"hello\n") -> bool:
     return exactly(client, len(line)) == line
 
 
+<<<<<<< HEAD
 def complaints(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -71,6 +71,8 @@ CUT_OFF = "shutting down: 1 client not done within 0.5 s, and cut off"
 """What is logged when a client's ``handle`` goes on in spite of a stop."""
 
 
+=======
+>>>>>>> p5
 # ---- options
 
 

@@ -1,6 +1,5 @@
 """`QueueServer` and `SendQueue`: what goes wrong harms the one connection, or is a clear error, and nothing is left."""
 
-import logging
 import os
 import queue
 import random
@@ -30,7 +29,7 @@ from tests.styles.threads import (
     queues,
     reset,
 )
-from tests.support import tls_contexts
+from tests.support import complaints, tls_contexts
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -331,7 +330,7 @@ def test_a_callback_that_does_not_care_for_full_ends_its_client_with_one_line(ca
         client.sendall(b"flood")
         everything(client)
         assert asks(other, b"still there")
-    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    (record,) = complaints(caplog)
     assert "queue" in record.getMessage()
     assert not record.exc_info
 
@@ -347,7 +346,7 @@ def test_nothing_more_is_received_from_a_client_that_does_not_take_its_answers(
         assert asks(other, b"me too")
         assert digest(exactly(client, len(data))) == digest(data)
         sending.result()
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert complaints(caplog) == []
 
 
 def test_a_client_that_sends_a_byte_at_a_time_harms_nobody() -> None:

@@ -1,7 +1,6 @@
 """What a program for simpleTCP relies on; the numbers are those of its scenarios."""
 
 import contextlib
-import logging
 import random
 import socket
 import threading
@@ -25,6 +24,7 @@ from tests.styles.threads import (
     queues,
     reset,
 )
+from tests.support import complaints
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -130,7 +130,7 @@ def test_simpletcp_3_a_callback_that_raises_ends_that_connection_only(caplog: py
         other.sendall(b"4")
         assert exactly(other, 1) == b"3"
         address = "{}:{}".format(*client.getsockname())
-    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    (record,) = complaints(caplog)
     assert address in record.getMessage()
     assert record.exc_info
 
