@@ -345,8 +345,7 @@ class _Server(TCPServer):
     async def _serve_socket(self, serve: Serve, stream: IOStream, address: Any) -> None:
         """With a socket of its own on the stream's connection, of which the stream knows nothing meanwhile. (One that
         nobody has read from is not registered with any epoll.)"""
-        sock = self._sockets[stream.id] = ClientSocket(stream, self._crossing.post)
-        sock.settimeout(self.options.idle_timeout)
+        sock = self._sockets[stream.id] = ClientSocket(stream, self.options, self._crossing.post)
         serving = self._pool.call(serve, sock, address)
         try:
             await asyncio.wait([serving, sock.closed], return_when=asyncio.FIRST_COMPLETED)
@@ -354,6 +353,8 @@ class _Server(TCPServer):
                 stream.socket.setblocking(False)
                 await stream.aclose()
             await serving
+            if sock.late is not None:  # an ordered close would wait for this client
+                stream.close(sock.late)
         except asyncio.CancelledError:
             serving.cancel()
             sock.wake(socket.SHUT_RDWR)
