@@ -27,12 +27,14 @@ class Permits:
     :param streams: those that hold a permit, by their id.
     :param on_place: is called when there is a place again for one that waits.
     :ivar most: how many there may be.
+    :ivar listeners: how many of these take descriptors, too.
     """
 
     def __init__(
         self, streams: Mapping[int, IOStream], options: ServerOptions, events: Events, on_place: Callable[[], None]
     ) -> None:
         self.most = int(options.max_connections or 1)
+        self.listeners = 0
         self._streams = streams
         self._options = options
         self._events = events
@@ -57,7 +59,7 @@ class Permits:
 
     def count_places(self) -> None:
         """How many there are may depend on the limit of descriptors, which may have changed."""
-        self.most = int(self._options.max_connections or default_connections())
+        self.most = int(self._options.max_connections or default_connections(self.listeners))
         self.offer()
 
     def is_free(self) -> bool:

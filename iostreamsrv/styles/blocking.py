@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from tornado.log import gen_log
 
-from ..descriptors import raise_limit
+from ..descriptors import default_connections, raise_limit
 from ..errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError
 from ..iostream import IOStream
 from ..options import Full, check_count
@@ -72,7 +72,8 @@ class BlockingServer:
         serve = self.handle if self._overrides("handle") else None
         if serve is not None and self._overrides("notify"):
             raise TypeError("there is either handle() or notify(): override one of them")
-        self._pool = Pool(check_count("threads", threads) or THREADS)
+        threads = check_count("threads", threads) or THREADS
+        self._pool = Pool(threads)
         self._state = threading.RLock()  # a signal handler may call stop() from within start()
         self._ended: threading.Event | None = None  # set when a stop() that has begun is over
         self._stopper: threading.Thread | None = None
@@ -85,6 +86,8 @@ class BlockingServer:
         except BaseException:
             crossing.io_loop.close()
             raise
+        self._counts_descriptors = self._server.options.max_connections is None
+        self._doubles = 0 if serve is None else threads  # a client that is served has a socket beside its stream's
 
     def _overrides(self, name: str) -> bool:
         return getattr(getattr(self, name), "__func__", None) is not getattr(BlockingServer, name)
@@ -112,11 +115,14 @@ class BlockingServer:
 
     def listen(self, port: int | str, address: str | None = None, **options: Any) -> None:
         """See `TCPServer.listen`. The limit of open descriptors is raised to what ``max_connections`` asks for."""
-        raise_limit(self._server.options.max_connections)
+        raise_limit(self._server.options.max_connections, self._doubles)
         self._crossing.run(functools.partial(self._listen, port, address, options))
 
     async def _listen(self, port: int | str, address: str | None, options: dict[str, Any]) -> None:
         self._server.listen(port, address, **options)
+        if self._doubles and self._counts_descriptors:
+            most = default_connections(len(self._server.addresses), self._doubles)
+            self._server.replace_options(max_connections=most)
 
     @property
     def addresses(self) -> list[Any]:
