@@ -1,4 +1,4 @@
-"""Bounds that bind: what clients can make a server hold, and for how long, measured from outside where that is possible."""
+"""Bounds that bind: what clients can make a server hold, and for how long."""
 
 import select
 import sys
@@ -158,25 +158,31 @@ iostreamsrv.run(server)
 def test_timeouts_strike_within_twice_their_time_while_handlers_block_the_loop_back_to_back(
     timeouts: dict[str, float], blocked: float
 ) -> None:
-    with Program("-c", BLOCKING, str(blocked), str(timeouts)).listening() as server:
-        with server.client() as busy, server.client() as slow:
-            slow.send(b"half of ")
-            begun = time.monotonic()
-            for _ in range(int(10 / blocked)):
-                assert busy.ask(b"line\n") == b"line\n"
-                if at_its_end(slow):
-                    break
-            assert 1 <= time.monotonic() - begun < 2 * 1 + 5 * blocked  # which is late by a look, and begins with two
-            assert at_its_end(slow)
+    with (
+        Program("-c", BLOCKING, str(blocked), str(timeouts)).listening() as server,
+        server.client() as busy,
+        server.client() as slow,
+    ):
+        slow.send(b"half of ")
+        begun = time.monotonic()
+        for _ in range(int(10 / blocked)):
+            assert busy.ask(b"line\n") == b"line\n"
+            if at_its_end(slow):
+                break
+        assert 1 <= time.monotonic() - begun < 2 * 1 + 5 * blocked  # which is late by a look, and begins with two
+        assert at_its_end(slow)
 
 
 def test_nobody_is_closed_for_one_long_sleep_among_many_short_ones() -> None:
-    with Program("-c", BLOCKING, "1.5", "{'idle_timeout': 1, 'read_timeout': 1}").listening() as server:
-        with server.client() as one, server.client() as other:
-            for _ in range(2):
-                other.send(b"line\n")
-                assert one.ask(b"line\n") == b"line\n"
-                assert other.line() == b"line\n"
+    with (
+        Program("-c", BLOCKING, "1.5", "{'idle_timeout': 1, 'read_timeout': 1}").listening() as server,
+        server.client() as one,
+        server.client() as other,
+    ):
+        for _ in range(2):
+            other.send(b"line\n")
+            assert one.ask(b"line\n") == b"line\n"
+            assert other.line() == b"line\n"
 
 
 def at_its_end(client: Client) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import monotonic
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from tornado.log import gen_log
 
@@ -80,9 +80,7 @@ class ClientSocket(socket.socket):
     :ivar late: the client has taken nothing for as long as the server's timeouts say.
     """
 
-    def __init__(
-        self, stream: IOStream, options: ServerOptions, post: Callable[[Callable[[], object]], None]
-    ) -> None:
+    def __init__(self, stream: IOStream, options: ServerOptions, post: Callable[[Callable[[], object]], None]) -> None:
         super().__init__(fileno=os.dup(stream.fileno()))
         self.closed: Future[None] = asyncio.get_running_loop().create_future()
         self.late: StreamTimeoutError | None = None
@@ -177,7 +175,7 @@ class ClientSocket(socket.socket):
                 sent += self.send(left[sent:], flags)
         return None
 
-    def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """See `socket.socket.sendfile`, and :meth:`send`."""
         file.seek(offset)
         sent = 0
