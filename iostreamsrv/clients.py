@@ -109,7 +109,10 @@ class Clients:
     def accepted(self, greeter: Greeter, connection: socket.socket, address: Any) -> None:
         """There is a connection: of a client, or of a proxy in front of one."""
         if not self.permits.may_accept():  # only a shutdown accepts all the same
-            self._queued.append((greeter, connection, address))
+            if self.permits.has_descriptor_for(len(self._queued)):
+                self._queued.append((greeter, connection, address))
+            else:
+                connection.close()
             return
         stream = IOStream._of_client(connection, address, self.options, self)
         self.deadlines.run(stream._hub.loop)

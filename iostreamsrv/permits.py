@@ -70,6 +70,10 @@ class Permits:
         """Whether one more may be accepted: there is a place, or something else is to become of those who come."""
         return len(self._streams) < self.most or self._options.when_full != "wait"
 
+    def has_descriptor_for(self, queued: int) -> bool:
+        """Whether there is a descriptor for one more, beside so many that are to wait for a place."""
+        return len(self._streams) + queued < max(self.most, default_connections(self.listeners))
+
     def one_waits(self) -> None:
         """There is one more, and no place: ``on_place`` is called when there is."""
         if not self._one_waits:

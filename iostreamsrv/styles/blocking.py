@@ -271,8 +271,8 @@ class _Server(TCPServer):
         if handle is None:
             return
         handle.release()
+        self._unaccepted.pop(stream.id, None)  # or those who come and go would pile up while nobody accepts
         if self._notices is not None:
-            self._unaccepted.pop(stream.id, None)
             self._notices.add(handle, Notice.DISCONNECT)
 
     async def end(self) -> None:

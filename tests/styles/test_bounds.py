@@ -2,20 +2,22 @@
 
 import asyncio
 import contextlib
+import queue
 import select
 import socket
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from iostreamsrv import CloseReason, IOStream
-from iostreamsrv.styles import BlockingServer, CallbackServer
+from iostreamsrv.styles import BlockingServer, CallbackServer, SendQueue
 from tests.programs import PATIENCE
 from tests.programs import eventually as eventually_seen
-from tests.styles.threads import connect, everything
+from tests.styles.threads import connect, everything, queues
 from tests.styles.threads import serving as serving_threads
 from tests.support import Peer, eventually, printed, program
 from tests.test_tcpserver import Serving
@@ -272,3 +274,41 @@ async def test_ticks_and_writes_are_told_of_while_a_client_is_late(serving: Serv
     assert await peer.receive(len(LINES)) == LINES
     await eventually(lambda: "write" in told)
     await sending
+
+
+# ---- threads
+
+
+def test_who_leaves_before_anybody_accepts_is_forgotten() -> None:
+    with serving_threads(idle_timeout=0.05) as server:
+        for _ in range(20):
+            with connect(server) as client:
+                assert client.recv(1) == b""
+        with connect(server) as client:
+            client.sendall(b"here")
+            with server.accept(PATIENCE) as handle:
+                assert handle.recv(4) == b"here"
+
+
+def test_small_puts_for_a_client_that_reads_nothing_take_no_more_memory_than_the_limit_and_64_KiB() -> None:
+    taken: list[tuple[int, int]] = []
+
+    def callback(sending: SendQueue, data: bytes) -> None:
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        with contextlib.suppress(queue.Full):
+            while True:
+                sending.put(b"8 bytes!")
+        taken.append((sending.qsize(), tracemalloc.get_traced_memory()[0] - before))
+        tracemalloc.stop()
+
+    with (
+        queues(callback, max_write_buffer_size=1 << 17, write_timeout=None, **NARROW) as server,
+        connect(server) as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(b"begin")
+        eventually_seen(lambda: bool(taken), lambda: taken)
+    ((size, memory),) = taken
+    assert 1 << 16 < size <= 1 << 17
+    assert memory < (1 << 17) + 65536
