@@ -1,6 +1,9 @@
 """Bounds that bind: what clients can make a server hold, and for how long."""
 
+import contextlib
 import select
+import signal
+import socket
 import sys
 import time
 
@@ -188,3 +191,36 @@ def test_nobody_is_closed_for_one_long_sleep_among_many_short_ones() -> None:
 def at_its_end(client: Client) -> bool:
     ready, _, _ = select.select([client.socket], [], [], 0)
     return bool(ready) and client.line() == b""
+
+
+# ---- descriptors
+
+
+ENDING = """
+import resource, iostreamsrv
+
+class Slow(iostreamsrv.TCPServer):
+    async def handle_stream(self, stream, address):
+        await stream.write(b"hello\\n")
+        await stream.read_until_close()
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+server = Slow(max_connections=5, drain_timeout=2)
+server.listen(0, "127.0.0.1")
+print("listening on %s:%d" % server.addresses[0])
+iostreamsrv.run(server)
+"""
+
+
+def test_a_shutdown_takes_no_more_of_those_who_queue_than_there_are_descriptors() -> None:
+    with Program("-c", ENDING).listening() as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.client()) for _ in range(5)]
+        assert [client.line() for client in clients] == [b"hello\n"] * 5
+        queued = [stack.enter_context(server.client()) for _ in range(120)]
+        server.wait_for("new ones wait")
+        server.send_signal(signal.SIGTERM)
+        for client in clients:
+            client.socket.shutdown(socket.SHUT_WR)
+        assert queued[0].line() == b"hello\n"
+        _, _, complaints = server.outcome()
+        assert "Errno" not in complaints
