@@ -133,7 +133,10 @@ class Clients:
         :param context: what its callbacks are to have a copy of.
         """
         if not self.permits.may_accept():  # only a shutdown accepts all the same
-            self._queued.append((greeter, context, connection, address))
+            if self.permits.has_descriptor_for(len(self._queued)):
+                self._queued.append((greeter, context, connection, address))
+            else:
+                connection.close()
             return
         stream = IOStream._of_client(connection, address, self.options, self, context.copy())
         self.deadlines.run(stream._hub.loop)

@@ -212,10 +212,10 @@ class ServerOptions:
     :ivar linger: seconds an ordered close waits, after the client has all that was sent, for the client to end its
         side; 2. 0 closes with a reset and without waiting. What the socket option of that name does, but it never
         blocks the loop. A client that goes on sending prolongs it, up to 30 s.
-    :ivar max_connections: most clients at a time, those in their handshake included. None: 64 less than the soft
-        ``RLIMIT_NOFILE``, but at least half of it and at most 10,000, so that descriptors do not run out; `run` raises
-        that limit first. ``math.inf`` for no limit. (An application that opens files or connections of its own for each
-        client had better give a number.)
+    :ivar max_connections: most clients at a time, those in their handshake included. None: the soft ``RLIMIT_NOFILE``,
+        less 2 for each listener; of that 64 less, but at least half of it, and at most 10,000: so that descriptors do
+        not run out; `run` raises that limit first. ``math.inf`` for no limit. (An application that opens files or
+        connections of its own for each client had better give a number.)
     :ivar max_connections_per_ip: most clients at a time from one IPv4 address, or one /64 of IPv6, which is what one
         customer has. With a PROXY header it is the client's address that counts. More are rejected, whatever
         ``when_full`` says. None: no limit.

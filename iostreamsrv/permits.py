@@ -27,12 +27,14 @@ class Permits:
     :param streams: those that hold a permit, by their id.
     :param on_place: is called when there is a place again for one that waits.
     :ivar most: how many there may be.
+    :ivar listeners: how many of these take descriptors, too.
     """
 
     def __init__(
         self, streams: Mapping[int, IOStream], options: ServerOptions, events: Events, on_place: Callable[[], None]
     ) -> None:
         self.most = int(options.max_connections or 1)
+        self.listeners = 0
         self._streams = streams
         self._options = options
         self._events = events
@@ -57,7 +59,7 @@ class Permits:
 
     def count_places(self) -> None:
         """How many there are may depend on the limit of descriptors, which may have changed."""
-        self.most = int(self._options.max_connections or default_connections())
+        self.most = int(self._options.max_connections or default_connections(self.listeners))
         self.offer()
 
     def is_free(self) -> bool:
@@ -67,6 +69,10 @@ class Permits:
     def may_accept(self) -> bool:
         """Whether one more may be accepted: there is a place, or something else is to become of those who come."""
         return len(self._streams) < self.most or self._options.when_full != "wait"
+
+    def has_descriptor_for(self, queued: int) -> bool:
+        """Whether there is a descriptor for one more, beside so many that are to wait for a place."""
+        return len(self._streams) + queued < max(self.most, default_connections(self.listeners))
 
     def one_waits(self) -> None:
         """There is one more, and no place: ``on_place`` is called when there is."""

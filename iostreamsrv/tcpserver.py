@@ -310,6 +310,7 @@ class TCPServer:
 
     def _accept_on(self, listeners: list[tuple[socket.socket, Greeter]]) -> None:
         prepare = partial(set_socket_options, options=self.options)
+        self._clients.permits.listeners = len(self._listeners.addresses) + len(listeners)
         self._clients.permits.count_places()
         self._listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
 

@@ -1,6 +1,9 @@
-"""Bounds that bind: what clients can make a server hold, and for how long, measured from outside where that is possible."""
+"""Bounds that bind: what clients can make a server hold, and for how long."""
 
+import contextlib
 import select
+import signal
+import socket
 import sys
 import time
 
@@ -158,27 +161,66 @@ iostreamsrv.run(server)
 def test_timeouts_strike_within_twice_their_time_while_handlers_block_the_loop_back_to_back(
     timeouts: dict[str, float], blocked: float
 ) -> None:
-    with Program("-c", BLOCKING, str(blocked), str(timeouts)).listening() as server:
-        with server.client() as busy, server.client() as slow:
-            slow.send(b"half of ")
-            begun = time.monotonic()
-            for _ in range(int(10 / blocked)):
-                assert busy.ask(b"line\n") == b"line\n"
-                if at_its_end(slow):
-                    break
-            assert 1 <= time.monotonic() - begun < 2 * 1 + 5 * blocked  # which is late by a look, and begins with two
-            assert at_its_end(slow)
+    with (
+        Program("-c", BLOCKING, str(blocked), str(timeouts)).listening() as server,
+        server.client() as busy,
+        server.client() as slow,
+    ):
+        slow.send(b"half of ")
+        begun = time.monotonic()
+        for _ in range(int(10 / blocked)):
+            assert busy.ask(b"line\n") == b"line\n"
+            if at_its_end(slow):
+                break
+        assert 1 <= time.monotonic() - begun < 2 * 1 + 5 * blocked  # which is late by a look, and begins with two
+        assert at_its_end(slow)
 
 
 def test_nobody_is_closed_for_one_long_sleep_among_many_short_ones() -> None:
-    with Program("-c", BLOCKING, "1.5", "{'idle_timeout': 1, 'read_timeout': 1}").listening() as server:
-        with server.client() as one, server.client() as other:
-            for _ in range(2):
-                other.send(b"line\n")
-                assert one.ask(b"line\n") == b"line\n"
-                assert other.line() == b"line\n"
+    with (
+        Program("-c", BLOCKING, "1.5", "{'idle_timeout': 1, 'read_timeout': 1}").listening() as server,
+        server.client() as one,
+        server.client() as other,
+    ):
+        for _ in range(2):
+            other.send(b"line\n")
+            assert one.ask(b"line\n") == b"line\n"
+            assert other.line() == b"line\n"
 
 
 def at_its_end(client: Client) -> bool:
     ready, _, _ = select.select([client.socket], [], [], 0)
     return bool(ready) and client.line() == b""
+
+
+# ---- descriptors
+
+
+ENDING = """
+import resource, iostreamsrv
+
+class Slow(iostreamsrv.TCPServer):
+    async def handle_stream(self, stream, address):
+        await stream.write(b"hello\\n")
+        await stream.read_until_close()
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+server = Slow(max_connections=5, drain_timeout=2)
+server.listen(0, "127.0.0.1")
+print("listening on %s:%d" % server.addresses[0])
+iostreamsrv.run(server)
+"""
+
+
+def test_a_shutdown_takes_no_more_of_those_who_queue_than_there_are_descriptors() -> None:
+    with Program("-c", ENDING).listening() as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.client()) for _ in range(5)]
+        assert [client.line() for client in clients] == [b"hello\n"] * 5
+        queued = [stack.enter_context(server.client()) for _ in range(120)]
+        server.wait_for("new ones wait")
+        server.send_signal(signal.SIGTERM)
+        for client in clients:
+            client.socket.shutdown(socket.SHUT_WR)
+        assert queued[0].line() == b"hello\n"
+        _, _, complaints = server.outcome()
+        assert "Errno" not in complaints

@@ -118,7 +118,7 @@ SERVING = """
 
 @pytest.mark.parametrize(
     "how, connections, most",
-    [("run", "None", 45), ("asyncio", "None", 30), ("run", "3", 3), ("asyncio", "3", 3)],
+    [("run", "None", 44), ("asyncio", "None", 29), ("run", "3", 3), ("asyncio", "3", 3)],
 )
 def test_a_server_takes_as_many_as_there_are_descriptors_for_and_only_run_raises_their_limit(
     how: str, connections: str, most: int

@@ -193,13 +193,15 @@ class WriteBuffer:
         """Make one piece of the first ones, as far as they are small. (Not of one that has begun to leave: so no byte
         is copied twice.)"""
         pieces = self._pieces
-        size, joined = 0, []
+        size = 0
+        joined: list[bytes | bytearray | memoryview] = []
         while pieces:
             first = pieces[0]
             if isinstance(first, FileRegion) or size + len(first) > SMALL_WRITE:
                 break
             size += len(first)
-            joined.append(pieces.popleft())
+            joined.append(first)
+            pieces.popleft()
         if joined:
             pieces.appendleft(joined[0] if len(joined) == 1 else b"".join(joined))
 

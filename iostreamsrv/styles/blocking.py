@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
-from ..descriptors import raise_limit
+from ..descriptors import default_connections, raise_limit
 from ..errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError
 from ..iostream import IOStream
 from ..logs import general
@@ -72,7 +72,8 @@ class BlockingServer:
         serve = self.handle if self._overrides("handle") else None
         if serve is not None and self._overrides("notify"):
             raise TypeError("there is either handle() or notify(): override one of them")
-        self._pool = Pool(check_count("threads", threads) or THREADS)
+        threads = check_count("threads", threads) or THREADS
+        self._pool = Pool(threads)
         self._state = threading.RLock()  # a signal handler may call stop() from within start()
         self._ended: threading.Event | None = None  # set when a stop() that has begun is over
         self._stopper: threading.Thread | None = None
@@ -87,6 +88,8 @@ class BlockingServer:
         except BaseException:
             crossing.io_loop.close()
             raise
+        self._counts_descriptors = self._server.options.max_connections is None
+        self._doubles = 0 if serve is None else threads  # a client that is served has a socket beside its stream's
 
     def _overrides(self, name: str) -> bool:
         return getattr(getattr(self, name), "__func__", None) is not getattr(BlockingServer, name)
@@ -117,9 +120,15 @@ class BlockingServer:
 
     def listen(self, port: int | str, address: str | None = None, **options: Any) -> None:
         """See `TCPServer.listen`. The limit of open descriptors is raised to what ``max_connections`` asks for."""
-        raise_limit(self._server.options.max_connections)
+        raise_limit(self._server.options.max_connections, self._doubles)
         listen = functools.partial(contextvars.copy_context().run, self._server.listen, port, address, **options)
-        self._crossing.run(functools.partial(_call, listen))
+        self._crossing.run(functools.partial(self._listen, listen))
+
+    async def _listen(self, listen: Callable[[], None]) -> None:
+        listen()
+        if self._doubles and self._counts_descriptors:
+            most = default_connections(len(self._server.addresses), self._doubles)
+            self._server.replace_options(max_connections=most)
 
     @property
     def addresses(self) -> list[Any]:
@@ -273,8 +282,8 @@ class _Server(TCPServer):
         if handle is None:
             return
         handle.release()
+        self._unaccepted.pop(stream.id, None)  # or those who come and go would pile up while nobody accepts
         if self._notices is not None:
-            self._unaccepted.pop(stream.id, None)
             self._notices.add(handle, Notice.DISCONNECT)
 
     async def end(self) -> None:
@@ -353,8 +362,7 @@ class _Server(TCPServer):
     async def _serve_socket(self, serve: Serve, stream: IOStream, address: Any) -> None:
         """With a socket of its own on the stream's connection, of which the stream knows nothing meanwhile. (One that
         nobody has read from is not registered with any epoll.)"""
-        sock = self._sockets[stream.id] = ClientSocket(stream, self._crossing.post)
-        sock.settimeout(self.options.idle_timeout)
+        sock = self._sockets[stream.id] = ClientSocket(stream, self.options, self._crossing.post)
         serving = self._pool.call(serve, sock, address)
         try:
             await asyncio.wait([serving, sock.closed], return_when=asyncio.FIRST_COMPLETED)
@@ -362,6 +370,8 @@ class _Server(TCPServer):
                 stream.socket.setblocking(False)
                 await stream.aclose()
             await serving
+            if sock.late is not None:  # an ordered close would wait for this client
+                stream.close(sock.late)
         except asyncio.CancelledError:
             serving.cancel()
             sock.wake(socket.SHUT_RDWR)

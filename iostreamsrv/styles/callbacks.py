@@ -23,7 +23,7 @@ from ..errors import CloseReason, Operation, OptionError, StreamBufferFullError,
 from ..events import Event
 from ..ioloop import IOLoop, current_loop
 from ..iostream import MORE, IOStream
-from ..options import Full, check_optional_timeout
+from ..options import UNLIMITED, Full, check_optional_timeout
 from ..registry import Slow
 from ..tcpserver import TCPServer
 
@@ -273,6 +273,7 @@ class Conversation:
         self._tells_of_writes = getattr(server.on_write, "__func__", None) is not CallbackServer.on_write
         self._watching = False
         self._written = 0  # of what was written, so much has been told of
+        self._half = (stream.max_write_buffer_size or UNLIMITED) // 2
 
     async def run(self) -> None:
         """Call ``on_connect``, and then ``on_data`` again and again, until the stream ends."""
@@ -297,6 +298,9 @@ class Conversation:
                 await self._call_due()
             if self._failure is not None:
                 raise self._failure
+            if self._stream.queued > self._half:
+                await self._wait_for_room()
+                continue
             self._reading = reading = read(match)
             try:
                 rest = await reading
@@ -306,6 +310,15 @@ class Conversation:
             else:
                 if rest is not None:
                     await rest
+
+    async def _wait_for_room(self) -> None:
+        """Call nothing that answers, and receive nothing, until most of what is queued has left."""
+        self._reading = draining = self._stream.drain(self._half // 2)
+        try:
+            await draining
+        except asyncio.CancelledError:
+            if not self._was_woken():
+                raise
 
     def closed(self, reason: CloseReason) -> Awaitable[None] | None:
         """The stream is closed. Whoever comes last tells of it: this, or :meth:`run`, whose callback may take its time.
@@ -349,7 +362,7 @@ class Conversation:
         if type(returned) is int and returned == size:  # as most do: this is what has to be fast
             if self._seen:
                 self._keep(b"", size)
-            found: tuple[int, Any] | None = (size, None if self._due else MORE)
+            found: tuple[int, Any] | None = (size, None if self._due or stream.queued > self._half else MORE)
         else:
             found = self._offer_again(returned, data)
         if self._tells_of_writes:
@@ -362,6 +375,9 @@ class Conversation:
         try:
             for turn in range(IN_A_ROW):
                 if turn:
+                    if self._stream.queued > self._half:
+                        self._keep(b"", consumed)
+                        return consumed, None  # likewise, when there is room for the answers
                     returned = self._on_data(self._stream, data)
                 if type(returned) is not int and isawaitable(returned):
                     self._keep(data, consumed)
@@ -377,7 +393,7 @@ class Conversation:
             self._keep(b"" if taken else data, consumed)
         except Exception as error:
             self._failure = error
-        if self._failure or self._due:
+        if self._failure or self._due or self._stream.queued > self._half:
             return consumed, None
         return (consumed, MORE) if consumed else None
 

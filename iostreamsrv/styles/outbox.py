@@ -4,6 +4,7 @@ import asyncio
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from ..errors import StreamBufferFullError, StreamClosedError
 from ..iostream import IOStream
@@ -37,7 +38,7 @@ class Outbox:
         self._put = 0  # bytes, in all
         self._taken = 0  # of these, by the kernel
         self._waiting = bytearray()  # what the stream has not been given yet
-        self._refused = False  # by the stream, for now
+        self._busy = False  # the stream has something that it has not sent, and is given no more
 
     @property
     def size(self) -> int:
@@ -65,7 +66,7 @@ class Outbox:
         self._posted = False  # before the look at what there is: who puts more from now on posts again
         while self._pieces:
             self._waiting += self._pieces.popleft()
-        if self._refused or not self._waiting:
+        if self._busy or not self._waiting:
             return
         data, self._waiting = self._waiting, bytearray()
         count = len(data)
@@ -75,17 +76,21 @@ class Outbox:
             self._took(count)
         except StreamBufferFullError:  # many small pieces wait there, or what somebody else has written
             self._waiting = data
-            self._refused = True
-            self._stream.drain().add_done_callback(self._retry)
+            self._go_on_after(self._stream.drain(), 0)
         else:
             if future.done():
                 self._took(count)
             else:
-                future.add_done_callback(lambda future: self._took(count))
+                self._go_on_after(future, count)  # one write at a time: each costs a future
 
-    def _retry(self, drained: "Future[None]") -> None:
-        drained.exception()  # the stream was closed: flush() finds out
-        self._refused = False
+    def _go_on_after(self, future: "Future[None]", count: int) -> None:
+        self._busy = True
+        future.add_done_callback(partial(self._go_on, count))
+
+    def _go_on(self, count: int, future: "Future[None]") -> None:
+        future.exception()  # the stream was closed: flush() finds out
+        self._busy = False
+        self._took(count)
         self.flush()
 
     def _took(self, count: int) -> None:
@@ -99,5 +104,5 @@ class Outbox:
         """
         await self._stream.drain(remaining)
         while self.size > remaining:
-            await asyncio.sleep(0)  # _took() or _retry() is called in the loop's next turn
+            await asyncio.sleep(0)  # _go_on() is called in the loop's next turn
             await self._stream.drain(remaining)

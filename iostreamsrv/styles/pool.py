@@ -3,21 +3,34 @@
 import asyncio
 import os
 import socket
+import struct
+import sys
 import threading
 from asyncio import Future
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial, wraps
-from typing import Any
+from time import monotonic
+from typing import Any, TypeVar
 
 from ..addresses import show
-from ..errors import of_stream
+from ..engine.sockets import unsent
+from ..errors import StreamTimeoutError, of_stream
 from ..iostream import IOStream
 from ..logs import general
+from ..options import ServerOptions
 from .crossing import set_done
 
 Serve = Callable[[Any, Any], None]
+
+Received = TypeVar("Received")
+
+CHUNK = 65536
+"""Bytes of a file that are read at once."""
+
+LOOKS = 4
+"""Looks within ``write_timeout`` whether something has left."""
 
 
 class Pool:
@@ -52,7 +65,7 @@ class Pool:
 def _call(serve: Serve, sock: Any, address: Any) -> None:
     try:
         serve(sock, address)
-    except (BrokenPipeError, ConnectionAbortedError, ConnectionResetError, TimeoutError) as error:
+    except (BrokenPipeError, ConnectionAbortedError, ConnectionResetError, TimeoutError, BlockingIOError) as error:
         if getattr(error, "stream_id", None) != sock.stream.id:  # that of another peer, whom the handler asked
             raise
         general.debug("%s: handle() ended: %s", show(address), error)
@@ -64,17 +77,122 @@ def _call(serve: Serve, sock: Any, address: Any) -> None:
 
 
 class ClientSocket(socket.socket):
-    """A socket for a thread, on the connection of a stream.
+    """A socket for a thread, on the connection of a stream. It blocks, but not longer than the server's timeouts say.
+
+    It is the kernel that wakes it (SO_RCVTIMEO, SO_SNDTIMEO), so a call that need not wait costs nothing more. The
+    timeouts that the thread may set itself are Python's, and go before these.
 
     :ivar stream: the stream.
     :ivar closed: done when the thread has closed it.
+    :ivar late: the client has taken nothing for as long as the server's timeouts say.
     """
 
-    def __init__(self, stream: IOStream, post: Callable[[Callable[[], object]], None]) -> None:
+    def __init__(self, stream: IOStream, options: ServerOptions, post: Callable[[Callable[[], object]], None]) -> None:
         super().__init__(fileno=os.dup(stream.fileno()))
         self.stream = stream
         self.closed: Future[None] = asyncio.get_running_loop().create_future()
+        self.late: StreamTimeoutError | None = None
         self._tell: Callable[[], None] | None = partial(post, partial(set_done, self.closed))
+        self.settimeout(None)
+        self._rate = None if options.min_rate is None else Rate(options.min_rate, options.min_rate_window)
+        self._most_read = _shortest(options.idle_timeout, options.read_timeout)
+        self._most_write = _shortest(options.idle_timeout, options.write_timeout)
+        window = None if self._rate is None else self._rate.window
+        self._wake_after(socket.SO_RCVTIMEO, _shortest(self._most_read, window))
+        self._wake_after(socket.SO_SNDTIMEO, None if self._most_write is None else self._most_write / LOOKS)
+
+    def _wake_after(self, option: int, seconds: float | None) -> None:
+        """Have a call that waits so long fail with BlockingIOError."""
+        if seconds is None:
+            return
+        if sys.platform == "win32":
+            self.setsockopt(socket.SOL_SOCKET, option, max(1, int(seconds * 1000)))
+        else:
+            whole, rest = divmod(max(1, int(seconds * 1_000_000)), 1_000_000)
+            self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole, rest))
+
+    def _blocks(self, flags: int) -> bool:
+        """Whether the thread has not said otherwise."""
+        return self.gettimeout() is None and not flags & getattr(socket, "MSG_DONTWAIT", 0)
+
+    # ---- receiving
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """See `socket.socket.recv`.
+
+        :raises TimeoutError: a timeout of the server's has passed, or it comes too slowly.
+        """
+        return self._receive(partial(super().recv, size, flags), flags, len)
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """See `socket.socket.recv_into`, and :meth:`recv`."""
+        return self._receive(partial(super().recv_into, buffer, nbytes, flags), flags, int)
+
+    def _receive(self, receive: Callable[[], Received], flags: int, count: Callable[[Received], int]) -> Received:
+        waited = 0.0
+        while True:
+            begun = monotonic()
+            try:
+                received = receive()
+            except BlockingIOError:
+                if not self._blocks(flags):
+                    raise
+                received = None
+            seconds = monotonic() - begun
+            if self._rate is not None and self._rate.is_too_slow(count(received) if received else 0, seconds):
+                text = f"less than {self._rate.least:g} bytes per second"
+                raise StreamTimeoutError("read", self._rate.window, text)
+            if received is not None:
+                return received
+            waited += seconds
+            if self._most_read is not None and waited > 0.99 * self._most_read:  # the kernel counts in ticks
+                raise StreamTimeoutError("read", self._most_read)
+
+    # ---- sending
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        """See `socket.socket.send`.
+
+        :raises TimeoutError: the client has taken nothing for as long as a timeout of the server's says.
+        """
+        since, before = monotonic(), None
+        if self._rate is not None:
+            self._rate.begin()
+        while True:
+            try:
+                return super().send(data, flags)
+            except BlockingIOError:
+                if self._most_write is None or not self._blocks(flags):
+                    raise
+            now, left = monotonic(), unsent(self.fileno())
+            if before is not None and left < before:
+                since = now
+            elif now - since > 0.99 * self._most_write:
+                text = f"the peer took nothing for {self._most_write:g} s"
+                self.late = StreamTimeoutError("write", self._most_write, text)
+                raise self.late
+            before = left
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        """See `socket.socket.sendall`, and :meth:`send`: however long it takes, while something leaves."""
+        if not self._blocks(flags):
+            return super().sendall(data, flags)  # in the thread's own time
+        with memoryview(data) as view, view.cast("B") as left:
+            sent = 0
+            while sent < len(left):
+                sent += self.send(left[sent:], flags)
+        return None
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """See `socket.socket.sendfile`, and :meth:`send`."""
+        file.seek(offset)
+        sent = 0
+        while chunk := file.read(CHUNK if count is None else min(CHUNK, count - sent)):
+            self.sendall(chunk)
+            sent += len(chunk)
+        return sent
+
+    # ---- the end
 
     def close(self) -> None:
         super().close()
@@ -94,9 +212,45 @@ class ClientSocket(socket.socket):
             pass  # it has ended already
 
 
+class Rate:
+    """How fast something comes, while it is waited for. It begins when the first of it has come, and ends when
+    something is sent.
+
+    :ivar least: bytes per second.
+    :ivar window: seconds of waiting over which that is counted.
+    """
+
+    def __init__(self, least: float, window: float) -> None:
+        self.least = least
+        self.window = window
+        self.begin()
+
+    def begin(self) -> None:
+        """Wait for something else."""
+        self._begun = False
+        self._came = 0
+        self._waited = 0.0
+
+    def is_too_slow(self, came: int, waited: float) -> bool:
+        """So many bytes came after so many seconds."""
+        if self._begun:
+            self._came += came
+            self._waited += waited
+        self._begun = self._begun or came > 0
+        if self._waited < 0.99 * self.window:
+            return False
+        too_slow = self._came < self.least * self._waited
+        self._came, self._waited = 0, 0.0
+        return too_slow
+
+
+def _shortest(*seconds: float | None) -> float | None:
+    return min((each for each in seconds if each is not None), default=None)
+
+
 def _knowing_its_stream(name: str) -> Callable[..., Any]:
     """A socket's method whose errors tell whose they are."""
-    method = getattr(socket.socket, name)
+    method = getattr(ClientSocket, name)
 
     @wraps(method)
     def call(sock: ClientSocket, *arguments: Any, **keywords: Any) -> Any:
