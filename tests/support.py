@@ -393,7 +393,6 @@ def open_descriptors() -> set[int]:
     return {number for entry in directory.iterdir() if is_open(number := int(entry.name))}
 
 
-<<<<<<< HEAD
 def has_come(stream: IOStream, count: int) -> bool:
     """Whether so many bytes wait to be received, of ciphertext under TLS."""
     sock: Any = getattr(stream, "_raw", stream.socket)
@@ -401,12 +400,12 @@ def has_come(stream: IOStream, count: int) -> bool:
         return len(sock.recv(count, socket.MSG_PEEK)) == count
     except BlockingIOError:
         return False
-=======
+
+
 def complaints(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     """Warnings and worse in the log, but for those that a busy machine makes by having kept the loop waiting."""
     records = [record for record in caplog.records if record.levelno >= logging.WARNING]
     return [record for record in records if "has blocked the loop" not in record.getMessage()]
->>>>>>> p5
 
 
 def fill(stream: IOStream) -> int:

@@ -62,17 +62,10 @@ def asks(client: socket.socket, line: bytes = b"hello\n") -> bool:
     return exactly(client, len(line)) == line
 
 
-<<<<<<< HEAD
-def complaints(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    return [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
 CUT_OFF = "shutting down: 1 client not done within 0.5 s, and cut off"
 """What is logged when a client's ``handle`` goes on in spite of a stop."""
 
 
-=======
->>>>>>> p5
 # ---- options
 
 
