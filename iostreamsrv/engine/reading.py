@@ -3,6 +3,7 @@
 import logging
 from asyncio import Future
 from collections.abc import Callable
+from contextvars import Context
 from re import Pattern
 from time import monotonic
 from typing import Any
@@ -610,7 +611,9 @@ class ReadSide(WriteSide):
         """There are unread bytes, and the end behind them. Who is there to read them, and to answer, has ``linger``
         seconds for it; with neither done it is the end of the stream, and the bytes stay readable."""
         if self._end_timer is None and (self._sending_eof or not self.allow_half_open):
-            self._end_timer = self._hub.loop.call_later(self.linger, self._end_unread, self._done_so_far())
+            self._end_timer = self._hub.loop.call_later(
+                self.linger, self._end_unread, self._done_so_far(), context=Context()
+            )
 
     def _done_so_far(self) -> int:
         return self.bytes_read - self._buffer.size + self.bytes_written
