@@ -76,6 +76,7 @@ class TLSEngine:
         "_server_side",
         "_size",
         "_tickets",
+        "_tired",
         "has_input",
         "object",
         "outgoing",
@@ -100,6 +101,7 @@ class TLSEngine:
         self._handshaken = False
         self._inside = False  # OpenSSL holds plaintext
         self._empty = 0  # records in a row without a byte for the application
+        self._tired = False  # records without a byte have been enough work for a while
         self._kept = b""  # decrypted before somebody asked for it
         self._end: bytes | ssl.SSLError | Truncated | None = None  # what the reads end with: b"" where all is well
         self._fed_all = False
@@ -203,6 +205,9 @@ class TLSEngine:
             return kept
         if self._end is not None:
             return self._read_end(self._end)
+        if self._tired:
+            self._tired = False
+            return None
         records = []
         work = WORK
         while size and work > 0 and (self._inside or (self._chunk and self._feed_record())):
@@ -210,6 +215,7 @@ class TLSEngine:
                 record = self.object.read(size)
             except ssl.SSLError as error:
                 work -= EMPTY_COSTS + self._size // BYTES_PER_MESSAGE
+                self._tired = work <= 0
                 self._read_nothing(error)
                 if self._end is not None:
                     break
@@ -222,7 +228,7 @@ class TLSEngine:
             self._empty = 0
             size -= len(record)
             self._inside = not size and self.object.pending() > 0  # only a read that is full can leave something
-        more = self._inside or (bool(self._chunk) and (not size or work <= 0))
+        more = self._inside or self._tired or (bool(self._chunk) and (not size or work <= 0))
         if self._fed_all and not more and self._end is None:
             self._end = Truncated()
         self.has_input = more or self._end is not None
