@@ -38,10 +38,6 @@ GOODBYE_TIMEOUT = 2.0
 CANCEL_PATIENCE = 1.0
 """Seconds that a cancelled handler has for its last words; whoever takes longer is left alone."""
 
-SHUTDOWN_LINGER = 0.2
-"""Seconds that a client whose kernel has all that was sent may keep a shutdown waiting for its end. A close cannot
-destroy anything on its way any more."""
-
 
 class Serving(Protocol):
     """What a server does with its clients, which users write."""
@@ -425,18 +421,23 @@ class Clients:
         for stream in self.open.values():
             stream._note_written()
 
+    def end_lingering(self, seconds: float) -> None:
+        """Close the streams whose client has had all for so long, and has not ended its side."""
+        for stream in [*self.open.values(), *self._rejected.values()]:
+            if stream._closing is not None and stream._lingers(seconds):
+                stream._close(CloseReason.SHUTDOWN)
+
     def end_waiting(self, idle: float) -> None:
         """Close the streams that merely wait for their client, and those who have not begun with their handshake; from
         now on also those whose handler has answered and reads again."""
         self._ends_answered = True
         for stream in list(self.open.values()):
-            if stream._closing is not None:
-                if stream._lingers(SHUTDOWN_LINGER):
-                    stream._close(CloseReason.SHUTDOWN)
-            elif self.deadlines.in_phase(stream):
+            if self.deadlines.in_phase(stream):
                 if stream.idle_time >= idle:
                     stream._close(CloseReason.SHUTDOWN)
-            elif self._asks_nothing(stream) and (stream.idle_time >= idle or not stream._is_unanswered()):
+            elif stream._closing is not None or not self._asks_nothing(stream):
+                continue
+            elif stream.idle_time >= idle or not stream._is_unanswered():
                 self._end_waiting(stream)
 
     def _end_waiting(self, stream: IOStream) -> None:

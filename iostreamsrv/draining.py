@@ -5,6 +5,10 @@ from time import monotonic
 
 from .clients import Clients
 
+SHUTDOWN_LINGER = 0.2
+"""Seconds that a client whose kernel has all that was sent may keep a shutdown waiting for its end. A close cannot
+destroy anything on its way any more."""
+
 TICK = 0.02
 """Seconds between two looks at who is left: too short to be noticed at the end of a program, and a shutdown is no place
 to save work."""
@@ -24,7 +28,9 @@ async def drain(clients: Clients, idle: float, timeout: float | None) -> bool:
     while not clients.all_gone():
         passed = monotonic() - begun
         clients.note_written()
+        clients.end_lingering(SHUTDOWN_LINGER)
         if timeout is not None and passed >= timeout:
+            clients.end_lingering(0)  # who has all is not cut off
             return False
         if passed >= idle:
             clients.end_waiting(idle)

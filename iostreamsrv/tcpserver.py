@@ -434,8 +434,9 @@ class TCPServer:
             self.stop()
             self._tell_of_shutdown(timeout)
             if not await drain(clients, self.options.drain_idle, timeout):
-                text = f"shutting down: {_clients(clients.count())} not done within {timeout:g} s, and cut off"
-                self.events.emit(Event("shutdown", text, logging.WARNING, reason=CloseReason.DRAIN_TIMEOUT))
+                if count := clients.count():
+                    text = f"shutting down: {_clients(count)} not done within {timeout:g} s, and cut off"
+                    self.events.emit(Event("shutdown", text, logging.WARNING, reason=CloseReason.DRAIN_TIMEOUT))
                 await clients.end_all(self._greeters(), CloseReason.DRAIN_TIMEOUT, gently=True)
         except asyncio.CancelledError:
             self.stop()

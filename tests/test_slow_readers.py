@@ -22,7 +22,8 @@ pytestmark = on_every_loop
 
 WRITE_TIMEOUT = 0.4
 
-SIZE = 4_000_000
+SIZE = 12_000_000
+"""Bytes of an answer: more than a kernel takes."""
 
 OVER_BOTH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 
@@ -152,6 +153,21 @@ async def test_a_pause_of_the_process_is_not_the_peers_fault(monkeypatch: pytest
     peer.close()
     await closing
     assert stream.close_reason == "local"
+
+
+@OVER_BOTH
+@pytest.mark.gen_test
+async def test_a_client_that_has_all_and_stays_is_not_blamed(
+    serving: Serving, tls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serving.started(Sending(tls, linger=1.0, write_timeout=0.2))
+    peer = await connect(serving, server, tls)
+    peer.send(b"please\n")
+    assert len(await peer.receive(SIZE)) == SIZE
+    assert await peer.receive_all() == b""
+    await eventually(lambda: server.ends)
+    assert server.ends == [("local", None)]
+    assert warnings(caplog) == []
 
 
 # ---- who takes nothing

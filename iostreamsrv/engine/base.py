@@ -235,7 +235,7 @@ class BaseIOStream(ReadSide):
                 await self._begin_read(discard, self.linger)
                 return
             except StreamTimeoutError:
-                if self._unsent() or self._write_buffer is not None:
+                if self._is_sending():
                     self._watch_progress()
                     late = monotonic() + LINGER_TIME
                 elif self._received() == received or monotonic() > late:
@@ -243,7 +243,11 @@ class BaseIOStream(ReadSide):
 
     def _lingers(self, seconds: float) -> bool:
         """Whether the peer has had all, and not ended its side, for so long."""
-        return isinstance(self._read, Discard) and monotonic() - self._read_since > seconds and not self._unsent()
+        return isinstance(self._read, Discard) and monotonic() - self._read_since > seconds and not self._is_sending()
+
+    def _is_sending(self) -> bool:
+        """Whether the peer has not taken all yet."""
+        return self._write_buffer is not None or self._unsent() > 0
 
     def _end_late(self, seconds: float) -> None:
         """An ``aclose()`` has not been done in its time."""

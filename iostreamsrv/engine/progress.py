@@ -36,6 +36,9 @@ class Ending(Protocol):
     def _progress(self) -> int:
         """Grows with what the peer takes."""
 
+    def _is_sending(self) -> bool:
+        """Whether the peer has not taken all yet."""
+
     def _give_up(self, reason: CloseReason, error: StreamTimeoutError) -> None:
         """The peer takes too little."""
 
@@ -75,7 +78,9 @@ class ProgressWatch:
 
     def _overdue(self, now: float) -> tuple[CloseReason, StreamTimeoutError] | None:
         progress = self._stream._progress()
-        if progress != self._seen:
+        if not self._stream._is_sending():
+            self._rated, self._rated_at = progress, now
+        if progress != self._seen or self._rated_at == now:
             self._seen, self._seen_at = progress, now
         elif self._timeout is not None and now - self._seen_at > self._timeout:
             text = f"the peer took nothing for {self._timeout:g} s"

@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 
+from tests.hostile import everything
 from tests.programs import PATIENCE
 
 from .probes import Figures, Guard, Probe, Threshold, Trial
@@ -70,22 +71,25 @@ def busy_shutdown(trial: Trial) -> Figures:
 
 SIZE = 8_000_000
 
+FULL_SIZE = 40_000_000
+"""Much more than the kernel takes."""
+
 WHOLE, WHOLE_TLS = "bytes that arrive, %", "bytes that arrive under TLS, %"
 LOOKS_WHOLE = "cut answers that look whole"
 
 
 def slow_reader(trial: Trial) -> Figures:
-    seconds, timeout = (35.0, 30.0) if trial.full else (2.0, 0.4)
+    size, seconds, timeout = (FULL_SIZE, 40.0, 30.0) if trial.full else (SIZE, 2.0, 0.4)
     with trial.credentials() as credentials:
         with trial.server("leave", write_timeout=timeout) as server:
-            plain = read_slowly(server, seconds)
+            plain = read_slowly(server, size, seconds)
         with trial.server("leave", files=credentials.files, write_timeout=timeout) as server:
-            tls = read_slowly(server, seconds, credentials.trusting)
+            tls = read_slowly(server, size, seconds, credentials.trusting)
         looks_whole = 0
         for files, trusting in ((None, None), (credentials.files, credentials.trusting)):
             with trial.server("leave", files=files, write_timeout=0.5) as server:
                 looks_whole += pause_and_read(server, trusting)
-    return {WHOLE: 100 * plain / SIZE, WHOLE_TLS: 100 * tls / SIZE, LOOKS_WHOLE: looks_whole}
+    return {WHOLE: 100 * plain / size, WHOLE_TLS: 100 * tls / size, LOOKS_WHOLE: looks_whole}
 
 
 def connect(server: Server, tls: ssl.SSLContext | None) -> socket.socket:
@@ -98,15 +102,15 @@ def connect(server: Server, tls: ssl.SSLContext | None) -> socket.socket:
     return tls.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=False)
 
 
-def read_slowly(server: Server, seconds: float, tls: ssl.SSLContext | None = None) -> int:
+def read_slowly(server: Server, size: int, seconds: float, tls: ssl.SSLContext | None = None) -> int:
     """How many bytes a client gets that reads some all the time, so that all of them would take so long."""
     with connect(server, tls) as sock:
-        sock.sendall(b"%d\n" % SIZE)
+        sock.sendall(b"%d\n" % size)
         began, received = time.monotonic(), 0
         with contextlib.suppress(OSError):
             while chunk := sock.recv(65536):
                 received += len(chunk)
-                time.sleep(max(0.0, began + seconds * received / SIZE - time.monotonic()))
+                time.sleep(max(0.0, began + seconds * received / size - time.monotonic()))
     return received
 
 
@@ -124,6 +128,75 @@ def pause_and_read(server: Server, tls: ssl.SSLContext | None) -> bool:
     return received < SIZE
 
 
+# ---- a client that has sent all, and says so at once
+
+UPLOADS = (5_000, 65_536, 131_072)
+
+COPIES, COPIES_TLS = "uploads that come back whole, %", "uploads that come back whole under TLS, %"
+
+
+def half_close(trial: Trial) -> Figures:
+    times = trial.size(5, 30)
+    with trial.credentials() as credentials:
+        with trial.server("copy") as server:
+            plain = [comes_back(server, size) for size in UPLOADS * times]
+        with trial.server("copy", files=credentials.files) as server:
+            tls = [comes_back(server, size, credentials.trusting) for size in UPLOADS * times]
+    return {COPIES: 100 * sum(plain) / len(plain), COPIES_TLS: 100 * sum(tls) / len(tls)}
+
+
+def comes_back(server: Server, size: int, tls: ssl.SSLContext | None = None) -> bool:
+    """Whether a client gets back all that it sends, if it ends its side in one breath with the last byte."""
+    sent = bytes(range(251)) * (size // 251 + 1)
+    with socket.create_connection(server.address, PATIENCE) as sock:
+        try:
+            return received_by(sock, sent[:size], tls) == sent[:size]
+        except OSError:
+            return False
+
+
+def received_by(sock: socket.socket, data: bytes, context: ssl.SSLContext | None) -> bytes:
+    if context is None:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        return everything(sock)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    while not shaken(tls):
+        if outgoing.pending:
+            sock.sendall(outgoing.read())
+        incoming.write(sock.recv(65536))
+    tls.write(data)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.unwrap()
+    sock.sendall(outgoing.read())  # what is left of the handshake, data and close_notify at once
+    return decrypted(sock, tls, incoming)
+
+
+def shaken(tls: ssl.SSLObject) -> bool:
+    """Whether the handshake is done."""
+    try:
+        tls.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True
+
+
+def decrypted(sock: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO) -> bytes:
+    """What comes until the server says that it ends."""
+    received = bytearray()
+    while True:
+        try:
+            received += tls.read(65536)
+        except ssl.SSLWantReadError:
+            chunk = sock.recv(65536)
+            if not chunk:
+                return bytes(received)
+            incoming.write(chunk)
+        except ssl.SSLZeroReturnError:
+            return bytes(received)
+
+
 PROBES = (
     Probe(
         "busy shutdown",
@@ -135,7 +208,7 @@ PROBES = (
     ),
     Probe(
         "slow reader",
-        "A handler writes 8 MB, not awaited, and returns. The client reads all the time, and takes 35 s for it; another"
+        "A handler writes 40 MB, not awaited, and returns. The client reads all the time and takes 40 s for it; another"
         " reads nothing for 1.5 s, and then all there is, where ours has `write_timeout=0.5`; both again under TLS.",
         slow_reader,
         (Threshold(WHOLE, "=", 100), Threshold(WHOLE_TLS, "=", 100), Threshold(LOOKS_WHOLE, "=", 0)),
@@ -143,5 +216,13 @@ PROBES = (
             Guard("the limit of progress", WHOLE, switch="close_within_a_second"),
             Guard("the reset", LOOKS_WHOLE, switch="end_in_order_whatever_is_lost"),
         ),
+    ),
+    Probe(
+        "half-close",
+        "A client sends 5,000, 65,536 or 131,072 bytes and at once its end, 30 times each, to a handler that reads at"
+        " most 3,000 bytes at a time and writes them back; again under TLS, with data and close_notify in one piece.",
+        half_close,
+        (Threshold(COPIES, "=", 100), Threshold(COPIES_TLS, "=", 100)),
+        guards=(Guard("the end that waits for its read", COPIES, switch="end_before_all_is_read"),),
     ),
 )

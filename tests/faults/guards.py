@@ -126,6 +126,12 @@ def end_in_order_whatever_is_lost() -> None:
     IOStream._ask_for_reset = lambda self: None  # type: ignore[method-assign]
 
 
+def end_before_all_is_read() -> None:
+    """A look ahead that meets the end of a client's side takes it for that of the stream, whatever is still unread."""
+    receive = IOStream._receive_some
+    IOStream._receive_some = lambda self, ahead=False: receive(self)  # type: ignore[method-assign]
+
+
 SWITCHES: dict[str, Callable[[], None]] = {
     each.__name__: each
     for each in (
@@ -143,5 +149,6 @@ SWITCHES: dict[str, Callable[[], None]] = {
         serve_who_asks_again,
         close_within_a_second,
         end_in_order_whatever_is_lost,
+        end_before_all_is_read,
     )
 }

@@ -13,7 +13,7 @@ from tornado.iostream import StreamClosedError
 PIECE = 1 << 18
 """Bytes of one write in a flood, so few that a limit is met with little more than what it allows."""
 
-COPIED = 4096
+COPIED = 3000
 """Most bytes of one piece of a copy."""
 
 Tally = Counter[str]
