@@ -218,7 +218,7 @@ class CallbackServer(TCPServer):
         which after a ``listen()`` outside any need not be the current one."""
         if isawaitable(result):
             self._unstarted.append((copy_context(), result))
-            current_loop().add_callback(self._run_unstarted)
+            Context().run(current_loop().add_callback, self._run_unstarted)
 
     def _run_unstarted(self) -> None:
         while self._unstarted:
@@ -433,7 +433,7 @@ class Conversation:
             Context().run(stream.io_loop.add_callback, self._watch)
 
     def _watch(self) -> None:
-        self._stream.drain().add_done_callback(self._drained)
+        self._stream.drain().add_done_callback(self._drained, context=Context())
 
     def _drained(self, drained: "Future[None]") -> None:
         self._watching = False
