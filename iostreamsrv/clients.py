@@ -309,7 +309,7 @@ class Clients:
 
     def _keep(self, task: "asyncio.Task[Any]") -> None:
         self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        task.add_done_callback(self._closing.discard, context=Context())
 
     def _replace(self, stream: IOStream) -> None:
         (self._rejected if stream.id in self._rejected else self.open)[stream.id] = stream

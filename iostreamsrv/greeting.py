@@ -57,7 +57,7 @@ class Greeter:
         else:
             task = stream._hub.loop.create_task(self._read_header(stream, address), context=Context())
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._tasks.discard, context=Context())
 
     @property
     def greeting(self) -> bool:

@@ -177,7 +177,7 @@ class Groups:
     def _write_later(self, stream: IOStream, data: bytes) -> "asyncio.Task[bool]":
         task = stream._hub.loop.create_task(_write_later(self._waiting.get(stream.id), stream, data), context=Context())
         self._waiting[stream.id] = task
-        task.add_done_callback(partial(self._written, stream.id))
+        task.add_done_callback(partial(self._written, stream.id), context=Context())
         return task
 
     def _written(self, id: int, task: "asyncio.Task[bool]") -> None:

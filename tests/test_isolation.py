@@ -4,6 +4,7 @@ Every callback that users write notes what it sees and leaves its client's name 
 see what was set where the server was told to listen, and all later ones what its own callbacks have set.
 """
 
+import ast
 import asyncio
 import contextlib
 import gc
@@ -42,6 +43,7 @@ from tests.styles.threads import Call, exactly
 from tests.styles.threads import connect as connect_blocking
 from tests.support import PATIENCE, Peer, TLSEnd, TLSPeer, eventually, on_every_loop, tls_contexts, turns
 from tests.test_httpserver import UPGRADE, answer, frame, head, request
+from tests.test_layers import inside
 from tests.test_tcpserver import Serving
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
@@ -1194,3 +1196,65 @@ async def test_an_idle_client_has_one_context(serving: Serving) -> None:
     await eventually(lambda: len(server.streams) == 100)
     await turns(20)
     assert contexts() - before <= 100 + 10
+
+
+REGISTERING = {
+    "add_callback",
+    "add_done_callback",
+    "add_handler",
+    "add_reader",
+    "add_signal_handler",
+    "add_writer",
+    "call_at",
+    "call_later",
+    "call_soon",
+    "call_soon_threadsafe",
+    "create_task",
+    "ensure_future",
+    "run_in_executor",
+    "update_handler",
+}
+"""What keeps the context of the code that calls it, unless it is told another one."""
+
+INHERITING = {
+    # the client's own, or a copy of it
+    "clients._call_handle_close",
+    "styles.blocking._serve_handle",
+    "styles.pool.call",
+    # that of the code that waits for it, and for no longer
+    "hub._knows_wakeups",
+    "ioloop._add_signal_handlers",
+    "ioloop._until_signal",
+    "netutil.resolve",
+    "pytest_plugin.serve",
+    "pytest_plugin.start",
+    "styles.queues._serve",
+    "tcpclient._begin_next",
+    "testing.running",
+    # called from Crossing._work or an outbox's flush, which have an empty one; or merely set an event
+    "styles.crossing.begin",
+    "styles.crossing.end",
+    "styles.crossing.pump",
+    "styles.crossing.run",
+    "styles.handles._receive",
+    "styles.outbox.flush",
+    "styles.queues.stop",
+}
+"""The functions in which that is right."""
+
+
+def registrations(source: str) -> Iterator[str]:
+    """The functions that call one of these without a context."""
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                    told = any(keyword.arg == "context" for keyword in node.keywords)
+                    if node.func.attr in REGISTERING and not told:
+                        yield function.name
+
+
+def test_whatever_the_package_registers_says_whose_context_it_has() -> None:
+    """What is new here: give it an empty one (see `iostreamsrv.contexts`), or say why it may inherit."""
+    found = {f"{name}.{function}" for name, path in inside.items() for function in registrations(path.read_text())}
+    assert found == INHERITING

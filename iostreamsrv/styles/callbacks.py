@@ -224,7 +224,7 @@ class CallbackServer(TCPServer):
         which after a ``listen()`` outside any need not be the current one."""
         if isawaitable(result):
             self._unstarted.append((copy_context(), self._logging(result)))
-            current_loop().add_callback(self._run_unstarted)
+            Context().run(current_loop().add_callback, self._run_unstarted)
 
     async def _logging(self, result: Awaitable[None]) -> None:
         try:
@@ -468,7 +468,7 @@ class Conversation:
             Context().run(stream.io_loop.add_callback, self._watch)
 
     def _watch(self) -> None:
-        self._stream.drain().add_done_callback(self._drained)
+        self._stream.drain().add_done_callback(self._drained, context=Context())
 
     def _drained(self, drained: "Future[None]") -> None:
         self._watching = False
