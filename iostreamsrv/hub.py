@@ -86,7 +86,7 @@ class Dispatched(Protocol):
     def uncork(self) -> None:
         """Send what was corked."""
 
-    def blocked(self, seconds: float) -> None:
+    def _held_up(self, seconds: float) -> None:
         """Its dispatch has kept the loop for so long."""
 
 
@@ -272,7 +272,7 @@ class Hub:
                 stream.dispatch(events)
                 now = monotonic()
             if now >= end and now - self.now >= BLOCKED:
-                stream.blocked(now - self.now)
+                stream._held_up(now - self.now)
         finally:
             # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
             self._left = count

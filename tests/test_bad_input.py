@@ -82,7 +82,7 @@ def test_a_bad_address_is_named_with_its_value(server: Silent, bind: Callable[..
 def test_an_address_that_is_none_of_ours_is_named(server: Silent, bind: Callable[..., Any], address: str) -> None:
     with pytest.raises(ListenError) as caught:
         bind(server, 0, address)
-    assert address in str(caught.value)
+    assert address.replace("\udcff", r"\xff") in str(caught.value)
     assert caught.value.errno
 
 

@@ -372,7 +372,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         """For the hub, and for whoever must have everything sent before going on: send what was corked."""
         raise NotImplementedError
 
-    def blocked(self, seconds: float) -> None:
+    def _held_up(self, seconds: float) -> None:
         """For the hub: what this stream has woken has kept the loop for so long."""
         if self._owner is not None:
             self._owner._blocked(self, seconds)
