@@ -43,7 +43,7 @@ CIPHERTEXT = 4 * (16384 + 22)
 """Bytes received at once: four full records of TLS 1.3, so that a fast peer's chunks are not cut short by the end of
 one. Twice as much would have malloc map and unmap memory each time."""
 
-PLAINTEXT = 1 << 18
+PLAINTEXT = 1 << 16
 """Bytes encrypted at once: what a send may have to leave behind in memory, while the plaintext is kept as well."""
 
 HANDSHAKE_CHUNK = 16384
