@@ -206,7 +206,7 @@ async def slowly_back(stream: IOStream, data: bytes) -> int:
     return len(data)
 
 
-LINES = b"".join(b"%07d" % number * 10 + b"\n" for number in range(100_000))
+LINES = b"".join(b"%07d" % number * 285 + b"\n" for number in range(4_000))  # 8 MB
 
 NARROW: Any = {"send_buffer_size": 65536, "receive_buffer_size": 65536}
 
