@@ -1223,7 +1223,9 @@ INHERITING = {
     "styles.pool.call",
     # that of the code that waits for it, and for no longer
     "hub._knows_wakeups",
-    "ioloop._add_signal_handlers",
+    "ioloop._reloads",
+    "ioloop.handle_signal",
+    "ioloop.on_hangup",
     "ioloop._until_signal",
     "netutil.resolve",
     "pytest_plugin.serve",
@@ -1237,7 +1239,7 @@ INHERITING = {
     "styles.crossing.pump",
     "styles.crossing.run",
     "styles.handles._receive",
-    "styles.outbox.flush",
+    "styles.outbox._go_on_after",
     "styles.queues.stop",
 }
 """The functions in which that is right."""

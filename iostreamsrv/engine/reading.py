@@ -90,9 +90,9 @@ class ReadSide(WriteSide):
         assert future is not None
         reader = waiter_of(future)
         if reader is None:
-            future.add_done_callback(lambda _: self._look_again(look, TURNS_TO_READ_ON))
+            future.add_done_callback(lambda _: self._look_again(look, TURNS_TO_READ_ON), context=Context())
         else:
-            reader.add_done_callback(lambda _: look())
+            reader.add_done_callback(lambda _: look(), context=Context())
 
     def _look_again(self, look: Callable[[], None], turns: int) -> None:
         if turns and not self.reading():
