@@ -262,6 +262,7 @@ class Clients:
             self._retire(stream, CloseReason.REJECTED)
         elif self.options.close_on_return:
             self._retire_unless_read(stream)
+        self._let_go(stream)
 
     def _retire_unless_read(self, stream: IOStream) -> None:
         """Close ``stream``, whose handler has returned, unless somebody reads it: then look again when that is over."""
@@ -271,7 +272,6 @@ class Clients:
             stream._when_read(lambda: self._retire_unless_read(self._successor(stream)))
         else:
             self._retire(stream, CloseReason.LOCAL)
-        self._let_go(stream)
 
     def _handler_failed(self, stream: IOStream, name: str, error: BaseException) -> None:
         reason, telling = fault(stream, error)

@@ -1226,11 +1226,11 @@ INHERITING = {
     "ioloop._reloads",
     "ioloop.handle_signal",
     "ioloop.on_hangup",
+    "ioloop.reload",
     "ioloop._until_signal",
     "netutil.resolve",
     "pytest_plugin.serve",
     "pytest_plugin.start",
-    "styles.queues._serve",
     "tcpclient._begin_next",
     "testing.running",
     # called from Crossing._work or an outbox's flush, which have an empty one; or merely set an event
