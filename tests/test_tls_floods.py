@@ -332,3 +332,22 @@ def send_for_long(client: RecordClient, made: bytes) -> None:
             client.socket.sendall(made[at : at + 20_000])
             time.sleep(0.02)
         client.end()
+
+
+# ---- what is left of a flood of data
+
+
+def test_a_connection_keeps_little_more_than_a_record_each_way_of_a_long_line(files: dict[str, str]) -> None:
+    trusting = ssl.create_default_context(cafile=files["certfile"])
+    count, line = 40, b"x" * 900_000 + b"\n"
+    with ReportingServer(ssl_options=files) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.client(tls=trusting)) for _ in range(count)]
+        for client in clients:
+            assert client.ask(b"short\n") == b"short\n"
+        assert clients[0].ask(line) == line
+        assert clients[0].ask(b"short\n") == b"short\n"
+        before = server.report()["resident"]
+        for client in clients[1:]:
+            assert client.ask(line) == line
+            assert client.ask(b"short\n") == b"short\n"  # the handler lets go of the long one
+        assert (server.report()["resident"] - before) / (count - 1) < 64_000
