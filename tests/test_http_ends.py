@@ -266,11 +266,11 @@ async def test_a_close_with_an_error_is_at_once(serving: Serving) -> None:
 
 @pytest.mark.gen_test
 async def test_a_connection_that_is_being_closed_holds_no_shutdown_up(serving: Serving) -> None:
-    server = started(serving, drain_idle=0.01)
+    server = started(serving, drain_idle=0.01, linger=20)
     peer = serving.connect(server)
     peer.send(b"GET / HTTP/1.0\r\n\r\n")
     assert (await peer.receive_all()).endswith(b"\r\n\r\n0")
     assert len(server.streams) == 1
-    async with asyncio.timeout(1):  # the linger takes two seconds
+    async with asyncio.timeout(PATIENCE):  # a linger takes 20
         await server.shutdown()
     assert server.ends == ["local"]
