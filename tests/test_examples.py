@@ -20,7 +20,8 @@ SERVERS = [name for name in EVERY_EXAMPLE if name not in ("client.py", "tls_echo
 SOCKETS = {"gateway_blocking.py": 2, "multi_bind.py": 2}
 
 QUESTIONS = dict.fromkeys(("http_hello.py", "tornado_app.py"), b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
-"""What those answer that would not answer a line."""
+QUESTIONS["smtp_sink.py"] = b"NOOP\r\n"
+"""What those answer to whom a line with a bare newline is nothing, or half a request, which a shutdown waits for."""
 
 ENDED_WELL = (0, "", "")
 
