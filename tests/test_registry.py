@@ -213,7 +213,9 @@ async def test_a_group_that_somebody_holds_is_the_same_after_it_was_empty(enteri
 
 
 @pytest.mark.parametrize(
-    "name", [None, 0, "", b"room", ("room", 1), frozenset({1}), float("nan"), object(), Hall], ids=repr
+    "name",
+    [None, 0, "", b"room", ("room", 1), frozenset({1}), float("nan"), object(), Hall],
+    ids=lambda name: type(name).__name__,
 )
 @pytest.mark.gen_test
 async def test_a_groups_name_is_anything_that_can_be_a_key(entering: Entering, hall: TCPServer, name: Any) -> None:

@@ -70,7 +70,9 @@ async def coroutine(queue: SendQueue, data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "callback", [None, 5, coroutine, lambda: None, lambda queue: None, lambda a, b, c, d: None], ids=repr
+    "callback",
+    [None, 5, coroutine, lambda: None, lambda queue: None, lambda a, b, c, d: None],
+    ids=["none", "a number", "a coroutine", "no arguments", "one argument", "four arguments"],
 )
 def test_a_callback_that_cannot_be_raises(callback: Any) -> None:
     with pytest.raises(OptionError, match="callback="):
