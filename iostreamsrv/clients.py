@@ -19,7 +19,7 @@ from tornado import gen
 
 from .contexts import run_for
 from .deadlines import Deadlines
-from .errors import CloseReason, FramingError
+from .errors import CloseReason, FramingError, StreamClosedError
 from .events import Event, Events
 from .faults import fault
 from .greeting import Greeter, client
@@ -107,6 +107,7 @@ class Clients:
         self._ended: deque[tuple[IOStream, bool]] = deque()  # to be told of, and whether it had a handler
         self._telling = False
         self._step_began = 0.0
+        self._first_steps = 0  # that the loop is still to make
         self._context = Context()  # of what is not a client's
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self._on_handled = self._handled
@@ -196,15 +197,13 @@ class Clients:
 
     def _call(self, name: str, stream: IOStream, address: Any) -> None:
         context = stream._callback_context
+        assert context is not None
         began = monotonic()
         try:
-            coroutine = run_for(stream, self._begin, name, stream, address)
+            coroutine = context.run(self._begin, name, stream, address)
             if coroutine is None:
                 return self._returned(self._successor(stream))
-            loop = stream._hub.loop
-            loop.call_soon(self._step_begins, context=self._context)
-            handling = loop.create_task(coroutine, context=context)
-            loop.call_soon(self._step_ended, stream, context=self._context)
+            handling = self._start(coroutine, stream, context)
         except (Exception, asyncio.CancelledError) as error:
             return self._handler_failed(self._successor(stream), name, error)
         finally:
@@ -221,18 +220,33 @@ class Clients:
         coroutine = _coroutine(result)
         return _goodbye(coroutine) if stream.id in self._rejected else coroutine
 
-    def _step_begins(self) -> None:
-        """The loop is about to make a handler's first step. (The others are made by the hub, as a rule.)"""
+    def _start(self, coroutine: Coroutine[Any, Any, None], stream: IOStream, context: Context) -> "asyncio.Task[None]":
+        """Have the loop run a handler, and look how long its first step takes; the hub looks at most of the others.
+
+        The first steps of clients that are accepted together follow each other: where one ends the next begins.
+        """
+        loop = stream._hub.loop
+        if not self._first_steps:
+            loop.call_soon(self._first_step_begins, context=self._context)
+        self._first_steps += 1
+        handling = loop.create_task(coroutine, context=context)
+        loop.call_soon(self._first_step_ended, stream, context=self._context)
+        return handling
+
+    def _first_step_begins(self) -> None:
         self._step_began = monotonic()
 
-    def _step_ended(self, stream: IOStream) -> None:
-        self._look_for_blocking(stream, self._step_began)
+    def _first_step_ended(self, stream: IOStream) -> None:
+        self._first_steps -= 1
+        self._step_began = self._look_for_blocking(stream, self._step_began)
 
-    def _look_for_blocking(self, stream: IOStream, began: float) -> None:
+    def _look_for_blocking(self, stream: IOStream, began: float) -> float:
+        """Warn if the loop has been blocked since ``began``; what time it is."""
         now = monotonic()
         if now - began >= BLOCKED:
             stream._hub.now = now  # it is said once
             self._blocked(stream, now - began)
+        return now
 
     def _blocked(self, stream: IOStream, seconds: float) -> None:
         function = self._server._function()
@@ -274,6 +288,8 @@ class Clients:
             self._retire(stream, CloseReason.LOCAL)
 
     def _handler_failed(self, stream: IOStream, name: str, error: BaseException) -> None:
+        if type(error) is StreamClosedError and error.stream_id == stream.id:  # how most handlers end
+            return self._retire(stream, CloseReason.LOCAL)
         reason, telling = fault(stream, error)
         if reason is CloseReason.HANDLER_ERROR:
             self._raised(name, stream, error)

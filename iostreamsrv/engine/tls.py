@@ -270,7 +270,7 @@ class TLSStream(SocketStream):
         assert tls is not None
         for _ in range(HANDSHAKE_TURNS):
             try:
-                done = run_for(self, tls.handshake)  # which may call an sni_callback
+                done = run_for(self, tls.handshake) if tls.by_name else tls.handshake()  # for the sni_callback
             finally:
                 # Also if it failed: then it is what tells the peer so.
                 if not self._send_ciphertext():
@@ -293,6 +293,8 @@ class TLSStream(SocketStream):
     def _handshake_done(self) -> None:
         self._stop_handshake_timer()
         self._handshaken = True
+        if self._tls is not None and self._tls.holds_tickets:
+            _acknowledge(self._raw)
         waiting, self._waiting_for_handshake = self._waiting_for_handshake, None
         for future in waiting or ():
             _set_result(future, self)
@@ -367,19 +369,16 @@ class TLSStream(SocketStream):
                 self._send_own_output()
         self._more_inside = tls.has_input or not self._drained
         if plaintext is None:
-            self._go_on_later(tls)
-        return cast(bytes, plaintext)
+            raise self._go_on_later(tls)
+        return plaintext
 
-    def _go_on_later(self, tls: TLSEngine) -> None:
-        """What has come is no byte for the application.
-
-        :raises BlockingIOError: always.
-        """
+    def _go_on_later(self, tls: TLSEngine) -> BlockingIOError:
+        """What has come is no byte for the application: the error that says so."""
         if tls.undecrypted:  # a part of a record; new keys and the like are no sign of life
             self._received_at = monotonic()
         if (self._more_inside or self._hangup) and not self._hub.loop.is_closed():
             self._hub.dispatch_again(self)
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def _received(self) -> int:
         return self.bytes_read + (0 if self._tls is None else self._tls.undecrypted)
@@ -511,6 +510,20 @@ class TLSStream(SocketStream):
                 self._raw.recv(CIPHERTEXT)
         self._raw.close()
         self.socket = cast(Any, None)
+
+
+def _acknowledge(sock: Any) -> None:
+    """Have the kernel acknowledge at once what was received.
+
+    The tickets that are held back would have carried the acknowledgement. Without it a client with Nagle's algorithm
+    keeps its first request until the kernel's delayed one, 40 ms later.
+    """
+    if _QUICKACK is not None:
+        with contextlib.suppress(OSError):  # no TCP socket, or the peer is gone
+            sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+
+
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
 def _set_result(future: "Future[Any]", result: Any) -> None:

@@ -30,6 +30,7 @@ BYTES_PER_MESSAGE = 32
 """How many records one without a byte for the application counts for: four, as new keys, or an answer, may be made for
 it, and one more for each 32 bytes, as it may hold many messages."""
 
+DATA = 23
 HANDSHAKE = 22
 LONGEST_HELLO = 2048
 """Most bytes of a handshake record behind the handshake, before TLS 1.3. A renegotiation is refused, and a longer
@@ -55,6 +56,7 @@ class TLSEngine:
     stay as small as a record.
 
     :ivar object: the `ssl.SSLObject`, to ask for certificates, ciphers and versions.
+    :ivar by_name: whether a callback of the user's chooses certificates by the name that a client asks for.
     :ivar outgoing: what is to be sent; ``outgoing.pending`` says how many bytes.
     :ivar has_input: whether a read may give something, or an end or an error, without more ciphertext. If it is still
         True after a read that gave None, that read had enough to do: others may have their turn before the next.
@@ -62,7 +64,6 @@ class TLSEngine:
 
     __slots__ = (
         "_at",
-        "_by_name",
         "_chunk",
         "_empty",
         "_encrypted",
@@ -75,8 +76,10 @@ class TLSEngine:
         "_missing",
         "_server_side",
         "_size",
+        "_speaks_first",
         "_tickets",
         "_tired",
+        "by_name",
         "has_input",
         "object",
         "outgoing",
@@ -92,14 +95,15 @@ class TLSEngine:
         self._incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         self.object = context.wrap_bio(self._incoming, self.outgoing, server_side, server_hostname, session)
-        self._by_name = context.sni_callback is not None
+        self.by_name = context.sni_callback is not None
         self._server_side = server_side
+        self._speaks_first = not server_side  # the handshake begins without input
         self._chunk: bytes | bytearray = b""  # what has come, and OpenSSL has not got from _at on
         self._at = 0
         self._missing = 0  # bytes of the record that OpenSSL has got a part of
         self._size = 0  # of that record
         self._handshaken = False
-        self._inside = False  # OpenSSL holds plaintext
+        self._inside = False  # OpenSSL holds plaintext, or a record that it has not looked at
         self._empty = 0  # records in a row without a byte for the application
         self._tired = False  # records without a byte have been enough work for a while
         self._kept = b""  # decrypted before somebody asked for it
@@ -111,11 +115,16 @@ class TLSEngine:
 
     def feed(self, ciphertext: bytes | bytearray) -> None:
         """Take what arrived."""
+        self.has_input = True
         if self._chunk:
             ciphertext = self._chunk[self._at :] + ciphertext
+        elif not self._missing and not self._inside and _is_record_of_data(ciphertext):
+            self._incoming.write(ciphertext)
+            self._size = len(ciphertext)
+            self._inside = True
+            return
         self._chunk = ciphertext
         self._at = 0
-        self.has_input = True
 
     def feed_end(self) -> None:
         """There is no more to come."""
@@ -152,6 +161,11 @@ class TLSEngine:
         self._missing = missing - left
         return not self._missing
 
+    @property
+    def holds_tickets(self) -> bool:
+        """Whether session tickets wait for the next output."""
+        return bool(self._tickets)
+
     def take_outgoing(self) -> bytes:
         """What is to be sent: handshakes, answers to the peer, and what was written.
 
@@ -172,7 +186,14 @@ class TLSEngine:
 
         :raises ssl.SSLError: it has failed. What is to be sent then tells the peer.
         """
+        if self._handshaken:
+            return True
         for _ in range(WORK):
+            fed, self._inside = self._inside, False
+            if not (fed or self._feed_record() or self._speaks_first):
+                self.has_input = False
+                return False
+            self._speaks_first = False
             if self._shake_hands():
                 self._handshaken = True
                 self.has_input = bool(self._chunk)
@@ -180,14 +201,15 @@ class TLSEngine:
                 if self._server_side and self.object.version() == "TLSv1.3":
                     self._tickets = self.outgoing.read()
                 return True
-            if not self._feed_record():
-                self.has_input = False
-                break
+        self.has_input = bool(self._chunk)
         return False
 
     def _shake_hands(self) -> bool:
         try:
-            with _NO_WORD_OF_BAD_NAMES if self._by_name else contextlib.nullcontext():
+            if self.by_name:
+                with _NO_WORD_OF_BAD_NAMES:
+                    self.object.do_handshake()
+            else:
                 self.object.do_handshake()
         except ssl.SSLWantReadError:
             return False
@@ -214,6 +236,7 @@ class TLSEngine:
             try:
                 record = self.object.read(size)
             except ssl.SSLError as error:
+                self._inside = False
                 work -= EMPTY_COSTS + self._size // BYTES_PER_MESSAGE
                 self._tired = work <= 0
                 self._read_nothing(error)
@@ -277,11 +300,20 @@ class TLSEngine:
         """
         # OpenSSL looks for the peer's answer, and gives up where it finds data: take that first.
         if self._inside:
-            self._kept = self.object.read(RECORD)
             self._inside = False
+            try:
+                self._kept = self.object.read(RECORD)
+            except ssl.SSLError as error:
+                self._read_nothing(error)
         if not isinstance(self._end, ssl.SSLError):
             with contextlib.suppress(ssl.SSLError):  # as a rule SSLWantReadError: the peer has not answered yet
                 self.object.unwrap()
+
+
+def _is_record_of_data(ciphertext: bytes | bytearray) -> bool:
+    """Whether this is one whole record of data, as most requests are, and nothing else."""
+    size = len(ciphertext)
+    return size > HEADER and ciphertext[0] == DATA and size == HEADER + (ciphertext[3] << 8 | ciphertext[4])
 
 
 def _may_be_a_record(header: bytes | bytearray) -> bool:
