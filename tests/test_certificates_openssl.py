@@ -519,7 +519,10 @@ def test_a_client_gets_as_many_tickets_as_were_asked_for(files: dict[str, Any], 
     assert server.handshake()
     server.write(b"answer")
     client.feed(server.take_outgoing())
-    assert client.read(100) == b"answer"
+    answer = client.read(100)
+    while answer is None and client.has_input:  # tickets are much to do for one call
+        answer = client.read(100)
+    assert answer == b"answer"
     assert client.object.session is not None
     assert client.object.session.has_ticket is (count > 0)
 

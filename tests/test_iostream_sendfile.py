@@ -558,7 +558,7 @@ async def test_aclose_that_gives_up_fails_and_frees_a_file(make_narrow: MakePair
     future = send(stream, path)
     await stream.aclose(timeout=0.02)
     assert open_descriptors() <= before
-    await fails(future, "local")
+    await fails(future, "write_timeout")
 
 
 @pytest.mark.gen_test

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -57,18 +58,25 @@ def is_one_line(text: str) -> bool:
 # ---- what peers name
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path leaves room in the address of a Unix socket."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("name", [EVIL, b"\0" + EVIL])
 @pytest.mark.parametrize("way", ["bound", "proxy"])
 @pytest.mark.gen_test
 async def test_a_clients_name_forges_no_line_and_breaks_no_handler(
-    serving: Serving, caplog: pytest.LogCaptureFixture, tmp_path: Path, way: str, name: bytes
+    serving: Serving, caplog: pytest.LogCaptureFixture, short_path: Path, way: str, name: bytes
 ) -> None:
-    server = unix_server(serving, tmp_path, Echo(**({"proxy_protocol": ["unix"]} if way == "proxy" else {})))
+    server = unix_server(serving, short_path, Echo(**({"proxy_protocol": ["unix"]} if way == "proxy" else {})))
     events = listen_to(server)
     caplog.set_level(logging.DEBUG, "iostreamsrv")
     client = socket.socket(socket.AF_UNIX)
     if way == "bound":
-        client.bind(name if name.startswith(b"\0") else os.fsencode(tmp_path / os.fsdecode(name)))
+        client.bind(name if name.startswith(b"\0") else os.fsencode(short_path / os.fsdecode(name)))
     client.connect(server.addresses[0])
     peer = Peer(client)
     serving.peers.append(peer)

@@ -362,7 +362,7 @@ async def test_an_interface_stays_with_its_address(io_loop: IOLoop) -> None:
         ("::g", 80, "cannot resolve [::g]:80: "),
         ("127.0.0.1", "no-such-service", "cannot resolve 127.0.0.1:no-such-service: "),
         ("a..b", 80, "cannot resolve a..b:80: "),
-        ("\udcff", 80, "cannot resolve \udcff:80: "),
+        ("\udcff", 80, "cannot resolve \\xff:80: "),
         ("fe80::1%nosuch0", 80, "cannot resolve [fe80::1%nosuch0]:80: there is no network interface nosuch0"),
     ],
 )

@@ -531,10 +531,13 @@ def test_the_example_says_in_one_line_what_is_wrong_with_a_certificate(tmp_path:
     assert str(missing) in complaint
 
 
+SHUTTING_DOWN = "INFO shutting down: 0 clients may finish, up to 15 s; again to end at once\n"
+
+
 def test_a_signal_ends_the_example_with_exit_code_0_and_no_complaint(files: Files) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         with Program(EXAMPLE, "--port", "0", *arguments(files)).listening() as example:
-            assert example.end(number) == (0, "", "")
+            assert example.end(number) == (0, "", SHUTTING_DOWN)
 
 
 def arguments(files: Files) -> tuple[str, ...]:

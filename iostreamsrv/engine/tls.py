@@ -46,6 +46,9 @@ one. Twice as much would have malloc map and unmap memory each time."""
 PLAINTEXT = 1 << 16
 """Bytes encrypted at once: what a send may have to leave behind in memory, while the plaintext is kept as well."""
 
+SENT_AT_ONCE = 4 * PLAINTEXT
+"""Bytes of one write that are sent before a look at the clock, however fast the peer takes them."""
+
 HANDSHAKE_CHUNK = 16384
 """Bytes received at once during the handshake."""
 
@@ -397,17 +400,20 @@ class TLSStream(SocketStream):
     def write_to_fd(self, data: bytes | bytearray | memoryview) -> int:
         """Send ``data``, which begins with what was encrypted before, if that has not been reported sent."""
         assert self._tls is not None
-        if not self._accepted:
-            if self._ciphertext and not self._send_ciphertext():
-                return 0
-            if len(data) > PLAINTEXT:
-                data = memoryview(data)[:PLAINTEXT]
-            self._tls.write(data)
-            self._accepted = len(data)
-        if not self._send_ciphertext():
-            return 0
-        sent, self._accepted = self._accepted, 0
-        return sent
+        sent = 0
+        while True:
+            if not self._accepted:
+                if self._ciphertext and not self._send_ciphertext():
+                    return sent
+                chunk = data if len(data) <= PLAINTEXT else memoryview(data)[sent : sent + PLAINTEXT]
+                self._tls.write(chunk)
+                self._accepted = len(chunk)
+            if not self._send_ciphertext():
+                return sent
+            sent += self._accepted
+            self._accepted = 0
+            if sent >= len(data) or sent >= SENT_AT_ONCE:
+                return sent
 
     def _progress(self) -> int:
         # Of a large write all is counted at its end only.
