@@ -3,6 +3,8 @@
 import asyncio
 import socket
 import ssl
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -148,6 +150,26 @@ async def test_tickets_wait_for_the_first_write(make_tls_pair: MakeTLSPair) -> N
     assert await peer.receive(len(LINE)) == LINE
     assert peer.end.tls.session is not None
     assert peer.end.tls.session.has_ticket
+
+
+def first_answer(address: Any, context: ssl.SSLContext) -> float:
+    """Seconds that a client with Nagle's algorithm waits for the answer to its first request."""
+    with (
+        socket.create_connection(address, PATIENCE) as sock,
+        context.wrap_socket(sock, server_hostname="localhost") as tls,
+    ):
+        begun = time.monotonic()
+        tls.sendall(LINE)
+        assert tls.recv(100) == LINE
+        return time.monotonic() - begun
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_a_first_request_does_not_wait_for_a_delayed_acknowledgement(files: dict[str, str]) -> None:
+    """The tickets would have carried it. Its delay is 40 ms."""
+    async with Serving(echo, files) as serving:
+        waited = [await asyncio.to_thread(first_answer, serving.address, trusting(files)) for _ in range(9)]
+    assert statistics.median(waited) < 0.03
 
 
 # ---- what is inside the engine
