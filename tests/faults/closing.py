@@ -213,7 +213,7 @@ PROBES = (
         slow_reader,
         (Threshold(WHOLE, "=", 100), Threshold(WHOLE_TLS, "=", 100), Threshold(LOOKS_WHOLE, "=", 0)),
         guards=(
-            Guard("the limit of progress", WHOLE, switch="close_within_a_second"),
+            Guard("the limit of progress", WHOLE, switch="close_at_once"),
             Guard("the reset", LOOKS_WHOLE, switch="end_in_order_whatever_is_lost"),
         ),
     ),

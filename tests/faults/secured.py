@@ -211,7 +211,7 @@ def new_keys(trial: Trial) -> Figures:
 
 
 def renegotiations(trial: Trial) -> Figures:
-    return flood(trial, "TLSv1.2", lambda client: client.hello(200), trial.size(80, 160), receive_buffer=4096)
+    return flood(trial, "TLSv1.2", lambda client: client.hello(200), trial.size(160, 300), receive_buffer=4096)
 
 
 FAIR = (Threshold(WAIT, "≤", 40, timed=True), Threshold(GROWTH, "≤", 2))
