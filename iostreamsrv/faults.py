@@ -66,7 +66,7 @@ def _reason(stream: BaseIOStream, error: BaseException) -> CloseReason:
 
 
 def _is_of_cancelled_read(stream: BaseIOStream, error: TimeoutError) -> bool:
-    cancel = error.__cause__
+    cancel = error.__cause__ or error.__context__  # before Python 3.11.3 only the latter is set
     if not isinstance(cancel, asyncio.CancelledError) or not stream._read_was_cancelled():
         return False
     values = _values_where_raised(cancel)
