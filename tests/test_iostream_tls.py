@@ -1277,3 +1277,18 @@ async def test_a_handler_begins_after_the_handshake_and_outlives_its_timeout() -
     peer.close()
     await eventually(lambda: not len(server.streams))
     server.stop()
+
+
+@pytest.mark.parametrize("size", [100, 1_000, 30_000, 100_000])
+@pytest.mark.gen_test
+async def test_what_is_queued_behind_a_record_that_waits_is_sent_once_and_in_order(secure: Secure, size: int) -> None:
+    sockets = socket.socketpair()
+    sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    stream, peer = secure(sockets)
+    pieces = [bytes([number % 251]) * size for number in range(800_000 // size)]
+    receiving = asyncio.create_task(peer.receive(len(pieces) * size))
+    for number, piece in enumerate(pieces):
+        stream.write(piece)
+        if number % 7 == 0:
+            await turns(1)
+    assert await receiving == b"".join(pieces)

@@ -405,7 +405,7 @@ class TLSStream(SocketStream):
             if not self._accepted:
                 if self._ciphertext and not self._send_ciphertext():
                     return sent
-                chunk = data if len(data) <= PLAINTEXT else memoryview(data)[sent : sent + PLAINTEXT]
+                chunk = memoryview(data)[sent : sent + PLAINTEXT] if sent or len(data) > PLAINTEXT else data
                 self._tls.write(chunk)
                 self._accepted = len(chunk)
             if not self._send_ciphertext():
