@@ -5,6 +5,7 @@ import logging
 import sys
 from asyncio import Future
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import IO, Any, ClassVar
 
@@ -27,8 +28,9 @@ OVERHEAD_FREE = 32768
 it to the last byte. All others count, or a million writes of one byte each would pass as 1 MB."""
 
 
+_references: Callable[[object], int] = getattr(sys, "getrefcount", lambda _: -1)  # not every Python counts them
 _IN_A_QUEUE = deque([(0, object())])
-_FORGOTTEN = sys.getrefcount(_IN_A_QUEUE[-1][1])
+_FORGOTTEN = max(0, _references(_IN_A_QUEUE[-1][1]))
 """References to what is in a queue's last entry, and nowhere else."""
 
 
@@ -287,7 +289,7 @@ class WriteSide(StreamCore):
         futures = self._unsent_futures
         if futures is None:
             futures = self._unsent_futures = deque()
-        elif futures and sys.getrefcount(futures[-1][1]) == _FORGOTTEN and not futures[-1][1]._callbacks:
+        elif futures and _references(futures[-1][1]) == _FORGOTTEN and not futures[-1][1]._callbacks:
             futures.pop()  # whoever got it does not wait for it: one could queue thousands so
         at = self.bytes_written + self._write_buffer.size - remaining
         place = len(futures)
