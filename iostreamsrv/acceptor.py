@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+import weakref
 from asyncio import TimerHandle
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -97,6 +98,8 @@ class Acceptor:
         self._pause = PAUSE_FIRST
         self._quiet_until = 0.0
         self._reserve = -1  # a descriptor to give up for a client who is to be told that there is none
+        self._inherited = False  # this is a forked child, and its parent accepts by the same epoll
+        _acceptors.add(self)
 
     def start(self, io_loop: IOLoop) -> None:
         """Accept on ``io_loop``, and no longer on the loop before."""
@@ -109,6 +112,8 @@ class Acceptor:
 
     def stop(self) -> None:
         """Stop accepting; the listener stays open."""
+        if self._inherited:
+            self._leave_to_parent()
         self.pause()
         self._io_loop = None
         self._drop_reserve()
@@ -127,6 +132,16 @@ class Acceptor:
             self._watching = False
             if self._io_loop is not None and not _is_closed(self._io_loop):
                 self._io_loop.remove_handler(self._fd)
+
+    def _leave_to_parent(self) -> None:
+        """Have the loop forget the listener, but not its epoll, which is the parent's as well."""
+        self._inherited = self._watching = False
+        if self._io_loop is not None:
+            self._io_loop.handlers.pop(self._fd, None)  # type: ignore[attr-defined]
+
+    def inherit(self) -> None:
+        """In a forked child: go on, but stop without taking the listener out of the parent's epoll."""
+        self._inherited = self._watching
 
     def resume(self) -> None:
         """Accept again. Nothing, if it does, or was stopped."""
@@ -227,3 +242,15 @@ class Acceptor:
 
 def _is_closed(io_loop: IOLoop) -> bool:
     return bool(io_loop.asyncio_loop.is_closed())  # type: ignore[attr-defined]
+
+
+_acceptors: "weakref.WeakSet[Acceptor]" = weakref.WeakSet()
+
+
+def _inherit() -> None:
+    for acceptor in _acceptors:
+        acceptor.inherit()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_inherit)

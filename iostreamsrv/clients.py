@@ -471,8 +471,10 @@ class Clients:
         return True
 
     def count(self) -> int:
-        """How many there are, those included who are still to be taken in."""
-        return len(self.open) + len(self._queued)
+        """How many there are, those included who are still to be taken in, or have gone while their handler works."""
+        known = self.open.keys() | self._rejected.keys()
+        gone = sum(stream.id not in known for stream in self._handling.values())
+        return len(self.open) + len(self._queued) + gone
 
     async def end_all(self, greeters: list[Greeter], reason: CloseReason, gently: bool = False) -> None:
         """Cancel all handlers and close all streams; return when the handlers have ended.

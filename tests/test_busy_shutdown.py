@@ -628,6 +628,28 @@ async def test_a_shutdown_says_how_many_it_cuts_off(serving: Serving, caplog: py
     assert said == ["shutting down: 2 clients not done within 0.05 s, and cut off"]
 
 
+@pytest.mark.gen_test
+async def test_a_handler_that_works_for_somebody_who_has_gone_counts_as_a_client_of_a_shutdown(
+    serving: Serving,
+) -> None:
+    async def store(stream: IOStream, address: Any) -> None:
+        stream.set_close_callback(lambda: None)
+        await asyncio.sleep(PATIENCE)
+
+    server = serving.with_handler(store)
+    events: list[Event] = []
+    server.events.subscribe(events.append, "open", "close", "shutdown")
+    peer = serving.connect(server)
+    await eventually(lambda: events)
+    peer.close()
+    await eventually(lambda: not len(server.streams))
+    await server.shutdown(timeout=0.05)
+    assert [event.text for event in events if event.kind == "shutdown"] == [
+        "shutting down: 1 client may finish, up to 0.05 s",
+        "shutting down: 1 client not done within 0.05 s, and cut off",
+    ]
+
+
 # ---- in a second loop
 
 

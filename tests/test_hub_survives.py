@@ -247,6 +247,46 @@ async def test_a_childs_copies_cannot_take_the_parents_streams_out_of_its_epoll(
         assert process.wait() == 0
 
 
+LISTENING = """
+    import asyncio, os, socket, sys
+    from iostreamsrv import TCPServer, hub
+
+    if sys.argv[1] == "loop":
+        hub.driver = hub.LoopHub
+
+    class Greeter(TCPServer):
+        async def handle_stream(self, stream, address):
+            await stream.write(b"hello\\n")
+
+    async def main():
+        server = Greeter()
+        server.listen(0, "127.0.0.1")
+        await asyncio.sleep(0.01)
+        child = os.fork()
+        if not child:
+            try:
+                server.stop()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        reader, writer = await asyncio.open_connection(*server.addresses[0])
+        print(len(await asyncio.wait_for(reader.readline(), 5)))
+        writer.close()
+        await server.shutdown()
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.gen_test
+async def test_a_child_that_stops_its_copy_of_a_server_leaves_the_parent_accepting(engine: str) -> None:
+    if engine == "uvloop":
+        pytest.skip("uvloop forbids to fork while it runs")
+    with program(LISTENING, engine) as process:
+        assert printed(process) == len("hello\n")
+        assert process.wait() == 0
+
+
 STALE = """
     import asyncio, os, socket
     from iostreamsrv import IOStream
