@@ -321,7 +321,10 @@ class Clients:
         """Close a stream in order, so that its client reads all that was written and then the end."""
         if not stream.closed() and stream._closing is None:
             stream._begin_closing(reason)
-            self._keep(stream._hub.loop.create_task(stream._finish_closing(), context=Context()))
+            closing = stream._hub.loop.create_task(stream._finish_closing(), context=Context())
+            # A task that is cancelled before its first step, as at the end of a loop, closes nothing.
+            closing.add_done_callback(lambda _: None if stream._closed else stream._end_now(reason), context=Context())
+            self._keep(closing)
 
     def _keep(self, task: "asyncio.Task[Any]") -> None:
         self._closing.add(task)

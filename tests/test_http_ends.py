@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Iterator
+from http.client import responses
 from typing import Any
 
 import pytest
@@ -132,7 +133,7 @@ def started(serving: Serving, tls: bool = False, **keywords: Any) -> Any:
     [
         ("/", b"HTTP/1.1 400 Bad Request"),
         ("/forbidden", b"HTTP/1.1 401 Unauthorized"),
-        ("/large", b"HTTP/1.1 413 Request Entity Too Large"),
+        ("/large", b"HTTP/1.1 413 " + responses[413].encode()),
     ],
     ids=["over max_body_size", "refused by prepare", "refused in the middle"],
 )
