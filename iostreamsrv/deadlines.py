@@ -196,7 +196,7 @@ class Deadlines:
     def _overdue_rate(self, stream: IOStream, rate: float, now: float) -> "Overdue | None":
         """Over each window, what has come of a read that has begun to come."""
         read = stream._read_future
-        if read is None or stream._closing is not None or not stream._has_begun():
+        if read is None or not stream.reading() or stream._closing is not None or not stream._has_begun():
             self._windows.pop(stream.id, None)
             return None
         window = self._windows.get(stream.id)

@@ -23,6 +23,7 @@ from tornado.httpserver import _HTTPRequestContext
 from tornado.httputil import HTTPMessageDelegate
 from tornado.websocket import WebSocketHandler
 
+from .addresses import show
 from .engine.base import MAX_BUFFER_SIZE
 from .exports import names_of
 from .iostream import IOStream
@@ -186,6 +187,9 @@ class _Client(_HTTPRequestContext):
             self.remote_ip = self._orig_remote_ip = address[0]
         else:
             self.address_family = socket.AF_UNIX
+
+    def __str__(self) -> str:  # for the lines of Tornado's own log
+        return str(self.remote_ip) if isinstance(self.address, tuple) else show(self.address)
 
 
 def _check_names(keywords: dict[str, Any]) -> None:

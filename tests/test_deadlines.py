@@ -415,6 +415,23 @@ async def test_a_rate_is_asked_of_what_has_begun_to_come_and_not_of_silence(serv
     assert await answers(silent)
 
 
+@pytest.mark.parametrize("into", [False, True], ids=["read_until", "read_into"])
+@pytest.mark.gen_test
+async def test_no_rate_is_asked_of_a_read_that_its_handler_has_given_up(serving: Timed, into: bool) -> None:
+    async def handler(stream: IOStream, address: Any) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SOON / 2):
+                await (stream.read_into(bytearray(100)) if into else stream.read_until(b"\n"))
+        await asyncio.sleep(6 * SOON)
+        await stream.write(b"too late\n")
+
+    server = serving.with_handler(handler, min_rate=10_000, min_rate_window=SOON)
+    peer = serving.connect(server)
+    peer.send(b"half a line")
+    assert await peer.receive_all() == b"too late\n"
+    assert await serving.end_of(peer) == "local"
+
+
 @pytest.mark.gen_test
 async def test_an_upload_that_is_fast_enough_may_take_as_long_as_it_likes(serving: Timed) -> None:
     received: list[int] = []

@@ -22,6 +22,7 @@ import pytest
 from iostreamsrv import IOLoop, IOStream, KickedError, ListenError, StreamClosedError, TCPServer
 from iostreamsrv.addresses import show
 from iostreamsrv.events import Event, Events
+from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.netutil import bind_unix_socket
 from iostreamsrv.sansio.proxy import V2_START, ProxyError, parse_header
 from iostreamsrv.styles import CallbackServer
@@ -93,6 +94,25 @@ async def test_a_clients_name_forges_no_line_and_breaks_no_handler(
     assert lines[0].endswith(f"{shown} is connected")
     assert lines[1].endswith(f"{shown} is closed: kicked (it said {ESCAPED})")
     assert all(is_one_line(record.peer) for record in caplog.records if record.name.startswith("iostreamsrv"))
+
+
+@pytest.mark.parametrize("name", [EVIL, b"\0" + EVIL])
+@pytest.mark.gen_test
+async def test_a_clients_name_forges_no_line_of_tornados_http_either(
+    serving: Serving, caplog: pytest.LogCaptureFixture, short_path: Path, name: bytes
+) -> None:
+    server = unix_server(serving, short_path, HTTPServer(lambda request: None))
+    caplog.set_level(logging.INFO)
+    client = socket.socket(socket.AF_UNIX)
+    client.bind(name if name.startswith(b"\0") else os.fsencode(short_path / os.fsdecode(name)))
+    client.connect(server.addresses[0])
+    peer = Peer(client)
+    serving.peers.append(peer)
+    peer.send(b"nonsense\r\n\r\n")
+    assert b" 400 " in await peer.receive_all()
+    (line,) = [record.getMessage() for record in caplog.records if "Malformed" in record.getMessage()]
+    assert is_one_line(line)
+    assert ESCAPED in line
 
 
 @pytest.mark.parametrize(

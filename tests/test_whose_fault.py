@@ -243,6 +243,11 @@ async def read_within_asyncio_timeout(stream: IOStream) -> None:
         await stream.read_until(b"\n")
 
 
+async def read_into_within_asyncio_timeout(stream: IOStream) -> None:
+    async with asyncio.timeout(0.05):
+        await stream.read_into(bytearray(100))
+
+
 async def read_by_wait_for(stream: IOStream) -> None:
     await asyncio.wait_for(stream.read_until(b"\n"), 0.05)
 
@@ -266,6 +271,7 @@ READS: dict[str, tuple[Callable[[IOStream], Awaitable[None]], str]] = {
     "the timeout of a read": (read_until_its_timeout, "read_timeout"),
     "asyncio.timeout": (read_within_asyncio_timeout, "read_timeout"),
     "asyncio.wait_for": (read_by_wait_for, "read_timeout"),
+    "asyncio.timeout round a read into a buffer": (read_into_within_asyncio_timeout, "read_timeout"),
     "asyncio.timeout round a framing": (read_messages_within_asyncio_timeout, "read_timeout"),
 }
 

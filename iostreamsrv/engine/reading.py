@@ -513,6 +513,7 @@ class ReadSide(WriteSide):
         """A read was cancelled that has taken bytes: they are given back before anybody can change them."""
         if self._read_future is future:
             self._abandon_read()
+            self._read_future = future  # as after the cancel of any other read
 
     def _forget_read(self) -> None:
         self._read = self._read_future = None
