@@ -10,7 +10,7 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from iostreamsrv.sansio.proxy import ProxyError, ProxyInfo, parse_header
@@ -345,6 +345,7 @@ def test_every_version_1_header_is_read_as_it_was_written(
 ) -> None:
     source, destination, from_port, to_port = pair
     header = f"PROXY TCP{source.version} {spell(source)} {spell(destination)} {from_port} {to_port}\r\n".encode()
+    assume(len(header) <= 107)  # since Python 3.13 two mapped addresses may have more when they are spelled out
     info = ProxyInfo(1, False, getpeername(source, from_port), getpeername(destination, to_port))
     assert parse_header(header + rest) == (len(header), info)
     assert all(parse_header(header[:size]) is None for size in range(len(header)))
