@@ -18,7 +18,7 @@ run: $(VENV)/.has-package ## start the echo server on 127.0.0.1:8888 (or HOST=..
 	@echo "An echo server. Talk to it from another terminal: nc $(HOST) $(PORT)    Ctrl-C ends it."
 	@$(BIN)/python examples/echo.py --host $(HOST) --port $(PORT)
 
-test: $(VENV)/.has-tests ## all tests, in ten minutes
+test: $(VENV)/.has-tests ## all tests, in about a quarter of an hour
 	$(BIN)/python -m pytest tests
 
 test-all: $(VENV)/.has-tests ## the same with ten times as many generated cases
