@@ -1239,7 +1239,8 @@ INHERITING = {
     "styles.crossing.pump",
     "styles.crossing.run",
     "styles.handles._receive",
-    "styles.outbox._go_on_after",
+    "styles.outbox._watch",
+    "styles.outbox.flush",
     "styles.queues.stop",
 }
 """The functions in which that is right."""

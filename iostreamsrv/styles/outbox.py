@@ -9,6 +9,9 @@ from functools import partial
 from ..errors import StreamBufferFullError, StreamClosedError
 from ..iostream import IOStream
 
+GATHERED = 65536
+"""Bytes that are put in the loop before the stream is given them, while the loop has had no turn."""
+
 
 def closed_error(stream: IOStream) -> StreamClosedError:
     """What a write to a stream that is closed raises."""
@@ -36,9 +39,11 @@ class Outbox:
         self._pieces: deque[bytes | bytearray | memoryview] = deque()
         self._posted = False
         self._put = 0  # bytes, in all
+        self._given = 0  # of these, to the stream
         self._taken = 0  # of these, by the kernel
         self._waiting = bytearray()  # what the stream has not been given yet
-        self._busy = False  # the stream has something that it has not sent, and is given no more
+        self._refused = False  # by the stream, for now
+        self._watched = False  # a future of the stream's says when more has been taken: one at a time, as each costs
 
     @property
     def size(self) -> int:
@@ -53,9 +58,10 @@ class Outbox:
             self._post(self.flush)
 
     def put_in_loop(self, data: bytes | bytearray | memoryview) -> None:
-        """The same in the loop's thread."""
+        """The same in the loop's thread, which may go on putting for long: what is sent at once is gathered."""
         self._append(data)
-        self.flush()
+        if not self._watched or self._stream.writing() or self._put - self._given >= GATHERED:
+            self.flush()
 
     def _append(self, data: bytes | bytearray | memoryview) -> None:
         self._put += len(data)
@@ -66,35 +72,44 @@ class Outbox:
         self._posted = False  # before the look at what there is: who puts more from now on posts again
         while self._pieces:
             self._waiting += self._pieces.popleft()
-        if self._busy or not self._waiting:
+        if self._refused or not self._waiting:
             return
         data, self._waiting = self._waiting, bytearray()
-        count = len(data)
         try:
+            # At once, also behind what waits there: a peer that has half-closed ends a stream that has all sent.
             future = self._stream.write(data)
         except StreamClosedError:
-            self._took(count)
+            self._given += len(data)
+            self._took(self._given)
         except StreamBufferFullError:  # many small pieces wait there, or what somebody else has written
             self._waiting = data
-            self._go_on_after(self._stream.drain(), 0)
+            self._refused = True
+            self._stream.drain().add_done_callback(self._retry)
         else:
+            self._given += len(data)
             if future.done():
-                self._took(count)
-            else:
-                self._go_on_after(future, count)  # one write at a time: each costs a future
+                self._took(self._given)
+            elif not self._watched:
+                self._watch(future)
 
-    def _go_on_after(self, future: "Future[None]", count: int) -> None:
-        self._busy = True
-        future.add_done_callback(partial(self._go_on, count))
-
-    def _go_on(self, count: int, future: "Future[None]") -> None:
-        future.exception()  # the stream was closed: flush() finds out
-        self._busy = False
-        self._took(count)
+    def _retry(self, drained: "Future[None]") -> None:
+        drained.exception()  # the stream was closed: flush() finds out
+        self._refused = False
         self.flush()
 
-    def _took(self, count: int) -> None:
-        self._taken += count
+    def _watch(self, future: "Future[None]") -> None:
+        self._watched = True
+        future.add_done_callback(partial(self._sent, self._given))
+
+    def _sent(self, given: int, future: "Future[None]") -> None:
+        self._watched = False
+        self._took(given if future.exception() is None else self._given)
+        self.flush()
+        if self._taken < self._given and not self._watched:
+            self._watch(self._stream.drain())
+
+    def _took(self, given: int) -> None:
+        self._taken = max(self._taken, given)
         self._on_room()
 
     async def drain(self, remaining: int = 0) -> None:
@@ -104,5 +119,5 @@ class Outbox:
         """
         await self._stream.drain(remaining)
         while self.size > remaining:
-            await asyncio.sleep(0)  # _go_on() is called in the loop's next turn
+            await asyncio.sleep(0)  # _sent() or _retry() is called in the loop's next turn
             await self._stream.drain(remaining)

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from ..descriptors import raise_limit
-from ..errors import OptionError, StreamBufferFullError, of_stream
+from ..errors import OptionError, StreamBufferFullError, StreamClosedError, of_stream
 from ..ioloop import IOLoop, cancel_the_rest, handle_signal, signals_restored
 from ..iostream import IOStream
 from ..tcpserver import TCPServer
@@ -209,6 +209,15 @@ class _Server(TCPServer):
 
     async def handle_stream(self, stream: IOStream, address: Any) -> None:
         sending = SendQueue(stream, address)
+        stream.allow_half_open = True  # its end must not close the stream before all that was put has been sent
+        try:
+            await self._serve(stream, address, sending)
+        except StreamClosedError:
+            if not stream.closed():
+                await sending.drain(0)
+            raise
+
+    async def _serve(self, stream: IOStream, address: Any, sending: SendQueue) -> None:
         half = (stream.max_write_buffer_size or 0) // 2
         while True:
             data = await stream.read_bytes(stream.read_chunk_size, partial=True)
