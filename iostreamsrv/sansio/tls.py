@@ -303,6 +303,8 @@ class TLSEngine:
             self._inside = False
             try:
                 self._kept = self.object.read(RECORD)
+                if not self._kept:
+                    self._end = b""
             except ssl.SSLError as error:
                 self._read_nothing(error)
         if not isinstance(self._end, ssl.SSLError):

@@ -362,3 +362,30 @@ def test_an_end_after_both_sides_have_ended_is_an_end(pair: tuple[TLSEngine, TLS
     carry(client, server)
     assert server.read(100) == b"last words"
     assert server.read(100) == b""
+
+
+def test_tickets_are_held_until_something_is_written(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, _ = pair
+    assert server.holds_tickets is (server.object.version() == "TLSv1.3")
+    server.write(b"hello")
+    server.take_outgoing()
+    assert not server.holds_tickets
+
+
+def test_an_end_that_has_come_and_nobody_has_read_is_read_after_a_close(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.close()
+    carry(client, server)
+    server.close()
+    assert server.read(100) == b""
+
+
+def test_a_broken_record_that_nobody_has_read_is_an_error_after_a_close(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"hello")
+    record = bytearray(client.take_outgoing())
+    record[-1] ^= 1
+    server.feed(bytes(record))
+    server.close()
+    with pytest.raises(ssl.SSLError):
+        server.read(100)
