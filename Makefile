@@ -8,6 +8,10 @@ PORT := 8888
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Tests wait more than they compute, so one process more than there are cores. Those that measure time or memory are
+# marked "alone" and follow by themselves.
+PARALLEL = -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all conformance bench faults-peers style types coverage docs clean
 
@@ -18,11 +22,13 @@ run: $(VENV)/.has-package ## start the echo server on 127.0.0.1:8888 (or HOST=..
 	@echo "An echo server. Talk to it from another terminal: nc $(HOST) $(PORT)    Ctrl-C ends it."
 	@$(BIN)/python examples/echo.py --host $(HOST) --port $(PORT)
 
-test: $(VENV)/.has-tests ## all tests, in about a quarter of an hour
-	$(BIN)/python -m pytest tests
+test: $(VENV)/.has-tests ## all tests, in about ten minutes
+	$(BIN)/python -m pytest $(PARALLEL) -m "not alone" tests
+	$(BIN)/python -m pytest -m alone tests
 
 test-all: $(VENV)/.has-tests ## the same with ten times as many generated cases
-	IOSTREAMSRV_ALL=1 $(BIN)/python -m pytest tests
+	IOSTREAMSRV_ALL=1 $(BIN)/python -m pytest $(PARALLEL) -m "not alone" tests
+	IOSTREAMSRV_ALL=1 $(BIN)/python -m pytest -m alone tests
 
 conformance: $(VENV)/.has-tests ## Tornado's own tests of streams and servers, run on ours
 	$(BIN)/python -m tests.conformance

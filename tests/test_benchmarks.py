@@ -26,6 +26,8 @@ from benchmarks.workloads import WORKLOADS, Figures, Rate, percentile
 from iostreamsrv.options import UNLIMITED as ENDLESS
 from iostreamsrv.options import WHILE_RUNNING, ServerOptions
 
+pytestmark = pytest.mark.alone
+
 SIZES = ("4", "8", "16")
 NAMED = {
     "ours": OURS,
@@ -218,13 +220,14 @@ def test_servers_that_encrypt_differently_are_not_compared(tls_load: Load) -> No
 
 
 def test_memory_under_tls_is_measured_with_clients_that_speak_it() -> None:
-    workload = dataclasses.replace(WORKLOADS["tls-idle"], connections=50)
+    # Enough of them to outweigh the memory that the start has left free, which they take first.
+    workload = dataclasses.replace(WORKLOADS["tls-idle"], connections=300)
     server = Server(OURS, workload.mode, Cores.pick().server)
     try:
         figures = workload.measure(server, None, 0.05)
     finally:
         server.stop()
-    assert figures["bytes"] > 2000
+    assert figures["bytes"] > 5000
 
 
 def test_without_openssl_what_is_under_tls_is_left_out_and_said(

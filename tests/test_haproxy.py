@@ -198,7 +198,7 @@ def test_nothing_is_lost_of_small_connections_whose_header_and_first_bytes_come_
 
 @pytest.mark.parametrize("header", SEND_PROXY)
 def test_a_health_check_finds_the_server_well_and_leaves_nothing_behind(header: str) -> None:
-    with behind(f"{header} check inter 50ms rise 2 fall 1") as (_, haproxy):
+    with behind(f"{header} check inter 500ms rise 2 fall 1") as (_, haproxy):
         haproxy.wait_for("Health check for server front/ours succeeded")
         with haproxy.client() as client:
             assert client.ask(b"hello\n") == b"hello\n"
@@ -211,7 +211,7 @@ def test_a_health_check_over_tls_finds_the_server_well(
 ) -> None:
     (tmp_path / "ca.pem").write_bytes(authority.certificate)
     checks = (
-        f"check check-ssl check-sni localhost verify required ca-file {tmp_path / 'ca.pem'} inter 50ms rise 2 fall 1"
+        f"check check-ssl check-sni localhost verify required ca-file {tmp_path / 'ca.pem'} inter 500ms rise 2 fall 1"
     )
     with behind(f"{header} {checks}", ssl_options=files) as (_, haproxy):
         haproxy.wait_for("Health check for server front/ours succeeded")
@@ -223,7 +223,7 @@ def test_a_health_check_over_tls_finds_the_server_well(
 def test_a_health_check_sees_a_server_that_has_ended() -> None:
     with (
         ReportingServer(**TRUSTED) as server,
-        Haproxy(server.addresses[0], "send-proxy-v2 check inter 50ms rise 1 fall 1") as haproxy,
+        Haproxy(server.addresses[0], "send-proxy-v2 check inter 500ms rise 1 fall 1") as haproxy,
     ):
         haproxy.wait_for("Health check for server front/ours succeeded")
         assert server.end()[0] == 0

@@ -350,7 +350,7 @@ class TLSStream(SocketStream):
         tls = self._tls
         if tls is None:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        if self._write_buffer is not None and self._own_output() > OWN_OUTPUT:
+        if self._ciphertext and self._own_output() > OWN_OUTPUT:
             self._held_back = True
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         self._drained = False
@@ -360,10 +360,10 @@ class TLSStream(SocketStream):
                 chunk = self._raw.recv(CIPHERTEXT)
                 self._drained = len(chunk) < CIPHERTEXT
                 if chunk:
-                    tls.feed(chunk)
+                    plaintext = tls.decrypt(chunk, size)
                 else:
                     tls.feed_end()
-                plaintext = tls.read(size)
+                    plaintext = tls.read(size)
         except Truncated:
             self._truncated = True
             return b""

@@ -13,7 +13,7 @@ import pytest
 from .catalogue import PROBES
 from .probes import Guard, Probe, Trial
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it needs /proc")
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(sys.platform != "linux", reason="it needs /proc")]
 
 ALL = os.environ.get("IOSTREAMSRV_ALL") == "1"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv.certificates import Certificates, client_context, self_signed
-from iostreamsrv.sansio.tls import MOST_EMPTY, WORK, TLSEngine, Truncated
+from iostreamsrv.sansio.tls import BULK, HEADER, MOST_EMPTY, PIECE, RECORD, WORK, TLSEngine, Truncated
 
 UNVERIFIED = {"cert_reqs": ssl.CERT_NONE}
 HTTP = b"GET / HTTP/1.1\r\n\r\n"
@@ -286,6 +286,114 @@ def test_a_handshake_works_off_a_bounded_number_of_records(context: ssl.SSLConte
     assert client.handshake()
 
 
+# ---- one whole record, and nothing else
+
+
+def test_one_record_is_decrypted_in_one_call(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    assert read_all(server) == b""
+    for said in (b"hello", b"x" * 4000):
+        client.write(said)
+        assert server.decrypt(client.take_outgoing(), 5000) == said
+        assert not server.has_input
+
+
+def test_what_is_left_of_one_record_is_read_later(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    for size in (3, 5):
+        client.write(b"hello")
+        assert server.decrypt(client.take_outgoing(), size) == b"hello"[:size]
+        assert server.has_input == (size < 5)
+        assert read_all(server) == b"hello"[size:]
+
+
+def test_anything_but_one_record_is_decrypted_as_well(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"hello")
+    ciphertext = client.take_outgoing()
+    assert server.decrypt(ciphertext[:20], 100) is None
+    assert server.decrypt(ciphertext[20:], 100) == b"hello"
+    client.write(b"one")
+    client.write(b"two")
+    assert server.decrypt(client.take_outgoing(), 100) == b"onetwo"
+    client.write(b"x" * 20_000)
+    assert (server.decrypt(client.take_outgoing(), 100) or b"") + read_all(server) == b"x" * 20_000
+
+
+def test_one_record_may_be_an_end(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.close()
+    assert server.decrypt(client.take_outgoing(), 100) == b""
+    assert server.has_input
+    assert server.read(100) == b""
+
+
+def test_one_broken_record_is_an_error_and_again(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"hello")
+    ciphertext = bytearray(client.take_outgoing())
+    ciphertext[-1] ^= 1
+    with pytest.raises(ssl.SSLError, match=r"(?i)mac"):
+        server.decrypt(bytes(ciphertext), 100)
+    with pytest.raises(ssl.SSLError, match=r"(?i)mac"):
+        server.read(100)
+
+
+def test_one_record_may_bring_nothing(context: ssl.SSLContext) -> None:
+    server, client = with_tickets(context, 1)
+    assert client.read(100) is None
+    server.write(b"hello")
+    ciphertext = server.take_outgoing()
+    ticket = HEADER + lengths_of_records(ciphertext)[0]
+    assert client.decrypt(ciphertext[:ticket], 100) is None
+    assert client.decrypt(ciphertext[ticket:], 100) == b"hello"
+
+
+# ---- long messages
+
+
+def lengths_of_records(ciphertext: bytes) -> list[int]:
+    lengths = []
+    at = 0
+    while at < len(ciphertext):
+        lengths.append(int.from_bytes(ciphertext[at + 3 : at + HEADER]))
+        at += HEADER + lengths[-1]
+    return lengths
+
+
+def test_records_are_small_until_much_has_been_moved(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    said = bytes(range(256)) * 256
+    heard, lengths = b"", []
+    for _ in range(2 * BULK // len(said)):
+        client.write(said)
+        ciphertext = client.take_outgoing()
+        lengths.append(max(lengths_of_records(ciphertext)))
+        server.feed(ciphertext)
+        heard += read_all(server)
+    assert heard == said * (2 * BULK // len(said))
+    assert PIECE < lengths[0] < PIECE + 100
+    assert lengths[BULK // len(said) - 1] == lengths[0]
+    assert RECORD < lengths[BULK // len(said)] == lengths[-1]
+
+
+@pytest.mark.parametrize("step", [1000, 3000, PIECE, 9000, 65_000])
+def test_long_records_are_taken_piece_by_piece(pair: tuple[TLSEngine, TLSEngine], step: int) -> None:
+    server, client = pair
+    said = bytes(range(256)) * 256
+    for at in range(0, len(said), RECORD):
+        client.object.write(said[at : at + RECORD])
+    ciphertext = client.take_outgoing()
+    assert max(lengths_of_records(ciphertext)) > RECORD
+    heard = b""
+    for at in range(0, len(ciphertext), step):
+        server.feed(ciphertext[at : at + step])
+        heard += read_all(server)
+        assert server._incoming.pending <= PIECE
+    assert heard == said
+    assert server.undecrypted == 0
+
+
 # ---- records that bring nothing
 
 
@@ -334,7 +442,7 @@ def test_tickets_wait_for_what_else_there_is_to_send(context: ssl.SSLContext) ->
     assert client.object.session is None or not client.object.session.has_ticket
     server.write(b"x" * 50_000)
     carry(server, client)
-    assert client.read(1 << 20) == b"x" * 50_000
+    assert read_all(client) == b"x" * 50_000
     assert client.object.session is not None
     assert client.object.session.has_ticket
     server.write(b"y")
