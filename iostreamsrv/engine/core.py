@@ -38,11 +38,14 @@ def fail(future: "Future[Any]", error: BaseException) -> None:
     loop: that an iteration is over, or that it was cancelled. Python does the same for its generators (PEP 479).
     """
     if not future.done():
-        if isinstance(error, StopIteration | StopAsyncIteration) or not isinstance(error, Exception):
+        if isinstance(error, _ENDS_OF_ITERATION) or not isinstance(error, Exception):
             cause, error = error, RuntimeError(f"a function raised {type(error).__name__}")
             error.__cause__ = cause
         future.set_exception(error)
         future.exception()
+
+
+_ENDS_OF_ITERATION = StopIteration, StopAsyncIteration
 
 
 def _leave_alone() -> None:
@@ -336,10 +339,12 @@ class StreamCore(tornado.iostream.BaseIOStream):
 
     def _failed(self, error: BaseException) -> "Future[Any]":
         future: Future[Any] = Future(loop=self._hub.loop)
-        if isinstance(error, StreamError):  # one of a match function's may not know
-            of_stream(error, self.id)
-        fail(future, error)
+        fail(future, self._own(error))
         return future
+
+    def _own(self, error: BaseException) -> BaseException:
+        """``error``, which is this stream's from now on, unless it is another one's or a user's."""
+        return of_stream(error, self.id) if isinstance(error, StreamError) else error
 
     def _report(
         self, kind: EventKind, level: int, text: str, reason: CloseReason | None, error: BaseException | None

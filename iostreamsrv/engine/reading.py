@@ -14,7 +14,6 @@ from ..errors import (
     OptionError,
     StreamBufferFullError,
     StreamClosedError,
-    StreamError,
     StreamTimeoutError,
     UnsatisfiableReadError,
     of_stream,
@@ -286,7 +285,7 @@ class ReadSide(WriteSide):
                     return self._finished(result)
                 if self._closed or self._eof:
                     return self._read_at_the_end(read)
-                self._untried = _unfinished(read)
+                self._untried = read.unfinished
             else:
                 self._untried = True
             if self._readable or self._buffer.size:
@@ -320,7 +319,7 @@ class ReadSide(WriteSide):
     def _failed_inline(self, read: Read, error: Exception) -> "Future[Any]":
         """What a read returns, or raises, that failed before it was pending."""
         read.abandon(self._buffer)
-        if isinstance(error, UnsatisfiableReadError | StreamBufferFullError):
+        if isinstance(error, (UnsatisfiableReadError, StreamBufferFullError)):
             self._close_for_limit(error)
             return self._failed(self._closed_error("read"))
         if isinstance(error, ReadFailed):
@@ -334,7 +333,7 @@ class ReadSide(WriteSide):
         except ReadFailed as failed:
             return self._failed(failed.error)
         if result is MORE:
-            if _unfinished(read) and self._read is None:
+            if read.unfinished and self._read is None:
                 return self._settle_later(read)
             read.abandon(self._buffer)
             raise self._closed_error("read")
@@ -373,7 +372,7 @@ class ReadSide(WriteSide):
         buffer = self._buffer
         if untried:
             result = read.take(buffer)
-            if result is not MORE or _unfinished(read):
+            if result is not MORE or read.unfinished:
                 return result
         turns = RECEIVES_PER_TURN
         while self._readable and turns:
@@ -387,7 +386,7 @@ class ReadSide(WriteSide):
                     return result
             buffer.feed(chunk)
             result = read.take(buffer)
-            if result is not MORE or _unfinished(read):
+            if result is not MORE or read.unfinished:
                 return result
             if buffer.size > self.max_buffer_size:
                 raise StreamBufferFullError("Reached maximum read buffer size", "read")
@@ -530,8 +529,10 @@ class ReadSide(WriteSide):
 
     def _wait_for_more(self) -> None:
         read = self._read
-        self._untried = _unfinished(read)
-        if isinstance(read, ReadMatch) and read.begun_anew:
+        assert read is not None
+        self._untried = read.unfinished
+        if read.begun_anew:
+            assert isinstance(read, ReadMatch)
             read.begun_anew = False
             if self._written_before is not None and self._has_answered():
                 return None
@@ -546,7 +547,7 @@ class ReadSide(WriteSide):
         if isinstance(error, UnsatisfiableReadError):
             self._close_for_limit(error)
         elif isinstance(error, ReadFailed):
-            self._fail_read(error.error)  # the function's own trouble: the stream goes on
+            self._fail_read(self._own(error.error))  # the function's own trouble: the stream goes on
         else:
             if isinstance(error, StreamBufferFullError):
                 self._close_for_limit(error)
@@ -598,13 +599,16 @@ class ReadSide(WriteSide):
         if future.done():
             return self._abandon_read()
         try:
-            result = self._run_for_reader(future, self._last_result, read)
+            if read.calls_back:
+                result = self._run_for_reader(future, self._last_result, read)
+            else:
+                result = self._last_result(read)
         except ReadFailed as failed:
-            return self._fail_read(failed.error)
+            return self._fail_read(self._own(failed.error))
         if result is not MORE:
             self._forget_read()
             complete(future, result)
-        elif _unfinished(read):
+        elif read.unfinished:
             self._call_soon(self._settle_read, future)
         else:
             self._fail_read(self._closed_error("read"))
@@ -613,8 +617,6 @@ class ReadSide(WriteSide):
         future = self._read_future
         self._abandon_read()
         if future is not None:
-            if isinstance(error, StreamError):  # one of a match function's may not know
-                of_stream(error, self.id)
             fail(future, error)
 
     # ---- with nobody reading
@@ -687,8 +689,3 @@ class ReadSide(WriteSide):
             self._input_ended()
         else:
             self._end_unread_later()
-
-
-def _unfinished(read: Read | None) -> bool:
-    """Whether ``read`` is to be offered the same bytes again, in another turn."""
-    return isinstance(read, ReadMatch) and read.unfinished

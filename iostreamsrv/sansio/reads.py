@@ -46,9 +46,17 @@ class ReadFailed(Exception):
 
 
 class Read:
-    """A pending read. Each subclass is one way to read."""
+    """A pending read. Each subclass is one way to read.
+
+    :ivar begun_anew: whether it has consumed something and goes on with what comes behind it; to be set back.
+    :ivar unfinished: whether ``take`` has stopped, for others to have their turn, before it had offered all there is:
+        it is to be called again for the same bytes.
+    """
 
     __slots__ = ()
+
+    begun_anew: bool = False
+    unfinished: bool = False
 
     holds_bytes: ClassVar[bool] = False
     """Whether ``take`` may keep bytes although it returns :data:`MORE`, which ``abandon`` then gives back."""
@@ -255,12 +263,7 @@ With :data:`MORE` for a result the bytes are consumed, and it is asked again for
 
 
 class ReadMatch(Read):
-    """Whatever a function of the caller's makes of the buffered bytes.
-
-    :ivar begun_anew: whether it has consumed something and goes on with what comes behind it; to be set back.
-    :ivar unfinished: whether ``take`` has stopped, for others to have their turn, before it had offered all there is:
-        it is to be called again for the same bytes.
-    """
+    """Whatever a function of the caller's makes of the buffered bytes."""
 
     __slots__ = ("begun_anew", "match", "unfinished")
 
