@@ -9,7 +9,7 @@ import inspect
 import logging
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from time import monotonic
 from typing import Any, Protocol
@@ -527,7 +527,9 @@ def _error_of(handling: "asyncio.Future[Any]") -> BaseException | None:
         return error
 
 
-async def _wait(futures: list["asyncio.Future[Any]"], timeout: float = CANCEL_PATIENCE) -> "set[asyncio.Future[Any]]":
+async def _wait(
+    futures: Sequence["asyncio.Future[Any]"], timeout: float = CANCEL_PATIENCE
+) -> "set[asyncio.Future[Any]]":
     """Those that are not done by then."""
     return (await asyncio.wait(futures, timeout=timeout))[1] if futures else set()
 

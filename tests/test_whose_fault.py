@@ -452,7 +452,7 @@ async def timeout_round_a_write_of_ours(address: Any) -> None:
 async def with_timeout_round_a_read_of_ours(address: Any) -> None:
     stream = await TCPClient().connect(*address)
     try:
-        await gen.with_timeout(SHORT, stream.read_until(b"!"))
+        await gen.with_timeout(SHORT, stream.read_until(b"!"), quiet_exceptions=StreamClosedError)
     finally:
         stream.close()
 
