@@ -9,7 +9,7 @@ import inspect
 import logging
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from time import monotonic
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from .events import Event, Events
 from .faults import fault
 from .greeting import Greeter, client
 from .hub import BLOCKED
+from .ioloop import given_up
 from .iostream import BaseIOStream, IOStream
 from .options import ServerOptions
 from .permits import Permits, host_of
@@ -37,6 +38,13 @@ GOODBYE_TIMEOUT = 2.0
 
 CANCEL_PATIENCE = 1.0
 """Seconds that a cancelled handler has for its last words; whoever takes longer is left alone."""
+
+SHUTDOWN_LINGER = 0.2
+"""Seconds that a client whose kernel has all that was sent may keep a shutdown waiting for its end. A close cannot
+destroy anything on its way any more."""
+
+LAST_TURNS = 0.1
+"""Seconds that handlers have to notice that their streams are closed, when they have had their time after a cancel."""
 
 
 class Serving(Protocol):
@@ -493,9 +501,13 @@ class Clients:
             task.cancel()
         for greeter in greeters:
             ending += greeter.cancel()
+        late = {each for each in ending if each in given_up}  # they have had their time
         if gently:
-            await _wait(ending)
-            await _wait([*self._closing - spared])  # for the clients to read them
+            late |= await _wait([*{*ending} - late])
+            closing = [*self._closing - spared]
+            await _wait(closing, SHUTDOWN_LINGER)  # for the clients to read them
+            self.end_lingering(SHUTDOWN_LINGER)  # who has all
+            await _wait(closing, CANCEL_PATIENCE - SHUTDOWN_LINGER)
         for stream in [*self.open.values(), *self._rejected.values()]:
             if gently:
                 stream._end_now(reason)
@@ -503,7 +515,8 @@ class Clients:
             else:
                 stream._close(reason)
         self._end = CloseReason.SHUTDOWN
-        await _wait([*ending, *self._closing - spared])
+        late |= await _wait([*{*ending, *self._closing - spared} - late])
+        given_up.update(await _wait([*late], LAST_TURNS))
 
 
 def _error_of(handling: "asyncio.Future[Any]") -> BaseException | None:
@@ -514,9 +527,11 @@ def _error_of(handling: "asyncio.Future[Any]") -> BaseException | None:
         return error
 
 
-async def _wait(futures: list["asyncio.Future[Any]"]) -> None:
-    if futures:
-        await asyncio.wait(futures, timeout=CANCEL_PATIENCE)
+async def _wait(
+    futures: Sequence["asyncio.Future[Any]"], timeout: float = CANCEL_PATIENCE
+) -> "set[asyncio.Future[Any]]":
+    """Those that are not done by then."""
+    return (await asyncio.wait(futures, timeout=timeout))[1] if futures else set()
 
 
 async def _wait_for(future: Awaitable[Any]) -> None:

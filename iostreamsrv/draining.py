@@ -3,11 +3,7 @@
 import asyncio
 from time import monotonic
 
-from .clients import Clients
-
-SHUTDOWN_LINGER = 0.2
-"""Seconds that a client whose kernel has all that was sent may keep a shutdown waiting for its end. A close cannot
-destroy anything on its way any more."""
+from .clients import SHUTDOWN_LINGER, Clients
 
 TICK = 0.02
 """Seconds between two looks at who is left: too short to be noticed at the end of a program, and a shutdown is no place

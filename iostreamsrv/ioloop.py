@@ -5,6 +5,7 @@ import contextlib
 import signal
 import threading
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Protocol
@@ -21,9 +22,12 @@ __all__ = ["IOLoop", "run"]
 __getattr__, __dir__ = names_of(tornado.ioloop, globals())
 
 
-PATIENCE = 2.0
-"""Seconds that run() waits at its end for cancelled tasks, and for the threads of ``asyncio.to_thread``. Handlers have
-had their time before, in the shutdown."""
+PATIENCE = 1.0
+"""Seconds that run() waits at its end for cancelled tasks, and for the threads of ``asyncio.to_thread``, in all.
+Handlers have had their time before, in the shutdown."""
+
+given_up: "weakref.WeakSet[asyncio.Future[Any]]" = weakref.WeakSet()
+"""Tasks that go on in spite of a cancel, and were waited for already."""
 
 LOOK = 0.01
 """Seconds between two looks whether those threads are done."""
@@ -73,8 +77,9 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
     ``nohup``, or in the background of a script), and in the end all are handled as before. For a program that has a
     loop of its own there is ``await server.serve_forever()``. Must be called from the main thread, outside any loop.
 
-    Tasks that go on in spite of their cancel, and threads of ``asyncio.to_thread``, are waited for 2 s, and then left
-    alone, with a warning. (Python itself waits for its threads when the program ends.)
+    Tasks that go on in spite of their cancel, and threads of ``asyncio.to_thread``, are waited for 1 s, and then left
+    alone, with a warning. A thread cannot be ended: Python itself waits for it when the program ends, so give what it
+    does a timeout, or end the program by `os._exit`.
 
     Before anything else the soft limit of open descriptors is raised, as far as the hard one allows, to what
     ``max_connections`` asks for.
@@ -189,14 +194,15 @@ def _remove_signal_handlers(loop: asyncio.AbstractEventLoop, numbers: list[signa
 
 async def _end_loop(loop: asyncio.AbstractEventLoop, executor: Executor | None) -> None:
     """The last thing a loop does."""
+    late = loop.time() + PATIENCE
     await cancel_the_rest()
     await loop.shutdown_asyncgens()
-    await _join_threads(loop, executor)
+    await _join_threads(loop, executor, late)
 
 
 async def cancel_the_rest() -> None:
     """Cancel all other tasks of a loop that is about to be closed, those too that others start as they end, each of
-    them once, and wait for their ends: for `PATIENCE` seconds."""
+    them once, and wait for their ends: for `PATIENCE` seconds, and not for those that were given up before."""
     cancelled: set[asyncio.Task[Any]] = set()
     loop = asyncio.get_running_loop()
     late = loop.time() + PATIENCE
@@ -205,7 +211,7 @@ async def cancel_the_rest() -> None:
             task.cancel()
         cancelled |= tasks
         left = late - loop.time()
-        if left <= 0:
+        if left <= 0 or tasks <= given_up:
             return _leave_alone(tasks)
         done, _ = await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -237,16 +243,24 @@ def _know_executor(loop: asyncio.AbstractEventLoop) -> Executor | None:
     return executor
 
 
-async def _join_threads(loop: asyncio.AbstractEventLoop, known: Executor | None) -> None:
-    """Wait for the threads of ``asyncio.to_thread``. (What loops have for it waits without a limit in asyncio of Python
-    3.11 and in uvloop, and blocks the loop when it is cancelled.)"""
+async def _join_threads(loop: asyncio.AbstractEventLoop, known: Executor | None, late: float) -> None:
+    """Wait for the threads of ``asyncio.to_thread``, until the loop's time is ``late``. (What loops have for it waits
+    without a limit in asyncio of Python 3.11 and in uvloop, and blocks the loop when it is cancelled.)"""
     executor: Executor | None = getattr(loop, "_default_executor", known)
     if executor is None:
         return
     joining = threading.Thread(target=executor.shutdown, daemon=True)
     joining.start()
-    late = loop.time() + PATIENCE
     while joining.is_alive():
         if loop.time() > late:
-            return general.warning("the loop ends, and threads of its executor are still at work")
+            return _leave_threads(executor)
         await asyncio.sleep(LOOK)
+
+
+def _leave_threads(executor: Executor) -> None:
+    """A thread cannot be ended from outside; one that is idle has ended by now."""
+    working = sum(thread.is_alive() for thread in getattr(executor, "_threads", ()))
+    threads = {0: "threads of its executor are", 1: "1 thread of its executor is"}.get(
+        working, f"{working} threads of its executor are"
+    )
+    general.warning("the loop ends, and %s still at work; Python waits for them before the program ends", threads)

@@ -2,6 +2,10 @@
 
 import asyncio
 import contextlib
+import datetime
+import errno
+import functools
+import importlib.util
 import logging
 import socket
 import ssl
@@ -266,6 +270,68 @@ async def read_messages_within_asyncio_timeout(stream: IOStream) -> None:
     await Session(stream).run()
 
 
+class Slotted:
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: IOStream) -> None:
+        self.stream = stream
+
+
+class Nested:
+    def __init__(self, stream: IOStream) -> None:
+        self.inner = Slotted(stream)
+
+    async def read(self) -> None:
+        async with asyncio.timeout(0.05):
+            await self.inner.stream.read_until(b"\n")
+
+
+async def read_of_a_nested_object(stream: IOStream) -> None:
+    await Nested(stream).read()
+
+
+async def line_by(read: Callable[[bytes], Awaitable[bytes]]) -> bytes:
+    return await read(b"\n")
+
+
+async def read_by_a_method_at_hand(stream: IOStream) -> None:
+    async with asyncio.timeout(0.05):
+        await line_by(stream.read_until)
+
+
+async def read_by_a_partial_at_hand(stream: IOStream) -> None:
+    async with asyncio.timeout(0.05):
+        await line_by(functools.partial(stream.read_until, max_bytes=100))
+
+
+async def gather_reads(stream: IOStream) -> None:
+    async with asyncio.timeout(0.05):
+        both = asyncio.gather(stream.read_until(b"\n"), asyncio.sleep(PATIENCE))
+        await both
+
+
+async def read_by_with_timeout(stream: IOStream) -> None:
+    await gen.with_timeout(SHORT, stream.read_until(b"\n"), quiet_exceptions=StreamClosedError)
+
+
+async def read_a_coroutine_by_with_timeout(stream: IOStream) -> None:
+    await gen.with_timeout(SHORT, read_on(stream), quiet_exceptions=StreamClosedError)
+
+
+async def read_within_fail_after(stream: IOStream) -> None:
+    anyio = pytest.importorskip("anyio")
+    with anyio.fail_after(0.05):
+        await read_on(stream)
+
+
+async def read_within_fail_after_in_a_group(stream: IOStream) -> None:
+    anyio = pytest.importorskip("anyio")
+    async with anyio.create_task_group() as group:
+        group.start_soon(read_within_fail_after, stream)
+
+
+SHORT = datetime.timedelta(seconds=0.05)
+
 READS: dict[str, tuple[Callable[[IOStream], Awaitable[None]], str]] = {
     "an end": (read_on, "eof"),
     "the timeout of a read": (read_until_its_timeout, "read_timeout"),
@@ -273,6 +339,45 @@ READS: dict[str, tuple[Callable[[IOStream], Awaitable[None]], str]] = {
     "asyncio.wait_for": (read_by_wait_for, "read_timeout"),
     "asyncio.timeout round a read into a buffer": (read_into_within_asyncio_timeout, "read_timeout"),
     "asyncio.timeout round a framing": (read_messages_within_asyncio_timeout, "read_timeout"),
+    "asyncio.timeout round the stream of an object's object": (read_of_a_nested_object, "read_timeout"),
+    "asyncio.timeout round a bound method": (read_by_a_method_at_hand, "read_timeout"),
+    "asyncio.timeout round a partial": (read_by_a_partial_at_hand, "read_timeout"),
+    "asyncio.timeout round a gather": (gather_reads, "read_timeout"),
+    "gen.with_timeout": (read_by_with_timeout, "read_timeout"),
+    "gen.with_timeout round a coroutine": (read_a_coroutine_by_with_timeout, "read_timeout"),
+    "anyio.fail_after": (read_within_fail_after, "read_timeout"),
+    "anyio.fail_after in a group of anyio": (read_within_fail_after_in_a_group, "read_timeout"),
+}
+if importlib.util.find_spec("anyio") is None:
+    READS = {what: read for what, read in READS.items() if "anyio" not in what}
+
+
+async def write_within_asyncio_timeout(stream: IOStream) -> None:
+    async with asyncio.timeout(0.05):
+        await stream.write(MUCH)
+
+
+async def drain_within_asyncio_timeout(stream: IOStream) -> None:
+    stream.write(MUCH)
+    async with asyncio.timeout(0.05):
+        await stream.drain()
+
+
+async def write_by_wait_for(stream: IOStream) -> None:
+    await asyncio.wait_for(stream.write(MUCH), 0.05)
+
+
+async def write_by_with_timeout(stream: IOStream) -> None:
+    await gen.with_timeout(SHORT, stream.write(MUCH), quiet_exceptions=StreamClosedError)
+
+
+MUCH = bytes(1 << 24)
+
+WRITES: dict[str, Callable[[IOStream], Awaitable[None]]] = {
+    "asyncio.timeout": write_within_asyncio_timeout,
+    "asyncio.timeout round a drain": drain_within_asyncio_timeout,
+    "asyncio.wait_for": write_by_wait_for,
+    "gen.with_timeout": write_by_with_timeout,
 }
 
 
@@ -306,6 +411,98 @@ async def test_what_the_client_does_is_quiet_and_has_its_reason_also_in_a_task_g
     await eventually(lambda: streams)
     assert streams[0].close_reason == reason
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("what", WRITES)
+@pytest.mark.gen_test
+async def test_a_client_that_does_not_take_what_is_written_within_a_timeout_is_quiet_and_has_its_reason(
+    serving: Serving, caplog: pytest.LogCaptureFixture, what: str, grouped: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def handler(stream: IOStream, address: Any) -> None:
+        if not grouped:
+            await WRITES[what](stream)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(WRITES[what](stream))
+            group.create_task(stream.wait_draining())
+
+    server = serving.with_handler(handler)
+    peer = serving.connect(server)
+    await eventually(lambda: len(server.streams))
+    (stream,) = server.streams
+    await eventually(lambda: stream.close_reason)
+    assert stream.close_reason == "write_timeout"
+    peer.reset()
+    await eventually(stream.closed)
+    assert stream.close_reason == "write_timeout"
+    assert caplog.records == []
+
+
+async def timeout_round_a_write_of_ours(address: Any) -> None:
+    stream = await TCPClient().connect(*address)
+    try:
+        async with asyncio.timeout(0.05):
+            await stream.write(MUCH)
+    finally:
+        stream.abort()
+
+
+async def with_timeout_round_a_read_of_ours(address: Any) -> None:
+    stream = await TCPClient().connect(*address)
+    try:
+        await gen.with_timeout(SHORT, stream.read_until(b"!"), quiet_exceptions=StreamClosedError)
+    finally:
+        stream.close()
+
+
+async def timeout_round_a_future(address: Any) -> None:
+    future = asyncio.get_running_loop().create_future()
+    async with asyncio.timeout(0.05):
+        await future
+
+
+async def timeout_of_the_kernel(address: Any) -> None:
+    raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+
+OTHERS: dict[str, Callable[[Any], Awaitable[None]]] = {
+    "asyncio.timeout round a write": timeout_round_a_write_of_ours,
+    "gen.with_timeout": with_timeout_round_a_read_of_ours,
+    "asyncio.timeout round a future": timeout_round_a_future,
+    "the kernel's timeout": timeout_of_the_kernel,
+}
+
+
+@pytest.mark.parametrize("before", ["nothing", "a timeout", "a read that goes on"])
+@pytest.mark.parametrize("what", OTHERS)
+@pytest.mark.gen_test
+async def test_a_timeout_of_something_else_is_the_handlers_error_whatever_the_client_did(
+    serving: Serving, caplog: pytest.LogCaptureFixture, what: str, before: str
+) -> None:
+    async def handler(stream: IOStream, address: Any) -> None:
+        reading: Any = None
+        await stream.read_until(b"\n")
+        if before == "a timeout":
+            with contextlib.suppress(TimeoutError):
+                await read_within_asyncio_timeout(stream)
+        elif before == "a read that goes on":
+            reading = asyncio.ensure_future(stream.read_until(b"\n"))
+        try:
+            await OTHERS[what](there)
+        finally:
+            del reading
+
+    server = serving.with_handler(handler)
+    events: list[Any] = []
+    server.events.subscribe(events.append, "error")
+    async with upstream(is_silent) as there:
+        peer = serving.connect(server)
+        peer.send(b"go\n")
+        await eventually(lambda: events)
+    assert events[0].reason == "handler_error"
+    assert tracebacks(caplog) == [TimeoutError]
 
 
 @pytest.mark.gen_test

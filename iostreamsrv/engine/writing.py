@@ -3,7 +3,7 @@
 import errno
 import logging
 import sys
-from asyncio import Future
+from asyncio import CancelledError, Future
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -32,6 +32,24 @@ _references: Callable[[object], int] = getattr(sys, "getrefcount", lambda _: -1)
 _IN_A_QUEUE = deque([(0, object())])
 _FORGOTTEN = max(0, _references(_IN_A_QUEUE[-1][1]))
 """References to what is in a queue's last entry, and nowhere else."""
+
+
+class QueuedWrite(Future[Any]):
+    """The future of a queued write. If its wait is cancelled, the `CancelledError` says of which stream it was: for a
+    `TimeoutError` that comes of it to be that stream's."""
+
+    __slots__ = ("_stream_id",)
+
+    def __init__(self, stream: "WriteSide") -> None:
+        super().__init__(loop=stream._hub.loop)
+        self._stream_id = stream.id
+
+    def result(self) -> Any:
+        try:
+            return super().result()
+        except CancelledError as error:
+            of_stream(error, self._stream_id)
+            raise
 
 
 class WriteSide(StreamCore):
@@ -285,7 +303,7 @@ class WriteSide(StreamCore):
         """Done when all that is queued now has left, but for ``remaining`` bytes; for a file's last byte, with how many
         there were."""
         assert self._write_buffer is not None
-        future: Future[Any] = Future(loop=self._hub.loop)
+        future = QueuedWrite(self)
         futures = self._unsent_futures
         if futures is None:
             futures = self._unsent_futures = deque()
