@@ -529,9 +529,8 @@ class ReadSide(WriteSide):
 
     def _wait_for_more(self) -> None:
         read = self._read
-        assert read is not None
-        self._untried = read.unfinished
-        if read.begun_anew:
+        self._untried = read is not None and read.unfinished
+        if read is not None and read.begun_anew:
             assert isinstance(read, ReadMatch)
             read.begun_anew = False
             if self._written_before is not None and self._has_answered():
