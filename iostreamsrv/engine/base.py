@@ -184,6 +184,8 @@ class BaseIOStream(ReadSide):
             ends with a reset, reason ``write_timeout``; otherwise it is closed. None: no limit but those.
         """
         timeout = check_optional_timeout("timeout", timeout)
+        if self._hub.inherited:
+            return self._close(CloseReason.LOCAL)
         if self._closed:
             return
         if self._closing is None:
@@ -215,6 +217,8 @@ class BaseIOStream(ReadSide):
 
     async def _deliver(self) -> None:
         """Send what is queued and the end, and let the peer read it."""
+        if self._hub.inherited:
+            return
         self.uncork()
         if self._write_buffer is not None:
             self._watch_progress()
@@ -341,6 +345,8 @@ class BaseIOStream(ReadSide):
     def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""
         self._hub.check()
+        if self._hub.inherited:
+            self.forget_output()
         if self._corked is not None:
             self.uncork()  # which may find the stream broken, and close it
         if self._closed:
@@ -362,6 +368,11 @@ class BaseIOStream(ReadSide):
             self._closing.set_result(None)
         if self._close_callback is not None:
             self._run_close_callback()
+
+    def forget_output(self) -> None:
+        """For the hub, in a forked child: send nothing of what waits, as the parent does."""
+        self._corked = self._write_buffer = None
+        self._corked_size = 0
 
     def _forget_all(self) -> None:
         self._forget_read()

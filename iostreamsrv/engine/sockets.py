@@ -150,7 +150,7 @@ class SocketStream(BaseIOStream):
         return BaseIOStream._sendfile(self, region, size)
 
     def _ask_for_reset(self) -> None:
-        if self._is_tcp():
+        if self._is_tcp() and not self._hub.inherited:
             # Lingering for 0 seconds is how one asks for a reset.
             with contextlib.suppress(OSError):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,0 +1,138 @@
+"""Ends that meet: of forked children, of requests that are refused, of timeouts that have passed already."""
+
+import contextlib
+import os
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import PATIENCE, printed, program, tls_contexts
+
+# ---- forked children
+
+FORKING = """
+    import asyncio, os, socket, sys
+    from iostreamsrv import TCPServer, hub
+    from iostreamsrv.certificates import self_signed
+    from iostreamsrv.netutil import bind_unix_socket
+
+    transport, end, engine, folder = sys.argv[1:]
+    debug = engine == "debug"
+    if engine == "loop":
+        hub.driver = hub.LoopHub
+
+    BIG = bytes(range(256)) * (1 << 15)
+    child = None
+
+    class Server(TCPServer):
+        async def handle_stream(self, stream, address):
+            global child
+            while True:
+                line = await stream.read_until(b"\\n")
+                if line == b"big\\n":
+                    stream.write(BIG)
+                elif line == b"fork\\n":
+                    child = os.fork()
+                    if not child:
+                        await self.end_in_child(stream)
+                    os.waitpid(child, 0)
+                    await stream.write(b"forked\\n")
+                elif line == b"end\\n":
+                    return
+                else:
+                    await stream.write(line)
+
+        async def end_in_child(self, stream):
+            if end == "exit":
+                raise SystemExit
+            try:
+                if end == "aclose":
+                    async with asyncio.timeout(2):
+                        await stream.aclose()
+                elif end == "shutdown":
+                    async with asyncio.timeout(2):
+                        await self.close_all_connections()
+                elif end == "stop":
+                    self.stop()
+                    for stream in self.streams:
+                        stream.close()
+                elif end == "error":
+                    stream.close(ValueError())
+                else:
+                    getattr(stream, end)()
+            finally:
+                os._exit(0)
+
+    async def main():
+        files = self_signed().write(folder) if transport == "tls" else None
+        server = Server(ssl_options=files, linger=0.1, max_write_buffer_size=1 << 24)
+        if transport == "unix":
+            server.add_socket(bind_unix_socket(folder + "/socket"))
+            print(repr(folder + "/socket"))
+        else:
+            server.listen(0, "127.0.0.1")
+            print(server.addresses[0])
+        await asyncio.Event().wait()
+
+    try:
+        asyncio.run(main(), debug=debug)
+    finally:
+        if child == 0:
+            os._exit(0)
+"""
+
+
+def connected(address: Any, transport: str) -> socket.socket:
+    """A client that blocks."""
+    client = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+    client.settimeout(PATIENCE)
+    client.connect(address)
+    if transport != "tls":
+        return client
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(client, suppress_ragged_eofs=False)
+
+
+def received(client: socket.socket, count: int) -> bytes:
+    """So many bytes; fewer if the stream ends."""
+    data = bytearray()
+    while len(data) < count and (chunk := client.recv(count - len(data))):
+        data += chunk
+    return bytes(data)
+
+
+@pytest.mark.parametrize("end", ["close", "aclose", "abort", "kick", "error", "stop", "shutdown", "exit"])
+@pytest.mark.parametrize(
+    ("transport", "engine"),
+    [("tcp", "epoll"), ("tcp", "loop"), ("tcp", "debug"), ("tls", "epoll"), ("tls", "loop"), ("unix", "epoll")],
+)
+def test_a_stream_that_ends_in_a_forked_child_goes_on_in_its_parent(
+    transport: str, engine: str, end: str, tmp_path: Path
+) -> None:
+    with program(FORKING, transport, end, engine, str(tmp_path)) as process:
+        with connected(printed(process), transport) as client:
+            client.sendall(b"one\nfork\n")
+            assert received(client, 11) == b"one\nforked\n"
+            client.sendall(b"two\nend\n")
+            assert received(client, 5) == b"two\n"
+
+
+@pytest.mark.parametrize("end", ["close", "aclose", "abort"])
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+def test_what_waits_to_be_sent_at_a_fork_is_sent_once(transport: str, end: str, tmp_path: Path) -> None:
+    big = bytes(range(256)) * (1 << 15)
+    with program(FORKING, transport, end, "epoll", str(tmp_path)) as process:
+        with connected(printed(process), transport) as client:
+            client.sendall(b"big\nfork\n")
+            assert received(client, len(big)) == big
+            assert received(client, 7) == b"forked\n"
+            client.sendall(b"two\nend\n")
+            assert received(client, 5) == b"two\n"
