@@ -136,3 +136,59 @@ def test_what_waits_to_be_sent_at_a_fork_is_sent_once(transport: str, end: str, 
             assert received(client, 7) == b"forked\n"
             client.sendall(b"two\nend\n")
             assert received(client, 5) == b"two\n"
+
+
+THREADS = """
+    import os, socket, sys, threading, warnings
+    from iostreamsrv.styles.blocking import BlockingServer
+    from iostreamsrv.styles.queues import QueueServer
+
+    warnings.simplefilter("ignore")  # it is said that threads and forks do not go together: so this is tested
+
+    class Pool(BlockingServer):
+        def handle(self, sock, address):
+            while data := sock.recv(100):
+                sock.sendall(data)
+
+    style = sys.argv[1]
+    if style == "queue":
+        server = QueueServer("localhost", 0, lambda queue, data: queue.put(data))
+        threading.Thread(target=server.run).start()
+    else:
+        server = Pool() if style == "handle" else BlockingServer()
+        server.start()
+        server.listen(0, "127.0.0.1")
+    client = socket.create_connection(server.addresses[0][:2])
+    if style == "accept":
+        handle = server.accept()
+        threading.Thread(target=Pool.handle, args=(server, handle, None)).start()
+    client.sendall(b"before")
+    assert client.recv(6) == b"before"
+    child = os.fork()
+    if not child:
+        if style == "accept":
+            for use in (server.accept, lambda: handle.recv(1), lambda: handle.sendall(b"lost")):
+                try:
+                    use()
+                except ConnectionAbortedError:
+                    continue
+                os._exit(1)
+        server.stop()
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
+    client.sendall(b"after")
+    print(client.recv(5))
+    client.close()
+    server.stop()
+"""
+
+
+@pytest.mark.parametrize("style", ["handle", "accept", "queue"])
+def test_a_server_for_threads_that_a_forked_child_stops_goes_on_in_its_parent(style: str) -> None:
+    with program(THREADS, style) as process:
+        stop = threading.Timer(10 * PATIENCE, process.kill)
+        stop.start()
+        assert printed(process) == 0
+        assert printed(process) == b"after"
+        assert process.wait(PATIENCE) == 0
+        stop.cancel()

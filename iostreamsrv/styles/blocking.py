@@ -192,10 +192,13 @@ class BlockingServer:
         """Stop listening, close all connections in order, as far as that goes in half a second, and return when the
         threads that waited for one have been told. It may be repeated, and called from ``handle`` and ``notify``.
 
-        A ``handle`` or ``notify`` that goes on for more than a second is left alone, which is logged.
+        A ``handle`` or ``notify`` that goes on for more than a second is left alone, which is logged. In a forked child
+        it does nothing: the server is the parent's.
 
         :raises RuntimeError: this is the loop's thread.
         """
+        if self._crossing.inherited:
+            return
         self._crossing.check_thread()
         with self._state:
             if self._ended is None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import os
 import queue
 import signal
 import threading
@@ -120,6 +121,7 @@ class QueueServer:
             raise OptionError("mode", mode, 'must be "localhost", "public" or an address')
         with_address = _with_address(callback)
         self._io_loop = IOLoop(make_current=False)
+        self._process = os.getpid()
         self._state = threading.RLock()  # a signal handler may call stop() from within run()
         self._told = asyncio.Event()  # to stop
         self._stopping = False
@@ -179,8 +181,11 @@ class QueueServer:
 
     def stop(self) -> None:
         """Have :meth:`run` return, and wait until it has, but in its own thread: the callback's. What was put is still
-        sent, as far as clients take it within ``drain_timeout``. It may be repeated.
+        sent, as far as clients take it within ``drain_timeout``. It may be repeated. In a forked child it does nothing:
+        the server is the parent's.
         """
+        if os.getpid() != self._process:
+            return
         with self._state:
             first, self._stopping = not self._stopping, True
             runner = self._runner
