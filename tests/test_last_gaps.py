@@ -192,3 +192,78 @@ def test_a_server_for_threads_that_a_forked_child_stops_goes_on_in_its_parent(st
         assert printed(process) == b"after"
         assert process.wait(PATIENCE) == 0
         stop.cancel()
+
+
+STALE = """
+    import select, selectors, sys
+
+    del select.epoll
+    selector, what = sys.argv[1:]
+    selectors.DefaultSelector = getattr(selectors, selector)
+
+    import asyncio, os, socket
+    from iostreamsrv import IOStream, hub
+
+    TURNS = 20
+
+    async def main():
+        assert hub.driver is hub.LoopHub
+        pairs = [socket.socketpair() for _ in range(3)]
+        streams = [IOStream(ours) for ours, _ in pairs]
+        reading = [stream.read_until(b"\\n") for stream in streams]
+        await asyncio.sleep(0.01)
+        ready, go = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(go)
+            os.read(ready, 1)  # until the parent has ended
+            os._exit(0)
+        reading[0].add_done_callback(lambda done: done.exception())
+        number = streams[0].fileno()
+        streams[0].socket.close()
+        if what == "closed":
+            streams[0].close()
+        else:
+            ours, theirs = socket.socketpair()
+            assert ours.fileno() == number, "the lowest that is free"
+            pairs.append((None, theirs))
+            streams.append(IOStream(ours))
+            reading.append(streams[-1].read_until(b"\\n"))
+        for _, theirs in pairs:
+            theirs.send(b"line\\n")
+        done, _ = await asyncio.wait(reading[1:], timeout=5)
+        print(len(done) == len(reading) - 1)
+
+        loop, polls = asyncio.get_running_loop(), 0
+        select = loop._selector.select
+
+        def counted(timeout):
+            nonlocal polls
+            polls += 1
+            return select(timeout)
+
+        loop._selector.select = counted
+        await asyncio.sleep(0.3)
+        print(polls < TURNS)
+        del loop._selector.select
+        os.close(go)
+        os.close(ready)
+        os.waitpid(child, 0)
+        for stream in streams:
+            stream.close()
+        for _, theirs in pairs:
+            theirs.close()
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("what", ["closed", "used by another stream"])
+@pytest.mark.parametrize("selector", ["PollSelector", "SelectSelector"])
+def test_without_epoll_a_descriptor_that_a_child_holds_makes_nobody_deaf_and_costs_no_turns(
+    selector: str, what: str
+) -> None:
+    with program(STALE, selector, what) as process:
+        assert printed(process) is True, "all others have read"
+        assert printed(process) is True, "the loop sleeps"
+        assert process.wait(PATIENCE) == 0
