@@ -1,18 +1,14 @@
 """Ends that meet: of forked children, of requests that are refused, of timeouts that have passed already."""
 
-import contextlib
-import os
 import socket
 import ssl
-import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import PATIENCE, printed, program, tls_contexts
+from tests.support import PATIENCE, printed, program
 
 # ---- forked children
 
@@ -117,25 +113,29 @@ def received(client: socket.socket, count: int) -> bytes:
 def test_a_stream_that_ends_in_a_forked_child_goes_on_in_its_parent(
     transport: str, engine: str, end: str, tmp_path: Path
 ) -> None:
-    with program(FORKING, transport, end, engine, str(tmp_path)) as process:
-        with connected(printed(process), transport) as client:
-            client.sendall(b"one\nfork\n")
-            assert received(client, 11) == b"one\nforked\n"
-            client.sendall(b"two\nend\n")
-            assert received(client, 5) == b"two\n"
+    with (
+        program(FORKING, transport, end, engine, str(tmp_path)) as process,
+        connected(printed(process), transport) as client,
+    ):
+        client.sendall(b"one\nfork\n")
+        assert received(client, 11) == b"one\nforked\n"
+        client.sendall(b"two\nend\n")
+        assert received(client, 5) == b"two\n"
 
 
 @pytest.mark.parametrize("end", ["close", "aclose", "abort"])
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 def test_what_waits_to_be_sent_at_a_fork_is_sent_once(transport: str, end: str, tmp_path: Path) -> None:
     big = bytes(range(256)) * (1 << 15)
-    with program(FORKING, transport, end, "epoll", str(tmp_path)) as process:
-        with connected(printed(process), transport) as client:
-            client.sendall(b"big\nfork\n")
-            assert received(client, len(big)) == big
-            assert received(client, 7) == b"forked\n"
-            client.sendall(b"two\nend\n")
-            assert received(client, 5) == b"two\n"
+    with (
+        program(FORKING, transport, end, "epoll", str(tmp_path)) as process,
+        connected(printed(process), transport) as client,
+    ):
+        client.sendall(b"big\nfork\n")
+        assert received(client, len(big)) == big
+        assert received(client, 7) == b"forked\n"
+        client.sendall(b"two\nend\n")
+        assert received(client, 5) == b"two\n"
 
 
 THREADS = """

@@ -218,8 +218,10 @@ class Collecting(logging.Handler):
 
 
 @contextlib.contextmanager
-def handling(name: str) -> Iterator[list[str]]:
+def handling(name: str, *filters: logging.Filter) -> Iterator[list[str]]:
     handler = Collecting()
+    for each in filters:
+        handler.addFilter(each)
     logger = logging.getLogger(name)
     logger.addHandler(handler)
     try:
@@ -292,6 +294,39 @@ def test_a_name_that_does_not_propagate_keeps_its_lines(caplog: pytest.LogCaptur
         finally:
             logger.propagate = True
     assert (own, root) == (["iostreamsrv.general"], [])
+
+
+@pytest.mark.parametrize("on", ["", "tornado", "tornado.general", "iostreamsrv"])
+@pytest.mark.parametrize(
+    ("selected", "name"),
+    [
+        ("tornado", "tornado.general"),
+        ("tornado.general", "tornado.general"),
+        ("iostreamsrv", "iostreamsrv.general"),
+        ("", "iostreamsrv.general"),
+        ("tornado.access", None),
+        ("torn", None),
+    ],
+)
+def test_a_handler_that_selects_lines_by_either_name_gets_them_under_that_name(
+    caplog: pytest.LogCaptureFixture, on: str, selected: str, name: str | None
+) -> None:
+    with handling("") as all_lines, handling(on, logging.Filter(selected)) as own:
+        tell()
+    assert own == ([] if name is None else [name])
+    assert all_lines == ["iostreamsrv.general"], "it is the same line for everybody else"
+
+
+def test_a_filter_that_selects_tornados_logger_on_that_logger_drops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    selecting = logging.Filter("tornado.general")
+    logger = logging.getLogger("tornado.general")
+    logger.addFilter(selecting)
+    try:
+        with handling("") as root:
+            tell()
+    finally:
+        logger.removeFilter(selecting)
+    assert root == ["iostreamsrv.general"]
 
 
 CONFIGURED = """

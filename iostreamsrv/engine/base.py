@@ -369,11 +369,6 @@ class BaseIOStream(ReadSide):
         if self._close_callback is not None:
             self._run_close_callback()
 
-    def forget_output(self) -> None:
-        """For the hub, in a forked child: send nothing of what waits, as the parent does."""
-        self._corked = self._write_buffer = None
-        self._corked_size = 0
-
     def _forget_all(self) -> None:
         self._forget_read()
         self._write_buffer = None
