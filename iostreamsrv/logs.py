@@ -46,7 +46,8 @@ class TwoNames(logging.Logger):
         if isinstance(passed, logging.LogRecord):  # since Python 3.12 a filter may replace it
             record = passed
         asked = self._as_selected_by(self.tornado, record)
-        return passed and (record if (answer := self.tornado.filter(asked)) is asked else answer)
+        answer: Any = self.tornado.filter(asked)
+        return passed and (record if answer is asked else answer)
 
     def callHandlers(self, record: logging.LogRecord) -> None:
         sides = [list(_propagating(self)), list(_propagating(self.tornado))]
