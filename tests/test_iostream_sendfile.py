@@ -694,6 +694,8 @@ async def test_a_bad_argument_is_named_and_does_no_harm(
 @pytest.mark.gen_test
 async def test_files_that_nobody_awaits_take_no_more_descriptors_than_16(make_narrow: MakePair, path: Path) -> None:
     stream, peer = make_narrow(max_write_buffer_size=1_000_000)
+    reading = stream.read_bytes(1)  # so there is an epoll
+    await turns()
     before = len(open_descriptors())
     for _ in range(2):
         sending = [send(stream, path) for _ in range(FILES)]
@@ -707,6 +709,8 @@ async def test_files_that_nobody_awaits_take_no_more_descriptors_than_16(make_na
         assert await asyncio.gather(*sending) == [len(CONTENT)] * len(sending)
         assert len(await receiving) == total
         assert len(open_descriptors()) == before
+    peer.send(b"!")
+    assert await reading == b"!"
 
 
 @pytest.mark.gen_test
