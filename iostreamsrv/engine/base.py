@@ -113,6 +113,7 @@ class BaseIOStream(ReadSide):
         It runs in the context of the client, on a stream of a server, and else with the context variables that are set
         here.
         """
+        self._hub.check()
         if callback is None:
             self._close_callback = None
             return
@@ -328,6 +329,7 @@ class BaseIOStream(ReadSide):
         :param idle: seconds, or None for no limit; likewise the others.
         :raises OptionError: not a number of seconds above 0.
         """
+        self._hub.check()
         given = {"idle": idle, "read": read, "write": write}
         changes = {name: check_optional_timeout(name, value) for name, value in given.items() if value is not ...}
         self._timeouts = {**(self._timeouts or {}), **changes}
@@ -340,6 +342,7 @@ class BaseIOStream(ReadSide):
                 await stream.wait_draining()
                 await stream.write(b"the server is shutting down\\n")
         """
+        self._hub.check()
         await (asyncio.Event().wait() if self._owner is None else self._owner.wait_draining())
 
     def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
