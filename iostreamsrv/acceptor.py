@@ -150,7 +150,10 @@ class Acceptor:
             self._context.run(self._io_loop.add_handler, self.listener, self._on_ready, IOLoop.READ)
 
     def accept_queued(self) -> None:
-        """Accept all that waits in the kernel's queue, whether there are places or not."""
+        """Accept all that waits in the kernel's queue, whether there are places or not. Nothing in a forked child,
+        whose parent goes on accepting."""
+        if self._inherited:
+            return
         self._context.copy().run(self._accept_all)
 
     def _accept_all(self) -> None:

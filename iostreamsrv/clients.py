@@ -93,7 +93,7 @@ class Clients:
         self.options = options
         self.events = Events()
         self.open: dict[int, IOStream] = {}
-        self.permits = Permits(self.open, options, self.events, on_place)
+        self.permits = Permits(self.open, options, self.events, on_place, lambda: GOODBYES if rejects() else 0)
         self.draining = False
         self.closes_in_order = closes_in_order
         self._draining_waited: set[asyncio.Future[None]] = set()

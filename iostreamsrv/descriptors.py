@@ -24,7 +24,8 @@ def default_connections(listeners: int = 0, doubles: int = 0) -> int:
     up, as HAProxy does it.
 
     :param listeners: how many there are.
-    :param doubles: how many connections at a time may take a second descriptor.
+    :param doubles: how many more descriptors connections may take at a time: a second one, or that of a client who is
+        told that there is no place.
     """
     if resource is None:
         return MOST

@@ -86,6 +86,9 @@ class Dispatched(Protocol):
     def uncork(self) -> None:
         """Send what was corked."""
 
+    def forget_output(self) -> None:
+        """In a forked child: send nothing of what waits, as the parent does."""
+
     def _held_up(self, seconds: float) -> None:
         """Its dispatch has kept the loop for so long."""
 
@@ -188,6 +191,7 @@ class Hub:
     :ivar running: a dispatch is under way, so what is corked now will be sent soon.
     :ivar crowded: more streams wait for their turn in the run that is under way.
     :ivar corked: the streams to uncork at the end of the run.
+    :ivar inherited: this is a forked child, and the streams are its parent's: they end without a word to their peers.
     :cvar reports_ends: an end is reported also behind bytes that nobody receives; else such a stream would be reported
         as readable, over and over.
     """
@@ -202,6 +206,7 @@ class Hub:
         self.running = False
         self.crowded = False
         self.corked: list[Dispatched] = []
+        self.inherited = False
         self._due: deque[tuple[Dispatched, int]] = deque()
         self._left = 0  # how many of what is due are of a batch that was begun
         self._again: set[Dispatched] = set()
@@ -296,8 +301,13 @@ class Hub:
         dead.lose_descriptor()
 
     def forget_parent(self) -> None:
-        """In a forked child: from now on no call takes out of an epoll what the parent watches with it."""
-        raise NotImplementedError
+        """In a forked child: from now on no call takes out of an epoll what the parent watches with it, or ends its
+        connections. A stream that the child makes gets a hub that is the child's."""
+        self.inherited = True
+        while self.corked:
+            self.corked.pop().forget_output()
+        if self.io_loop.__dict__.get(_HUB) is self:
+            del self.io_loop.__dict__[_HUB]
 
 
 class EpollHub(Hub):
@@ -414,6 +424,7 @@ class EpollHub(Hub):
             stream.lose_descriptor()
 
     def forget_parent(self) -> None:
+        super().forget_parent()
         if self._epoll is not None:
             _known_to(self.io_loop).pop(self._epoll.fileno(), None)
             self._epoll.close()
@@ -480,6 +491,7 @@ class LoopHub(Hub):
             self.io_loop.remove_handler(stream.hub_key)  # it may be closed, and then has no other number
 
     def forget_parent(self) -> None:
+        super().forget_parent()
         wanted, self._wanted = self._wanted, {}
         for stream in wanted:
             _known_to(self.io_loop).pop(stream.hub_key, None)
@@ -517,7 +529,7 @@ class Checked(Hub):
         """
         running = asyncio._get_running_loop()
         loop = self._loop
-        if running is loop or loop.is_closed():
+        if running is loop or loop.is_closed() or self.inherited:
             return
         if loop.is_running():
             raise RuntimeError(
@@ -543,12 +555,15 @@ class CheckedLoopHub(Checked, LoopHub):
 driver: Callable[[IOLoop], Hub] = EpollHub if hasattr(select, "epoll") else LoopHub
 """What :func:`hub_of` makes. Tests set it, to have the whole suite run on either."""
 
+_HUB = "_iostreamsrv_hub"
+"""Where a loop has its hub."""
+
 _CHECKED: dict[Any, type[Hub]] = {EpollHub: CheckedEpollHub, LoopHub: CheckedLoopHub}
 
 
 def hub_of(io_loop: IOLoop) -> Hub:
     """The hub of ``io_loop``, made when first asked for."""
-    hub: Hub | None = io_loop.__dict__.get("_iostreamsrv_hub")
+    hub: Hub | None = io_loop.__dict__.get(_HUB)
     if hub is None:
         make = driver
         if io_loop.asyncio_loop.get_debug():  # type: ignore[attr-defined]
@@ -556,7 +571,7 @@ def hub_of(io_loop: IOLoop) -> Hub:
             debugging = True
             make = _CHECKED.get(driver, driver)
         hub = make(io_loop)
-        io_loop.__dict__["_iostreamsrv_hub"] = hub
+        io_loop.__dict__[_HUB] = hub
         _hubs.add(hub)
     return hub
 
@@ -572,7 +587,7 @@ _hubs: "weakref.WeakSet[Hub]" = weakref.WeakSet()
 
 def _forget_parents() -> None:
     """In a forked child: the epolls, of hubs and loops, are its parent's as well, and so are their entries."""
-    for hub in _hubs:
+    for hub in list(_hubs):
         hub.forget_parent()
 
 

@@ -2,9 +2,11 @@
 
 ``iostreamsrv.application`` is for what users' code did wrong, ``iostreamsrv.general`` for all else. Programs that were
 written for Tornado, and its own suites, filter, silence or redirect ``tornado.application`` and ``tornado.general``:
-each line passes both loggers' filters, and goes to the handlers of both, once. So nobody has to choose.
+each line passes both loggers' filters, and goes to the handlers of both, once. So nobody has to choose. A line that a
+`logging.Filter` selects by Tornado's name has that name.
 """
 
+import copy
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +22,7 @@ class TwoNames(logging.Logger):
     - A level that is set on either side counts; if there is one on both, a line has to reach both; else the root's.
     - A filter on either of the two loggers may drop a line.
     - Handlers on both sides get it, and those of the root logger, unless one side does not propagate.
+    - Where a `logging.Filter` selects Tornado's name, on a handler or on that logger, the line has that name.
     - It is ``disabled`` if both are: `logging.config` disables all loggers that a configuration does not name.
     """
 
@@ -42,7 +45,9 @@ class TwoNames(logging.Logger):
         passed: Any = super().filter(record)
         if isinstance(passed, logging.LogRecord):  # since Python 3.12 a filter may replace it
             record = passed
-        return passed and self.tornado.filter(record)
+        asked = self._as_selected_by(self.tornado, record)
+        answer: Any = self.tornado.filter(asked)
+        return passed and (record if answer is asked else answer)
 
     def callHandlers(self, record: logging.LogRecord) -> None:
         sides = [list(_propagating(self)), list(_propagating(self.tornado))]
@@ -54,7 +59,21 @@ class TwoNames(logging.Logger):
             handlers = {logging.lastResort: None}
         for handler in handlers:
             if record.levelno >= handler.level:
-                handler.handle(record)
+                handler.handle(self._as_selected_by(handler, record))
+
+    def _as_selected_by(self, filterer: logging.Filterer, record: logging.LogRecord) -> logging.LogRecord:
+        """The record; under Tornado's name, if it is for one who wants those of that name only."""
+        if filterer.filters and any(_wants_only(each, self.tornado.name) for each in filterer.filters):
+            record = copy.copy(record)
+            record.name = self.tornado.name
+        return record
+
+
+def _wants_only(filter_: Any, name: str) -> bool:
+    """Whether a filter lets pass those of this name, or of names above, and no others."""
+    if getattr(type(filter_), "filter", None) is not logging.Filter.filter or not filter_.name:
+        return False
+    return name == filter_.name or name.startswith(f"{filter_.name}.")
 
 
 def _above(logger: logging.Logger | None) -> Iterator[logging.Logger]:

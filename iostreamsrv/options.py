@@ -214,8 +214,9 @@ class ServerOptions:
         blocks the loop. A client that goes on sending prolongs it, up to 30 s.
     :ivar max_connections: most clients at a time, those in their handshake included. None: the soft ``RLIMIT_NOFILE``,
         less 2 for each listener; of that 64 less, but at least half of it, and at most 10,000: so that descriptors do
-        not run out; `run` raises that limit first. ``math.inf`` for no limit. (An application that opens files or
-        connections of its own for each client had better give a number.)
+        not run out; `run` raises that limit first. Where clients may be rejected, and are told so (`handle_reject`), it
+        is 64 less. ``math.inf`` for no limit. (An application that opens files or connections of its own for each
+        client had better give a number; `sendfile` takes a descriptor for each file that waits, up to 16.)
     :ivar max_connections_per_ip: most clients at a time from one IPv4 address, or one /64 of IPv6, which is what one
         customer has. With a PROXY header it is the client's address that counts. More are rejected, whatever
         ``when_full`` says. None: no limit.

@@ -26,12 +26,18 @@ class Permits:
 
     :param streams: those that hold a permit, by their id.
     :param on_place: is called when there is a place again for one that waits.
+    :param goodbyes: how many of those who are rejected may be told so at a time, each with a descriptor.
     :ivar most: how many there may be.
     :ivar listeners: how many of these take descriptors, too.
     """
 
     def __init__(
-        self, streams: Mapping[int, IOStream], options: ServerOptions, events: Events, on_place: Callable[[], None]
+        self,
+        streams: Mapping[int, IOStream],
+        options: ServerOptions,
+        events: Events,
+        on_place: Callable[[], None],
+        goodbyes: Callable[[], int],
     ) -> None:
         self.most = int(options.max_connections or 1)
         self.listeners = 0
@@ -39,6 +45,7 @@ class Permits:
         self._options = options
         self._events = events
         self._on_place = on_place
+        self._goodbyes = goodbyes
         self._one_waits = False
         self._of_host: Counter[str] = Counter()
         self._hosts: dict[int, str] = {}  # for which of these a stream counts
@@ -59,8 +66,12 @@ class Permits:
 
     def count_places(self) -> None:
         """How many there are may depend on the limit of descriptors, which may have changed."""
-        self.most = int(self._options.max_connections or default_connections(self.listeners))
+        self.most = int(self._options.max_connections or self._most_by_default())
         self.offer()
+
+    def _most_by_default(self) -> int:
+        rejects = self._options.when_full != "wait" or self._options.max_connections_per_ip is not None
+        return default_connections(self.listeners, self._goodbyes() if rejects else 0)
 
     def is_free(self) -> bool:
         """Whether there is a place."""
@@ -72,7 +83,7 @@ class Permits:
 
     def has_descriptor_for(self, queued: int) -> bool:
         """Whether there is a descriptor for one more, beside so many that are to wait for a place."""
-        return len(self._streams) + queued < max(self.most, default_connections(self.listeners))
+        return len(self._streams) + queued < max(self.most, self._most_by_default())
 
     def one_waits(self) -> None:
         """There is one more, and no place: ``on_place`` is called when there is."""

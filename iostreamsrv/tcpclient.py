@@ -93,7 +93,8 @@ class TCPClient:
         :param source_ip: the IP address of this host to connect from; those of another family are not connected to.
             None: the kernel chooses.
         :param source_port: the port to connect from, 0 to 65535; 0 or None: the kernel chooses.
-        :param timeout: seconds, or a `datetime.timedelta`, for all of it; None for no limit but the system's own.
+        :param timeout: seconds, or a `datetime.timedelta`, for all of it; None for no limit but the system's own. With
+            0 or less the time has passed already, as with Tornado: nothing is tried.
         :returns: the stream, connected.
         :raises OptionError: an argument that cannot be.
         :raises ResolveError: the host has no address, or the port's name no number.
@@ -107,6 +108,8 @@ class TCPClient:
         check_size("max_buffer_size", max_buffer_size)
         context = None if ssl_options is None else context_for_one(ssl_options, False)
         seconds = _seconds(timeout)
+        if seconds == 0:
+            raise StreamTimeoutError("connect", 0, f"Timeout while resolving {host}")
         attempt = partial(self._create_stream, max_buffer_size, source_ip=source_ip, source_port=source_port)
         race = stream = None
         try:
@@ -276,6 +279,8 @@ def _check_source(ip: object, port: object) -> None:
 def _seconds(timeout: float | datetime.timedelta | None) -> float | None:
     if isinstance(timeout, datetime.timedelta):
         timeout = timeout.total_seconds()
+    if isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout <= 0:
+        return 0.0
     return None if timeout is None else check_timeout("timeout", timeout)
 
 

@@ -205,3 +205,35 @@ def test_who_comes_when_there_is_a_descriptor_again_is_served() -> None:
         for client in clients:
             client.__exit__()
         assert stack.enter_context(server.client()).ask(b"abc\n") == b"abc\n"
+
+
+GOODBYES = """
+    import asyncio, resource, socket, sys
+    import iostreamsrv
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+    class Server(iostreamsrv.TCPServer):
+        when_full = sys.argv[1]
+
+        async def handle_stream(self, stream, address):
+            await stream.read_until(b"never")
+
+    class Polite(Server):
+        async def handle_reject(self, stream, address):
+            await asyncio.sleep(100)
+
+    async def main():
+        for make in Server, Polite:
+            server = make()
+            server.listen(0, "127.0.0.1")
+            print(server._clients.permits.most)
+            await server.shutdown()
+
+    asyncio.run(main())
+    """
+
+
+@pytest.mark.parametrize(("when_full", "connections"), [("wait", [190, 190]), ("reject", [190, 126])])
+def test_those_who_are_told_that_there_is_no_place_have_descriptors_too(when_full: str, connections: list[int]) -> None:
+    assert limited(GOODBYES, when_full) == connections

@@ -3,11 +3,15 @@
 import asyncio
 import contextlib
 import logging
+import os
+import shutil
 import socket
 import ssl
 import struct
+import subprocess
 from collections.abc import Iterator
 from http.client import responses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +150,65 @@ async def test_no_answer_is_lost_while_the_body_is_still_coming(
     assert await answers_of(server, upload(path), BODY, tls) == [status] * TRIES
     await eventually(lambda: len(server.ends) == TRIES)
     assert set(server.ends) == {"local"}
+
+
+REFUSALS = [
+    ("/", b"HTTP/1.1 400 Bad Request"),
+    ("/forbidden", b"HTTP/1.1 401 Unauthorized"),
+    ("/large", b"HTTP/1.1 413 " + responses[413].encode()),
+]
+
+
+def chunked_and_then_read(address: Any, path: str, tls: ssl.SSLContext | None) -> bytes:
+    """For a thread: the first line that a client gets that sends all of a chunked body before it reads."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    chunk = b"%x\r\n%s\r\n" % (100_000 - 9, bytes(100_000 - 9))
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.create_connection(address, 4 * PATIENCE))
+        if tls is not None:
+            sock = stack.enter_context(tls.wrap_socket(sock, server_hostname="localhost"))
+        sock.sendall(head)
+        for _ in range(BODY // 100_000):
+            sock.sendall(chunk)
+        sock.sendall(b"0\r\n\r\n")
+        return b"".join(iter(lambda: sock.recv(65536), b"")).partition(b"\r\n")[0]
+
+
+@OVER_BOTH
+@pytest.mark.parametrize("path, status", REFUSALS, ids=["over max_body_size", "refused by prepare", "in the middle"])
+@pytest.mark.gen_test(timeout=120)
+async def test_no_answer_to_a_chunked_body_is_lost_while_that_is_still_coming(
+    serving: Serving, path: str, status: bytes, tls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    server = started(serving, tls, max_body_size=LIMIT if path == "/" else 2 * BODY)
+    context = tls_contexts()[1] if tls else None
+    found = [await asyncio.to_thread(chunked_and_then_read, server.addresses[0], path, context) for _ in range(TRIES)]
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert found == [status] * TRIES
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@OVER_BOTH
+@pytest.mark.parametrize("header", ["Expect:", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("path, status", REFUSALS, ids=["over max_body_size", "refused by prepare", "in the middle"])
+@pytest.mark.gen_test(timeout=120)
+async def test_curl_shows_the_answer_to_an_upload_that_is_refused(
+    serving: Serving, engine: str, path: str, status: bytes, header: str, tls: bool, tmp_path: Path, caplog: Any
+) -> None:
+    if engine != "epoll":
+        pytest.skip("sockets do the same on the others, in less time")
+    caplog.set_level(logging.CRITICAL)
+    server = started(serving, tls, max_body_size=LIMIT if path == "/" else 2 * BODY)
+    host, port = server.addresses[0]
+    (tmp_path / "body").write_bytes(bytes(BODY))
+    command = ["curl", "-sk", "--http1.1", "-o", os.devnull, "-w", "%{http_code}", "-H", header, "-H", "Expect:"]
+    command += ["-X", "POST", "-T", str(tmp_path / "body"), f"http{'s' * tls}://{host}:{port}{path}"]
+    found = []
+    for _ in range(TRIES):
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        found.append((await process.communicate())[0])
+    assert found == [status.split()[1]] * TRIES
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 from iostreamsrv import IOStream, OptionError, PipeIOStream, StreamBufferFullError, StreamClosedError
 from iostreamsrv.engine import sockets
+from iostreamsrv.engine.writing import FILES
 from tests.conftest import MakePair
 from tests.support import Peer, fill, on_every_stream, open_descriptors, tcp_pair, turns
 
@@ -685,3 +686,36 @@ async def test_a_bad_argument_is_named_and_does_no_harm(
     with pytest.raises(OptionError, match=r"^file=.*binary mode"), short.open() as text:
         stream.sendfile(text)  # type: ignore[arg-type]
     assert not stream.closed()
+
+
+# ---- descriptors
+
+
+@pytest.mark.gen_test
+async def test_files_that_nobody_awaits_take_no_more_descriptors_than_16(make_narrow: MakePair, path: Path) -> None:
+    stream, peer = make_narrow(max_write_buffer_size=1_000_000)
+    reading = stream.read_bytes(1)  # so there is an epoll
+    await turns()
+    before = len(open_descriptors())
+    for _ in range(2):
+        sending = [send(stream, path) for _ in range(FILES)]
+        with pytest.raises(StreamBufferFullError, match="16 files are queued") as caught:
+            sending.extend(send(stream, path) for _ in range(100))
+        assert caught.value.stream_id == stream.id
+        assert not stream.closed()
+        assert len(open_descriptors()) <= before + FILES
+        total = len(CONTENT) * len(sending)
+        receiving = asyncio.ensure_future(peer.receive(total))
+        assert await asyncio.gather(*sending) == [len(CONTENT)] * len(sending)
+        assert len(await receiving) == total
+        assert len(open_descriptors()) == before
+    peer.send(b"!")
+    assert await reading == b"!"
+
+
+@pytest.mark.gen_test
+async def test_a_stream_without_a_limit_queues_any_number_of_files(make_narrow: MakePair, path: Path) -> None:
+    stream, peer = make_narrow()
+    sending = [send(stream, path, 0, 100_000) for _ in range(3 * FILES)]
+    assert len(await peer.receive(3 * FILES * 100_000)) == 3 * FILES * 100_000
+    assert await asyncio.gather(*sending) == [100_000] * len(sending)

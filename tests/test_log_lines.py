@@ -1,5 +1,6 @@
 """The lines of the log: no peer can forge one, each event is one, and whoever looks for it finds it."""
 
+import ast
 import asyncio
 import contextlib
 import logging
@@ -218,8 +219,10 @@ class Collecting(logging.Handler):
 
 
 @contextlib.contextmanager
-def handling(name: str) -> Iterator[list[str]]:
+def handling(name: str, *filters: logging.Filter) -> Iterator[list[str]]:
     handler = Collecting()
+    for each in filters:
+        handler.addFilter(each)
     logger = logging.getLogger(name)
     logger.addHandler(handler)
     try:
@@ -292,6 +295,39 @@ def test_a_name_that_does_not_propagate_keeps_its_lines(caplog: pytest.LogCaptur
         finally:
             logger.propagate = True
     assert (own, root) == (["iostreamsrv.general"], [])
+
+
+@pytest.mark.parametrize("on", ["", "tornado", "tornado.general", "iostreamsrv"])
+@pytest.mark.parametrize(
+    ("selected", "name"),
+    [
+        ("tornado", "tornado.general"),
+        ("tornado.general", "tornado.general"),
+        ("iostreamsrv", "iostreamsrv.general"),
+        ("", "iostreamsrv.general"),
+        ("tornado.access", None),
+        ("torn", None),
+    ],
+)
+def test_a_handler_that_selects_lines_by_either_name_gets_them_under_that_name(
+    caplog: pytest.LogCaptureFixture, on: str, selected: str, name: str | None
+) -> None:
+    with handling("") as all_lines, handling(on, logging.Filter(selected)) as own:
+        tell()
+    assert own == ([] if name is None else [name])
+    assert all_lines == ["iostreamsrv.general"], "it is the same line for everybody else"
+
+
+def test_a_filter_that_selects_tornados_logger_on_that_logger_drops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    selecting = logging.Filter("tornado.general")
+    logger = logging.getLogger("tornado.general")
+    logger.addFilter(selecting)
+    try:
+        with handling("") as root:
+            tell()
+    finally:
+        logger.removeFilter(selecting)
+    assert root == ["iostreamsrv.general"]
 
 
 CONFIGURED = """
@@ -500,6 +536,83 @@ async def main():
         except RuntimeError as error:
             print(error)
 """
+
+
+WALKED = """
+import inspect, os, socket, ssl
+from iostreamsrv.iostream import PipeIOStream, SSLIOStream
+
+ARGUMENTS = {
+    "connect": [("127.0.0.1", 1)],
+    "read_bytes": [1],
+    "read_into": [bytearray(1)],
+    "read_until": [b"!"],
+    "read_until_match": [lambda buffer: None],
+    "read_until_regex": [b"!"],
+    "sendfile": [open(os.__file__, "rb")],
+    "set_close_callback": [lambda: None],
+    "set_nodelay": [True],
+    "start_tls": [False],
+    "write": [b"x"],
+}
+LOOKS = {"at_eof", "closed", "fileno", "reading", "writing"}  # they tell how it is, and change nothing
+HOOKS = {  # the stream and its hub call them; whoever overrides one is called in the loop
+    *("close_fd", "dispatch", "forget_output", "get_fd_error", "lose_descriptor", "read_from_fd", "uncork"),
+    "write_to_fd",
+}
+NONE_AT_ALL = {SSLIOStream: {"start_tls"}, PipeIOStream: {"send_eof", "set_nodelay"}}  # never more than an error
+
+async def of(result):
+    return await result
+
+def attempt(call, arguments, raised):
+    try:
+        result = call(*arguments)
+        if inspect.iscoroutine(result):
+            asyncio.run(of(result))
+    except RuntimeError as error:
+        raised.append(str(error))
+
+async def main():
+    pair = socket.socketpair()
+    secure = socket.socketpair()
+    pipe = os.pipe()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    streams = [
+        iostreamsrv.IOStream(pair[0]), SSLIOStream(secure[0], ssl_options=context), PipeIOStream(pipe[0])
+    ]
+    walked, silent, setters = 0, [], []
+    for stream in streams:
+        kind = type(stream)
+        for name in dir(kind):
+            setters += [name for each in [getattr(kind, name)] if isinstance(each, property) and each.fset]
+            if name.startswith("_") or name in LOOKS | HOOKS | NONE_AT_ALL.get(kind, set()):
+                continue
+            if not callable(getattr(kind, name)):
+                continue
+            raised = []
+            thread = threading.Thread(target=attempt, args=[getattr(stream, name), ARGUMENTS.get(name, []), raised])
+            thread.start()
+            while thread.is_alive():
+                await asyncio.sleep(0.001)
+            walked += 1
+            if not raised or "another thread" not in raised[0]:
+                silent.append((kind.__name__, name, raised))
+    print((walked, silent, setters))
+    for stream in streams:
+        assert not stream.closed()
+        stream.close()
+    pair[1].close(), secure[1].close(), os.close(pipe[1])
+"""
+
+
+@pytest.mark.parametrize("hub", ["epoll", "loop"])
+def test_under_debug_whatever_another_thread_calls_of_a_stream_raises(io_loop: IOLoop, hub: str) -> None:
+    walked, silent, setters = ast.literal_eval(debugged(hub, WALKED).stdout)
+    assert walked > 50, "all public methods of three kinds of streams"
+    assert silent == []
+    assert setters == [], "what may be set are plain attributes, and stay as cheap as these"
 
 
 @pytest.mark.parametrize("hub", ["epoll", "loop"])

@@ -113,6 +113,7 @@ class BaseIOStream(ReadSide):
         It runs in the context of the client, on a stream of a server, and else with the context variables that are set
         here.
         """
+        self._hub.check()
         if callback is None:
             self._close_callback = None
             return
@@ -184,6 +185,8 @@ class BaseIOStream(ReadSide):
             ends with a reset, reason ``write_timeout``; otherwise it is closed. None: no limit but those.
         """
         timeout = check_optional_timeout("timeout", timeout)
+        if self._hub.inherited:
+            return self._close(CloseReason.LOCAL)
         if self._closed:
             return
         if self._closing is None:
@@ -215,6 +218,8 @@ class BaseIOStream(ReadSide):
 
     async def _deliver(self) -> None:
         """Send what is queued and the end, and let the peer read it."""
+        if self._hub.inherited:
+            return
         self.uncork()
         if self._write_buffer is not None:
             self._watch_progress()
@@ -324,6 +329,7 @@ class BaseIOStream(ReadSide):
         :param idle: seconds, or None for no limit; likewise the others.
         :raises OptionError: not a number of seconds above 0.
         """
+        self._hub.check()
         given = {"idle": idle, "read": read, "write": write}
         changes = {name: check_optional_timeout(name, value) for name, value in given.items() if value is not ...}
         self._timeouts = {**(self._timeouts or {}), **changes}
@@ -336,11 +342,14 @@ class BaseIOStream(ReadSide):
                 await stream.wait_draining()
                 await stream.write(b"the server is shutting down\\n")
         """
+        self._hub.check()
         await (asyncio.Event().wait() if self._owner is None else self._owner.wait_draining())
 
     def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""
         self._hub.check()
+        if self._hub.inherited:
+            self.forget_output()
         if self._corked is not None:
             self.uncork()  # which may find the stream broken, and close it
         if self._closed:

@@ -377,6 +377,11 @@ class StreamCore(tornado.iostream.BaseIOStream):
         """For the hub, and for whoever must have everything sent before going on: send what was corked."""
         raise NotImplementedError
 
+    def forget_output(self) -> None:
+        """For the hub, in a forked child: send nothing of what waits, as the parent does."""
+        self._corked = self._write_buffer = None
+        self._corked_size = 0
+
     def _held_up(self, seconds: float) -> None:
         """For the hub: what this stream has woken has kept the loop for so long."""
         if self._owner is not None:

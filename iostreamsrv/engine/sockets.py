@@ -150,7 +150,7 @@ class SocketStream(BaseIOStream):
         return BaseIOStream._sendfile(self, region, size)
 
     def _ask_for_reset(self) -> None:
-        if self._is_tcp():
+        if self._is_tcp() and not self._hub.inherited:
             # Lingering for 0 seconds is how one asks for a reset.
             with contextlib.suppress(OSError):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -193,6 +193,7 @@ class SocketStream(BaseIOStream):
 
     def set_nodelay(self, value: bool) -> None:
         """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it."""
+        self._hub.check()
         if not self._is_tcp():
             return
         try:
@@ -216,6 +217,7 @@ class SocketStream(BaseIOStream):
         :raises StreamClosedError: from the future; ``operation`` is "connect" and ``real_error`` says why.
         :raises ConcurrentConnectError: it is connecting already.
         """
+        self._hub.check()
         if self._closed:
             return self._failed(self._closed_error("connect"))
         if self._connect_future is not None:

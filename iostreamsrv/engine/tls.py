@@ -486,8 +486,11 @@ class TLSStream(SocketStream):
         self._cut_short = True
         SocketStream._ask_for_reset(self)
 
+    def _leaves_silently(self) -> bool:
+        return self._cut_short or self._hub.inherited or self.close_reason in NO_GOODBYE
+
     def _say_goodbye(self) -> bool:
-        if self._cut_short or self.close_reason in NO_GOODBYE:
+        if self._leaves_silently():
             return True
         try:
             return self._send_goodbye()
@@ -510,7 +513,7 @@ class TLSStream(SocketStream):
         self._raw.detach()
 
     def close_fd(self) -> None:
-        if not self._cut_short and self.close_reason not in NO_GOODBYE:
+        if not self._leaves_silently():
             # Session tickets, which nobody reads who only writes: to close with them unread would be a reset.
             with contextlib.suppress(OSError):  # there are none, or the peer is gone
                 self._raw.recv(CIPHERTEXT)

@@ -27,6 +27,9 @@ OVERHEAD_FREE = 32768
 """Bytes of futures and the like in a queue that do not count for ``max_write_buffer_size``, so that few writes may fill
 it to the last byte. All others count, or a million writes of one byte each would pass as 1 MB."""
 
+FILES = 16
+"""Files that may wait in a queue that has a limit: each takes a descriptor."""
+
 
 _references: Callable[[object], int] = getattr(sys, "getrefcount", lambda _: -1)  # not every Python counts them
 _IN_A_QUEUE = deque([(0, object())])
@@ -165,7 +168,8 @@ class WriteSide(StreamCore):
 
         The kernel copies from the file to the socket (``os.sendfile``) where it can; elsewhere the file is read in
         pieces. The file may be closed as soon as this returns, if it has a descriptor. Its position is neither used
-        nor moved, and none of it counts for ``max_write_buffer_size``. What was written to it and is still in Python's
+        nor moved, and none of it counts for ``max_write_buffer_size``, but where there is such a limit no more than 16
+        files may wait: each takes a descriptor until it has been sent. What was written to it and is still in Python's
         own buffer is not in the file: flush it before. ::
 
             with open(path, "rb") as file:
@@ -178,11 +182,14 @@ class WriteSide(StreamCore):
         :returns: how many bytes were sent, once the kernel has taken them: less than ``count`` where the file ends
             before.
         :raises OptionError: not such a file, or a number that cannot be.
+        :raises StreamBufferFullError: 16 files wait, and there is a limit of the queue; nothing was taken.
         :raises StreamClosedError: as :meth:`write`; also when the file cannot be read any more, with that error.
         """
         if self._closed or self._sending_eof or self._closing is not None:
             raise self._closed_error("write")
         self._hub.check()
+        if self._write_buffer is not None and self._write_buffer.files >= FILES and self.max_write_buffer_size:
+            raise of_stream(StreamBufferFullError(f"{FILES} files are queued", "write"), self.id)
         region = FileRegion(file, offset, count)
         self.uncork()
         if self._closed:

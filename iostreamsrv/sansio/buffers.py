@@ -141,15 +141,17 @@ class WriteBuffer:
 
     :ivar size: how many bytes there are.
     :ivar in_files: how many of them are in files, and not in memory.
+    :ivar files: how many parts of files there are.
     """
 
-    __slots__ = ("_offset", "_pieces", "in_files", "size")
+    __slots__ = ("_offset", "_pieces", "files", "in_files", "size")
 
     def __init__(self) -> None:
         self._pieces: deque[bytes | bytearray | memoryview | FileRegion] = deque()
         self._offset = 0  # into the first piece
         self.size = 0
         self.in_files = 0
+        self.files = 0
 
     @property
     def overhead(self) -> int:
@@ -180,6 +182,7 @@ class WriteBuffer:
         """Queue a part of a file."""
         self.size += region.left
         self.in_files += region.left
+        self.files += 1
         self._pieces.append(region)
 
     def peek(self) -> memoryview | FileRegion:
@@ -213,6 +216,7 @@ class WriteBuffer:
             self.in_files -= count
             first.advance(count)
             if not first.left:
+                self.files -= 1
                 self._pieces.popleft()
             return
         self._offset += count
@@ -226,6 +230,7 @@ class WriteBuffer:
         assert isinstance(region, FileRegion)
         self.size -= region.left
         self.in_files -= region.left
+        self.files -= 1
         return region.left
 
     def truncate(self, count: int) -> None:
@@ -235,6 +240,7 @@ class WriteBuffer:
             if isinstance(last, FileRegion):
                 self.size -= last.left
                 self.in_files -= last.left
+                self.files -= 1
                 continue
             begin = self._offset if not self._pieces else 0
             self.size -= len(last) - begin

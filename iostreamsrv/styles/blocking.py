@@ -17,8 +17,9 @@ import functools
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, MutableMapping
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 from ..descriptors import default_connections, raise_limit
 from ..errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError
@@ -192,10 +193,13 @@ class BlockingServer:
         """Stop listening, close all connections in order, as far as that goes in half a second, and return when the
         threads that waited for one have been told. It may be repeated, and called from ``handle`` and ``notify``.
 
-        A ``handle`` or ``notify`` that goes on for more than a second is left alone, which is logged.
+        A ``handle`` or ``notify`` that goes on for more than a second is left alone, which is logged. In a forked child
+        it does nothing: the server is the parent's.
 
         :raises RuntimeError: this is the loop's thread.
         """
+        if self._crossing.inherited:
+            return
         self._crossing.check_thread()
         with self._state:
             if self._ended is None:
@@ -261,7 +265,8 @@ class _Server(TCPServer):
         self._serve = serve
         self._notices = notices
         self._pool = pool
-        self._handles: dict[int, Handle] = {}
+        # Who accepts a handle has it. A pool, or what notifies, goes on to need it.
+        self._handles: MutableMapping[int, Handle] = {} if serve or notices else WeakValueDictionary()
         self._unaccepted: dict[int, Handle] = {}
         self._came = asyncio.Condition()
         self._sockets: dict[int, ClientSocket] = {}
@@ -269,12 +274,14 @@ class _Server(TCPServer):
 
     def handle_stream(self, stream: IOStream, address: Any) -> Coroutine[Any, Any, None]:
         if self._serve is None:
-            return self._offer(self._handle_of(stream, address))
+            handle = self._handle_of(stream, address)
+            return self._offer(handle) if self._notices is None else self._offer_and_notify(handle, self._notices)
         stream.set_timeouts(idle=None)  # what comes and goes is not seen from here, or waits for a thread
         return self._serve_in_pool(self._serve, stream, address)
 
     def _handle_of(self, stream: IOStream, address: Any) -> Handle:
         handle = self._handles[stream.id] = Handle(self._crossing, stream, address)
+        stream.allow_half_open = self._notices is None  # then a thread says when it ends, as with a socket
         return handle
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
@@ -317,17 +324,24 @@ class _Server(TCPServer):
         return self._unaccepted.pop(next(iter(self._unaccepted)))
 
     async def _offer(self, handle: Handle) -> None:
-        if self._notices is not None:
-            await self._notices.add(handle, Notice.CONNECT)
+        ending = handle.ending()
+        await self._have_accepted(handle)
+        del handle
+        await ending
+
+    async def _offer_and_notify(self, handle: Handle, notices: Notices) -> None:
+        await notices.add(handle, Notice.CONNECT)
         if not handle.closed and not handle.stream.closed():
-            self._unaccepted[handle.stream.id] = handle
-            async with self._came:
-                self._came.notify_all()
-            self._crossing.happened()
-        if self._notices is not None:
-            await self._notify_of_data(handle, self._notices)
-        await handle.released.wait()
-        await handle.finish()
+            await self._have_accepted(handle)
+        await self._notify_of_data(handle, notices)
+        await handle.ending()
+
+    async def _have_accepted(self, handle: Handle) -> None:
+        self._unaccepted[handle.stream.id] = handle
+        del handle
+        async with self._came:
+            self._came.notify_all()
+        self._crossing.happened()
 
     async def _notify_of_data(self, handle: Handle, notices: Notices) -> None:
         """Until it is released, or the client has ended its side."""
@@ -387,9 +401,8 @@ class _Server(TCPServer):
         serving = self._pool.call(serve, handle, address)
         serving.add_done_callback(lambda _: handle.close())
         try:
-            await handle.released.wait()
             with contextlib.suppress(StreamClosedError):
-                await handle.finish()
+                await handle.ending()
             await serving
         except asyncio.CancelledError:
             serving.cancel()

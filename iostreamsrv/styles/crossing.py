@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import threading
 from asyncio import Future
 from collections import deque
@@ -87,6 +88,7 @@ class Crossing:
         self._woken = False
         self._asking = threading.RLock()  # a signal handler may call end() from within ask()
         self._closed = False
+        self._process = os.getpid()
         self._thread: threading.Thread | None = None
         self._runner: int | None = None  # the thread in which the loop is running, if it is
         self._pumping = threading.Lock()
@@ -98,9 +100,14 @@ class Crossing:
         return self._thread is not None
 
     @property
+    def inherited(self) -> bool:
+        """Whether this is a forked child: the loop, and its thread, are the parent's."""
+        return os.getpid() != self._process
+
+    @property
     def closed(self) -> bool:
-        """Whether it answers no more."""
-        return self._closed
+        """Whether it answers no more, or only in the parent of this process."""
+        return self._closed or self.inherited
 
     def start(self) -> None:
         """Run the loop in a thread of its own."""
@@ -122,6 +129,8 @@ class Crossing:
         """
         self.check_thread()
         answer = Answer()
+        if self.inherited:
+            raise stopped()
         with self._asking:
             if self._closed:
                 raise stopped()

@@ -9,6 +9,7 @@ import io
 import os
 import threading
 from asyncio import Future
+from collections.abc import Coroutine
 from types import EllipsisType
 from typing import Any, Self
 
@@ -47,6 +48,9 @@ class Handle:
             client.settimeout(10)
             client.sendall(client.recv(1024))
 
+    Like a socket it is closed when nobody has it any more, and when its client has ended its side it can still be sent
+    to. But where there is a ``notify`` the client's end is that of the handle.
+
     One thread may receive while others send, one after another. A ``timeout`` is in seconds; None waits as long
     as it takes, 0 does not wait. Where it is not given the one of :meth:`settimeout` holds, at first None.
 
@@ -74,6 +78,10 @@ class Handle:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "closed", True):
+            self._crossing.post(self.released.set)
 
     def __repr__(self) -> str:
         return f"<Handle of {self.stream!r}>"
@@ -105,7 +113,8 @@ class Handle:
     # ---- receiving
 
     def recv(self, size: int, timeout: Timeout = ...) -> bytes:
-        """What there is, up to ``size`` bytes; b"" when the client has ended its side.
+        """What there is, up to ``size`` bytes; b"" when the client has ended its side: it may still wait for an
+        answer.
 
         :raises TimeoutError: nothing came in time. The connection is as it was.
         :raises ConnectionResetError: the client, or its host, broke the connection.
@@ -237,10 +246,9 @@ class Handle:
         if self._peek is not None:
             self._peek.cancel()
 
-    async def finish(self) -> None:
-        """Close the connection in order; also if a thread is receiving."""
-        await self._outbox.drain()
-        await self.stream.aclose()
+    def ending(self) -> Coroutine[Any, Any, None]:
+        """Once it is released, or nobody has it: close the connection in order; also if a thread is receiving."""
+        return _end(self.released, self._outbox, self.stream)
 
     async def wait_for_news(self, seen: int) -> bool:
         """Wait until there is more to receive than ``seen`` bytes; False if somebody receives meanwhile.
@@ -269,6 +277,12 @@ class Handle:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await received.wait()
+
+
+async def _end(released: asyncio.Event, outbox: Outbox, stream: IOStream) -> None:
+    await released.wait()
+    await outbox.drain()
+    await stream.aclose()
 
 
 class _Raw(io.RawIOBase):

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import os
 import queue
 import signal
 import threading
@@ -47,6 +48,7 @@ class SendQueue:
         self._stream = stream
         self._loop_thread = threading.get_ident()
         self._room = threading.Condition()
+        self._ended = False  # nothing more is taken
         self._outbox = Outbox(stream, partial(_post, stream.io_loop), self._wake)
 
     def put(self, data: bytes | bytearray | memoryview, block: bool = True, timeout: float | None = None) -> None:
@@ -64,7 +66,7 @@ class SendQueue:
         with self._room:
             if not self._room.wait_for(lambda: self._takes(len(data)), timeout if block and not in_loop else 0):
                 raise queue.Full
-            if self._stream.closed():
+            if self._ended or self._stream.closed():
                 raise closed_error(self._stream)
             (self._outbox.put_in_loop if in_loop else self._outbox.put)(data)
 
@@ -88,6 +90,14 @@ class SendQueue:
         """For the server: return when no more than so many bytes wait."""
         await self._outbox.drain(remaining)
 
+    async def end(self) -> None:
+        """For the server: refuse what is put from now on, and return when all that was taken has been sent."""
+        await self._outbox.drain()  # while who answers may still put more
+        with self._room:
+            self._ended = True
+            self._room.notify_all()
+        await self._outbox.drain()
+
     def _wake(self) -> None:
         with self._room:
             self._room.notify_all()
@@ -95,7 +105,7 @@ class SendQueue:
     def _takes(self, count: int) -> bool:
         """Whether so many bytes need not wait. (Those of a client who is gone are refused, without waiting.)"""
         size, limit = self._outbox.size, self._stream.max_write_buffer_size
-        return not size or limit is None or size + count <= limit or self._stream.closed()
+        return not size or limit is None or size + count <= limit or self._ended or self._stream.closed()
 
 
 class QueueServer:
@@ -120,6 +130,7 @@ class QueueServer:
             raise OptionError("mode", mode, 'must be "localhost", "public" or an address')
         with_address = _with_address(callback)
         self._io_loop = IOLoop(make_current=False)
+        self._process = os.getpid()
         self._state = threading.RLock()  # a signal handler may call stop() from within run()
         self._told = asyncio.Event()  # to stop
         self._stopping = False
@@ -179,8 +190,11 @@ class QueueServer:
 
     def stop(self) -> None:
         """Have :meth:`run` return, and wait until it has, but in its own thread: the callback's. What was put is still
-        sent, as far as clients take it within ``drain_timeout``. It may be repeated.
+        sent, as far as clients take it within ``drain_timeout``. It may be repeated. In a forked child it does nothing:
+        the server is the parent's.
         """
+        if os.getpid() != self._process:
+            return
         with self._state:
             first, self._stopping = not self._stopping, True
             runner = self._runner
@@ -214,7 +228,7 @@ class _Server(TCPServer):
             await self._serve(stream, address, sending)
         except StreamClosedError:
             if not stream.closed():
-                await sending.drain(0)
+                await sending.end()
             raise
 
     async def _serve(self, stream: IOStream, address: Any, sending: SendQueue) -> None:

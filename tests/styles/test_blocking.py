@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import threading
 import time
 import weakref
@@ -215,6 +216,7 @@ def test_a_handle_under_tls() -> None:
             assert digest(receiving.result()) == digest(large)
             ending = Call(client.unwrap)
             assert handle.recv(1) == b""
+            handle.close()
             ending.result().close()
 
 
@@ -360,6 +362,76 @@ def test_sending_to_who_is_gone_is_an_error_soon(pair: Pair) -> None:
         return False
 
     eventually(fails)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
+@pytest.mark.parametrize("size", [10, 10_000, 150_000])
+@pytest.mark.parametrize("style", ["accept", "handle"])
+def test_who_half_closes_before_anybody_receives_gets_the_answer_to_all(style: str, size: int, tls: bool) -> None:
+    def answer(sock: Any) -> None:
+        sent.wait(PATIENCE)
+        with sock:
+            count = 0
+            while data := sock.recv(3000):
+                count += len(data)
+            sock.sendall(b"%d bytes" % count)
+
+    class Pool(BlockingServer):
+        def handle(self, sock: Any, address: Any) -> None:
+            answer(sock)
+
+    sent = threading.Event()
+    secure, trusting = tls_contexts()
+    server = (Pool if style == "handle" else BlockingServer)(ssl_options=secure if tls else None)
+    with server:
+        server.listen(0, "127.0.0.1")
+        with connect(server) as raw:
+            call = Call(lambda: answer(server.accept(PATIENCE))) if style == "accept" else None
+            if tls:
+                assert half_closing(raw, trusting, bytes(size), sent) == b"%d bytes" % size
+            else:
+                raw.sendall(bytes(size))
+                raw.shutdown(socket.SHUT_WR)
+                sent.set()
+                assert everything(raw) == b"%d bytes" % size
+            if call is not None:
+                call.result()
+
+
+def half_closing(raw: socket.socket, context: ssl.SSLContext, data: bytes, sent: threading.Event) -> bytes:
+    """Send ``data`` and an end under TLS, and receive all there is."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+
+    def goes_on(step: Callable[[], object]) -> bool:
+        try:
+            step()
+        except ssl.SSLWantReadError:
+            return True
+        finally:
+            raw.sendall(outgoing.read())
+        return False
+
+    while goes_on(tls.do_handshake):
+        incoming.write(raw.recv(MEBIBYTE))
+    goes_on(lambda: tls.write(data))
+    goes_on(tls.unwrap)
+    raw.shutdown(socket.SHUT_WR)
+    sent.set()
+    incoming.write(everything(raw))
+    received = b""
+    with contextlib.suppress(ssl.SSLZeroReturnError):
+        while True:
+            received += tls.read()
+    return received
+
+
+def test_a_handle_that_nobody_has_any_more_is_closed() -> None:
+    with serving() as server, connect(server) as client:
+        client.sendall(b"hello")
+        assert exactly(server.accept(PATIENCE), 5) == b"hello"
+        gc.collect()
+        assert client.recv(1) == b""
 
 
 def test_a_handle_that_nobody_closes_is_forgotten_when_its_client_is_gone() -> None:

@@ -1,5 +1,6 @@
 """`QueueServer` and `SendQueue`: what goes wrong harms the one connection, or is a clear error, and nothing is left."""
 
+import contextlib
 import os
 import queue
 import random
@@ -263,6 +264,27 @@ def test_puts_from_many_threads_all_arrive_in_each_ones_order(taken: Taken) -> N
     for number in range(8):
         letter = bytes([65 + number])
         assert [piece for piece in pieces if piece.startswith(letter)] == [letter + b"%04d" % n for n in range(1000)]
+
+
+def test_each_put_for_a_client_that_half_closes_arrives_or_raises(taken: Taken) -> None:
+    sending, client = taken
+    counts: list[int] = []
+
+    def put_until_refused() -> None:
+        count = 0
+        with contextlib.suppress(StreamClosedError):
+            for _ in range(10_000):
+                sending.put(b"x", timeout=PATIENCE)
+                count += 1
+        counts.append(count)
+
+    putting = [Call(put_until_refused) for _ in range(4)]
+    exactly(client, 1000)
+    client.shutdown(socket.SHUT_WR)
+    received = 1000 + len(everything(client))
+    for each in putting:
+        each.result()
+    assert received == sum(counts)
 
 
 def test_large_puts_from_threads_arrive_whole_one_after_another(taken: Taken) -> None:
