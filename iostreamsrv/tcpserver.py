@@ -556,10 +556,6 @@ class TCPServer:
 
     # ---- the handler
 
-    def _function(self) -> Any:
-        """What users wrote that serves a stream, for the log to name."""
-        return self.handle_stream
-
     def _overrides(self, name: str) -> bool:
         """Whether there is a method of the user's with this name, in a subclass or on the instance."""
         return getattr(getattr(self, name), "__func__", None) is not getattr(TCPServer, name)
