@@ -55,7 +55,8 @@ class Seen(NamedTuple):
 
     :ivar key: is the same as long as it is the same call.
     :ivar where: the handler and its line, for people.
-    :ivar clients: of the server whose handler it is; None if that is not known.
+    :ivar clients: of the server whose handler it is; None if that is not known, or the stream has left it.
+    :ivar stream: None if that is not known.
     """
 
     key: tuple[Any, ...]
@@ -138,19 +139,18 @@ def _client_of(task: Any, callers: list[types.FrameType], clients: list[Any]) ->
     for frame in callers:
         if frame.f_code.co_filename.startswith((OURS, TORNADOS)):
             stream, owner = _stream_of(frame.f_locals)
-            for each in clients:
-                if each is owner:
-                    return each, stream
+            if stream is not None:
+                return next((each for each in clients if each is owner), None), stream
     return None, None
 
 
 def _stream_of(variables: Any) -> tuple[Any, Any]:
-    """The stream that a method of ours, or of Tornado's, is about, and its server's clients."""
+    """The stream that a method of ours or of Tornado's is about, and its server's clients, as far as they are known."""
     itself = variables.get("self")
     connection = _field(_field(itself, "request"), "connection")  # of Tornado's RequestHandler
     for stream in variables.get("stream"), itself, _field(itself, "stream"), _field(connection, "stream"):
         if isinstance(stream, BaseIOStream):
-            return stream, getattr(stream, "_owner", None) or itself  # one that is closed has no owner any more
+            return stream, getattr(stream, "_owner", None) or itself  # a closed one has left its server
     return None, None
 
 

@@ -30,6 +30,7 @@ from contextvars import Context
 from time import monotonic, process_time
 from typing import Any
 
+from .addresses import show
 from .events import WITHOUT_SERVER, Event
 from .stacks import Seen, Watched, outside, see, waits_for_events
 
@@ -116,8 +117,10 @@ def _tell(seen: Seen, seconds: float) -> None:
     if seen.clients is not None:
         seen.clients.blocked(seen.stream, seen.where, seconds)
     else:
-        text = f"{seen.where} has blocked the loop for {seconds:.1f} s, and all clients with it"
-        WITHOUT_SERVER.emit(Event("error", text, logging.WARNING))
+        address = None if seen.stream is None else seen.stream._peer_address()
+        whom = f", for {show(address)}" if address else ""
+        text = f"{seen.where} has blocked the loop for {seconds:.1f} s, and all clients with it{whom}"
+        WITHOUT_SERVER.emit(Event("error", text, logging.WARNING, seen.stream, address))
 
 
 class Watchdog:
@@ -155,7 +158,7 @@ class Watchdog:
     def slept(self, now: float, used: float) -> bool:
         """Whether the process did not run for a while before ``now``."""
         late = now - self._looked - TICK
-        return late >= LATE and used - self._used < late / 2
+        return late >= LATE and used - self._used < late / 4
 
     def _run(self, stop: threading.Event) -> None:
         while not stop.wait(TICK) and self._look():
