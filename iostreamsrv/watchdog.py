@@ -83,9 +83,11 @@ class Watch:
             self._alive = now
         else:
             if not self._asked:
-                self._ask(loop)
+                self._seen = None
             if now - self._alive >= LATE:
                 self._note(now, see(loop, frame, self._around, clients))
+            if not self._asked:  # not before: to ask gives the interpreter lock away, and what runs may end meanwhile
+                self._ask(loop)
 
     def _note(self, now: float, seen: Seen) -> None:
         if self._seen is None:
@@ -96,7 +98,7 @@ class Watch:
         self._looked = now
 
     def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._seen, self._asked = None, True
+        self._asked = True
         with contextlib.suppress(RuntimeError):  # the loop is closed: it is forgotten at the next look
             loop.call_soon_threadsafe(self._answer, context=Context())
 
