@@ -1,7 +1,6 @@
 """Handlers that block the loop: each is named, with its client, wherever it blocks; and nobody else is."""
 
 import asyncio
-import functools
 import gc
 import logging
 import re
@@ -358,33 +357,29 @@ async def wait_for_the_end(stream: IOStream, address: Any) -> None:
     await stream.read_until_close()
 
 
-@functools.cache
-def long_match() -> str:
-    """What this regular expression takes more than LONG seconds for, in which no other thread runs."""
-    took, count = 0.0, 18
-    while took < LONG + 0.1:
-        count += 1
+def size_of_a_long_sum() -> int:
+    """How many numbers take more than LONG seconds to add, during which no other thread runs."""
+
+    def seconds() -> float:
         began = time.thread_time()
-        NEVER.match("a" * count + "b")
-        took = time.thread_time() - began
-    return "a" * count + "b"
+        sum(range(1_000_000))
+        return time.thread_time() - began
+
+    return int(1_000_000 * 1.5 * LONG / min(seconds() for _ in range(5)))
 
 
-NEVER = re.compile("(a+)+$")
-
-
-class Matches(TCPServer):
+class Adds(TCPServer):
     async def handle_stream(self, stream: IOStream, address: Any) -> None:
+        size = size_of_a_long_sum()
         await stream.read_until(b"\n")
-        NEVER.match(long_match())
+        sum(range(size))
         await stream.read_until_close()
 
 
 @pytest.mark.gen_test
 async def test_a_call_that_lets_no_other_thread_run_is_named_as_well(serving: Serving) -> None:
-    long_match()
-    event, address = await warning_of(serving.started(Matches()), serving, LINE)
-    found = re.fullmatch(has_blocked("Matches.handle_stream"), event.text)
+    event, address = await warning_of(serving.started(Adds()), serving, LINE)
+    found = re.fullmatch(has_blocked("Adds.handle_stream"), event.text)
     assert found
     assert found[2] == address
 
