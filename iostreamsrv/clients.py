@@ -59,6 +59,7 @@ class Clients:
     :param asks_nothing: whether a shutdown need not wait for this stream.
     :param may_end: whether a shutdown may close this stream, whose handler has answered and reads again.
     :param closes_in_order: whether ``close()`` of a stream does what ``aclose()`` does.
+    :param may_block: whether handlers run in the loop, so that it is to be watched.
     :param on_place: is called when a place has become free that a newcomer was refused for.
     :ivar open: the streams, by their id.
     :ivar draining: whether the server is shutting down.
@@ -76,6 +77,7 @@ class Clients:
         asks_nothing: Callable[[IOStream], bool],
         may_end: Callable[[IOStream], bool],
         closes_in_order: bool,
+        may_block: bool,
         on_place: Callable[[], None],
     ) -> None:
         self.options = options
@@ -84,6 +86,7 @@ class Clients:
         self.permits = Permits(self.open, options, self.events, on_place)
         self.draining = False
         self.closes_in_order = closes_in_order
+        self._may_block = may_block
         self._draining_waited: set[asyncio.Future[None]] = set()
         self._ends_answered = False  # the time has passed in which a request may still begin
         self._server = server
@@ -129,7 +132,7 @@ class Clients:
                 connection.close()
             return
         stream = IOStream._of_client(connection, address, self.options, self, context.copy())
-        if self.deadlines.run(stream._hub.loop):
+        if self.deadlines.run(stream._hub.loop) and self._may_block:
             watch(stream._hub.loop, self)
         if self.permits.is_free() or self._make_room_for(address):
             self.open[stream.id] = stream

@@ -103,6 +103,7 @@ class TCPServer:
             asks_nothing=self._asks_nothing,
             may_end=self._may_end,
             closes_in_order=self._closes_in_order,
+            may_block=self._may_block,
             on_place=self._go_on,
         )
         self.events: Events = self._clients.events
@@ -484,6 +485,9 @@ class TCPServer:
     def _may_end(self, stream: IOStream) -> bool:
         """Whether a shutdown may close a stream whose handler has answered, as far as bytes tell, and reads again."""
         return True
+
+    _may_block = True
+    """Whether what users write runs in the loop, and so may block it."""
 
     _closes_in_order = False
     """Whether ``close()`` of a client's stream is to do what ``aclose()`` does."""
