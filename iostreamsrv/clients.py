@@ -11,7 +11,6 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
-from time import monotonic
 from typing import Any, Protocol
 
 import tornado.iostream
@@ -23,12 +22,12 @@ from .errors import CloseReason, FramingError, StreamClosedError
 from .events import Event, Events
 from .faults import fault
 from .greeting import Greeter, client
-from .hub import BLOCKED
 from .ioloop import given_up
 from .iostream import BaseIOStream, IOStream
 from .options import ServerOptions
 from .permits import Permits, host_of
 from .registry import Groups
+from .watchdog import watch
 
 GOODBYES = 64
 """Rejected clients that are told so at a time. Who comes on top of them is closed without a word."""
@@ -59,9 +58,6 @@ class Serving(Protocol):
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
         """One was served, and has ended."""
 
-    def _function(self) -> Any:
-        """What users wrote that serves one, for the log to name."""
-
 
 class Clients:
     """All clients of a server, from the accept to the end.
@@ -71,6 +67,7 @@ class Clients:
     :param asks_nothing: whether a shutdown need not wait for this stream.
     :param may_end: whether a shutdown may close this stream, whose handler has answered and reads again.
     :param closes_in_order: whether ``close()`` of a stream does what ``aclose()`` does.
+    :param may_block: whether handlers run in the loop, so that it is to be watched.
     :param on_place: is called when a place has become free that a newcomer was refused for.
     :ivar open: the streams, by their id.
     :ivar draining: whether the server is shutting down.
@@ -88,6 +85,7 @@ class Clients:
         asks_nothing: Callable[[IOStream], bool],
         may_end: Callable[[IOStream], bool],
         closes_in_order: bool,
+        may_block: bool,
         on_place: Callable[[], None],
     ) -> None:
         self.options = options
@@ -96,6 +94,7 @@ class Clients:
         self.permits = Permits(self.open, options, self.events, on_place, lambda: GOODBYES if rejects() else 0)
         self.draining = False
         self.closes_in_order = closes_in_order
+        self._may_block = may_block
         self._draining_waited: set[asyncio.Future[None]] = set()
         self._ends_answered = False  # the time has passed in which a request may still begin
         self._server = server
@@ -114,9 +113,6 @@ class Clients:
         self._end = CloseReason.SHUTDOWN  # what a cancelled handler's stream ends with
         self._ended: deque[tuple[IOStream, bool]] = deque()  # to be told of, and whether it had a handler
         self._telling = False
-        self._step_began = 0.0
-        self._first_steps = 0  # that the loop is still to make
-        self._context = Context()  # of what is not a client's
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self._on_handled = self._handled
 
@@ -144,7 +140,8 @@ class Clients:
                 connection.close()
             return
         stream = IOStream._of_client(connection, address, self.options, self, context.copy())
-        self.deadlines.run(stream._hub.loop)
+        if self.deadlines.run(stream._hub.loop) and self._may_block:
+            watch(stream._hub.loop, self)
         if self.permits.is_free() or self._make_room_for(address):
             self.open[stream.id] = stream
         elif not self._reject(stream, address, "max_connections"):
@@ -206,16 +203,13 @@ class Clients:
     def _call(self, name: str, stream: IOStream, address: Any) -> None:
         context = stream._callback_context
         assert context is not None
-        began = monotonic()
         try:
             coroutine = context.run(self._begin, name, stream, address)
             if coroutine is None:
                 return self._returned(self._successor(stream))
-            handling = self._start(coroutine, stream, context)
+            handling = stream._hub.loop.create_task(coroutine, context=context)
         except (Exception, asyncio.CancelledError) as error:
             return self._handler_failed(self._successor(stream), name, error)
-        finally:
-            self._look_for_blocking(stream, began)
         self._handling[handling] = stream
         self._successor(stream)._has_handler = True
         handling.add_done_callback(self._on_handled, context=context)
@@ -227,40 +221,6 @@ class Clients:
             return None
         coroutine = _coroutine(result)
         return _goodbye(coroutine) if stream.id in self._rejected else coroutine
-
-    def _start(self, coroutine: Coroutine[Any, Any, None], stream: IOStream, context: Context) -> "asyncio.Task[None]":
-        """Have the loop run a handler, and look how long its first step takes; the hub looks at most of the others.
-
-        The first steps of clients that are accepted together follow each other: where one ends the next begins.
-        """
-        loop = stream._hub.loop
-        if not self._first_steps:
-            loop.call_soon(self._first_step_begins, context=self._context)
-        self._first_steps += 1
-        handling = loop.create_task(coroutine, context=context)
-        loop.call_soon(self._first_step_ended, stream, context=self._context)
-        return handling
-
-    def _first_step_begins(self) -> None:
-        self._step_began = monotonic()
-
-    def _first_step_ended(self, stream: IOStream) -> None:
-        self._first_steps -= 1
-        self._step_began = self._look_for_blocking(stream, self._step_began)
-
-    def _look_for_blocking(self, stream: IOStream, began: float) -> float:
-        """Warn if the loop has been blocked since ``began``; what time it is."""
-        now = monotonic()
-        if now - began >= BLOCKED:
-            stream._hub.now = now  # it is said once
-            self._blocked(stream, now - began)
-        return now
-
-    def _blocked(self, stream: IOStream, seconds: float) -> None:
-        function = self._server._function()
-        name = getattr(function, "__qualname__", None) or repr(function)
-        text = f"{name} has blocked the loop for {seconds:.1f} s, and all clients with it, serving {client(stream)}"
-        self.events.emit(Event("error", text, logging.WARNING, stream, stream.remote_address))
 
     def _successor(self, stream: IOStream) -> IOStream:
         """The one that ``start_tls()`` has put in its place, perhaps."""
@@ -322,6 +282,23 @@ class Clients:
         """What users wrote has a fault."""
         text = f"Exception in callback {name} for {client(stream)}"
         self._complain("error", stream, text, CloseReason.HANDLER_ERROR, error, logging.ERROR)
+
+    # ---- watched
+
+    @property
+    def watched(self) -> bool:
+        """Whether there may be clients, for the watchdog."""
+        return self.deadlines.running
+
+    def client_of(self, task: Any) -> IOStream | None:
+        """The stream that ``task`` serves as its handler."""
+        return self._handling.get(task)
+
+    def blocked(self, stream: IOStream, where: str, seconds: float) -> None:
+        """What serves ``stream`` has blocked the loop for so long."""
+        stream = self._successor(stream)
+        text = f"{where} has blocked the loop for {seconds:.1f} s, and all clients with it, serving {client(stream)}"
+        self.events.emit(Event("error", text, logging.WARNING, stream, stream.remote_address))
 
     # ---- finished
 

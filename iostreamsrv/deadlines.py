@@ -59,10 +59,12 @@ class Deadlines:
 
     :param streams: of a server, those that are rejected excepted.
     :ivar options: the timeouts; may be replaced at any time.
+    :ivar running: whether it looks at streams, as there are some, or were at the last look.
     """
 
     def __init__(self, options: ServerOptions, *streams: Mapping[int, IOStream]) -> None:
         self.options = options
+        self.running = False
         self._streams = streams
         self._phases: dict[int, Phase] = {}
         self._windows: dict[int, Window] = {}
@@ -96,11 +98,14 @@ class Deadlines:
 
     # ---- the clock
 
-    def run(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Look at the streams from now on, as long as there are any."""
-        if self._timer is None or self._loop is not loop:
-            self._looked, self._was_late = monotonic(), False
-            self._look_again(loop)
+    def run(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Look at the streams from now on, as long as there are any; whether that is news."""
+        if self.running and self._loop is loop:
+            return False
+        self.running = True
+        self._looked, self._was_late = monotonic(), False
+        self._look_again(loop)
+        return True
 
     def restart(self) -> None:
         """The options have changed."""
@@ -138,6 +143,7 @@ class Deadlines:
         self._timer = None
         streams = list(self._all())
         if not streams:
+            self.running = False
             return  # until run() is called for the next one
         now = monotonic()
         late = now - self._due > SLEPT

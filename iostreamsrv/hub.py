@@ -53,9 +53,6 @@ may have to wait for three runs: the one its timer falls into, and one each befo
 With what is sent at the end of a run that is to stay below 15 ms, however busy the streams are.
 """
 
-BLOCKED = 0.5
-"""Seconds that a handler may keep the loop without a warning. All others wait meanwhile."""
-
 _AGAIN = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
 
 _EDGE = 1 << 31  # EPOLLET
@@ -88,9 +85,6 @@ class Dispatched(Protocol):
 
     def forget_output(self) -> None:
         """In a forked child: send nothing of what waits, as the parent does."""
-
-    def _held_up(self, seconds: float) -> None:
-        """Its dispatch has kept the loop for so long."""
 
 
 _WAKEUP = "task_wakeup"  # what the C Task of CPython names the method that it leaves with a future
@@ -276,8 +270,6 @@ class Hub:
                     events = READABLE
                 stream.dispatch(events)
                 now = monotonic()
-            if now >= end and now - self.now >= BLOCKED:
-                stream._held_up(now - self.now)
         finally:
             # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
             self._left = count

@@ -103,6 +103,7 @@ class TCPServer:
             asks_nothing=self._asks_nothing,
             may_end=self._may_end,
             closes_in_order=self._closes_in_order,
+            may_block=self._may_block,
             on_place=self._go_on,
         )
         self.events: Events = self._clients.events
@@ -485,6 +486,9 @@ class TCPServer:
         """Whether a shutdown may close a stream whose handler has answered, as far as bytes tell, and reads again."""
         return True
 
+    _may_block = True
+    """Whether what users write runs in the loop, and so may block it."""
+
     _closes_in_order = False
     """Whether ``close()`` of a client's stream is to do what ``aclose()`` does."""
 
@@ -555,10 +559,6 @@ class TCPServer:
         self.replace_options(read_chunk_size=value)
 
     # ---- the handler
-
-    def _function(self) -> Any:
-        """What users wrote that serves a stream, for the log to name."""
-        return self.handle_stream
 
     def _overrides(self, name: str) -> bool:
         """Whether there is a method of the user's with this name, in a subclass or on the instance."""

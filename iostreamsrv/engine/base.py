@@ -127,7 +127,10 @@ class BaseIOStream(ReadSide):
         registered, self._close_callback = self._close_callback, None
         if registered is not None and not self._hub.loop.is_closed():
             context, callback = registered
-            self._hub.loop.call_soon(self.io_loop._run_callback, callback, context=context)
+            self._hub.loop.call_soon(self._call, callback, context=context)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        self.io_loop._run_callback(callback)  # the watchdog sees from this frame whose it is
 
     def close(
         self,

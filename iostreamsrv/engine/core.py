@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import logging
 import time
 from asyncio import Future, TimerHandle
 from collections import deque
@@ -79,9 +78,6 @@ class Owner(Protocol):
 
     def _replace(self, stream: Any) -> None:
         """``stream`` goes on in the place of the one that had its ``id``."""
-
-    def _blocked(self, stream: Any, seconds: float) -> None:
-        """What ``stream`` has woken has kept the loop for so long."""
 
 
 class StreamCore(tornado.iostream.BaseIOStream):
@@ -381,14 +377,6 @@ class StreamCore(tornado.iostream.BaseIOStream):
         """For the hub, in a forked child: send nothing of what waits, as the parent does."""
         self._corked = self._write_buffer = None
         self._corked_size = 0
-
-    def _held_up(self, seconds: float) -> None:
-        """For the hub: what this stream has woken has kept the loop for so long."""
-        if self._owner is not None:
-            self._owner._blocked(self, seconds)
-        else:
-            text = f"the loop was blocked for {seconds:.1f} s by what {self!r} has woken"
-            WITHOUT_SERVER.emit(Event("error", text, logging.WARNING, self))
 
     def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""

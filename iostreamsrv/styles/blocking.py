@@ -251,6 +251,7 @@ class _Server(TCPServer):
     """What a `BlockingServer` is for its loop."""
 
     when_full: Full = "reject"
+    _may_block = False  # no watchdog: what users write runs in threads, and `process` makes none
 
     def __init__(
         self,

@@ -187,9 +187,6 @@ class CallbackServer(TCPServer):
             self._tick_later(stream.io_loop, self.tick_interval)
         await conversation.run()
 
-    def _function(self) -> Any:
-        return self.on_data
-
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
         """For the server: the end of one."""
         conversation = self._conversations.get(stream.id)

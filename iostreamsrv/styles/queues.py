@@ -8,7 +8,6 @@ QueueServer("localhost", 5000, echo).run()
 
 import asyncio
 import contextlib
-import functools
 import inspect
 import os
 import queue
@@ -218,9 +217,6 @@ class _Server(TCPServer):
         super().__init__(**options)
         self._callback = callback
 
-    def _function(self) -> Any:
-        return self._callback
-
     async def handle_stream(self, stream: IOStream, address: Any) -> None:
         sending = SendQueue(stream, address)
         stream.allow_half_open = True  # its end must not close the stream before all that was put has been sent
@@ -254,7 +250,7 @@ def _with_address(callback: Any) -> Callable[[Any, SendQueue, bytes], object]:
     if not callable(callback) or inspect.iscoroutinefunction(callback):
         raise OptionError("callback", callback, "must be a plain function of (queue, data) or (address, queue, data)")
     if _takes_arguments(callback, 2):
-        return functools.wraps(callback)(lambda address, sending, data: callback(sending, data))
+        return lambda address, sending, data: callback(sending, data)
     if _takes_arguments(callback, 3):
         return callback  # type: ignore[no-any-return]
     raise OptionError("callback", callback, "must take (queue, data) or (address, queue, data)")

@@ -1,0 +1,181 @@
+"""Who blocks a loop: what the stack of its thread tells to another thread.
+
+**What blocks.** Of the stack, the frames that the loop has called. How many there are around these is known from the
+last time that the loop has called us. The outermost of them that is neither Python's nor Tornado's nor ours is the
+handler; the innermost one is the line.
+
+**For whom.** The client is found
+
+- by the task: a handler's, or one that a handler waits for (``await``, ``gather``, ``wait_for``, a ``TaskGroup``);
+- else by the frames that have called the handler: ours, and those of Tornado's HTTP server, have the stream.
+
+A task that a handler has made and does not wait for is nobody's: it is named alone.
+
+All this reads only. No frame is kept, and no code of users is called: it may not be made for another thread.
+"""
+
+import asyncio
+import functools
+import gc
+import os
+import selectors
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import tornado
+from tornado.iostream import BaseIOStream
+
+OURS = str(Path(__file__).parent) + os.sep
+TORNADOS = str(Path(tornado.__file__).parent) + os.sep
+PYTHONS = str(Path(os.__file__).parent) + os.sep
+PACKAGES = {"site-packages", "dist-packages"}  # may be within Python's
+
+RELATED = 100
+"""Futures and callbacks that are looked at to find the handler that waits for a task."""
+
+
+class Watched(Protocol):
+    """The clients of a server."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether there may be any."""
+
+    def client_of(self, task: Any) -> Any:
+        """The stream that ``task`` serves as its handler; None if there is none."""
+
+    def blocked(self, stream: Any, where: str, seconds: float) -> None:
+        """What serves ``stream`` has blocked the loop."""
+
+
+class Seen(NamedTuple):
+    """What runs in a loop.
+
+    :ivar key: is the same as long as it is the same call.
+    :ivar where: the handler and its line, for people.
+    :ivar clients: of the server whose handler it is; None if that is not known, or the stream has left it.
+    :ivar stream: None if that is not known.
+    """
+
+    key: tuple[Any, ...]
+    where: str
+    clients: Watched | None
+    stream: Any
+
+
+def waits_for_events(frame: types.FrameType) -> bool:
+    """Whether a loop of asyncio's is in its selector. A handler may use one as well, but calls it itself."""
+    caller = frame.f_back
+    return (
+        frame.f_code.co_filename == selectors.__file__
+        and caller is not None
+        and caller.f_code.co_filename == asyncio.base_events.__file__
+    )
+
+
+def outside(frame: types.FrameType | None) -> int:
+    """How many frames there are around a loop that has called ``frame``: from the program's innermost one outwards."""
+    while frame is not None and not _is_programs(frame):
+        frame = frame.f_back
+    return len(_stack(frame))
+
+
+def see(loop: asyncio.AbstractEventLoop, frame: types.FrameType, around: int, clients: list[Any]) -> Seen:
+    """What runs now.
+
+    :param frame: the innermost of the loop's thread.
+    :param around: how many are around the loop; see :func:`outside`.
+    :param clients: of the servers in this loop, each a `Watched`.
+    """
+    task = asyncio.current_task(loop)
+    stack = _stack(frame)
+    stack = stack[: len(stack) - around] or stack[:1]
+    programs = [number for number, each in enumerate(stack) if _is_programs(each)] or [0]
+    inner, outer = stack[programs[0]], stack[programs[-1]]
+    found, stream = _client_of(task, stack[programs[-1] :], clients)
+    where = f"{outer.f_code.co_qualname} ({_line(outer)}"
+    if inner is not outer:
+        where += f", in {inner.f_code.co_qualname}, {_line(inner)}"
+    return Seen((id(task), id(stream), outer.f_code), where + ")", found, stream)
+
+
+def _stack(frame: types.FrameType | None) -> list[types.FrameType]:
+    """The frame, and those that have called it, the innermost first."""
+    frames = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+def _line(frame: types.FrameType) -> str:
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+def _is_programs(frame: types.FrameType) -> bool:
+    return _is_program(frame.f_code.co_filename)
+
+
+@functools.lru_cache(1024)
+def _is_program(filename: str) -> bool:
+    """Whether a file is neither Python's nor Tornado's nor ours."""
+    if filename.startswith((OURS, TORNADOS, "<frozen ")):
+        return False
+    return not filename.startswith(PYTHONS) or not PACKAGES.isdisjoint(Path(filename).parts)
+
+
+def _client_of(task: Any, callers: list[types.FrameType], clients: list[Any]) -> tuple[Watched | None, Any]:
+    """Whom a task serves, or what its frames were called for."""
+    for related in _waiters(task):
+        for each in clients:
+            stream = each.client_of(related)
+            if stream is not None:
+                return each, stream
+        frame = getattr(related.get_coro(), "cr_frame", None)
+        if frame is not None and related is not task:
+            callers.append(frame)
+    for frame in callers:
+        if frame.f_code.co_filename.startswith((OURS, TORNADOS)):
+            stream, owner = _stream_of(frame.f_locals)
+            if stream is not None:
+                return next((each for each in clients if each is owner), None), stream
+    return None, None
+
+
+def _stream_of(variables: Any) -> tuple[Any, Any]:
+    """The stream that a method of ours or of Tornado's is about, and its server's clients, as far as they are known."""
+    itself = variables.get("self")
+    connection = _field(_field(itself, "request"), "connection")  # of Tornado's RequestHandler
+    for stream in variables.get("stream"), itself, _field(itself, "stream"), _field(connection, "stream"):
+        if isinstance(stream, BaseIOStream):
+            return stream, getattr(stream, "_owner", None) or itself  # a closed one has left its server
+    return None, None
+
+
+def _field(thing: Any, name: str) -> Any:
+    """Of an instance; a property may be somebody's code."""
+    return getattr(thing, "__dict__", {}).get(name)
+
+
+def _waiters(task: Any) -> Iterator[Any]:
+    """A task, the tasks that wait for it, and those that wait for these."""
+    todo, known = [task], set[int]()
+    while todo and len(known) < RELATED:
+        thing = todo.pop()
+        if id(thing) in known:
+            continue
+        known.add(id(thing))
+        if isinstance(thing, asyncio.Task):
+            yield thing
+        if isinstance(thing, asyncio.Future):
+            todo += [callback for callback, _ in thing._callbacks or ()]
+        elif isinstance(thing, types.MethodType | types.BuiltinMethodType):
+            todo.append(thing.__self__)
+        elif isinstance(thing, types.FunctionType):
+            todo += gc.get_referents(*(thing.__closure__ or ()))
+        elif isinstance(thing, functools.partial):
+            todo += thing.args
+        elif isinstance(thing, asyncio.TaskGroup):
+            todo.append(_field(thing, "_parent_task"))
