@@ -31,8 +31,7 @@ likewise).
 QUIET = 10.0
 """Seconds in which that is logged once."""
 
-# What accept(2) can fail with, in five kinds:
-NONE_WAITING = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
+# What accept(2) can fail with, but for a BlockingIOError, in four kinds:
 # The client left the queue before its turn, or its network failed; accept(2) of Linux passes such errors on, and says
 # to go on.
 CLIENT_GONE = frozenset(
@@ -87,6 +86,7 @@ class Acceptor:
         self.listener = listener
         self._accepted = accepted
         self._prepare = prepare
+        self._inherits = listener.family in (socket.AF_INET, socket.AF_INET6)
         self._has_place = has_place
         self._one_waits = one_waits
         self._events = events
@@ -177,6 +177,10 @@ class Acceptor:
         """Accept one; whether another one may be there."""
         try:
             connection, address = self.listener.accept()
+        except BlockingIOError:
+            if self._inherits:
+                self._prepare = None  # whoever comes now has the listener's options
+            return False
         except OSError as error:
             return self._failed(error)
         self._pause = PAUSE_FIRST
@@ -195,15 +199,9 @@ class Acceptor:
             self._rest(error)
         elif error.errno in LISTENER_GONE:
             self.stop()
-        elif error.errno in NONE_WAITING:
-            self._none_waiting()
         else:
             raise error
         return False
-
-    def _none_waiting(self) -> None:
-        if self.listener.family in (socket.AF_INET, socket.AF_INET6):
-            self._prepare = None  # whoever comes now inherits
 
     # ---- out of descriptors
 

@@ -204,23 +204,18 @@ class Clients:
         context = stream._callback_context
         assert context is not None
         try:
-            coroutine = context.run(self._begin, name, stream, address)
-            if coroutine is None:
+            result = context.run(getattr(self._server, name), stream, address)
+            if result is None:
                 return self._returned(self._successor(stream))
+            coroutine = _coroutine(result)
+            if stream.id in self._rejected:
+                coroutine = _goodbye(coroutine)
             handling = stream._hub.loop.create_task(coroutine, context=context)
         except (Exception, asyncio.CancelledError) as error:
             return self._handler_failed(self._successor(stream), name, error)
         self._handling[handling] = stream
         self._successor(stream)._has_handler = True
         handling.add_done_callback(self._on_handled, context=context)
-
-    def _begin(self, name: str, stream: IOStream, address: Any) -> Coroutine[Any, Any, None] | None:
-        """Call a handler; the coroutine, if it is not over with that."""
-        result = getattr(self._server, name)(stream, address)
-        if result is None:
-            return None
-        coroutine = _coroutine(result)
-        return _goodbye(coroutine) if stream.id in self._rejected else coroutine
 
     def _successor(self, stream: IOStream) -> IOStream:
         """The one that ``start_tls()`` has put in its place, perhaps."""
@@ -244,7 +239,8 @@ class Clients:
             self._retire(stream, CloseReason.REJECTED)
         elif self.options.close_on_return:
             self._retire_unless_read(stream)
-        self._let_go(stream)
+        if not (stream.id in self.open or stream.id in self._rejected):
+            stream._callback_context = None
 
     def _retire_unless_read(self, stream: IOStream) -> None:
         """Close ``stream``, whose handler has returned, unless somebody reads it: then look again when that is over."""
@@ -351,16 +347,11 @@ class Clients:
                     self._tell_of_close(stream)
                 if handled and self._closes():
                     run_for(stream, self._call_handle_close, stream)
-                self._let_go(stream)
+                if not stream._has_handler:
+                    # Nothing runs there any more, and a variable may keep the stream.
+                    stream._callback_context = None
         finally:
             self._telling = False
-
-    def _let_go(self, stream: IOStream) -> None:
-        """Part a stream from its context, if both have ended, the stream and its handler: nothing runs there any more,
-        and a variable may keep the stream.
-        """
-        if not (stream._has_handler or stream.id in self.open or stream.id in self._rejected):
-            stream._callback_context = None
 
     def _tell_of_close(self, stream: IOStream) -> None:
         reason, address = stream.close_reason, stream.remote_address
@@ -511,9 +502,9 @@ async def _wait(
     return (await asyncio.wait(futures, timeout=timeout))[1] if futures else set()
 
 
-async def _wait_for(future: Awaitable[Any]) -> None:
-    """A coroutine of one stream's own: the future may be anybody's, even one that several handlers return."""
-    await future
+async def _wait_for(result: Any) -> None:
+    """A coroutine of one stream's own: a future may be anybody's, even one that several handlers return."""
+    await gen.convert_yielded(result)
 
 
 async def _goodbye(handling: Awaitable[None]) -> None:
@@ -527,4 +518,4 @@ async def _goodbye(handling: Awaitable[None]) -> None:
 
 
 def _coroutine(result: Any) -> Coroutine[Any, Any, None]:
-    return result if inspect.iscoroutine(result) else _wait_for(gen.convert_yielded(result))
+    return result if inspect.iscoroutine(result) else _wait_for(result)
