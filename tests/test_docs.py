@@ -248,7 +248,7 @@ def test_every_public_name_has_its_entry_in_the_reference(module: str) -> None:
     assert [name for name in public if f"{module}.{name}" not in documented()] == []
 
 
-FOR_THE_HUB = {"dispatch", "lose_descriptor", "uncork"}
+FOR_THE_HUB = {"dispatch", "forget_output", "lose_descriptor", "uncork"}
 """Methods of a stream that have public names and are not for users."""
 
 CLASSES = ["IOStream", "PipeIOStream", "TCPClient", "TCPServer"]
