@@ -193,6 +193,7 @@ class Hub:
     reports_ends = True
 
     def __init__(self, io_loop: IOLoop) -> None:
+        self.inherited = False
         self.io_loop = io_loop
         self.loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
         self.now = monotonic()
@@ -200,7 +201,6 @@ class Hub:
         self.running = False
         self.crowded = False
         self.corked: list[Dispatched] = []
-        self.inherited = False
         self._due: deque[tuple[Dispatched, int]] = deque()
         self._left = 0  # how many of what is due are of a batch that was begun
         self._again: set[Dispatched] = set()
