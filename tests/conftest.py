@@ -2,7 +2,10 @@
 
 import asyncio
 import functools
+import logging
+import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -17,6 +20,16 @@ from tests.support import PATIENCE, MemoryPeer, Peer, open_descriptors, tcp_pair
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "plain(why): not to be run under TLS")
     heed_signals()
+    if sys.flags.dev_mode and (hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None)):
+        debug_this_process_only()
+
+
+def debug_this_process_only() -> None:
+    """With ``-X dev``: programs that tests start run as users run them, and a slow callback is no trouble, as everything
+    is slow then."""
+    for name in "PYTHONDEVMODE", "PYTHONASYNCIODEBUG":
+        os.environ.pop(name, None)
+    logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).startswith("Executing %s took"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

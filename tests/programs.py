@@ -146,7 +146,7 @@ def eventually(condition: Callable[[], object], seen: Callable[[], object], pati
 
 
 REPORTING = """
-import asyncio, collections, gc, json, os, pkgutil, signal, sys
+import asyncio, collections, gc, json, os, pathlib, pkgutil, signal, sys
 
 import iostreamsrv
 
@@ -178,7 +178,7 @@ def report(server):
         tasks=len(asyncio.all_tasks()),
         streams=len(server.streams),
         reasons=dict(server.reasons),
-        resident=int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+        resident=int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
     ))
 
 

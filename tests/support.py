@@ -212,7 +212,7 @@ class TLSEnd:
     def recv(self, size: int, flags: int = 0) -> bytes:
         while not self._unread:
             try:
-                self._unread = self.tls.read(size)
+                self._unread = self.tls.read(min(size, 1 << 16))  # it reserves as much each time
             except ssl.SSLWantReadError:
                 self._receive()
             except ssl.SSLZeroReturnError:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import socket
 import threading
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ REQUEST = 0.3
 BUSY = 20
 """Clients at a time."""
 
-SLACK = 0.3 + 2.0
+SLACK = 0.3 + (5.0 if sys.flags.dev_mode else 2.0)
 """Seconds for the rest of a shutdown: what is promised, and what a busy machine may add to it."""
 
 THINKING = [0.0, 0.02]

@@ -936,7 +936,7 @@ async def test_a_flood_of_pings_that_nobody_takes_the_answers_of_is_not_queued(s
     peer = await upgraded(serving.connect(server))
     (stream,) = server.streams
     pings = frame(bytes(125), 0x89) * 1000
-    for _ in range(100):
+    for _ in range(3):
         await peer.send_all(pings)
-    await eventually(lambda: stream.bytes_read > 99 * len(pings))
-    assert stream.queued < 100_000  # of 13 MB; what is corked may be 64 KiB
+    await eventually(lambda: stream.bytes_read > 2 * len(pings))
+    assert stream.queued < 100_000  # of 390 KB; what is corked may be 64 KiB

@@ -252,7 +252,7 @@ class TLSEngine:
         self._incoming.write(ciphertext)
         self._size = length
         try:
-            record = self.object.read(size)
+            record = self.object.read(size if size < length else length)
         except ssl.SSLError as error:
             self._brought_nothing(error, WORK)
         else:
@@ -286,7 +286,7 @@ class TLSEngine:
             try:
                 if not (self._inside or (self._chunk and self._feed_record())):
                     break
-                record = self.object.read(size)
+                record = self.object.read(size if size < RECORD else RECORD)  # it reserves as much each time
             except ssl.SSLError as error:
                 self._inside = False
                 work = self._brought_nothing(error, work)
