@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import logging
 import socket
-import threading
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, ClassVar
