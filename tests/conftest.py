@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def debug_this_process_only() -> None:
-    """With ``-X dev``: programs that tests start run as users run them, and slow callbacks are no trouble, as everything
+    """With ``-X dev``: programs that tests start run as users run them, and slow callbacks are no trouble: everything
     is slow then."""
     for name in "PYTHONDEVMODE", "PYTHONASYNCIODEBUG":
         os.environ.pop(name, None)
