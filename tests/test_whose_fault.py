@@ -49,10 +49,13 @@ def serving(io_loop: IOLoop) -> Iterator[Serving]:
 async def upstream(act: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[tuple[str, int]]:
     """Somebody else's server, who does this to each client; its address."""
 
+    acting: set[asyncio.Task[Any] | None] = set()
+
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        acting.add(asyncio.current_task())
         try:
             await act(writer)
-        except ConnectionError:
+        except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
@@ -62,6 +65,9 @@ async def upstream(act: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> As
         yield server.sockets[0].getsockname()
     finally:
         server.close()
+        for task in acting:
+            assert task is not None
+            task.cancel()
 
 
 async def is_silent(writer: asyncio.StreamWriter) -> None:

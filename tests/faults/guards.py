@@ -46,10 +46,16 @@ def leave_failed_handlers_open() -> None:
 
 
 def search_from_the_start() -> None:
-    """How far a fruitless search for a delimiter came is forgotten."""
+    """How far a fruitless search for a delimiter came is forgotten. Such a search is so fast that it is made ten times,
+    for its cost to stand out from the rest.
+    """
     take_until = ReadBuffer.take_until
 
     def forgetful(self: ReadBuffer, needle: bytes, limit: int | None) -> bytes | None:
+        for _ in range(9):
+            self._needle = None
+            if needle in self.contents():
+                break
         self._needle = None
         return take_until(self, needle, limit)
 
