@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import time
-import weakref
 from asyncio import TimerHandle
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -86,7 +85,7 @@ class Acceptor:
         self.listener = listener
         self._accepted = accepted
         self._prepare = prepare
-        self._inherits = listener.family in (socket.AF_INET, socket.AF_INET6)
+        self._passes_options_on = listener.family in (socket.AF_INET, socket.AF_INET6)
         self._has_place = has_place
         self._one_waits = one_waits
         self._events = events
@@ -98,8 +97,7 @@ class Acceptor:
         self._pause = PAUSE_FIRST
         self._quiet_until = 0.0
         self._reserve = -1  # a descriptor to give up for a client who is to be told that there is none
-        self._inherited = False  # this is a forked child, and its parent accepts by the same epoll
-        _acceptors.add(self)
+        self._process = os.getpid()  # in which it began to watch
 
     def start(self, io_loop: IOLoop) -> None:
         """Accept on ``io_loop``, and no longer on the loop before."""
@@ -112,8 +110,6 @@ class Acceptor:
 
     def stop(self) -> None:
         """Stop accepting; the listener stays open."""
-        if self._inherited:
-            self._leave_to_parent()
         self.pause()
         self._io_loop = None
         self._drop_reserve()
@@ -128,25 +124,25 @@ class Acceptor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._watching:
-            self._watching = False
-            if self._io_loop is not None and not _is_closed(self._io_loop):
-                self._io_loop.remove_handler(self._fd)
-
-    def _leave_to_parent(self) -> None:
-        """Have the loop forget the listener, but not its epoll, which is the parent's as well."""
-        self._inherited = self._watching = False
-        if self._io_loop is not None:
+        if not self._watching:
+            return
+        inherited, self._watching = self._inherited, False
+        if self._io_loop is None or _is_closed(self._io_loop):
+            return
+        if inherited:  # the loop forgets the listener, but not its epoll, which is the parent's as well
             self._io_loop.handlers.pop(self._fd, None)  # type: ignore[attr-defined]
+        else:
+            self._io_loop.remove_handler(self._fd)
 
-    def inherit(self) -> None:
-        """In a forked child: go on, but stop without taking the listener out of the parent's epoll."""
-        self._inherited = self._watching
+    @property
+    def _inherited(self) -> bool:
+        """Whether this is a forked child, and its parent accepts by the same epoll."""
+        return self._watching and os.getpid() != self._process
 
     def resume(self) -> None:
         """Accept again. Nothing, if it does, or was stopped."""
         if self._io_loop is not None and not self._watching and self._timer is None:
-            self._watching = True
+            self._watching, self._process = True, os.getpid()
             self._context.run(self._io_loop.add_handler, self.listener, self._on_ready, IOLoop.READ)
 
     def accept_queued(self) -> None:
@@ -178,8 +174,8 @@ class Acceptor:
         try:
             connection, address = self.listener.accept()
         except BlockingIOError:
-            if self._inherits:
-                self._prepare = None  # whoever comes now has the listener's options
+            if self._passes_options_on:
+                self._prepare = None  # connections from now on have the listener's options
             return False
         except OSError as error:
             return self._failed(error)
@@ -243,15 +239,3 @@ class Acceptor:
 
 def _is_closed(io_loop: IOLoop) -> bool:
     return bool(io_loop.asyncio_loop.is_closed())  # type: ignore[attr-defined]
-
-
-_acceptors: "weakref.WeakSet[Acceptor]" = weakref.WeakSet()
-
-
-def _inherit() -> None:
-    for acceptor in _acceptors:
-        acceptor.inherit()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_inherit)

@@ -319,7 +319,7 @@ class ReadSide(WriteSide):
     def _failed_inline(self, read: Read, error: Exception) -> "Future[Any]":
         """What a read returns, or raises, that failed before it was pending."""
         read.abandon(self._buffer)
-        if isinstance(error, (UnsatisfiableReadError, StreamBufferFullError)):
+        if isinstance(error, UnsatisfiableReadError | StreamBufferFullError):
             self._close_for_limit(error)
             return self._failed(self._closed_error("read"))
         if isinstance(error, ReadFailed):
