@@ -9,7 +9,7 @@ import socket
 import ssl
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable
 from http.client import responses
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ import pytest
 import tornado.web
 import tornado.websocket
 
-from iostreamsrv import CloseReason, IOLoop, IOStream
+from iostreamsrv import CloseReason, IOStream
 from iostreamsrv.httpserver import HTTPServer
+from tests.serving import Serving
 from tests.support import PATIENCE, eventually, on_every_loop, tls_contexts, turns
 from tests.test_httpserver import upgraded
-from tests.test_tcpserver import Serving
 
 pytestmark = on_every_loop
 
@@ -34,13 +34,6 @@ BODY = 8_000_000
 LIMIT = 100_000
 
 OVER_BOTH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 class Whole(tornado.web.RequestHandler):
@@ -91,15 +84,14 @@ class Serves(HTTPServer):
         self.ends.append(reason)
 
 
-def sent_and_then_read(address: Any, request: bytes, body: int, tls: ssl.SSLContext | None) -> bytes:
+def sent_and_then_read(address: Any, pieces: Iterable[bytes], tls: ssl.SSLContext | None) -> bytes:
     """For a thread: what a client gets that sends all it has before it reads. A reset is an error."""
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(socket.create_connection(address, 4 * PATIENCE))
         if tls is not None:
             sock = stack.enter_context(tls.wrap_socket(sock, server_hostname="localhost"))
-        sock.sendall(request)
-        for _ in range(body // 100_000):
-            sock.sendall(bytes(100_000))
+        for piece in pieces:
+            sock.sendall(piece)
         received = bytearray()
         while chunk := sock.recv(65536):
             received += chunk
@@ -113,10 +105,11 @@ def upload(path: str, size: int = BODY, *lines: str) -> bytes:
 
 async def answers_of(server: HTTPServer, request: bytes, body: int, tls: bool, tries: int = TRIES) -> list[Any]:
     context = tls_contexts()[1] if tls else None
+    pieces = [request, *[bytes(100_000)] * (body // 100_000)]
     found = []
     for _ in range(tries):
         try:
-            asking = asyncio.to_thread(sent_and_then_read, server.addresses[0], request, body, context)
+            asking = asyncio.to_thread(sent_and_then_read, server.addresses[0], pieces, context)
             found.append((await asking).partition(b"\r\n")[0])
         except OSError as error:
             found.append(error)
@@ -159,19 +152,11 @@ REFUSALS = [
 ]
 
 
-def chunked_and_then_read(address: Any, path: str, tls: ssl.SSLContext | None) -> bytes:
-    """For a thread: the first line that a client gets that sends all of a chunked body before it reads."""
+def chunked(path: str) -> list[bytes]:
+    """A request, and its body in chunks."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     chunk = b"%x\r\n%s\r\n" % (100_000 - 9, bytes(100_000 - 9))
-    with contextlib.ExitStack() as stack:
-        sock = stack.enter_context(socket.create_connection(address, 4 * PATIENCE))
-        if tls is not None:
-            sock = stack.enter_context(tls.wrap_socket(sock, server_hostname="localhost"))
-        sock.sendall(head)
-        for _ in range(BODY // 100_000):
-            sock.sendall(chunk)
-        sock.sendall(b"0\r\n\r\n")
-        return b"".join(iter(lambda: sock.recv(65536), b"")).partition(b"\r\n")[0]
+    return [head, *[chunk] * (BODY // 100_000), b"0\r\n\r\n"]
 
 
 @OVER_BOTH
@@ -183,9 +168,10 @@ async def test_no_answer_to_a_chunked_body_is_lost_while_that_is_still_coming(
     caplog.set_level(logging.CRITICAL)
     server = started(serving, tls, max_body_size=LIMIT if path == "/" else 2 * BODY)
     context = tls_contexts()[1] if tls else None
-    found = [await asyncio.to_thread(chunked_and_then_read, server.addresses[0], path, context) for _ in range(TRIES)]
+    asked = server.addresses[0], chunked(path), context
+    found = [await asyncio.to_thread(sent_and_then_read, *asked) for _ in range(TRIES)]
     await asyncio.get_running_loop().shutdown_default_executor()
-    assert found == [status] * TRIES
+    assert [answer.partition(b"\r\n")[0] for answer in found] == [status] * TRIES
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

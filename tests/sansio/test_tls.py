@@ -46,6 +46,14 @@ def carry(source: TLSEngine, target: TLSEngine) -> int:
     return len(ciphertext)
 
 
+def broken_record(source: TLSEngine) -> bytes:
+    """A record of data whose last bit was changed on its way."""
+    source.write(b"hello")
+    record = bytearray(source.take_outgoing())
+    record[-1] ^= 1
+    return bytes(record)
+
+
 def test_what_is_written_is_read(pair: tuple[TLSEngine, TLSEngine]) -> None:
     for source, target in (pair, pair[::-1]):
         source.write(b"hello")
@@ -330,11 +338,8 @@ def test_one_record_may_be_an_end(pair: tuple[TLSEngine, TLSEngine]) -> None:
 
 def test_one_broken_record_is_an_error_and_again(pair: tuple[TLSEngine, TLSEngine]) -> None:
     server, client = pair
-    client.write(b"hello")
-    ciphertext = bytearray(client.take_outgoing())
-    ciphertext[-1] ^= 1
     with pytest.raises(ssl.SSLError, match=r"(?i)mac"):
-        server.decrypt(bytes(ciphertext), 100)
+        server.decrypt(broken_record(client), 100)
     with pytest.raises(ssl.SSLError, match=r"(?i)mac"):
         server.read(100)
 
@@ -490,10 +495,7 @@ def test_an_end_that_has_come_and_nobody_has_read_is_read_after_a_close(pair: tu
 
 def test_a_broken_record_that_nobody_has_read_is_an_error_after_a_close(pair: tuple[TLSEngine, TLSEngine]) -> None:
     server, client = pair
-    client.write(b"hello")
-    record = bytearray(client.take_outgoing())
-    record[-1] ^= 1
-    server.feed(bytes(record))
+    server.feed(broken_record(client))
     server.close()
     with pytest.raises(ssl.SSLError):
         server.read(100)
