@@ -14,6 +14,7 @@ import pytest
 from iostreamsrv import IOLoop, IOStream, hub
 from iostreamsrv.memory import MemorySocket, MemoryStream
 from tests.programs import heed_signals
+from tests.serving import Serving
 from tests.support import PATIENCE, MemoryPeer, Peer, open_descriptors, tcp_pair, tls_pair
 
 
@@ -151,3 +152,11 @@ def stream(pair: tuple[IOStream, Peer]) -> IOStream:
 def peer(pair: tuple[IOStream, Peer]) -> Peer:
     """The peer of ``pair``."""
     return pair[1]
+
+
+@pytest.fixture
+def serving(io_loop: IOLoop) -> Iterator[Serving]:
+    """Servers and their clients, all ended when the test is."""
+    serving = Serving()
+    yield serving
+    serving.end()

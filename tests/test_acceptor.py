@@ -13,18 +13,11 @@ import pytest
 
 from iostreamsrv import IOLoop, IOStream, TCPServer, acceptor
 from iostreamsrv.acceptor import ACCEPTS_PER_TURN, Acceptor
+from tests.serving import Echo, Serving, answers
 from tests.support import eventually, on_every_loop, turns
 from tests.test_limits import LONG_ENOUGH, connect_unix, listen_to, unix_server, waits
-from tests.test_tcpserver import Echo, Serving, answers
 
 pytestmark = on_every_loop
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 class Door:

@@ -7,19 +7,19 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar
 
 import pytest
 import tornado.web
 import tornado.websocket
 
-from iostreamsrv import CloseReason, IOLoop, IOStream, StreamClosedError, TCPServer
+from iostreamsrv import CloseReason, IOStream, StreamClosedError, TCPServer
 from iostreamsrv.events import Event
 from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.styles import BlockingServer, CallbackServer, QueueServer
+from tests.serving import Echo, Serving, answers
 from tests.support import PATIENCE, eventually, on_every_loop, tls_contexts, turns
-from tests.test_tcpserver import Echo, Serving, answers
 
 pytestmark = on_every_loop
 
@@ -37,13 +37,6 @@ SLACK = 0.3 + (5.0 if sys.flags.dev_mode else 2.0)
 
 THINKING = [0.0, 0.02]
 """Seconds between an answer and the next request."""
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 class Working(TCPServer):

@@ -32,8 +32,8 @@ from iostreamsrv.events import Event
 from iostreamsrv.iostream import MORE
 from tests.programs import Program, ReportingServer
 from tests.programs import eventually as until
+from tests.serving import Echo, Serving, answers
 from tests.support import Peer, TLSEnd, TLSPeer, eventually, fill, tls_contexts
-from tests.test_tcpserver import Echo, Serving, answers
 
 pytestmark = pytest.mark.usefixtures("io_loop")
 

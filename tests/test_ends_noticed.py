@@ -3,30 +3,23 @@
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from iostreamsrv import CloseReason, IOLoop, IOStream, StreamClosedError, StreamTimeoutError, TCPServer
+from iostreamsrv import CloseReason, IOStream, StreamClosedError, StreamTimeoutError, TCPServer
 from iostreamsrv.framing import Framing
 from iostreamsrv.iostream import MORE
 from tests.conftest import MakePair
+from tests.serving import Serving
 from tests.support import PATIENCE, Peer, eventually, on_every_stream, turns
-from tests.test_tcpserver import Serving
 
 pytestmark = on_every_stream
 
 CLIENTS = 20
 
 of_a_server = pytest.mark.plain("the server's clients are plain sockets")
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 # ---- the end behind unread bytes

@@ -3,26 +3,19 @@
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, TCPClient, TCPServer
+from iostreamsrv import CloseReason, IOStream, OptionError, TCPClient, TCPServer
 from iostreamsrv.events import Event, Events
+from tests.serving import Echo, Serving, answers
 from tests.support import Peer, eventually, on_every_loop, tls_contexts, turns
 from tests.test_limits import TRUSTING, connect_unix, header, is_turned_away, listen_to, unix_server
-from tests.test_tcpserver import Echo, Serving, answers
 
 pytestmark = on_every_loop
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 def event(kind: Any = "error", text: str = "it happened", **more: Any) -> Event:

@@ -20,23 +20,16 @@ from iostreamsrv.certificates import self_signed
 from iostreamsrv.httpserver import THEIRS, HTTPServer
 from iostreamsrv.options import NAMES
 from tests.hostile import header
+from tests.serving import Serving
 from tests.support import Peer, TLSEnd, TLSPeer, eventually, on_every_loop, tls_contexts, turns
 from tests.test_limits import waits
 from tests.test_shutdown import AT_ONCE, connect_tls, refused
-from tests.test_tcpserver import Serving
 
 pytestmark = on_every_loop
 
 MEBIBYTE = 1 << 20
 
 LOCAL = {"proxy_protocol": ["127.0.0.0/8"]}
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 @pytest.fixture(autouse=True)

@@ -39,12 +39,12 @@ from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.styles import BlockingServer, CallbackServer, Notice, QueueServer
 from iostreamsrv.styles.callbacks import CALLBACKS
 from tests.conftest import MakePair
+from tests.serving import Serving
 from tests.styles.threads import Call, exactly
 from tests.styles.threads import connect as connect_blocking
 from tests.support import PATIENCE, Peer, TLSEnd, TLSPeer, eventually, on_every_loop, tls_contexts, turns
 from tests.test_httpserver import UPGRADE, answer, frame, head, request
 from tests.test_layers import inside
-from tests.test_tcpserver import Serving
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
@@ -82,13 +82,6 @@ class Seen:
         for name, calls in self.of.items():
             expected = ["server"] + [name] * (len(calls) - 1)
             assert calls == [(callback, value) for (callback, _), value in zip(calls, expected, strict=True)], name
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 loops = on_every_loop[1]

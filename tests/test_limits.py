@@ -4,30 +4,23 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tornado import gen
 
-from iostreamsrv import IOLoop, IOStream, TCPClient, TCPServer, bind_unix_socket, clients
+from iostreamsrv import IOStream, TCPClient, TCPServer, bind_unix_socket, clients
 from iostreamsrv.events import Event
 from tests.listening import with_ipv6
+from tests.serving import Echo, Handler, Serving, answers
 from tests.support import Peer, eventually, fill, on_every_loop, tls_contexts, turns
-from tests.test_tcpserver import Echo, Handler, Serving, answers
 
 pytestmark = on_every_loop
 
 LONG_ENOUGH = 40
 """Turns of the loop in which a server would have accepted and answered."""
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 async def waits(peer: Peer) -> bool:

@@ -27,9 +27,9 @@ from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.netutil import bind_unix_socket
 from iostreamsrv.sansio.proxy import V2_START, ProxyError, parse_header
 from iostreamsrv.styles import CallbackServer
+from tests.serving import Echo, Serving, answers
 from tests.support import PROJECT, Peer, eventually, on_every_loop, tcp_pair, turns
 from tests.test_limits import TRUSTING, listen_to, unix_server
-from tests.test_tcpserver import Echo, Serving, answers
 
 pytestmark = on_every_loop
 
@@ -37,13 +37,6 @@ EVIL = b"x\n2026-11-29 ERROR root logged in\r\x1b[31m\xff\xe2\x80\xa8"
 """A forged line, a colour, a byte that is no UTF-8, and Unicode's own end of a line."""
 
 ESCAPED = r"x\n2026-11-29 ERROR root logged in\r\x1b[31m\xff\u2028"
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 def from_unix(name: bytes) -> bytes:

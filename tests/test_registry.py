@@ -14,8 +14,8 @@ import pytest
 
 from iostreamsrv import IOLoop, IOStream, KickedError, OptionError, StreamBufferFullError, StreamClosedError, TCPServer
 from iostreamsrv.registry import Group
+from tests.serving import Serving
 from tests.support import PATIENCE, Peer, TLSEnd, TLSPeer, complaints, eventually, on_every_loop, tls_contexts, turns
-from tests.test_tcpserver import Serving
 
 pytestmark = on_every_loop
 
@@ -72,13 +72,6 @@ def entering(io_loop: IOLoop, tmp_path: Path) -> Iterator[Entering]:
     entering = Entering(tmp_path)
     yield entering
     entering.end()
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 @pytest.fixture

@@ -5,28 +5,20 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError, TCPServer
+from iostreamsrv import CloseReason, IOStream, OptionError, StreamClosedError, TCPServer
 from iostreamsrv.draining import drain
 from iostreamsrv.iostream import SSLIOStream
+from tests.serving import Echo, Serving, answers
 from tests.support import Peer, TLSEnd, TLSPeer, eventually, fill, on_every_loop, tls_contexts, turns
-from tests.test_tcpserver import Echo, Serving, answers
 
 pytestmark = on_every_loop
 
 AT_ONCE: dict[str, Any] = {"drain_idle": 0.01}
 """For servers whose idle clients need not be waited for."""
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 class Noting(TCPServer):

@@ -7,16 +7,15 @@ import itertools
 import logging
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from iostreamsrv import CloseReason, IOLoop, IOStream, StreamTimeoutError, TCPServer
+from iostreamsrv import CloseReason, IOStream, StreamTimeoutError, TCPServer
 from iostreamsrv.engine import base, progress
 from iostreamsrv.iostream import SSLIOStream
+from tests.serving import Serving
 from tests.support import Cut, Peer, TLSEnd, TLSPeer, eventually, fill, on_every_loop, tcp_pair, tls_contexts
-from tests.test_tcpserver import Serving
 
 pytestmark = on_every_loop
 
@@ -29,13 +28,6 @@ OVER_BOTH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 
 ENDED = (ConnectionResetError, BrokenPipeError, Cut)
 """How a peer learns that something is missing."""
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 class Sending(TCPServer):

@@ -5,23 +5,15 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from iostreamsrv import IOLoop, IOStream, OptionError, TCPServer
+from tests.serving import Echo, Serving
 from tests.support import PATIENCE, PROJECT, eventually, fill, on_every_loop, turns
-from tests.test_tcpserver import Echo, Serving
 
 pytestmark = on_every_loop
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 @pytest.mark.gen_test

@@ -11,7 +11,7 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,22 +21,15 @@ import tornado.websocket
 from iostreamsrv import CloseReason, Event, IOLoop, IOStream, TCPServer
 from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.styles import BlockingServer, CallbackServer, QueueServer
+from tests.serving import Serving
 from tests.support import PATIENCE, PROJECT, eventually, on_every_loop, turns
 from tests.test_httpserver import UPGRADE, frame, request, upload
 from tests.test_limits import listen_to
-from tests.test_tcpserver import Serving
 
 pytestmark = on_every_loop
 
 LONG = 0.6
 """Seconds that are too many."""
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 def watchdogs() -> list[threading.Thread]:

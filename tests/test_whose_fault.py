@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -31,18 +31,11 @@ from iostreamsrv import (
 from iostreamsrv.framing import JSONLines
 from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.styles import BlockingServer, CallbackServer, Handle, Notice, QueueServer
+from tests.serving import Handler, Serving
 from tests.styles.threads import connect, everything
 from tests.support import PATIENCE, Peer, complaints, eventually, on_every_loop, tls_contexts
-from tests.test_tcpserver import Handler, Serving
 
 pytestmark = on_every_loop
-
-
-@pytest.fixture
-def serving(io_loop: IOLoop) -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.end()
 
 
 @contextlib.asynccontextmanager

@@ -17,10 +17,10 @@ from iostreamsrv import CloseReason, IOStream
 from iostreamsrv.styles import BlockingServer, CallbackServer, SendQueue
 from tests.programs import PATIENCE
 from tests.programs import eventually as eventually_seen
+from tests.serving import Serving
 from tests.styles.threads import connect, everything, queues
 from tests.styles.threads import serving as serving_threads
 from tests.support import Peer, eventually, printed, program
-from tests.test_tcpserver import Serving
 
 SOON = 0.3
 """Seconds of a timeout that a test waits for."""

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOStream
+from tests.serving import Serving
 from tests.styles.recorder import Recorder
 from tests.support import Peer, eventually, on_every_loop, turns
-from tests.test_tcpserver import Serving
 
 pytestmark = on_every_loop
 

@@ -13,8 +13,8 @@ import pytest
 from iostreamsrv import IOStream, Keepalive, ListenError, TCPServer, resolve
 from tests.listening import with_ipv6
 from tests.programs import PROJECT, Client, Program
+from tests.serving import Echo, Serving, answers
 from tests.support import Peer, eventually
-from tests.test_tcpserver import Echo, Serving, answers
 
 pytestmark = pytest.mark.usefixtures("io_loop")
 

@@ -17,8 +17,8 @@ from iostreamsrv import CertificateError, IOLoop, IOStream, TCPServer, bind_sock
 from iostreamsrv.certificates import self_signed
 from tests.programs import Client, ReportingServer
 from tests.programs import eventually as eventually_in_program
+from tests.serving import Echo, Serving, answers
 from tests.support import Peer, eventually, turns
-from tests.test_tcpserver import Echo, Serving, answers
 
 pytestmark = pytest.mark.usefixtures("io_loop")
 
