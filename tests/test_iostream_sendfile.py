@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import IOStream, OptionError, PipeIOStream, StreamBufferFullError, StreamClosedError
+from iostreamsrv import IOStream, OptionError, PipeIOStream, StreamBufferFullError, StreamClosedError, hub
 from iostreamsrv.engine import sockets
 from iostreamsrv.engine.writing import FILES
 from tests.conftest import MakePair
-from tests.support import Peer, fill, on_every_stream, open_descriptors, tcp_pair, turns
+from tests.support import PATIENCE, Peer, fill, on_every_stream, open_descriptors, tcp_pair, turns
 
 pytestmark = on_every_stream
 
@@ -577,7 +577,10 @@ async def test_send_eof_follows_a_file(make_narrow: MakePair, path: Path) -> Non
 
 
 @pytest.mark.gen_test
-async def test_close_delivers_what_is_owed_and_no_file_behind_it(make_pair: MakePair, path: Path) -> None:
+async def test_close_delivers_what_is_owed_and_no_file_behind_it(
+    make_pair: MakePair, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "SLICE", PATIENCE)  # all lines are dispatched in one run, so that all replies are corked
     stream, peer = make_pair(socket.socketpair())
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     reply = b"x" * 6000
