@@ -9,7 +9,7 @@ handler; the innermost one is the line.
 - by the task: a handler's, or one that a handler waits for (``await``, ``gather``, ``wait_for``, a ``TaskGroup``);
 - else by the frames that have called the handler: ours, and those of Tornado's HTTP server, have the stream.
 
-A task that a handler has made and does not wait for is nobody's: it is named alone.
+A task that a handler has made and does not wait for belongs to no client: it is named alone.
 
 All this reads only. No frame is kept, and no code of users is called: it may not be made for another thread.
 """

@@ -315,7 +315,7 @@ class WriteSide(StreamCore):
         if futures is None:
             futures = self._unsent_futures = deque()
         elif futures and _references(futures[-1][1]) == _FORGOTTEN and not futures[-1][1]._callbacks:
-            futures.pop()  # whoever got it does not wait for it: one could queue thousands so
+            futures.pop()  # its caller does not wait for it, and could queue thousands like it
         at = self.bytes_written + self._write_buffer.size - remaining
         place = len(futures)
         while remaining and place and futures[place - 1][0] > at:
