@@ -171,7 +171,7 @@ STUCK = 1.0
 DIGESTED = 2.0
 """Seconds for the server to receive what the kernel holds for it."""
 
-AT_ONCE = 20_000
+AT_ONCE = 60_000
 """Bytes that the flood may grow by between two lines of the other client."""
 
 
