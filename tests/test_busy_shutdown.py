@@ -19,7 +19,7 @@ from iostreamsrv.events import Event
 from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.styles import BlockingServer, CallbackServer, QueueServer
 from tests.serving import Echo, Serving, answers
-from tests.support import PATIENCE, eventually, on_every_loop, tls_contexts, turns
+from tests.support import PATIENCE, eventually, on_every_loop, printed, program, tls_contexts, turns
 
 pytestmark = on_every_loop
 
@@ -370,40 +370,50 @@ async def test_busy_clients_of_a_callback_server_do_not_keep_it(serving: Serving
     assert took < IDLE + SLACK
 
 
-def floods(address: Any, ended: list[bytes]) -> None:
-    """In a thread: a client that sends lines all the time, and reads what comes back until the end."""
-    with socket.create_connection(address, PATIENCE) as sock:
+FLOODS = """
+import contextlib, socket, sys, threading
 
-        def send() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    sock.sendall(b"please\n" * 100)
+PATIENCE = float(sys.argv[2])
 
-        sending = threading.Thread(target=send)
+def send(sock):
+    with contextlib.suppress(OSError):
+        while True:
+            sock.sendall(b"please\\n" * 10_000)
+
+def flood():
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1])), PATIENCE) as sock:
+        sending = threading.Thread(target=send, args=[sock])
         sending.start()
-        received = bytearray()
-        while chunk := sock.recv(65536):
-            received += chunk
+        while chunk := sock.recv(1 << 20):
+            received.append(len(chunk))
         with contextlib.suppress(OSError):  # a reset has come, as it goes on sending
             sock.shutdown(socket.SHUT_RDWR)
         sending.join(PATIENCE)
-    ended.append(bytes(received))
+
+received = []
+threads = [threading.Thread(target=flood) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(sum(received))
+"""
+"""Three clients that send lines all the time, and read what comes back until the end; prints how many bytes that were.
+
+In a process of its own: its threads would keep the interpreter's lock from the server's.
+"""
 
 
-def with_flooding_threads(address: Any, stop: Callable[[], None]) -> tuple[float, list[bytes]]:
-    """How long ``stop`` takes while clients send, and what each has got in the end."""
-    ended: list[bytes] = []
-    threads = [threading.Thread(target=floods, args=(address, ended)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.3)
-    assert not ended
-    began = time.monotonic()
-    stop()
-    took = time.monotonic() - began
-    for thread in threads:
-        thread.join(PATIENCE)
-    return took, ended
+def stopped_under_floods(port: int, taken: list[int], stop: Callable[[], None]) -> tuple[float, int]:
+    """How long ``stop`` takes while clients send, and how many bytes they have got in the end."""
+    with program(FLOODS, str(port), str(PATIENCE)) as clients:
+        while sum(taken) < 1_000_000:
+            time.sleep(0.01)
+        assert clients.poll() is None
+        began = time.monotonic()
+        stop()
+        took = time.monotonic() - began
+        return took, printed(clients)
 
 
 @pytest.mark.parametrize("kind", ["callback", "coroutine", "queue"])
@@ -433,7 +443,7 @@ async def test_clients_that_send_all_the_time_do_not_keep_a_server_of_another_st
         server = QueueServer("localhost", 0, put, **options)
         running = threading.Thread(target=server.run)
         running.start()
-        took, ended = await asyncio.to_thread(with_flooding_threads, ("127.0.0.1", server.port), server.stop)
+        took, ended = await asyncio.to_thread(stopped_under_floods, server.port, taken, server.stop)
         running.join(PATIENCE)
     else:
         callbacks = CallbackServer(on_data=answer if kind == "callback" else answer_later, **options)
@@ -442,8 +452,8 @@ async def test_clients_that_send_all_the_time_do_not_keep_a_server_of_another_st
         def stop() -> None:
             asyncio.run_coroutine_threadsafe(callbacks.shutdown(), loop).result()
 
-        took, ended = await asyncio.to_thread(with_flooding_threads, callbacks.addresses[0], stop)
-    assert sum(map(len, ended)) == sum(taken), "each got the answers to all that was taken from it"
+        took, ended = await asyncio.to_thread(stopped_under_floods, callbacks.addresses[0][1], taken, stop)
+    assert ended == sum(taken), "each got the answers to all that was taken from it"
     assert took < 0.1 + SLACK
     await loop.shutdown_default_executor()
 

@@ -216,6 +216,18 @@ async def test_writes_let_the_loop_have_its_turns(
 
 
 @pytest.mark.gen_test
+async def test_a_handler_that_does_not_await_its_writes_lets_the_loop_have_its_turns(
+    stream: IOStream, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "SLICE", 1e-9)
+    peer.send(LINE * 2000)
+    with Ticker() as ticker:
+        for _ in range(2000):
+            stream.write(await stream.read_until(b"\n"))
+    assert ticker.count >= 2000 // 50
+
+
+@pytest.mark.gen_test
 async def test_one_large_read_lets_the_loop_have_its_turns(make_pair: MakePair) -> None:
     stream, peer = make_pair(read_chunk_size=1024)
     await peer.send_all(bytes(500_000))

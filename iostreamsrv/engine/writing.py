@@ -381,11 +381,17 @@ class WriteSide(StreamCore):
         return (self.write_to_fd(chunk) or 0) if chunk else None
 
     def _done_next_turn(self, result: Any = None) -> "Future[Any]":
-        """For a write that is done: a future that lets the loop have a turn first."""
-        self._inline = INLINE
+        """For a write that is done: a future that lets the loop have a turn first.
+
+        Until then nothing more is done at once, or a handler that does not await its writes would never yield.
+        """
         future: Future[Any] = Future(loop=self._hub.loop)
-        self._call_soon(_set_done, future, result)
+        self._call_soon(self._end_turn, future, result)
         return future
+
+    def _end_turn(self, future: "Future[Any]", result: Any) -> None:
+        self._inline = INLINE
+        _set_done(future, result)
 
     def _progress(self) -> int:
         """Grows whenever the kernel takes something of what is queued."""
