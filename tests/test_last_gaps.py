@@ -194,6 +194,52 @@ def test_a_server_for_threads_that_a_forked_child_stops_goes_on_in_its_parent(st
         stop.cancel()
 
 
+SENDING = """
+    import os, queue, socket, sys, threading, time, warnings
+    from iostreamsrv import StreamClosedError
+    from iostreamsrv.styles import BlockingServer, QueueServer
+
+    warnings.simplefilter("ignore")  # it is said that threads and forks do not go together: so this is tested
+
+    style = sys.argv[1]
+    queues = queue.Queue()
+    if style == "queue":
+        server = QueueServer("localhost", 0, lambda queue, data: queues.put(queue))
+        threading.Thread(target=server.run).start()
+    else:
+        server = BlockingServer()
+        server.start()
+        server.listen(0, "127.0.0.1")
+    client = socket.create_connection(server.addresses[0][:2])
+    client.sendall(b"before")
+    sending = server.accept() if style == "accept" else queues.get()
+    send = sending.sendall if style == "accept" else sending.put
+    if style == "accept":  # this thread has the handle until the client reads
+        threading.Thread(target=send, args=[bytes(50_000_000)]).start()
+        time.sleep(0.2)
+    child = os.fork()
+    if not child:
+        try:
+            send(b"lost")
+        except (ConnectionAbortedError, StreamClosedError):
+            os._exit(0)
+        os._exit(1)
+    print(os.waitpid(child, 0)[1])
+    client.close()
+    server.stop()
+"""
+
+
+@pytest.mark.parametrize("style", ["accept", "queue"])
+def test_a_forked_child_that_sends_while_its_parent_does_gets_an_error(style: str) -> None:
+    with program(SENDING, style) as process:
+        stop = threading.Timer(10 * PATIENCE, process.kill)
+        stop.start()
+        assert printed(process) == 0
+        assert process.wait(PATIENCE) == 0
+        stop.cancel()
+
+
 STALE = """
     import select, selectors, sys
 

@@ -179,6 +179,8 @@ class Handle:
         """
         seconds = self._seconds(timeout)
         content = memoryview(data).cast("B")
+        if self._crossing.inherited:  # with the lock, which a thread of the parent's may have
+            raise stopped()
         if not self._sending.acquire(timeout=-1 if seconds is None else seconds):
             raise of_stream(SendTimeoutError(seconds or 0, 0, len(content)), self.stream.id)
         try:

@@ -46,6 +46,7 @@ class SendQueue:
         self.address = address
         self._stream = stream
         self._loop_thread = threading.get_ident()
+        self._process = os.getpid()
         self._room = threading.Condition()
         self._ended = False  # nothing more is taken
         self._outbox = Outbox(stream, partial(_post, stream.io_loop), self._wake)
@@ -57,10 +58,12 @@ class SendQueue:
         :param block: whether to wait.
         :param timeout: seconds to wait; None for as long as it takes.
         :raises queue.Full: there is no room.
-        :raises StreamClosedError: the client is gone.
+        :raises StreamClosedError: the client is gone, or this is a forked child: the client is its parent's.
         :raises TypeError: ``data`` is not bytes.
         """
         data = memoryview(data).cast("B")
+        if os.getpid() != self._process:  # a thread of the parent's may have the lock
+            raise closed_error(self._stream)
         in_loop = threading.get_ident() == self._loop_thread
         with self._room:
             if not self._room.wait_for(lambda: self._takes(len(data)), timeout if block and not in_loop else 0):
