@@ -30,7 +30,7 @@ def debug_this_process_only() -> None:
     is slow then."""
     for name in "PYTHONDEVMODE", "PYTHONASYNCIODEBUG":
         os.environ.pop(name, None)
-    logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).startswith("Executing %s took"))
+    logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).startswith("Executing "))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import socket
 import sys
 import threading
 import time
