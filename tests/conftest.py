@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import os
+import select
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -13,13 +14,29 @@ import pytest
 
 from iostreamsrv import IOLoop, IOStream, hub
 from iostreamsrv.memory import MemorySocket, MemoryStream
-from tests.programs import heed_signals
-from tests.serving import Serving
-from tests.support import PATIENCE, MemoryPeer, Peer, open_descriptors, tcp_pair, tls_pair
+from tests.support.leaks import open_descriptors
+from tests.support.peers import MemoryPeer, Peer, tcp_pair, tls_pair
+from tests.support.programs import heed_signals
+from tests.support.servers import Serving
+from tests.support.waiting import PATIENCE
+
+SECOND_TIER = {"programs", "faults", "chaos"}
+"""Folders whose tests take long: they run with ``--all``, when they are named, or if marked ``first_tier``."""
+
+DEFAULT_ENGINES = "epoll,tls" if hasattr(select, "epoll") else "loop,tls"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("iostreamsrv")
+    group.addoption("--all", action="store_true", dest="every_tier", help="run the second tier, too")
+    group.addoption(
+        "--engines",
+        default=DEFAULT_ENGINES,
+        help=f"what to run on, of epoll,loop,uvloop,memory,tls, or all; default {DEFAULT_ENGINES}",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "plain(why): not to be run under TLS")
     heed_signals()
     if sys.flags.dev_mode and (hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None)):
         debug_this_process_only()
@@ -34,11 +51,23 @@ def debug_this_process_only() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, under TLS, what is about plain sockets."""
-    plain = [item for item in items if item.get_closest_marker("plain") and _engine_of(item) == "tls"]
-    if plain:
-        items[:] = [item for item in items if item not in plain]
-        config.hook.pytest_deselected(items=plain)
+    """Leave out what other engines and another tier were not asked for, and under TLS what is about plain sockets."""
+    every_tier = config.getoption("every_tier")
+    engines = config.getoption("engines").split(",")
+    named = {folder for folder in SECOND_TIER for argument in config.args if f"tests/{folder}" in argument}
+
+    def is_wanted(item: pytest.Item) -> bool:
+        engine = _engine_of(item)
+        if engine == "tls" and item.get_closest_marker("plain"):
+            return False
+        if engine is not None and engine not in engines and "all" not in engines:
+            return False
+        folder = item.path.parent.name
+        return every_tier or folder not in SECOND_TIER - named or item.get_closest_marker("first_tier") is not None
+
+    wanted = [item for item in items if is_wanted(item)]
+    config.hook.pytest_deselected(items=list(set(items).difference(wanted)))
+    items[:] = wanted
 
 
 def _engine_of(item: pytest.Item) -> str | None:
@@ -48,7 +77,7 @@ def _engine_of(item: pytest.Item) -> str | None:
 
 @pytest.fixture
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which hub and which loop to run on; see `tests.support.EVERY_ENGINE`."""
+    """Which hub and which loop to run on; see `tests.support.engines.EVERY_ENGINE`."""
     name: str = getattr(request, "param", "epoll")
     monkeypatch.setattr(hub, "driver", hub.LoopHub if name == "loop" else hub.EpollHub)
     return name

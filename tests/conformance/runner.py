@@ -225,7 +225,7 @@ def by_reason(verdicts: list[Verdict]) -> Iterator[str]:
 WIDTH = 120
 
 MEANINGS = {
-    "vacuous": "they ran and passed, but never touch our classes; for those of streams see tests/test_promises.py",
+    "vacuous": "they ran and passed, but never touch our classes; see tests/streams/test_promises.py",
     "excepted": "they ran and failed, as they must",
     "skipped": "by their own decision",
 }

@@ -7,7 +7,7 @@ import time
 from benchmarks import machine
 from benchmarks.servers import MeasurementError
 from benchmarks.table import write_docs
-from tests.programs import heed_signals
+from tests.support.programs import heed_signals
 
 from . import table
 from .catalogue import PROBES

@@ -7,8 +7,8 @@ import ssl
 import threading
 import time
 
-from tests.hostile import everything
-from tests.programs import PATIENCE
+from tests.support.hostile import everything
+from tests.support.programs import PATIENCE
 
 from .probes import Figures, Guard, Probe, Threshold, Trial
 from .servers import Server

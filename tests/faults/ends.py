@@ -8,8 +8,8 @@ import socket
 import ssl
 import time
 
-from tests.hostile import everything, has_ended
-from tests.programs import PATIENCE
+from tests.support.hostile import everything, has_ended
+from tests.support.programs import PATIENCE
 
 from .probes import Figures, Guard, Probe, Threshold, Trial
 from .servers import Server, wait_until

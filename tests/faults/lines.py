@@ -11,7 +11,7 @@ from benchmarks import peers
 from benchmarks.machine import Cores
 from benchmarks.servers import Server as BenchmarkServer
 from benchmarks.workloads import WORKLOADS, Drip
-from tests.programs import PATIENCE, Client
+from tests.support.programs import PATIENCE, Client
 
 from .probes import Figures, Guard, Probe, Threshold, Trial
 from .servers import ASYNCIO, OURS, TORNADO, Server, wait_until

@@ -6,8 +6,8 @@ import selectors
 import socket
 import time
 
-from tests.hostile import Crowd
-from tests.programs import Client
+from tests.support.hostile import Crowd
+from tests.support.programs import Client
 
 from .probes import Figures, Guard, Probe, Threshold, Trial
 from .servers import OURS

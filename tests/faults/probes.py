@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from iostreamsrv.certificates import CertificateAuthority
-from tests.rotation import Files
+from tests.support.rotation import Files
 
 from .servers import KINDS, OURS, Server
 

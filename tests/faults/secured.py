@@ -9,10 +9,10 @@ import ssl
 import time
 from collections.abc import Callable
 
-from tests.hostile import HandMadeClient, header, no_hellos, reset_somewhere, say_only
-from tests.programs import PATIENCE, Client
-from tests.rotation import Load, Rotation, serial_number
-from tests.tls_records import RecordClient
+from tests.support.hostile import HandMadeClient, header, no_hellos, reset_somewhere, say_only
+from tests.support.programs import PATIENCE, Client
+from tests.support.rotation import Load, Rotation, serial_number
+from tests.support.tls_records import RecordClient
 
 from .probes import Figures, Guard, Probe, Threshold, Trial
 from .servers import OURS, Server, wait_until

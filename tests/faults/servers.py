@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import cpu_seconds, resident_bytes
-from tests.programs import ReportingProgram
-from tests.rotation import Files
+from tests.support.programs import ReportingProgram
+from tests.support.rotation import Files
 
 OURS, TORNADO, ASYNCIO = KINDS = ("iostreamsrv", "Tornado", "asyncio")
 

@@ -7,8 +7,8 @@ import statistics
 import time
 from typing import Any, Self
 
-from tests.hostile import Crowd
-from tests.programs import PATIENCE
+from tests.support.hostile import Crowd
+from tests.support.programs import PATIENCE
 
 from .probes import Figures, Guard, Probe, Threshold, Trial
 from .servers import Server, wait_until

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tests.programs import PROJECT
+from tests.support.programs import PROJECT
 
 from .probes import Figures, Probe, Threshold
 from .servers import KINDS, OURS

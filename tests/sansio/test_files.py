@@ -14,7 +14,7 @@ import pytest
 
 from iostreamsrv import OptionError
 from iostreamsrv.sansio.files import FileRegion
-from tests.support import open_descriptors
+from tests.support.leaks import open_descriptors
 
 TEN = b"0123456789"
 

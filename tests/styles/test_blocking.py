@@ -17,22 +17,23 @@ import pytest
 
 from iostreamsrv import ConcurrentReadError, ListenError, OptionError
 from iostreamsrv.styles import BlockingServer, Handle, Notice, SendTimeoutError
-from tests.programs import PATIENCE
-from tests.styles.test_scenarios_rtthread import Notes, echo
-from tests.styles.threads import (
+from tests.support.leaks import complaints
+from tests.support.peers import tls_contexts
+from tests.support.programs import PATIENCE
+from tests.support.threads import (
     MEBIBYTE,
     Call,
+    Notes,
     connect,
     descriptors_for,
     digest,
     eventually,
     everything,
     exactly,
-    nothing_left,  # noqa: F401
     reset,
+    send_back,
     serving,
 )
-from tests.support import complaints, tls_contexts
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -914,7 +915,7 @@ def test_process_is_for_servers_without_a_thread() -> None:
 
 def test_process_serves_and_makes_no_thread() -> None:
     before = threading.active_count()
-    with without_thread(notify=Notes(recv=echo)) as server, connect(server) as client:
+    with without_thread(notify=Notes(recv=send_back)) as server, connect(server) as client:
         client.setblocking(False)
         client.sendall(b"hello")
         received = []

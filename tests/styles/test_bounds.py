@@ -15,12 +15,13 @@ import pytest
 
 from iostreamsrv import CloseReason, IOStream
 from iostreamsrv.styles import BlockingServer, CallbackServer, SendQueue
-from tests.programs import PATIENCE
-from tests.programs import eventually as eventually_seen
-from tests.serving import Serving
-from tests.styles.threads import connect, everything, queues
-from tests.styles.threads import serving as serving_threads
-from tests.support import Peer, eventually, printed, program
+from tests.support.peers import Peer
+from tests.support.programs import PATIENCE, printed, program
+from tests.support.programs import eventually as eventually_seen
+from tests.support.servers import Serving
+from tests.support.threads import connect, everything, queues
+from tests.support.threads import serving as serving_threads
+from tests.support.waiting import eventually
 
 SOON = 0.3
 """Seconds of a timeout that a test waits for."""

@@ -15,9 +15,10 @@ from tornado import gen
 from iostreamsrv import IOLoop, IOStream, OptionError, bind_sockets
 from iostreamsrv.styles import CallbackServer
 from iostreamsrv.styles.callbacks import CALLBACKS, IN_A_ROW
-from tests.serving import Serving
-from tests.styles.recorder import Recorder, nothing
-from tests.support import PATIENCE, Peer, eventually, turns
+from tests.support.peers import Peer
+from tests.support.recorder import Recorder, nothing
+from tests.support.servers import Serving
+from tests.support.waiting import PATIENCE, eventually, turns
 
 pytestmark = pytest.mark.usefixtures("io_loop")
 

@@ -6,7 +6,7 @@ import pytest
 
 from iostreamsrv import IOStream, TCPServer
 from iostreamsrv.styles import CallbackServer
-from tests.programs import PROJECT
+from tests.support.programs import PROJECT
 
 SYSTEMS = ["autoit", "control4", "turbo"]
 

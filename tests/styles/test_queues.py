@@ -16,21 +16,22 @@ import pytest
 
 from iostreamsrv import OptionError, StreamClosedError
 from iostreamsrv.styles import QueueServer, SendQueue
-from tests.programs import PATIENCE
-from tests.styles.test_scenarios_simpletcp import asks, echo
-from tests.styles.threads import (
+from tests.support.leaks import complaints
+from tests.support.peers import tls_contexts
+from tests.support.programs import PATIENCE
+from tests.support.threads import (
     MEBIBYTE,
     Call,
+    asks,
     connect,
     digest,
     eventually,
     everything,
     exactly,
-    nothing_left,  # noqa: F401
+    put_back,
     queues,
     reset,
 )
-from tests.support import complaints, tls_contexts
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -63,7 +64,7 @@ def fill(sending: SendQueue) -> int:
 @pytest.mark.parametrize("mode", [None, "", 5, [], b"localhost"])
 def test_a_mode_that_cannot_be_raises(mode: Any) -> None:
     with pytest.raises(OptionError, match="mode="):
-        QueueServer(mode, 0, echo)
+        QueueServer(mode, 0, put_back)
 
 
 async def coroutine(queue: SendQueue, data: bytes) -> None:
@@ -98,14 +99,14 @@ def test_a_callback_that_can_take_two_arguments_gets_these(callback: Any) -> Non
 
 def test_an_unknown_option_is_told_the_nearest_one() -> None:
     with pytest.raises(TypeError, match="max_connections"):
-        QueueServer("localhost", 0, echo, max_connection=5)
+        QueueServer("localhost", 0, put_back, max_connection=5)
 
 
 # ---- run and stop
 
 
 def test_run_twice_raises() -> None:
-    with queues(echo) as server, connect(server) as client:
+    with queues(put_back) as server, connect(server) as client:
         assert asks(client, b"hello")
         with pytest.raises(RuntimeError, match="run already"):
             server.run()
@@ -114,7 +115,7 @@ def test_run_twice_raises() -> None:
 
 
 def test_run_after_stop_returns_at_once() -> None:
-    server = QueueServer("localhost", 0, echo)
+    server = QueueServer("localhost", 0, put_back)
     server.stop()
     server.stop()
     server.run()
@@ -152,7 +153,7 @@ def test_stop_from_the_callback_delivers_what_was_put() -> None:
 
 
 def test_threads_that_stop_at_once_all_return_when_run_has() -> None:
-    server = QueueServer("localhost", 0, echo)
+    server = QueueServer("localhost", 0, put_back)
     running = Call(server.run)
     for stopping in [Call(server.stop) for _ in range(5)]:
         stopping.result()
@@ -161,7 +162,7 @@ def test_threads_that_stop_at_once_all_return_when_run_has() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_run_in_the_main_thread(number: int) -> None:
-    server = QueueServer("localhost", 0, echo)
+    server = QueueServer("localhost", 0, put_back)
 
     def use() -> bool:
         with connect(server) as client:
@@ -363,7 +364,7 @@ def test_nothing_more_is_received_from_a_client_that_does_not_take_its_answers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = random.Random(5).randbytes(32 * MEBIBYTE)
-    with queues(echo) as server, connect(server) as client, connect(server) as other:
+    with queues(put_back) as server, connect(server) as client, connect(server) as other:
         sending = Call(client.sendall, data)
         sending.join(0.5)
         assert sending.is_alive()
@@ -374,7 +375,7 @@ def test_nothing_more_is_received_from_a_client_that_does_not_take_its_answers(
 
 
 def test_a_client_that_sends_a_byte_at_a_time_harms_nobody() -> None:
-    with queues(echo) as server, connect(server) as slow, connect(server) as other:
+    with queues(put_back) as server, connect(server) as slow, connect(server) as other:
         slow.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for number in range(200):
             assert asks(slow, bytes([number]))

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOStream
-from tests.serving import Serving
-from tests.styles.recorder import Recorder
-from tests.support import Peer, eventually, on_every_loop, turns
+from tests.support.engines import on_every_loop
+from tests.support.peers import Peer
+from tests.support.recorder import Recorder
+from tests.support.servers import Serving
+from tests.support.waiting import eventually, turns
 
 pytestmark = on_every_loop
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOStream, Keepalive, ListenError, TCPServer, resolve
-from tests.listening import with_ipv6
-from tests.programs import PROJECT, Client, Program
-from tests.serving import Echo, Serving, answers
-from tests.support import Peer, eventually
+from tests.support.listening import with_ipv6
+from tests.support.peers import Peer
+from tests.support.programs import PROJECT, Client, Program
+from tests.support.servers import Echo, Serving, answers
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("io_loop")
 

@@ -4,48 +4,27 @@ import contextlib
 import os
 import random
 import time
-from typing import Any
 
 import pytest
 
 from iostreamsrv.styles import BlockingServer, Handle, Notice, SendTimeoutError
-from tests.listening import linux_only
-from tests.programs import PATIENCE
-from tests.styles.threads import (
+from tests.support.listening import linux_only
+from tests.support.programs import PATIENCE
+from tests.support.threads import (
     MEBIBYTE,
     Call,
+    Notes,
     connect,
     digest,
     eventually,
     everything,
     exactly,
-    nothing_left,  # noqa: F401
     reset,
+    send_back,
     serving,
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-class Notes:
-    """A ``notify`` that notes what it is told, and then does what it was given to do."""
-
-    def __init__(self, **actions: Any) -> None:
-        self.told: list[Notice] = []
-        self.handles: list[Handle] = []
-        self._actions = actions
-
-    def __call__(self, handle: Handle, notice: Notice) -> None:
-        self._actions.get(notice, lambda handle: None)(handle)
-        self.handles.append(handle)
-        self.told.append(notice)
-
-    def wait_for(self, *notices: Notice) -> None:
-        eventually(lambda: self.told == list(notices))
-
-
-def echo(handle: Handle) -> None:
-    handle.sendall(handle.recv(1024))
 
 
 # ---- 1: several servers
@@ -186,7 +165,7 @@ def test_rtthread_4_sendall_to_a_client_that_reads_sends_all() -> None:
 
 
 def test_rtthread_5_a_client_that_comes_sends_and_goes_is_told_of_in_order_and_once_each() -> None:
-    notes = Notes(recv=echo)
+    notes = Notes(recv=send_back)
     with serving(notify=notes) as server:
         with connect(server) as client:
             client.sendall(b"hello")
@@ -196,7 +175,7 @@ def test_rtthread_5_a_client_that_comes_sends_and_goes_is_told_of_in_order_and_o
 
 
 def test_rtthread_5_what_comes_later_is_told_of_again() -> None:
-    notes = Notes(recv=echo)
+    notes = Notes(recv=send_back)
     with serving(notify=notes) as server, connect(server) as client:
         for text in (b"one", b"three"):
             client.sendall(text)

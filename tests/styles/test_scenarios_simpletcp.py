@@ -11,32 +11,23 @@ import pytest
 
 from iostreamsrv import ListenError, OptionError
 from iostreamsrv.styles import QueueServer, SendQueue
-from tests.programs import PATIENCE
-from tests.styles.threads import (
+from tests.support.leaks import complaints
+from tests.support.programs import PATIENCE
+from tests.support.threads import (
     MEBIBYTE,
     Call,
+    asks,
     connect,
     descriptors_for,
     digest,
     everything,
     exactly,
-    nothing_left,  # noqa: F401
+    put_back,
     queues,
     reset,
 )
-from tests.support import complaints
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-def echo(queue: SendQueue, data: bytes) -> None:
-    queue.put(data)
-
-
-def asks(client: socket.socket, text: bytes) -> bool:
-    """Whether ``text`` comes back."""
-    client.sendall(text)
-    return exactly(client, len(text)) == text
 
 
 # ---- 1: the echo
@@ -60,7 +51,7 @@ def test_simpletcp_1_two_clients_get_their_own_bytes_each() -> None:
 
 @pytest.mark.parametrize(("mode", "host"), [("localhost", "127.0.0.1"), ("public", "0.0.0.0"), ("127.0.0.1",) * 2])
 def test_simpletcp_1_the_mode_says_where_it_listens(mode: str, host: str) -> None:
-    server = QueueServer(mode, 0, echo)
+    server = QueueServer(mode, 0, put_back)
     assert server.addresses == [(host, server.port)]
     server.stop()
 
@@ -104,7 +95,7 @@ def test_simpletcp_2_one_put_of_16_mib_arrives_whole() -> None:
 
 def test_simpletcp_3_who_half_closes_gets_the_full_echo() -> None:
     data = random.Random(3).randbytes(5 * MEBIBYTE)
-    with queues(echo) as server, connect(server) as client:
+    with queues(put_back) as server, connect(server) as client:
         receiving = Call(everything, client)
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
@@ -112,7 +103,7 @@ def test_simpletcp_3_who_half_closes_gets_the_full_echo() -> None:
 
 
 def test_simpletcp_3_a_reset_ends_that_connection_only() -> None:
-    with queues(echo) as server, connect(server) as other:
+    with queues(put_back) as server, connect(server) as other:
         client = connect(server)
         assert asks(client, b"hello")
         client.sendall(bytes(MEBIBYTE))
@@ -139,7 +130,7 @@ def test_simpletcp_3_a_callback_that_raises_ends_that_connection_only(caplog: py
 
 
 def test_simpletcp_4_1100_clients_are_served_at_once() -> None:
-    with descriptors_for(1100), queues(echo, max_connections=1200) as server, contextlib.ExitStack() as stack:
+    with descriptors_for(1100), queues(put_back, max_connections=1200) as server, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connect(server)) for _ in range(1100)]
         for number, client in enumerate(clients):
             client.sendall(b"%04d" % number)
@@ -160,7 +151,7 @@ def test_simpletcp_4_stop_has_run_return_and_the_port_can_be_bound_at_once() -> 
         client.sendall(b"hello")
         assert busy.wait(PATIENCE)
         server.stop()
-        again = QueueServer("localhost", server.port, echo)
+        again = QueueServer("localhost", server.port, put_back)
         assert again.port == server.port
         assert everything(client) == b"hello"
     running.result()
@@ -168,7 +159,7 @@ def test_simpletcp_4_stop_has_run_return_and_the_port_can_be_bound_at_once() -> 
 
 
 def test_simpletcp_4_port_0_becomes_a_real_one() -> None:
-    with queues(echo) as server, connect(("127.0.0.1", server.port)) as client:
+    with queues(put_back) as server, connect(("127.0.0.1", server.port)) as client:
         assert 0 < server.port < 65536
         assert asks(client, b"hello")
 
@@ -176,16 +167,16 @@ def test_simpletcp_4_port_0_becomes_a_real_one() -> None:
 @pytest.mark.parametrize("port", [-1, 65536, 1.5, None])
 def test_simpletcp_4_a_wrong_port_raises(port: Any) -> None:
     with pytest.raises(OptionError, match=f"port={port}"):
-        QueueServer("localhost", port, echo)
+        QueueServer("localhost", port, put_back)
 
 
 def test_simpletcp_4_a_port_that_is_taken_raises() -> None:
-    with queues(echo) as server, pytest.raises(ListenError, match=str(server.port)):
-        QueueServer("localhost", server.port, echo)
+    with queues(put_back) as server, pytest.raises(ListenError, match=str(server.port)):
+        QueueServer("localhost", server.port, put_back)
 
 
 def test_simpletcp_4_run_serves_in_any_thread() -> None:
-    with queues(echo) as server:
+    with queues(put_back) as server:
         assert threading.current_thread() is threading.main_thread()
         with connect(server) as client:
             assert asks(client, b"from a thread")

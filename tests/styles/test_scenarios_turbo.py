@@ -15,10 +15,11 @@ import pytest
 
 from iostreamsrv import CertificateError, IOLoop, IOStream, TCPServer, bind_sockets
 from iostreamsrv.certificates import self_signed
-from tests.programs import Client, ReportingServer
-from tests.programs import eventually as eventually_in_program
-from tests.serving import Echo, Serving, answers
-from tests.support import Peer, eventually, turns
+from tests.support.peers import Peer
+from tests.support.programs import Client, ReportingServer
+from tests.support.programs import eventually as eventually_in_program
+from tests.support.servers import Echo, Serving, answers
+from tests.support.waiting import eventually, turns
 
 pytestmark = pytest.mark.usefixtures("io_loop")
 

@@ -1,0 +1,1 @@
+"""Tests on a network that does its worst."""

@@ -1,0 +1,90 @@
+"""The modules with Tornado's names have every public name of Tornado's."""
+
+import importlib
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tornado.ioloop
+import tornado.netutil
+
+from iostreamsrv import exports
+from tests.support.programs import PROJECT
+
+
+def public(module: ModuleType) -> list[str]:
+    return [name for name in dir(module) if not name.startswith("_")]
+
+
+def both(name: str) -> tuple[ModuleType, ModuleType]:
+    return importlib.import_module(f"iostreamsrv.{name}"), importlib.import_module(f"tornado.{name}")
+
+
+every_module = pytest.mark.parametrize("name", exports.MODULES)
+
+
+@every_module
+def test_every_public_name_of_tornados_module_is_in_ours(name: str) -> None:
+    ours, theirs = both(name)
+    assert len(public(theirs)) > 10
+    assert [each for each in public(theirs) if not hasattr(ours, each)] == []
+    assert set(public(theirs)) <= set(dir(ours))
+
+
+@every_module
+def test_names_are_tornados_objects_but_for_those_that_are_written_here(name: str) -> None:
+    ours, theirs = both(name)
+    others = {each for each in public(theirs) if getattr(ours, each) is not getattr(theirs, each)}
+    homes = {each: getattr(getattr(ours, each), "__module__", None) or getattr(ours, each).__name__ for each in others}
+    assert {each: home for each, home in homes.items() if not home.startswith("iostreamsrv.")} == {}
+
+
+@every_module
+def test_no_module_gives_tornados_object_where_there_is_one_of_ours(name: str) -> None:
+    ours, theirs = both(name)
+    counterparts: dict[int, Any] = {}
+    for module in exports.MODULES:
+        its_own, tornados = both(module)
+        counterparts[id(tornados)] = its_own
+        counterparts |= {
+            id(getattr(tornados, each)): getattr(its_own, each) for each in public(tornados) if each in vars(its_own)
+        }
+    assert [
+        each
+        for each in public(theirs)
+        if id(getattr(theirs, each)) in counterparts
+        and getattr(ours, each) is not counterparts[id(getattr(theirs, each))]
+    ] == []
+
+
+def test_the_imports_of_programs_for_tornado_work() -> None:
+    from iostreamsrv.httpserver import netutil
+    from iostreamsrv.ioloop import IOLoop, PeriodicCallback, TimeoutError
+    from iostreamsrv.netutil import Resolver, is_valid_ip, ssl_options_to_context
+    from iostreamsrv.tcpserver import bind_sockets, errno_from_exception
+
+    assert IOLoop is tornado.ioloop.IOLoop
+    assert PeriodicCallback is tornado.ioloop.PeriodicCallback
+    assert TimeoutError is tornado.ioloop.TimeoutError
+    assert Resolver is tornado.netutil.Resolver
+    assert is_valid_ip("127.0.0.1")
+    assert ssl_options_to_context is tornado.netutil.ssl_options_to_context
+    assert netutil.__name__ == "iostreamsrv.netutil"
+    assert bind_sockets is netutil.bind_sockets
+    assert errno_from_exception(OSError(3, "")) == 3
+
+
+@every_module
+def test_a_name_that_nobody_has_is_an_attribute_error_that_names_the_module(name: str) -> None:
+    ours, _ = both(name)
+    for missing in ("nothing", "_private", "__path__"):
+        with pytest.raises(AttributeError, match=f"module 'iostreamsrv.{name}' has no attribute '{missing}'"):
+            getattr(ours, missing)
+
+
+def test_each_module_can_be_imported_first() -> None:
+    for name in exports.MODULES:
+        source = f"import iostreamsrv.{name} as module; [getattr(module, name) for name in dir(module)]"
+        subprocess.run([sys.executable, "-W", "error", "-c", source], cwd=PROJECT, check=True, timeout=60)

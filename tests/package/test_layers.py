@@ -1,0 +1,225 @@
+"""Imports go down only, and nothing of Tornado's streams shows through ours."""
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+
+import pytest
+import tornado.iostream
+
+import iostreamsrv
+from tests.support.modules import FRONT_DOOR, PACKAGE, imports, inside, own_imports
+
+LAYERS = [
+    "version",
+    "exports",
+    "text",
+    "errors",
+    "networks",
+    "options",
+    "addresses",
+    "loglimit",
+    "contexts",
+    "logs",
+    "events",
+    "descriptors",
+    "sansio",
+    "sansio.files",
+    "sansio.buffers",
+    "sansio.reads",
+    "sansio.tls",
+    "sansio.proxy",
+    "issuing",
+    "pemfiles",
+    "certificates",
+    "ioloop",
+    "donefuture",
+    "hub",
+    "engine",
+    "engine.progress",
+    "engine.core",
+    "engine.writing",
+    "engine.reading",
+    "engine.base",
+    "engine.sockets",
+    "engine.tls",
+    "iostream",
+    "acceptor",
+    "unixlistener",
+    "netutil",
+    "socketoptions",
+    "registry",
+    "permits",
+    "deadlines",
+    "stacks",
+    "watchdog",
+    "greeting",
+    "faults",
+    "clients",
+    "draining",
+    "listeners",
+    "tcpserver",
+    "tcpclient",
+    "framing",
+    "httpserver",
+    "styles.callbacks",
+    "styles.crossing",
+    "styles.outbox",
+    "styles.handles",
+    "styles.notices",
+    "styles.pool",
+    "styles.blocking",
+    "styles.queues",
+    "styles",
+    "memory",
+    "testing",
+    "pytest_plugin",
+]
+"""The rooms of the house from the ground up. Each may import from those before it."""
+
+
+BELOW_SOCKETS = {
+    "asyncio",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+    "socketserver",
+    "ssl",
+    "threading",
+    "time",
+    "tornado",
+}
+"""What ``sansio`` does without."""
+
+IN_MEMORY = {"sansio.tls": {"ssl", "threading"}}
+"""What of it works without sockets as well."""
+
+
+@pytest.mark.parametrize("name", inside)
+def test_every_module_has_its_layer(name: str) -> None:
+    assert name in LAYERS, f"give {name} its place in LAYERS"
+
+
+@pytest.mark.parametrize("name", inside)
+def test_imports_go_down_only(name: str) -> None:
+    upward = [imported for imported in own_imports(inside[name]) if imported not in LAYERS[: LAYERS.index(name)]]
+    assert upward == []
+
+
+@pytest.mark.parametrize("name", [name for name in inside if name.startswith("sansio")])
+def test_sansio_knows_neither_sockets_nor_loops_nor_clocks(name: str) -> None:
+    roots = {imported.split(".")[0] for imported in imports(inside[name])}
+    assert roots & BELOW_SOCKETS <= IN_MEMORY.get(name, set())
+    assert roots <= sys.stdlib_module_names | {"iostreamsrv"}
+    assert set(own_imports(inside[name])) <= {"errors", "sansio.files", "sansio.buffers", "sansio.reads"}
+
+
+def private_names(source: str) -> set[str]:
+    """The names with an underscore that a module gives, to classes and to ``self``."""
+    nodes = list(ast.walk(ast.parse(source)))
+    functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    fields = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    return {name for name in functions | fields if is_private(name)}
+
+
+def private_uses(source: str) -> set[str]:
+    """The names with an underscore that a module asks for, of anything but modules that it imports."""
+    nodes = list(ast.walk(ast.parse(source)))
+    modules = {alias.asname or alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    asked = [node for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in modules]
+    return {node.attr for node in asked if is_private(node.attr)}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+STYLES = [name for name in inside if name.startswith("styles")]
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_styles_use_no_private_name_but_their_own(name: str) -> None:
+    own = set.union(*(private_names(inside[style].read_text()) for style in STYLES))
+    assert private_uses(inside[name].read_text()) - own == set()
+
+
+def servers(source: str) -> Iterator[str]:
+    """The source of each subclass of ``TCPServer`` in a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("TCPServer") for base in node.bases):
+            yield ast.unparse(node)
+
+
+TO_BE_OVERRIDDEN = {"_may_block"}
+
+
+def test_the_servers_of_styles_give_no_private_name_that_their_base_has() -> None:
+    """It would be taken for one of their own, and be put in its place."""
+    taken = private_names(inside["tcpserver"].read_text()) - TO_BE_OVERRIDDEN
+    assert "_listeners" in taken
+    found = [server for name in STYLES for server in servers(inside[name].read_text())]
+    assert found
+    assert [private_names(server) & taken for server in found] == [set()] * len(found)
+
+
+@pytest.mark.parametrize(
+    "source, used, given",
+    [
+        ("stream._buffer", {"_buffer"}, set()),
+        ("self._stream._buffer", {"_stream", "_buffer"}, set()),
+        ("self._stream = stream", {"_stream"}, {"_stream"}),
+        ("class S:\n    def _stop(self):\n        self.stop()", set(), {"_stop"}),
+        ("stream.__class__", set(), set()),
+        ("import asyncio\nasyncio._get_running_loop()._ready", {"_ready"}, set()),
+    ],
+)
+def test_every_private_name_is_seen(source: str, used: set[str], given: set[str]) -> None:
+    assert private_uses(source) == used
+    assert private_names(source) == given
+
+
+def test_the_front_door_only_re_exports() -> None:
+    body = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    docstring, *imported, exported = body
+    assert isinstance(docstring, ast.Expr)
+    assert all(isinstance(node, ast.ImportFrom) and node.level == 1 for node in imported)
+    assert isinstance(exported, ast.Assign)
+    assert iostreamsrv.__all__ == sorted(iostreamsrv.__all__)
+    names = {alias.asname or alias.name for node in imported for alias in node.names}  # type: ignore[attr-defined]
+    assert names == set(iostreamsrv.__all__)
+
+
+@pytest.mark.parametrize(
+    "source, seen",
+    [
+        ("import iostreamsrv.hub", ["hub"]),
+        ("from iostreamsrv import hub", ["hub"]),
+        ("from iostreamsrv import IOStream", [FRONT_DOOR]),
+        ("from . import hub as hubs", ["hub"]),
+        ("from .hub import Hub", ["hub"]),
+        ("def f():\n    from .sansio.buffers import ReadBuffer", ["sansio.buffers"]),
+        ("from .sansio import buffers, reads", ["sansio.buffers", "sansio.reads"]),
+        ("import os", []),
+    ],
+)
+def test_every_form_of_import_is_seen(source: str, seen: list[str]) -> None:
+    assert own_imports(PACKAGE / "imaginary.py", source) == seen
+
+
+PAIRS = [
+    (iostreamsrv.BaseIOStream, tornado.iostream.BaseIOStream),
+    (iostreamsrv.IOStream, tornado.iostream.IOStream),
+    (iostreamsrv.PipeIOStream, tornado.iostream.PipeIOStream),
+]
+
+
+@pytest.mark.parametrize("ours, tornados", PAIRS, ids=lambda kind: kind.__module__)
+def test_no_public_name_of_tornados_streams_resolves_to_tornados_code(ours: type, tornados: type) -> None:
+    public = [name for name in dir(tornados) if not name.startswith("_")] + ["__init__"]
+    assert "read_until" in public
+    inherited = [
+        name for name in public if inspect.getattr_static(ours, name) is inspect.getattr_static(tornados, name)
+    ]
+    assert inherited == []
