@@ -92,7 +92,7 @@ class WriteSide(StreamCore):
         if self._write_buffer is None:
             if (hub.crowded or self._buffer.size or self._corked is not None) and self._cork(data):
                 self._inline -= 1
-                return hub.done() if self._inline > 0 or self._may_go_on() else self._done_next_turn()
+                return self._done_next_turn() if self._inline <= 0 and self._must_yield() else hub.done()
             if self._corked is not None:
                 self.uncork()
         if self._write_buffer is None:
@@ -101,7 +101,7 @@ class WriteSide(StreamCore):
             sent = self._send(data)
             if sent == len(data):
                 self._inline -= 1
-                return hub.done() if self._inline > 0 or self._may_go_on() else self._done_next_turn()
+                return self._done_next_turn() if self._inline <= 0 and self._must_yield() else hub.done()
             if self._closed:
                 return self._failed(self._closed_error("write"))
             data = memoryview(data)[sent:]
@@ -204,7 +204,7 @@ class WriteSide(StreamCore):
             self._flush()
         if future.done() and not self._closed:
             self._inline -= 1
-            if self._inline <= 0 and not self._may_go_on():
+            if self._inline <= 0 and self._must_yield():
                 return self._done_next_turn(region.sent)
         return future
 
@@ -380,11 +380,16 @@ class WriteSide(StreamCore):
         chunk = region.read(size)
         return (self.write_to_fd(chunk) or 0) if chunk else None
 
-    def _done_next_turn(self, result: Any = None) -> "Future[Any]":
-        """For a write that is done: a future that lets the loop have a turn first.
+    def _must_yield(self) -> bool:
+        """Whether a write that is done lets its writer wait for the loop's next turn, when it has done many in a row.
 
-        Until then nothing more is done at once, or a handler that does not await its writes would never yield.
+        In an old turn that is every 16th: a handler that awaits none of them would fill the memory with futures. It
+        waits when it reads.
         """
+        return not self._may_go_on() and self._inline % INLINE == 0
+
+    def _done_next_turn(self, result: Any = None) -> "Future[Any]":
+        """For a write that is done: a future that lets the loop have a turn first."""
         future: Future[Any] = Future(loop=self._hub.loop)
         self._call_soon(self._end_turn, future, result)
         return future
