@@ -10,10 +10,12 @@ BIN := $(VENV)/bin
 
 # Tests wait more than they compute, so one process more than there are cores. Those that measure time or memory are
 # marked "alone" and follow by themselves.
-PARALLEL = -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadfile
+PYTEST = $(BIN)/python -m pytest --quiet
+PARALLEL = -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist worksteal -m "not alone"
+EVERYTHING = --all --engines=all
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all conformance bench faults-peers style types coverage docs clean
+.PHONY: help run install test test-all release-check conformance bench faults-peers style types coverage docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 20
@@ -22,13 +24,19 @@ run: $(VENV)/.has-package ## start the echo server on 127.0.0.1:8888 (or HOST=..
 	@echo "An echo server. Talk to it from another terminal: nc $(HOST) $(PORT)    Ctrl-C ends it."
 	@$(BIN)/python examples/echo.py --host $(HOST) --port $(PORT)
 
-test: $(VENV)/.has-tests ## all tests, in about ten minutes
-	$(BIN)/python -m pytest $(PARALLEL) -m "not alone" tests
-	$(BIN)/python -m pytest -m alone tests
+install: $(VENV)/.has-tests $(VENV)/.has-tools $(VENV)/.has-docs ## install all that the other targets need into .venv
+	$(PYTEST) --collect-only $(EVERYTHING) tests >/dev/null
 
-test-all: $(VENV)/.has-tests ## the same with ten times as many generated cases
-	IOSTREAMSRV_ALL=1 $(BIN)/python -m pytest $(PARALLEL) -m "not alone" tests
-	IOSTREAMSRV_ALL=1 $(BIN)/python -m pytest -m alone tests
+test: $(VENV)/.has-tests ## the first tier of tests, in about two minutes
+	$(PYTEST) $(PARALLEL) tests
+	$(PYTEST) -m alone tests
+
+test-all: $(VENV)/.has-tests ## all tests, on every engine, with ten times as many generated cases
+	IOSTREAMSRV_ALL=1 $(PYTEST) $(EVERYTHING) $(PARALLEL) tests
+	IOSTREAMSRV_ALL=1 $(PYTEST) $(EVERYTHING) -m alone tests
+
+release-check: ## all checks of .ci/run, with test-all on every Python that is found
+	.ci/run release-check
 
 conformance: $(VENV)/.has-tests ## Tornado's own tests of streams and servers, run on ours
 	$(BIN)/python -m tests.conformance
