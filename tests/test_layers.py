@@ -77,6 +77,7 @@ LAYERS = [
     "styles.queues",
     "styles",
     "memory",
+    "mockclock",
     "testing",
     "pytest_plugin",
 ]
