@@ -5,7 +5,6 @@ import errno
 import logging
 import os
 import socket
-import time
 from asyncio import TimerHandle
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -13,6 +12,7 @@ from typing import Any
 
 from tornado.ioloop import IOLoop
 
+from .clock import clock_of
 from .events import WITHOUT_SERVER, Event, Events
 
 ACCEPTS_PER_TURN = 16
@@ -203,14 +203,14 @@ class Acceptor:
 
     def _rest(self, error: OSError) -> None:
         assert self._io_loop is not None
-        now = time.monotonic()
+        loop = self._io_loop.asyncio_loop  # type: ignore[attr-defined]
+        now = clock_of(loop)()
         if now >= self._quiet_until:
             self._quiet_until = now + QUIET
             self._events.emit(Event("limit", f"accepting is paused: {error}", logging.ERROR, error=error))
         if self._pause >= PAUSE_LONGEST:
             self._shed()
         self.pause()
-        loop = self._io_loop.asyncio_loop  # type: ignore[attr-defined]
         self._timer = loop.call_later(self._pause, self._go_on, context=Context())
         self._pause = min(self._pause * 2, PAUSE_LONGEST)
 

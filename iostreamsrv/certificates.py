@@ -17,7 +17,6 @@ import os
 import re
 import ssl
 import stat
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -28,6 +27,7 @@ from typing import Any, NamedTuple
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
+from .clock import current_wall_time
 from .errors import CertificateError
 from .issuing import CertificateAuthority, KeyPair, self_signed
 from .logs import general
@@ -163,7 +163,7 @@ class Certificates:
 
         :param now: the time, in seconds of `time.time`; None: it is looked up.
         """
-        now = time.time() if now is None else now
+        now = current_wall_time() if now is None else now
         if self._warned is not None and now - self._warned < DAY:
             return
         for term in dict.fromkeys(self._served.terms):
@@ -182,7 +182,7 @@ class Certificates:
             served = _taken(self._ssl_options, self._allow_legacy_tls)
         else:
             served = _built(self._ssl_options)
-        now = time.time()
+        now = current_wall_time()
         for term in dict.fromkeys(served.terms):
             if problem := term.problem(now):
                 if self._strict_validity:

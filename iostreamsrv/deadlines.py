@@ -16,9 +16,9 @@ import math
 from asyncio import Future, TimerHandle
 from collections.abc import Iterator, Mapping
 from contextvars import Context
-from time import monotonic
 from typing import Any, NamedTuple
 
+from .clock import clock_of
 from .errors import CloseReason, Operation, StreamTimeoutError, of_stream
 from .iostream import IOStream
 from .options import ServerOptions, Timeouts
@@ -78,7 +78,7 @@ class Deadlines:
 
     def begin(self, stream: IOStream, reason: CloseReason, operation: Operation, seconds: float | None) -> None:
         """``stream`` is in a phase that is to be over in so many seconds, or else it is closed with ``reason``."""
-        now = monotonic()
+        now = stream._hub.time()
         self._phases[stream.id] = Phase(reason, operation, now, seconds)
         if seconds is not None and self._due > now + _between_looks(seconds):  # never later: newcomers may be many
             self._schedule(stream._hub.loop, now, seconds)
@@ -103,7 +103,7 @@ class Deadlines:
         if self.running and self._loop is loop:
             return False
         self.running = True
-        self._looked, self._was_late = monotonic(), False
+        self._looked, self._was_late = clock_of(loop)(), False
         self._look_again(loop)
         return True
 
@@ -119,7 +119,7 @@ class Deadlines:
             self._timer = None
 
     def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._schedule(loop, monotonic(), self._shortest())
+        self._schedule(loop, clock_of(loop)(), self._shortest())
 
     def _schedule(self, loop: asyncio.AbstractEventLoop, now: float, shortest: float) -> None:
         self.stop()
@@ -145,13 +145,13 @@ class Deadlines:
         if not streams:
             self.running = False
             return  # until run() is called for the next one
-        now = monotonic()
+        assert self._loop is not None
+        now = clock_of(self._loop)()
         late = now - self._due > SLEPT
         if late:
             self._forgive(streams, now)
         self._looked, self._was_late = now, late
         self._close_overdue(streams, now)
-        assert self._loop is not None
         self._look_again(self._loop)
 
     def _forgive(self, streams: list[IOStream], now: float) -> None:

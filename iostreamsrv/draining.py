@@ -1,9 +1,9 @@
 """The end of a server that lets its clients finish."""
 
 import asyncio
-from time import monotonic
 
 from .clients import SHUTDOWN_LINGER, Clients
+from .clock import clock_of
 
 TICK = 0.02
 """Seconds between two looks at who is left: too short to be noticed at the end of a program, and a shutdown is no place
@@ -20,9 +20,10 @@ async def drain(clients: Clients, idle: float, timeout: float | None) -> bool:
 
     :param timeout: seconds after which the rest is given up; None for no limit.
     """
-    begun = monotonic()
+    time = clock_of(asyncio.get_running_loop())
+    begun = time()
     while not clients.all_gone():
-        passed = monotonic() - begun
+        passed = time() - begun
         clients.note_written()
         clients.end_lingering(SHUTDOWN_LINGER)
         if timeout is not None and passed >= timeout:

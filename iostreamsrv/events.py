@@ -10,7 +10,6 @@ The log is one subscriber, the first of each server: it writes what went wrong t
 """
 
 import logging
-import time
 from asyncio import CancelledError
 from collections.abc import Callable
 from contextvars import Context
@@ -20,6 +19,7 @@ from typing import Any, Literal, get_args
 import tornado.iostream
 
 from .addresses import show
+from .clock import current_wall_time
 from .contexts import run_in
 from .errors import CloseReason, OptionError
 from .loglimit import LogLimit
@@ -63,7 +63,7 @@ class Event:
     address: Any = None
     reason: CloseReason | None = None
     error: BaseException | None = None
-    at: float = field(default_factory=time.time)
+    at: float = field(default_factory=current_wall_time)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", printable(self.text))

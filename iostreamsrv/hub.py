@@ -30,11 +30,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from functools import partial
-from time import monotonic
 from typing import Any, Protocol
 
 from tornado.ioloop import IOLoop
 
+from .clock import clock_of, real_time, wall_clock_of
 from .donefuture import done_future_type
 from .loglimit import LogLimit
 from .logs import general
@@ -52,6 +52,10 @@ SLICE = 0.003
 may have to wait for three runs: the one its timer falls into, and one each before its timer and its wake-up are seen.
 With what is sent at the end of a run that is to stay below 15 ms, however busy the streams are.
 """
+
+MOST_ASKED = 1000
+"""How often a stream may go on in a turn. It is asked for every few operations, so within a slice of real time it never
+comes to that; but a clock that a test moves stands still."""
 
 _AGAIN = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
 
@@ -169,9 +173,9 @@ debugging = False
 def _step_watched(callback: Any, context: Context, future: "asyncio.Future[Any]") -> None:
     """Step a task, and log it if it is slow, as a loop in debug mode does that steps it itself."""
     loop: Any = future.get_loop()
-    began = monotonic()
+    began = real_time()
     context.run(callback, future)
-    took = monotonic() - began
+    took = real_time() - began
     if loop.get_debug() and took >= loop.slow_callback_duration:
         logger.warning("Executing %r took %.3f seconds", callback.__self__, took)
 
@@ -180,7 +184,9 @@ class Hub:
     """What the two hubs share: the streams that wait for a turn, and the turn's end.
 
     :ivar loop: the asyncio loop below ``io_loop``.
-    :ivar now: `time.monotonic` as of the latest dispatch.
+    :ivar time: gives the time; `time.monotonic`, or that of a loop with a clock of its own.
+    :ivar wall_time: gives the date; `time.time`, or that of such a loop.
+    :ivar now: the time as of the latest dispatch.
     :ivar done: makes a future that is done: what a write returns that went out at once, or is corked.
     :ivar running: a dispatch is under way, so what is corked now will be sent soon.
     :ivar crowded: more streams wait for their turn in the run that is under way.
@@ -196,7 +202,7 @@ class Hub:
         self.inherited = False
         self.io_loop = io_loop
         self.loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
-        self.now = monotonic()
+        self.follow_clock()
         self.done = done_future_type(self.loop)
         self.running = False
         self.crowded = False
@@ -206,6 +212,12 @@ class Hub:
         self._again: set[Dispatched] = set()
         self._scheduled = False
         self._turn_ends = 0.0
+        self._asked = 0  # in this turn, whether a stream may go on
+
+    def follow_clock(self) -> None:
+        """Take the time from the loop's clock, which may have been replaced."""
+        self.time, self.wall_time = clock_of(self.loop), wall_clock_of(self.loop)
+        self.now = self.time()
 
     def watch_reads(self, stream: Dispatched) -> bool:
         """Have ``stream`` dispatched when it can be read.
@@ -234,11 +246,12 @@ class Hub:
 
     def may_go_on(self) -> bool:
         """Whether the loop's present turn is younger than :data:`SLICE`, so that a busy stream need not yield yet."""
-        now = monotonic()
+        now = self.time()
         if not self._turn_ends:
-            self._turn_ends = now + SLICE
+            self._turn_ends, self._asked = now + SLICE, 0
             self.loop.call_soon(self._end_turn, context=Context())
-        return now < self._turn_ends
+        self._asked += 1
+        return now < self._turn_ends and self._asked < MOST_ASKED
 
     def _end_turn(self) -> None:
         self._turn_ends = 0.0
@@ -254,7 +267,8 @@ class Hub:
 
     def _run(self) -> None:
         """Dispatch what is due now, for up to :data:`SLICE`; the rest, and what becomes due meanwhile, is for later."""
-        now = monotonic()
+        time = self.time
+        now = time()
         end = now + SLICE
         due = self._due
         count = self._left or len(due)
@@ -269,7 +283,7 @@ class Hub:
                     self._again.discard(stream)
                     events = READABLE
                 stream.dispatch(events)
-                now = monotonic()
+                now = time()
         finally:
             # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
             self._left = count
@@ -566,6 +580,14 @@ def hub_of(io_loop: IOLoop) -> Hub:
         io_loop.__dict__[_HUB] = hub
         _hubs.add(hub)
     return hub
+
+
+def follow_clock(loop: asyncio.AbstractEventLoop) -> None:
+    """Have the hubs of ``loop``, whose clock was replaced, take the time from its new one."""
+    io_loop = IOLoop._ioloop_for_asyncio.get(loop)
+    for hub in () if io_loop is None else vars(io_loop).values():
+        if isinstance(hub, Hub):
+            hub.follow_clock()
 
 
 def _known_to(io_loop: IOLoop) -> dict[int, Any]:

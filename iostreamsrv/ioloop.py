@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import tornado.ioloop
 from tornado.ioloop import IOLoop
 
+from .clock import clock_of
 from .descriptors import raise_limit
 from .exports import names_of
 from .logs import general
@@ -194,7 +195,7 @@ def _remove_signal_handlers(loop: asyncio.AbstractEventLoop, numbers: list[signa
 
 async def _end_loop(loop: asyncio.AbstractEventLoop, executor: Executor | None) -> None:
     """The last thing a loop does."""
-    late = loop.time() + PATIENCE
+    late = clock_of(loop)() + PATIENCE
     await cancel_the_rest()
     await loop.shutdown_asyncgens()
     await _join_threads(loop, executor, late)
@@ -205,12 +206,12 @@ async def cancel_the_rest() -> None:
     them once, and wait for their ends: for `PATIENCE` seconds, and not for those that were given up before."""
     cancelled: set[asyncio.Task[Any]] = set()
     loop = asyncio.get_running_loop()
-    late = loop.time() + PATIENCE
+    late = clock_of(loop)() + PATIENCE
     while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
         for task in tasks - cancelled:
             task.cancel()
         cancelled |= tasks
-        left = late - loop.time()
+        left = late - clock_of(loop)()
         if left <= 0 or tasks <= given_up:
             return _leave_alone(tasks)
         done, _ = await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -252,7 +253,7 @@ async def _join_threads(loop: asyncio.AbstractEventLoop, known: Executor | None,
     joining = threading.Thread(target=executor.shutdown, daemon=True)
     joining.start()
     while joining.is_alive():
-        if loop.time() > late:
+        if clock_of(loop)() > late:
             return _leave_threads(executor)
         await asyncio.sleep(LOOK)
 

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from .clock import real_wall_time
+
 __all__ = ["CertificateAuthority", "KeyPair", "self_signed"]
 
 LOCALHOST = ("localhost", "127.0.0.1", "::1")
@@ -127,7 +129,7 @@ def _builder(
     starts_in: float,
 ) -> x509.CertificateBuilder:
     """What all certificates have. (Without the identifiers of both keys Python 3.13 verifies none.)"""
-    start = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=starts_in)
+    start = datetime.datetime.fromtimestamp(real_wall_time(), datetime.UTC) + datetime.timedelta(days=starts_in)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 import weakref
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -13,6 +12,7 @@ from tornado.ioloop import IOLoop
 
 from .acceptor import Acceptor
 from .addresses import show
+from .clock import wall_clock_of
 from .errors import OptionError
 from .events import Event, Events
 from .greeting import Greeter
@@ -149,7 +149,7 @@ class Listeners:
     def _look_for_expiry(self, loop: asyncio.AbstractEventLoop) -> None:
         """Once a day."""
         for certificates in [greeter.certificates for greeter in self.greeters if greeter.certificates is not None]:
-            certificates.warn_of_expiry(time.time())
+            certificates.warn_of_expiry(wall_clock_of(loop)())
             if self._expiry_timer is not None:
                 self._expiry_timer.cancel()
             self._expiry_timer = loop.call_later(DAY, self._look_for_expiry, loop, context=Context())

@@ -1,7 +1,6 @@
 """A log that cannot be flooded by whoever connects."""
 
-import time
-from collections.abc import Callable
+from .clock import Clock, current_time
 
 BURST = 10
 PER_SECOND = 1.0
@@ -11,7 +10,7 @@ PER_SECOND = 1.0
 class LogLimit:
     """Says which lines may pass, at a limited rate, and counts the rest, which the next one that passes can tell."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Clock = current_time) -> None:
         self._clock = clock
         self._tokens = float(BURST)
         self._at = clock()
@@ -20,7 +19,7 @@ class LogLimit:
     def take(self) -> int | None:
         """For one line: None if it is to be left out; else how many were, since the last one that passed."""
         now = self._clock()
-        self._tokens = min(float(BURST), self._tokens + (now - self._at) * PER_SECOND)
+        self._tokens = min(float(BURST), self._tokens + max(0.0, now - self._at) * PER_SECOND)
         self._at = now
         if self._tokens < 1:
             self._left_out += 1

@@ -1,4 +1,5 @@
-"""For the tests of what is built on iostreamsrv: streams in memory, ports that are free, servers for a while.
+"""For the tests of what is built on iostreamsrv: streams in memory, ports that are free, servers for a while,
+a clock that the test moves.
 
 It needs no test framework. Fixtures for pytest are in :mod:`iostreamsrv.pytest_plugin`.
 """
@@ -12,10 +13,11 @@ from typing import Any, cast
 from .errors import OptionError
 from .iostream import IOStream
 from .memory import CAPACITY, MemorySocket, MemoryStream
+from .mockclock import MockClock
 from .netutil import bind_sockets
 from .tcpserver import TCPServer
 
-__all__ = ["bind_unused_port", "memory_stream_pair", "running"]
+__all__ = ["MockClock", "bind_unused_port", "memory_stream_pair", "running"]
 
 
 def memory_stream_pair(*, capacity: int = CAPACITY, **options: Any) -> tuple[IOStream, IOStream]:

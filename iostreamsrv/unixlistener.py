@@ -6,10 +6,12 @@ import os
 import socket
 import stat
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from time import sleep
 from types import ModuleType
+
+from .clock import real_time
 
 fcntl: ModuleType | None
 try:
@@ -112,13 +114,13 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _lock(number: int) -> None:
-    end = time.monotonic() + LOCK_WAIT
-    while fcntl is not None and time.monotonic() < end:
+    end = real_time() + LOCK_WAIT
+    while fcntl is not None and real_time() < end:
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            time.sleep(LOCK_POLL)
+            sleep(LOCK_POLL)
         except OSError:
             return  # some network file systems have no locks for directories
 

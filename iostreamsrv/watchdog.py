@@ -27,10 +27,10 @@ import sys
 import threading
 import weakref
 from contextvars import Context
-from time import monotonic, process_time
 from typing import Any
 
 from .addresses import show
+from .clock import cpu_time, real_time
 from .events import WITHOUT_SERVER, Event
 from .stacks import Seen, Watched, outside, see, waits_for_events
 
@@ -60,7 +60,7 @@ class Watch:
         self._thread = threading.get_ident()
         self._around = outside(sys._getframe())  # as it called us last
         self._asked = False  # for a sign of life
-        self._alive = monotonic()  # when there was one
+        self._alive = real_time()  # when there was one
         self._seen: Seen | None = None
         self._since = self._looked = 0.0  # it runs at least since then; it was seen last
         self._over: list[tuple[Seen, float]] = []  # what ran before that in the same turn, and for how long
@@ -104,12 +104,12 @@ class Watch:
 
     def _answer(self) -> None:
         """In the loop's thread: it turns."""
-        now = monotonic()
+        now = real_time()
         over, self._over = self._over, []
         if self._seen is not None:
             over.append((self._seen, now - self._since))
         self._seen, self._asked, self._alive, self._around = None, False, now, outside(sys._getframe())
-        if over and not self._dog.slept(now, process_time()):
+        if over and not self._dog.slept(now, cpu_time()):
             for seen, seconds in over:
                 if seconds >= BLOCKED:
                     _tell(seen, seconds)
@@ -150,7 +150,7 @@ class Watchdog:
         with self._lock:
             if self._thread is not None or not self._watches:
                 return
-            self._looked, self._used, self._stop = monotonic(), process_time(), threading.Event()
+            self._looked, self._used, self._stop = real_time(), cpu_time(), threading.Event()
             arguments = (self._stop,)
             thread = threading.Thread(target=self._run, args=arguments, name="iostreamsrv watchdog", daemon=True)
             with contextlib.suppress(RuntimeError):  # too many threads, or the interpreter ends: serve all the same
@@ -168,7 +168,7 @@ class Watchdog:
 
     def _look(self) -> bool:
         """At all loops; whether to look again."""
-        now, used = monotonic(), process_time()
+        now, used = real_time(), cpu_time()
         slept = self.slept(now, used)
         self._looked, self._used = now, used
         with self._lock:

@@ -10,7 +10,6 @@ import logging
 import sys
 from collections.abc import Callable
 from contextvars import copy_context
-from time import monotonic
 from types import EllipsisType, TracebackType
 
 from tornado.ioloop import IOLoop
@@ -236,7 +235,7 @@ class BaseIOStream(ReadSide):
     async def _linger(self) -> None:
         """Receive, and throw it away, until the peer ends its side, or has had all for long enough."""
         discard = Discard(self._buffer, LINGER_BYTES)
-        late = monotonic() + LINGER_TIME
+        late = self._hub.time() + LINGER_TIME
         while not self._closed:
             received = self._received()
             try:
@@ -245,13 +244,15 @@ class BaseIOStream(ReadSide):
             except StreamTimeoutError:
                 if self._is_sending():
                     self._watch_progress()
-                    late = monotonic() + LINGER_TIME
-                elif self._received() == received or monotonic() > late:
+                    late = self._hub.time() + LINGER_TIME
+                elif self._received() == received or self._hub.time() > late:
                     return
 
     def _lingers(self, seconds: float) -> bool:
         """Whether the peer has had all, and not ended its side, for so long."""
-        return isinstance(self._read, Discard) and monotonic() - self._read_since > seconds and not self._is_sending()
+        return (
+            isinstance(self._read, Discard) and self._hub.time() - self._read_since > seconds and not self._is_sending()
+        )
 
     def _is_sending(self) -> bool:
         """Whether the peer has not taken all yet."""

@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import time
 from asyncio import Future, TimerHandle
 from collections import deque
 from collections.abc import Callable
@@ -170,14 +169,14 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self.allow_half_open = allow_half_open
         self.linger = linger
         self.id = next(_ids)
-        self.opened_at = time.time()
         self.error = None
         self.close_reason = None
         self.bytes_read = 0
         self.bytes_written = 0
         self.hub_key = -1
         self._hub: Hub = self._hub_of(io_loop)
-        self._received_at = time.monotonic()
+        self.opened_at = self._hub.wall_time()
+        self._received_at = self._hub.time()
         self._sent_at = self._received_at
         self._data: dict[Any, Any] | None = None
         # reading
@@ -301,12 +300,12 @@ class StreamCore(tornado.iostream.BaseIOStream):
     @property
     def idle_time(self) -> float:
         """Seconds since bytes last came in, or since the stream was made."""
-        return time.monotonic() - self._received_at
+        return self._hub.time() - self._received_at
 
     @property
     def write_idle_time(self) -> float:
         """Seconds since bytes last went out, or since the stream was made."""
-        return time.monotonic() - self._sent_at
+        return self._hub.time() - self._sent_at
 
     @property
     def real_error(self) -> BaseException | None:

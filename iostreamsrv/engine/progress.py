@@ -2,7 +2,6 @@
 
 from asyncio import TimerHandle
 from contextvars import Context
-from time import monotonic
 from typing import Any, Protocol
 
 from ..errors import CloseReason, StreamTimeoutError
@@ -52,7 +51,7 @@ class ProgressWatch:
         self._stream: Ending = stream
         self._timeout = stream._write_timeout()
         self._seen = self._rated = stream._progress()
-        self._seen_at = self._rated_at = monotonic()
+        self._seen_at = self._rated_at = self._stream._hub.time()
         self._timer: TimerHandle
         self._schedule(self._seen_at)
 
@@ -66,7 +65,7 @@ class ProgressWatch:
         self._timer = self._stream._hub.loop.call_later(self._due - now, self._look, context=Context())
 
     def _look(self) -> None:
-        now = monotonic()
+        now = self._stream._hub.time()
         if now - self._due > SLEPT:
             self._seen_at += now - self._due
             self._rated_at += now - self._due

@@ -5,7 +5,6 @@ from asyncio import Future
 from collections.abc import Callable
 from contextvars import Context
 from re import Pattern
-from time import monotonic
 from typing import Any
 
 from ..errors import (
@@ -294,7 +293,7 @@ class ReadSide(WriteSide):
         self._read = read
         self._read_future = future
         hub = self._hub
-        self._read_since = hub.now if hub.running else monotonic()
+        self._read_since = hub.now if hub.running else hub.time()
         if timeout is not None:
             self._read_timer = self._hub.loop.call_later(
                 timeout, self._read_timed_out, future, timeout, context=Context()
@@ -422,7 +421,7 @@ class ReadSide(WriteSide):
             self._readable = False
         self.bytes_read += len(chunk)
         hub = self._hub
-        self._received_at = hub.now if hub.running else monotonic()
+        self._received_at = hub.now if hub.running else hub.time()
         return chunk
 
     def _receive_failed(self, error: OSError) -> None:

@@ -25,7 +25,6 @@ import socket
 import ssl
 from asyncio import Future, TimerHandle
 from contextvars import Context
-from time import monotonic
 from types import MethodType
 from typing import Any, Self, cast
 
@@ -288,7 +287,7 @@ class TLSStream(SocketStream):
                 return False
             if not chunk:
                 raise EOFError
-            self._received_at = monotonic()
+            self._received_at = self._hub.time()
             tls.feed(chunk)
         self._hub.dispatch_again(self)
         return False
@@ -378,7 +377,7 @@ class TLSStream(SocketStream):
     def _go_on_later(self, tls: TLSEngine) -> BlockingIOError:
         """What has come is no byte for the application: the error that says so."""
         if tls.undecrypted:  # a part of a record; new keys and the like are no sign of life
-            self._received_at = monotonic()
+            self._received_at = self._hub.time()
         if (self._more_inside or self._hangup) and not self._hub.loop.is_closed():
             self._hub.dispatch_again(self)
         return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))

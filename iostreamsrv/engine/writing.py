@@ -6,7 +6,6 @@ import sys
 from asyncio import CancelledError, Future
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 from typing import IO, Any, ClassVar
 
 from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream, reason_for, without_frames
@@ -277,7 +276,7 @@ class WriteSide(StreamCore):
             return 0
         self.bytes_written += sent
         hub = self._hub
-        self._sent_at = hub.now if hub.running else monotonic()
+        self._sent_at = hub.now if hub.running else hub.time()
         return sent
 
     def _send_failed(self, error: Exception) -> None:

@@ -16,11 +16,11 @@ import contextvars
 import functools
 import socket
 import threading
-import time
 from collections.abc import Callable, Coroutine, MutableMapping
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
+from ..clock import real_time
 from ..descriptors import default_connections, raise_limit
 from ..errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError
 from ..iostream import IOStream
@@ -229,10 +229,10 @@ class BlockingServer:
 
     def _join(self) -> None:
         """Wait for the threads, but for the one that asks."""
-        late = time.monotonic() + PATIENCE
+        late = real_time() + PATIENCE
         others = [thread for thread in self._own_threads() if thread is not threading.current_thread()]
         for thread in others:
-            thread.join(max(0.0, late - time.monotonic()))
+            thread.join(max(0.0, late - real_time()))
         left = [thread.name for thread in others if thread.is_alive()]
         if left:
             general.warning("the server has stopped, and is still at work in %s", ", ".join(left))

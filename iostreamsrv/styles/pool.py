@@ -11,10 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial, wraps
-from time import monotonic
 from typing import Any, TypeVar
 
 from ..addresses import show
+from ..clock import real_time
 from ..engine.sockets import unsent
 from ..errors import StreamTimeoutError, of_stream
 from ..iostream import IOStream
@@ -131,14 +131,14 @@ class ClientSocket(socket.socket):
     def _receive(self, receive: Callable[[], Received], flags: int, count: Callable[[Received], int]) -> Received:
         waited = 0.0
         while True:
-            begun = monotonic()
+            begun = real_time()
             try:
                 received = receive()
             except BlockingIOError:
                 if not self._blocks(flags):
                     raise
                 received = None
-            seconds = monotonic() - begun
+            seconds = real_time() - begun
             if self._rate is not None and self._rate.is_too_slow(count(received) if received else 0, seconds):
                 text = f"less than {self._rate.least:g} bytes per second"
                 raise StreamTimeoutError("read", self._rate.window, text)
@@ -155,7 +155,7 @@ class ClientSocket(socket.socket):
 
         :raises TimeoutError: the client has taken nothing for as long as a timeout of the server's says.
         """
-        since, before = monotonic(), None
+        since, before = real_time(), None
         if self._rate is not None:
             self._rate.begin()
         while True:
@@ -164,7 +164,7 @@ class ClientSocket(socket.socket):
             except BlockingIOError:
                 if self._most_write is None or not self._blocks(flags):
                     raise
-            now, left = monotonic(), unsent(self.fileno())
+            now, left = real_time(), unsent(self.fileno())
             if before is not None and left < before:
                 since = now
             elif now - since > 0.99 * self._most_write:

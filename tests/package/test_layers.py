@@ -17,6 +17,7 @@ LAYERS = [
     "text",
     "errors",
     "networks",
+    "clock",
     "options",
     "addresses",
     "loglimit",
@@ -73,6 +74,7 @@ LAYERS = [
     "styles.queues",
     "styles",
     "memory",
+    "mockclock",
     "testing",
     "pytest_plugin",
 ]
@@ -114,6 +116,47 @@ def test_sansio_knows_neither_sockets_nor_loops_nor_clocks(name: str) -> None:
     assert roots & BELOW_SOCKETS <= IN_MEMORY.get(name, set())
     assert roots <= sys.stdlib_module_names | {"iostreamsrv"}
     assert set(own_imports(inside[name])) <= {"errors", "sansio.files", "sansio.buffers", "sansio.reads"}
+
+
+MAY_WAIT = {"unixlistener": {"sleep"}}
+"""What other modules have of ``time``: there is no loop yet where it waits for the lock of another process."""
+
+
+def reads_of_a_clock(source: str) -> set[str]:
+    """What a module has of ``time``, and what it asks for the time: a loop, or ``datetime``."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name == "time"}
+        elif isinstance(node, ast.ImportFrom) and node.module == "time" and not node.level:
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            asked, owner = node.attr, ast.unparse(node.value)
+            if (asked == "time" and "loop" in owner) or (asked in {"now", "utcnow", "today"} and "date" in owner):
+                found.add(f"{owner}.{asked}")
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in inside if name != "clock"])
+def test_no_module_but_clock_reads_the_time(name: str) -> None:
+    assert reads_of_a_clock(inside[name].read_text()) == MAY_WAIT.get(name, set())
+
+
+@pytest.mark.parametrize(
+    "source, seen",
+    [
+        ("import time", {"time"}),
+        ("def f():\n    import time as clock", {"time"}),
+        ("from time import monotonic as now", {"monotonic"}),
+        ("self.loop.time()", {"self.loop.time"}),
+        ("asyncio.get_running_loop().time", {"asyncio.get_running_loop().time"}),
+        ("datetime.datetime.now(UTC)", {"datetime.datetime.now"}),
+        ("from .clock import real_time\nhub.time()", set()),
+        ("from datetime import time", set()),
+    ],
+)
+def test_every_read_of_a_clock_is_seen(source: str, seen: set[str]) -> None:
+    assert reads_of_a_clock(source) == seen
 
 
 def private_names(source: str) -> set[str]:
