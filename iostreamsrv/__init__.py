@@ -29,7 +29,7 @@ from .netutil import (
     socket_from_fd,
 )
 from .options import Keepalive, ServerOptions
-from .registry import Group
+from .server.groups import Group
 from .tcpclient import TCPClient
 from .tcpserver import TCPServer
 from .version import __version__

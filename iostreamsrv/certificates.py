@@ -27,12 +27,12 @@ from typing import Any, NamedTuple
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from .clock import current_wall_time
+from .certs.development import CertificateAuthority, KeyPair, self_signed
+from .certs.pem import Pair, crls_in, revoke, trust
 from .errors import CertificateError
-from .issuing import CertificateAuthority, KeyPair, self_signed
-from .logs import general
 from .options import check_flag
-from .pemfiles import Pair, crls_in, revoke, trust
+from .runtime.clock import current_wall_time
+from .runtime.logs import general
 
 __all__ = ["CertificateAuthority", "Certificates", "KeyPair", "Reload", "client_context", "self_signed"]
 

@@ -28,7 +28,7 @@ from typing import Any, Literal, TypeVar
 
 import tornado.iostream
 
-from .text import printable
+from .runtime.text import printable
 
 __all__ = [
     "CertificateError",

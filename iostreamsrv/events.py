@@ -18,13 +18,13 @@ from typing import Any, Literal, get_args
 
 import tornado.iostream
 
-from .addresses import show
-from .clock import current_wall_time
-from .contexts import run_in
 from .errors import CloseReason, OptionError
-from .loglimit import LogLimit
-from .logs import application, general
-from .text import printable
+from .runtime.addresses import show
+from .runtime.clock import current_wall_time
+from .runtime.contexts import run_in
+from .runtime.loglimit import LogLimit
+from .runtime.logs import application, general
+from .runtime.text import printable
 
 __all__ = ["Event", "EventKind", "Events", "Log"]
 

@@ -23,11 +23,11 @@ from tornado.httpserver import _HTTPRequestContext
 from tornado.httputil import HTTPMessageDelegate
 from tornado.websocket import WebSocketHandler
 
-from .addresses import show
-from .engine.base import MAX_BUFFER_SIZE
-from .exports import names_of
 from .iostream import IOStream
 from .options import NAMES, SIZES, ServerOptions
+from .runtime.addresses import show
+from .runtime.exports import names_of
+from .streams.lifecycle import MAX_BUFFER_SIZE
 from .tcpserver import TCPServer
 
 __all__ = ["HTTPServer"]

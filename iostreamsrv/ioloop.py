@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import tornado.ioloop
 from tornado.ioloop import IOLoop
 
-from .clock import clock_of
-from .descriptors import raise_limit
-from .exports import names_of
-from .logs import general
+from .runtime.clock import clock_of
+from .runtime.exports import names_of
+from .runtime.logs import general
+from .runtime.rlimit import raise_limit
 
 __all__ = ["IOLoop", "run"]
 

@@ -18,13 +18,13 @@ from typing import Any, cast
 import tornado.iostream
 
 from .certificates import Certificates, context_for_one
-from .engine.base import BaseIOStream
-from .engine.sockets import SocketStream
-from .engine.tls import TLSStream
 from .errors import OptionError, StreamBufferFullError, StreamClosedError, UnsatisfiableReadError
-from .exports import names_of
 from .options import HANDSHAKE_TIMEOUT, check_timeout
+from .runtime.exports import names_of
 from .sansio.reads import MORE
+from .streams.lifecycle import BaseIOStream
+from .streams.sockets import SocketStream
+from .streams.tls import TLSStream
 
 __all__ = [
     "MORE",

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import tornado.netutil
 
-from . import unixlistener
-from .acceptor import Acceptor
-from .addresses import check_host, check_port, show
 from .errors import ListenError, OptionError, ResolveError
-from .exports import names_of
 from .ioloop import current_loop
+from .net import unixlistener
+from .net.acceptor import Acceptor
+from .runtime.addresses import check_host, check_port, show
+from .runtime.exports import names_of
 
 __all__ = [
     "Endpoint",

@@ -23,12 +23,12 @@ from typing import Any
 import tornado.netutil
 import tornado.tcpclient
 
-from .addresses import check_port, show
 from .certificates import context_for_one
 from .errors import OptionError, ResolveError, StreamClosedError, StreamTimeoutError, reason_for
-from .exports import names_of
 from .iostream import IOStream
 from .options import check_size, check_timeout
+from .runtime.addresses import check_port, show
+from .runtime.exports import names_of
 
 __all__ = ["TCPClient"]
 

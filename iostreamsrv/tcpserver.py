@@ -19,21 +19,21 @@ from tornado import process
 from tornado.ioloop import IOLoop
 
 from .certificates import Certificates
-from .clients import Clients
-from .draining import drain
 from .errors import CloseReason, OptionError
 from .events import Event, Events
-from .exports import names_of
-from .greeting import Greeter
 from .ioloop import current_loop, existing_loop
 from .iostream import IOStream
-from .listeners import Listeners
-from .logs import application
+from .net.socketoptions import set_socket_options
+from .net.trusted_proxies import TrustedNetworks
 from .netutil import BACKLOG, bind_sockets
-from .networks import TrustedNetworks
 from .options import WHILE_RUNNING, ServerOptions, check_optional_timeout
-from .registry import Group, Slow, Streams
-from .socketoptions import set_socket_options
+from .runtime.exports import names_of
+from .runtime.logs import application
+from .server.connections import Clients
+from .server.groups import Group, Slow, Streams
+from .server.handshake import Greeter
+from .server.listeners import Listeners
+from .server.shutdown import drain
 
 __all__ = ["Streams", "TCPServer"]
 

@@ -12,8 +12,9 @@ from typing import Any, cast
 
 import pytest
 
-from iostreamsrv import IOLoop, IOStream, hub
-from iostreamsrv.memory import MemorySocket, MemoryStream
+from iostreamsrv import IOLoop, IOStream
+from iostreamsrv.streams import hub
+from iostreamsrv.streams.memory import MemorySocket, MemoryStream
 from tests.support.leaks import open_descriptors
 from tests.support.peers import MemoryPeer, Peer, tcp_pair, tls_pair
 from tests.support.programs import heed_signals

@@ -8,8 +8,6 @@ copied. Only what is left over when more arrives is joined into a ``bytearray``.
 from collections import deque
 from re import Pattern
 
-from .files import FileRegion
-
 # Pieces are joined up to this size when they leave, so that many small writes are one send; above it a copy costs more
 # than the extra system call.
 SMALL_WRITE = 65536
@@ -21,6 +19,21 @@ them. Smaller ones are copied: a reference costs more."""
 PIECE_SIZE = 64
 """Bytes that a piece takes beside its own: the header of a ``bytes``, what the allocator rounds up, a place in the
 queue."""
+
+
+class Region:
+    """Bytes that are elsewhere and wait to be sent: a part of a file.
+
+    :ivar left: how many bytes are still to be sent.
+    """
+
+    __slots__ = ("left",)
+
+    left: int
+
+    def advance(self, count: int) -> None:
+        """The next ``count`` bytes have left."""
+        raise NotImplementedError
 
 
 class ReadBuffer:
@@ -147,7 +160,7 @@ class WriteBuffer:
     __slots__ = ("_offset", "_pieces", "files", "in_files", "size")
 
     def __init__(self) -> None:
-        self._pieces: deque[bytes | bytearray | memoryview | FileRegion] = deque()
+        self._pieces: deque[bytes | bytearray | memoryview | Region] = deque()
         self._offset = 0  # into the first piece
         self.size = 0
         self.in_files = 0
@@ -178,19 +191,19 @@ class WriteBuffer:
         else:
             pieces.append(bytes(data))
 
-    def append_file(self, region: FileRegion) -> None:
+    def append_file(self, region: Region) -> None:
         """Queue a part of a file."""
         self.size += region.left
         self.in_files += region.left
         self.files += 1
         self._pieces.append(region)
 
-    def peek(self) -> memoryview | FileRegion:
+    def peek(self) -> memoryview | Region:
         """What is to leave next. A view must be released before the buffer is touched again."""
         if not self._offset and len(self._pieces) > 1:
             self._join()
         first = self._pieces[0]
-        return first if isinstance(first, FileRegion) else memoryview(first)[self._offset :]
+        return first if isinstance(first, Region) else memoryview(first)[self._offset :]
 
     def _join(self) -> None:
         """Make one piece of the first ones, as far as they are small. (Not of one that has begun to leave: so no byte
@@ -200,7 +213,7 @@ class WriteBuffer:
         joined: list[bytes | bytearray | memoryview] = []
         while pieces:
             first = pieces[0]
-            if isinstance(first, FileRegion) or size + len(first) > SMALL_WRITE:
+            if isinstance(first, Region) or size + len(first) > SMALL_WRITE:
                 break
             size += len(first)
             joined.append(first)
@@ -212,7 +225,7 @@ class WriteBuffer:
         """Forget the first ``count`` bytes, which must be within what :meth:`peek` gave: they have left."""
         first = self._pieces[0]
         self.size -= count
-        if isinstance(first, FileRegion):
+        if isinstance(first, Region):
             self.in_files -= count
             first.advance(count)
             if not first.left:
@@ -227,7 +240,7 @@ class WriteBuffer:
     def skip_file(self) -> int:
         """Forget the part of a file that is first: the file has become shorter. How many bytes that makes less."""
         region = self._pieces.popleft()
-        assert isinstance(region, FileRegion)
+        assert isinstance(region, Region)
         self.size -= region.left
         self.in_files -= region.left
         self.files -= 1
@@ -237,7 +250,7 @@ class WriteBuffer:
         """Forget everything after the first ``count`` bytes, and each file that does not end before."""
         while self.size > count:
             last = self._pieces.pop()
-            if isinstance(last, FileRegion):
+            if isinstance(last, Region):
                 self.size -= last.left
                 self.in_files -= last.left
                 self.files -= 1

@@ -20,12 +20,12 @@ from collections.abc import Callable, Coroutine, MutableMapping
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
-from ..clock import real_time
-from ..descriptors import default_connections, raise_limit
 from ..errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError
 from ..iostream import IOStream
-from ..logs import general
 from ..options import Full, check_count
+from ..runtime.clock import real_time
+from ..runtime.logs import general
+from ..runtime.rlimit import default_connections, raise_limit
 from ..tcpserver import TCPServer
 from .crossing import Crossing, stopped
 from .handles import TURNS, Handle, check_wait

@@ -18,13 +18,13 @@ from inspect import isawaitable
 from types import EllipsisType
 from typing import Any
 
-from ..contexts import run_for
 from ..errors import CloseReason, Operation, OptionError, StreamBufferFullError, StreamClosedError, of_stream
 from ..events import Event
 from ..ioloop import IOLoop, current_loop
 from ..iostream import MORE, IOStream
 from ..options import UNLIMITED, Full, check_optional_timeout
-from ..registry import Slow
+from ..runtime.contexts import run_for
+from ..server.groups import Slow
 from ..tcpserver import TCPServer
 
 __all__ = ["CallbackServer"]

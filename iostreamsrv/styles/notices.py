@@ -9,9 +9,9 @@ from asyncio import Future
 from collections.abc import Callable
 from enum import StrEnum
 
-from ..addresses import show
 from ..errors import CloseReason
 from ..events import Event
+from ..runtime.addresses import show
 from .crossing import set_done
 from .handles import Handle
 

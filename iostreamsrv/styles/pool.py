@@ -13,13 +13,13 @@ from contextvars import copy_context
 from functools import partial, wraps
 from typing import Any, TypeVar
 
-from ..addresses import show
-from ..clock import real_time
-from ..engine.sockets import unsent
 from ..errors import StreamTimeoutError, of_stream
 from ..iostream import IOStream
-from ..logs import general
 from ..options import ServerOptions
+from ..runtime.addresses import show
+from ..runtime.clock import real_time
+from ..runtime.logs import general
+from ..streams.sockets import unsent
 from .crossing import set_done
 
 Serve = Callable[[Any, Any], None]

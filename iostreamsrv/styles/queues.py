@@ -18,10 +18,10 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from ..descriptors import raise_limit
 from ..errors import OptionError, StreamBufferFullError, StreamClosedError, of_stream
 from ..ioloop import IOLoop, cancel_the_rest, handle_signal, signals_restored
 from ..iostream import IOStream
+from ..runtime.rlimit import raise_limit
 from ..tcpserver import TCPServer
 from .outbox import Outbox, closed_error
 

@@ -20,7 +20,7 @@ import tornado
 from tornado.test.util import ABT_SKIP_MESSAGE
 
 import iostreamsrv
-from iostreamsrv import hub
+from iostreamsrv.streams import hub
 
 from . import expectations
 from .swap import CHILD_REPORT, THEIRS, Seen, Witness, swap

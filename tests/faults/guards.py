@@ -9,17 +9,18 @@ from typing import Any
 
 from tornado.log import app_log
 
-from iostreamsrv import engine, loglimit, sansio
-from iostreamsrv.acceptor import Acceptor
+from iostreamsrv import sansio, streams
 from iostreamsrv.certificates import Certificates, Reload
-from iostreamsrv.clients import Clients
-from iostreamsrv.engine.tls import TLSStream
 from iostreamsrv.errors import CloseReason
 from iostreamsrv.events import Event
-from iostreamsrv.greeting import Greeter
 from iostreamsrv.iostream import IOStream
-from iostreamsrv.listeners import Listeners
+from iostreamsrv.net.acceptor import Acceptor
+from iostreamsrv.runtime import loglimit
 from iostreamsrv.sansio.buffers import ReadBuffer
+from iostreamsrv.server.connections import Clients
+from iostreamsrv.server.handshake import Greeter
+from iostreamsrv.server.listeners import Listeners
+from iostreamsrv.streams.tls import TLSStream
 
 
 def accept_without_pause() -> None:
@@ -109,7 +110,7 @@ def work_off_all_records_at_once() -> None:
 
 def receive_while_stuck() -> None:
     """However much TLS has to say itself, and the client does not take, receiving goes on."""
-    engine.tls.OWN_OUTPUT = 1 << 30
+    streams.tls.OWN_OUTPUT = 1 << 30
 
 
 def serve_who_asks_again() -> None:

@@ -10,11 +10,20 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOLoop, IOStream, OptionError, TCPClient, TCPServer
-from iostreamsrv.clock import clock_of, current_time, current_wall_time, real_time, real_wall_time, wall_clock_of
-from iostreamsrv.engine.core import INLINE
-from iostreamsrv.hub import hub_of
+from iostreamsrv.runtime.clock import (
+    clock_of,
+    current_time,
+    current_wall_time,
+    real_time,
+    real_wall_time,
+    wall_clock_of,
+)
+from iostreamsrv.streams.core import INLINE
+from iostreamsrv.streams.hub import hub_of
 from iostreamsrv.testing import MockClock, memory_stream_pair, running
-from tests.support import EVERY_LOOP, PATIENCE, tcp_pair
+from tests.support.engines import EVERY_LOOP
+from tests.support.peers import tcp_pair
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("io_loop")
 

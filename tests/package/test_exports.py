@@ -10,7 +10,7 @@ import pytest
 import tornado.ioloop
 import tornado.netutil
 
-from iostreamsrv import exports
+from iostreamsrv.runtime import exports
 from tests.support.programs import PROJECT
 
 

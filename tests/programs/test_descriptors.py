@@ -23,7 +23,7 @@ def enough(limit: int) -> Any:
 
 DEFAULTS = """
     import resource, sys
-    from iostreamsrv.descriptors import default_connections
+    from iostreamsrv.runtime.rlimit import default_connections
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     for soft in map(int, sys.argv[1:]):
@@ -61,7 +61,7 @@ def limited(source: str, *arguments: str) -> list[Any]:
 
 RAISING = """
     import resource, sys
-    from iostreamsrv.descriptors import raise_limit
+    from iostreamsrv.runtime.rlimit import raise_limit
 
     soft, hard, connections = map(int, sys.argv[1:])
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iostreamsrv.sansio.buffers import BY_REFERENCE, SMALL_WRITE, ReadBuffer, WriteBuffer
-from iostreamsrv.sansio.files import FileRegion
+from iostreamsrv.streams.file_region import FileRegion
 
 
 def filled(*chunks: bytes) -> ReadBuffer:

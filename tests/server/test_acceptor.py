@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import IOLoop, IOStream, TCPServer, acceptor
-from iostreamsrv.acceptor import ACCEPTS_PER_TURN, Acceptor
+from iostreamsrv import IOLoop, IOStream, TCPServer
+from iostreamsrv.net import acceptor
+from iostreamsrv.net.acceptor import ACCEPTS_PER_TURN, Acceptor
 from tests.support.engines import on_every_loop
 from tests.support.servers import LONG_ENOUGH, Echo, Serving, answers, connect_unix, listen_to, unix_server, waits
 from tests.support.waiting import eventually, turns

@@ -17,19 +17,11 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import (
-    CloseReason,
-    IOLoop,
-    IOStream,
-    OptionError,
-    StreamClosedError,
-    StreamTimeoutError,
-    TCPServer,
-    deadlines,
-)
+from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError, StreamTimeoutError, TCPServer
 from iostreamsrv.certificates import self_signed
 from iostreamsrv.events import Event
 from iostreamsrv.iostream import MORE
+from iostreamsrv.server import deadlines
 from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts
 from tests.support.programs import Program, ReportingServer
 from tests.support.programs import eventually as until

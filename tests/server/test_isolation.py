@@ -1253,6 +1253,6 @@ def registrations(source: str) -> Iterator[str]:
 
 
 def test_whatever_the_package_registers_says_whose_context_it_has() -> None:
-    """What is new here: give it an empty one (see `iostreamsrv.contexts`), or say why it may inherit."""
+    """What is new here: give it an empty one (see `iostreamsrv.runtime.contexts`), or say why it may inherit."""
     found = {f"{name}.{function}" for name, path in inside.items() for function in registrations(path.read_text())}
     assert found == INHERITING

@@ -15,7 +15,8 @@ from tests.support.waiting import PATIENCE
 
 FORKING = """
     import asyncio, os, socket, sys
-    from iostreamsrv import TCPServer, hub
+    from iostreamsrv import TCPServer
+    from iostreamsrv.streams import hub
     from iostreamsrv.certificates import self_signed
     from iostreamsrv.netutil import bind_unix_socket
 
@@ -249,7 +250,8 @@ STALE = """
     selectors.DefaultSelector = getattr(selectors, selector)
 
     import asyncio, os, socket
-    from iostreamsrv import IOStream, hub
+    from iostreamsrv import IOStream
+    from iostreamsrv.streams import hub
 
     TURNS = 20
 

@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOLoop, IOStream, KickedError, ListenError, StreamClosedError, TCPServer
-from iostreamsrv.addresses import show
 from iostreamsrv.events import Event, Events
 from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.netutil import bind_unix_socket
+from iostreamsrv.runtime.addresses import show
 from iostreamsrv.sansio.proxy import V2_START, ProxyError, parse_header
 from iostreamsrv.styles import CallbackServer
 from tests.support import PROJECT
@@ -430,7 +430,7 @@ async def test_a_handler_that_waits_for_long_blocks_nobody(serving: Serving) -> 
 DEBUGGED = """
     import asyncio, logging, sys, threading, time
     import iostreamsrv
-    from iostreamsrv import hub
+    from iostreamsrv.streams import hub
 
     if sys.argv[1] == "loop":
         hub.driver = hub.LoopHub

@@ -1,6 +1,6 @@
 """A log that cannot be flooded."""
 
-from iostreamsrv.loglimit import BURST, LogLimit
+from iostreamsrv.runtime.loglimit import BURST, LogLimit
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""`iostreamsrv.networks`: whose addresses are trusted, and which lists of them are refused."""
+"""`iostreamsrv.net.trusted_proxies`: whose addresses are trusted, and which lists of them are refused."""
 
 import re
 import socket
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iostreamsrv import OptionError
-from iostreamsrv.networks import TrustedNetworks
+from iostreamsrv.net.trusted_proxies import TrustedNetworks
 from tests.support.listening import with_ipv6
 
 UNIX_PEERS = ["", b"", "/run/client", b"\0abstract"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv import CloseReason, IOStream, StreamClosedError
-from iostreamsrv.acceptor import Acceptor
+from iostreamsrv.net.acceptor import Acceptor
 from tests.support.engines import on_every_loop
 from tests.support.peers import Peer, tcp_pair
 from tests.support.waiting import eventually

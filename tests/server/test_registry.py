@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOLoop, IOStream, KickedError, OptionError, StreamBufferFullError, StreamClosedError, TCPServer
-from iostreamsrv.registry import Group
+from iostreamsrv.server.groups import Group
 from tests.support.engines import on_every_loop
 from tests.support.leaks import complaints
 from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from iostreamsrv import CloseReason, IOStream, OptionError, StreamClosedError, TCPServer
-from iostreamsrv.draining import drain
 from iostreamsrv.iostream import SSLIOStream
+from iostreamsrv.server.shutdown import drain
 from tests.support.engines import on_every_loop
 from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts
 from tests.support.servers import AT_ONCE, Echo, Serving, answers, connect_tls, refused

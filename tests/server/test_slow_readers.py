@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from iostreamsrv import CloseReason, IOStream, StreamTimeoutError, TCPServer
-from iostreamsrv.engine import base, progress
 from iostreamsrv.iostream import SSLIOStream
+from iostreamsrv.streams import base, progress
 from tests.support.engines import on_every_loop
 from tests.support.peers import Cut, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts
 from tests.support.servers import Serving

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import OptionError, unixlistener
+from iostreamsrv import OptionError
+from iostreamsrv.net import unixlistener
 from iostreamsrv.netutil import (
     bind_unix_socket,
 )

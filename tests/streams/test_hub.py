@@ -1,4 +1,4 @@
-"""`iostreamsrv.hub`: the immediate wake-up, fairness, and batches in which much happens at once."""
+"""`iostreamsrv.streams.hub`: the immediate wake-up, fairness, and batches in which much happens at once."""
 
 import asyncio
 import contextvars
@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import IOLoop, IOStream, hub
-from iostreamsrv.hub import complete
+from iostreamsrv import IOLoop, IOStream
+from iostreamsrv.streams import hub
+from iostreamsrv.streams.hub import complete
 from tests.conftest import MakePair
 from tests.support.engines import on_every_engine
 from tests.support.leaks import open_descriptors

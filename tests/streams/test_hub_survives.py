@@ -1,5 +1,5 @@
-"""`iostreamsrv.hub` with descriptors that were closed behind its back, with errors in the midst of a batch, and with
-children."""
+"""`iostreamsrv.streams.hub` with descriptors that were closed behind its back, with errors in the midst of a batch, and
+with children."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from iostreamsrv import IOLoop, IOStream
-from iostreamsrv.hub import hub_of
+from iostreamsrv.streams.hub import hub_of
 from tests.conftest import MakePair
 from tests.support.engines import on_every_loop
 from tests.support.peers import Peer, tcp_pair
@@ -210,7 +210,8 @@ async def test_an_error_in_sending_what_was_corked_keeps_back_no_other_answer(ma
 
 FORKING = """
     import asyncio, os, socket, sys
-    from iostreamsrv import IOStream, hub
+    from iostreamsrv import IOStream
+    from iostreamsrv.streams import hub
 
     if sys.argv[1] == "loop":
         hub.driver = hub.LoopHub
@@ -252,7 +253,8 @@ async def test_a_childs_copies_cannot_take_the_parents_streams_out_of_its_epoll(
 
 LISTENING = """
     import asyncio, os, socket, sys
-    from iostreamsrv import TCPServer, hub
+    from iostreamsrv import TCPServer
+    from iostreamsrv.streams import hub
 
     if sys.argv[1] == "loop":
         hub.driver = hub.LoopHub

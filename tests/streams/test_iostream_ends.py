@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError
-from iostreamsrv.engine import base
+from iostreamsrv.streams import base
 from tests.conftest import MakePair
 from tests.support.engines import on_every_stream
 from tests.support.peers import Peer, tcp_pair

@@ -14,15 +14,8 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import (
-    IOLoop,
-    IOStream,
-    OptionError,
-    PipeIOStream,
-    StreamBufferFullError,
-    StreamClosedError,
-    hub,
-)
+from iostreamsrv import IOLoop, IOStream, OptionError, PipeIOStream, StreamBufferFullError, StreamClosedError
+from iostreamsrv.streams import hub
 from tests.conftest import MakePair
 from tests.support.engines import on_every_stream
 from tests.support.peers import Peer, tcp_pair

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import IOStream, OptionError, PipeIOStream, StreamBufferFullError, StreamClosedError, hub
-from iostreamsrv.engine import sockets
-from iostreamsrv.engine.writing import FILES
+from iostreamsrv import IOStream, OptionError, PipeIOStream, StreamBufferFullError, StreamClosedError
+from iostreamsrv.streams import hub, sockets
+from iostreamsrv.streams.writing import FILES
 from tests.conftest import MakePair
 from tests.support.engines import on_every_stream
 from tests.support.leaks import open_descriptors

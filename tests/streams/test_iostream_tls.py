@@ -19,18 +19,10 @@ from typing import Any, cast
 import pytest
 import tornado.iostream
 
-from iostreamsrv import (
-    CloseReason,
-    IOLoop,
-    IOStream,
-    OptionError,
-    StreamBufferFullError,
-    StreamClosedError,
-    TCPServer,
-    hub,
-)
+from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamBufferFullError, StreamClosedError, TCPServer
 from iostreamsrv.certificates import CertificateAuthority, self_signed
 from iostreamsrv.iostream import SSLIOStream
+from iostreamsrv.streams import hub
 from tests.conftest import MakePair
 from tests.support.engines import EVERY_ENGINE
 from tests.support.peers import Cut, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts, tls_pair

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import tornado.iostream
 
-from iostreamsrv import IOStream, OptionError, StreamBufferFullError, StreamClosedError, hub
-from iostreamsrv.engine.tls import PLAINTEXT
+from iostreamsrv import IOStream, OptionError, StreamBufferFullError, StreamClosedError
+from iostreamsrv.streams import hub
+from iostreamsrv.streams.tls import PLAINTEXT
 from tests.conftest import MakePair
 from tests.support.engines import on_every_stream
 from tests.support.peers import Peer

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
-from iostreamsrv import ConcurrentReadError, IOLoop, IOStream, StreamClosedError, StreamTimeoutError, hub
+from iostreamsrv import ConcurrentReadError, IOLoop, IOStream, StreamClosedError, StreamTimeoutError
+from iostreamsrv.streams import hub
 from tests.conftest import new_loop
 from tests.support.engines import EVERY_STREAM
 from tests.support.leaks import open_descriptors

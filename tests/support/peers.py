@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
-from iostreamsrv import hub
 from iostreamsrv.certificates import self_signed
 from iostreamsrv.iostream import SSLIOStream
-from iostreamsrv.memory import MemorySocket
+from iostreamsrv.streams import hub
+from iostreamsrv.streams.memory import MemorySocket
 
 
 class Peer:

@@ -1,0 +1,1 @@
+"""Certificates: files, contexts, and certificates for development."""

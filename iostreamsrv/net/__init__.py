@@ -1,0 +1,1 @@
+"""Sockets that listen, and what the kernel is told of them."""

@@ -1,0 +1,1 @@
+"""What the process gives: the clock, the log, context variables, addresses as text, the limit of descriptors."""

@@ -1,0 +1,48 @@
+"""Addresses: checked when they come in, and shown to people."""
+
+import os
+from typing import Any
+
+from ..errors import OptionError
+from .text import printable
+
+
+def check_port(name: str, port: int | str) -> int | str:
+    """A port: an int from 0 to 65535, or the name of a service.
+
+    :raises OptionError: anything else.
+    """
+    if isinstance(port, str):
+        # Numbers are taken apart here: getaddrinfo has 70000 for 4464, and "+70000" as well.
+        if port.isascii() and port.isdigit():
+            if len(port) < 10 and int(port) <= 65535:
+                return int(port)
+        elif port and "\0" not in port and not port.strip(" +-").isdigit():
+            return port
+    elif isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= 65535:
+        return port
+    raise OptionError(name, port, "must be an integer from 0 to 65535 or the name of a service")
+
+
+def check_host(name: str, host: str | None) -> str | None:
+    """An IP address or a host name; None for all interfaces, which "" and "*" stand for, too.
+
+    :raises OptionError: anything else.
+    """
+    # getaddrinfo would take what is before a zero byte.
+    if host is not None and (not isinstance(host, str) or "\0" in host):
+        raise OptionError(name, host, "must be an IP address or a host name, or None for all interfaces")
+    return None if host in ("", "*") else host
+
+
+def show(address: Any) -> str:
+    """An address for people: ``127.0.0.1:80``, ``[::1]:80``, ``*:80``, ``/run/echo.sock``, ``@abstract``.
+
+    What cannot be printed is escaped: a peer may have chosen it.
+    """
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port, *_ = address
+        return printable(f"[{host}]:{port}" if ":" in str(host or "") else f"{host or '*'}:{port}")
+    if isinstance(address, str | bytes):
+        address = os.fsdecode(address).replace("\0", "@")
+    return printable(str(address))

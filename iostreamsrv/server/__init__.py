@@ -1,0 +1,1 @@
+"""What a `TCPServer` is made of."""

@@ -1,0 +1,203 @@
+"""Whose fault it is that a handler failed: its client's, or its own.
+
+Only what the client's own stream raised is the client's: the exception says so by its ``stream_id``. What another
+stream raised, that of an upstream server for instance, the handler should have caught.
+
+A plain `TimeoutError` knows of no stream. It is the client's if what took too long was a wait for the client's stream:
+
+- for a write, or a drain: the `CancelledError` that it comes from says which stream's it was;
+- ``tornado.gen.with_timeout`` cancels nothing: a future that waits for that read or write has the error;
+- for a read: its future costs as little as can be, and does not say who cancelled it. So there must be evidence:
+
+  - the error comes from a `CancelledError`;
+  - the last read of the client's stream was cancelled, and nothing has come since;
+  - the function in which the `CancelledError` was raised has that stream, or that read, at hand;
+  - it has no other future at hand that was cancelled, nor another stream that was used since that read began.
+
+In doubt it is the handler's error.
+"""
+
+import asyncio
+import functools
+import ssl
+from collections.abc import Iterator
+from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
+from typing import Any
+
+import tornado.iostream
+import tornado.util
+
+from ..errors import CloseReason, FramingError, StreamTimeoutError
+from ..iostream import BaseIOStream
+from ..streams.hub import waiter_of
+
+DEPTH = 3
+"""Steps from a variable to an attribute of its, to an attribute of that, and so on, in which a stream is at hand."""
+
+
+def fault(stream: BaseIOStream, error: BaseException) -> tuple[CloseReason, BaseException]:
+    """The reason for which ``stream`` is to be closed, and the error that says most of it.
+
+    :param error: what its handler raised. A group is the client's fault if all that is in it is.
+    """
+    leaves = list(_leaves(error))
+    reasons = [_reason(stream, leaf) for leaf in leaves]
+    if CloseReason.HANDLER_ERROR in reasons:
+        return CloseReason.HANDLER_ERROR, error
+    # That the stream is closed is what all the others find out when one of them has closed it.
+    telling = [number for number, reason in enumerate(reasons) if reason is not CloseReason.LOCAL]
+    first = telling[0] if telling else 0
+    return reasons[first], leaves[first]
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
+
+
+def _reason(stream: BaseIOStream, error: BaseException) -> CloseReason:
+    if (late := _late(stream, error)) is not None:
+        return late
+    if getattr(error, "stream_id", None) != stream.id:
+        return CloseReason.HANDLER_ERROR
+    if isinstance(error, StreamTimeoutError):
+        return CloseReason.WRITE_TIMEOUT if error.operation == "write" else CloseReason.READ_TIMEOUT
+    if isinstance(error, tornado.iostream.StreamBufferFullError):
+        return CloseReason.BUFFER_FULL
+    if isinstance(error, ssl.SSLError):  # of its start_tls(), which has said so
+        return CloseReason.TLS_ERROR
+    if isinstance(error, FramingError):
+        return CloseReason.HANDLER_ERROR if error.operation == "write" else CloseReason.LOCAL
+    return CloseReason.LOCAL if isinstance(error, OSError) else CloseReason.HANDLER_ERROR
+
+
+# ---- timeouts of asyncio's and Tornado's
+
+
+_TIMEOUTS = (TimeoutError, tornado.util.TimeoutError)
+"""Those of asyncio and of Tornado; in newer versions of Tornado they are one."""
+
+
+def _late(stream: BaseIOStream, error: BaseException) -> CloseReason | None:
+    """The reason to close ``stream`` if ``error`` is a timeout of somebody who waited for it."""
+    if type(error) not in _TIMEOUTS or getattr(error, "errno", None) is not None:  # the kernel's have one
+        return None
+    if any(_has_instead(future, error) for _, future, _ in stream._unsent_futures or ()):
+        return CloseReason.WRITE_TIMEOUT
+    if stream._read_future is not None and _has_instead(stream._read_future, error):
+        return CloseReason.READ_TIMEOUT
+    cancel = error.__cause__ or error.__context__  # before Python 3.11.3 only the latter is set
+    if not isinstance(cancel, asyncio.CancelledError):
+        return None
+    if (stream_id := getattr(cancel, "stream_id", None)) is not None:
+        return CloseReason.WRITE_TIMEOUT if stream_id == stream.id else None
+    return CloseReason.READ_TIMEOUT if _is_of_cancelled_read(stream, cancel) else None
+
+
+def _has_instead(future: "asyncio.Future[Any]", error: BaseException) -> bool:
+    """Whether Tornado gave ``error`` to somebody who was to have what ``future`` is still to bring."""
+    for callback, _ in future._callbacks or ():
+        for cell in getattr(callback, "__closure__", None) or ():
+            waiting = cell.cell_contents
+            if callback.__module__ == "tornado.concurrent" and _is_future(waiting) and _error_of(waiting) is error:
+                return True
+    task = waiter_of(future)
+    return task is not None and _has_instead(task, error)
+
+
+def _error_of(future: "asyncio.Future[Any]") -> BaseException | None:
+    return future.exception() if future.done() and not future.cancelled() else None
+
+
+def _is_of_cancelled_read(stream: BaseIOStream, cancel: asyncio.CancelledError) -> bool:
+    if not stream._read_was_cancelled():
+        return False
+    values = _values_where_raised(cancel)
+    cancelled = [value for value in values if _is_future(value) and value.cancelled()]
+    if cancelled:  # asyncio.wait_for and asyncio.gather have one
+        return any(stream._read_future in (each, *getattr(each, "_children", ())) for each in cancelled)
+    streams = _streams_at_hand(values)
+    return stream in streams and not any(_was_used_since(stream._read_since, each) for each in streams - {stream})
+
+
+def _was_used_since(began: float, stream: BaseIOStream) -> bool:
+    """Whether what was cancelled may have been a wait for this one. A read that is pending was not."""
+    read = not stream.reading() and (
+        stream._read_since > began or (stream._read_since == began and stream._read_was_cancelled())
+    )
+    return read or stream._sent_at > began
+
+
+def _values_where_raised(error: BaseException) -> list[Any]:
+    """Of all local variables."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return [] if trace is None else list(trace.tb_frame.f_locals.values())
+
+
+def _streams_at_hand(values: list[Any]) -> set[BaseIOStream]:
+    """Those among ``values``, and in what these are made of."""
+    found: set[BaseIOStream] = set()
+    seen: dict[int, Any] = {}
+    for _ in range(DEPTH + 1):
+        values = list({id(value): value for value in values if id(value) not in seen}.values())
+        seen |= {id(value): value for value in values}
+        found |= {value for value in values if _is_stream(value)}
+        values = [part for value in values for part in _parts(value)]
+    return found
+
+
+# issubclass, as isinstance would ask the object, which may be anything.
+
+
+def _is_stream(value: Any) -> bool:
+    return issubclass(type(value), BaseIOStream)
+
+
+def _is_future(value: Any) -> bool:
+    return issubclass(type(value), asyncio.Future)
+
+
+_NOT_TAKEN_APART = (BaseIOStream, asyncio.Future, asyncio.AbstractEventLoop, ModuleType, type)
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a function or an object has: its attributes, without a call of anything that it may define."""
+    kind = type(value)
+    if kind is MethodType:
+        return [value.__self__]
+    if kind is FunctionType:
+        return _contents(value)
+    if issubclass(kind, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if issubclass(kind, _NOT_TAKEN_APART):
+        return []
+    parts = [_attribute(value, member) for each in kind.__mro__ for member in vars(each).values()]
+    try:
+        parts += object.__getattribute__(value, "__dict__").values()
+    except AttributeError:
+        pass
+    return parts
+
+
+def _contents(function: FunctionType) -> list[Any]:
+    """Of the variables from around it."""
+    contents = []
+    for cell in function.__closure__ or ():
+        try:
+            contents.append(cell.cell_contents)
+        except ValueError:  # it has none yet, or none any more
+            pass
+    return contents
+
+
+def _attribute(value: Any, member: Any) -> Any:
+    """That of a slot."""
+    try:
+        return member.__get__(value) if type(member) is MemberDescriptorType else None
+    except AttributeError:
+        return None

@@ -1,0 +1,206 @@
+"""The open streams of a server, and named groups of them: to count, to find, and to speak to all at once."""
+
+import asyncio
+from asyncio import Future
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextvars import Context
+from functools import partial
+from typing import Any, Literal, get_args
+from weakref import WeakValueDictionary
+
+from ..errors import OptionError, StreamBufferFullError, StreamClosedError
+from ..iostream import IOStream
+
+Slow = Literal["drop", "kick", "wait"]
+"""What becomes of a stream whose queue has no room for a broadcast: it misses this one, it is closed, or the broadcast
+waits for it."""
+
+
+class Streams(Collection[IOStream]):
+    """The open streams of a server, ``server.streams``. ::
+
+        for stream in server.streams:
+            if stream.idle_time > 3600:
+                stream.close()
+
+    It is a collection; iterating goes over those there are at that moment.
+    """
+
+    def __init__(self, streams: dict[int, IOStream]) -> None:
+        self._streams = streams
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def __iter__(self) -> Iterator[IOStream]:
+        return iter(list(self._streams.values()))
+
+    def __contains__(self, stream: object) -> bool:
+        return isinstance(stream, IOStream) and self._streams.get(stream.id) is stream
+
+    def get(self, id: int) -> IOStream | None:
+        """The open stream with this ``id``, or None."""
+        return self._streams.get(id)
+
+
+class Group(Streams):
+    """Some of the streams of a server, under a name; made by `TCPServer.group`. ::
+
+        room = server.group("lobby")
+        room.join(stream)
+        room.broadcast(b"somebody came in\\n", exclude=stream)
+
+    A stream may be in several, and leaves each by itself at its end. A group without streams costs nothing: it is
+    forgotten, and made anew when it is asked for.
+
+    :ivar name: what it is called.
+    """
+
+    def __init__(self, name: object, groups: "Groups") -> None:
+        super().__init__({})
+        self.name = name
+        self._groups = groups
+
+    def __repr__(self) -> str:
+        return f"<Group {self.name!r}: {len(self)} streams>"
+
+    def join(self, stream: IOStream) -> None:
+        """Take ``stream`` in. Nothing, if it is in already.
+
+        :raises StreamClosedError: it is closed.
+        :raises ValueError: it is no stream of this server.
+        """
+        self._groups.join(self, stream)
+
+    def leave(self, stream: IOStream) -> None:
+        """Let ``stream`` go. Nothing, if it is not in."""
+        self._groups.leave(self, stream)
+
+    def broadcast(
+        self, data: bytes | bytearray | memoryview, exclude: IOStream | Iterable[IOStream] = (), slow: Slow = "drop"
+    ) -> "Future[int]":
+        """Write ``data`` to each stream of the group that has a handler; see `TCPServer.broadcast`."""
+        return self._groups.broadcast(self, data, exclude, slow)
+
+
+class Groups:
+    """All groups of a server, and what is said to them.
+
+    :param streams: its open streams.
+    :param served: gives, of some streams, those that have got as far as their handler.
+    """
+
+    def __init__(self, streams: dict[int, IOStream], served: Callable[[Iterable[IOStream]], list[IOStream]]) -> None:
+        self._streams = streams
+        self._served = served
+        self._waiting: dict[int, asyncio.Task[bool]] = {}  # the last broadcast that waits for a stream
+        # A group is there as long as somebody holds it, which its streams do.
+        self._by_name: WeakValueDictionary[object, Group] = WeakValueDictionary()
+        self._of: dict[int, set[Group]] = {}
+
+    def get(self, name: object) -> Group:
+        """The group of this name, which may be new."""
+        group = self._by_name.get(name)
+        if group is None:
+            group = self._by_name[name] = Group(name, self)
+        return group
+
+    def join(self, group: Group, stream: IOStream) -> None:
+        """See `Group.join`."""
+        if stream.closed():
+            raise stream._closed_error("write")
+        if self._streams.get(stream.id) is not stream:
+            raise ValueError(f"{stream} is not a stream of this server")
+        group._streams[stream.id] = stream
+        self._of.setdefault(stream.id, set()).add(group)
+
+    def leave(self, group: Group, stream: IOStream) -> None:
+        """See `Group.leave`."""
+        if group._streams.pop(stream.id, None) is not None:
+            memberships = self._of[stream.id]
+            memberships.discard(group)
+            if not memberships:
+                del self._of[stream.id]
+
+    def replace(self, stream: IOStream) -> None:
+        """It goes on in the place of the one that had its ``id``."""
+        for group in self._of.get(stream.id, ()):
+            group._streams[stream.id] = stream
+
+    def forget(self, stream: IOStream) -> None:
+        """It has ended."""
+        for group in self._of.pop(stream.id, ()):
+            group._streams.pop(stream.id, None)
+
+    # ---- speaking to several
+
+    def broadcast(
+        self,
+        streams: Iterable[IOStream],
+        data: bytes | bytearray | memoryview,
+        exclude: IOStream | Iterable[IOStream],
+        slow: Slow,
+    ) -> "Future[int]":
+        """Write ``data`` to each of ``streams``, all of which share one copy; see `TCPServer.broadcast`."""
+        if slow not in get_args(Slow):
+            raise OptionError("slow", slow, "must be 'drop', 'kick' or 'wait'")
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"can only broadcast bytes, bytearray or memoryview, not {type(data).__name__}")
+        data = bytes(data)  # which is no copy of bytes
+        left_out = {exclude.id} if isinstance(exclude, IOStream) else {stream.id for stream in exclude}
+        taken, full = 0, []
+        for stream in self._served(streams):
+            if stream.id in left_out:
+                continue
+            if stream.id in self._waiting:  # for an earlier one, which this one may not overtake
+                full.append(stream)
+                continue
+            try:
+                stream._write_shared(data)
+            except StreamBufferFullError:
+                full.append(stream)
+            except StreamClosedError:
+                pass  # it is on its way out
+            else:
+                taken += not stream.closed()  # the write may have found it broken
+        loop = asyncio.get_running_loop()
+        if full and slow == "wait":
+            later = [self._write_later(stream, data) for stream in full]
+            return loop.create_task(_sum(taken, later), context=Context())
+        if slow == "kick":
+            for stream in full:  # now that all have the data: who is told of these ends may speak to them
+                stream.kick("does not read what is broadcast")
+        done: Future[int] = loop.create_future()
+        done.set_result(taken)
+        return done
+
+    def _write_later(self, stream: IOStream, data: bytes) -> "asyncio.Task[bool]":
+        task = stream._hub.loop.create_task(_write_later(self._waiting.get(stream.id), stream, data), context=Context())
+        self._waiting[stream.id] = task
+        task.add_done_callback(partial(self._written, stream.id), context=Context())
+        return task
+
+    def _written(self, id: int, task: "asyncio.Task[bool]") -> None:
+        if self._waiting[id] is task:
+            del self._waiting[id]
+
+
+async def _write_later(previous: "asyncio.Task[bool] | None", stream: IOStream, data: bytes) -> bool:
+    """Write as soon as ``previous`` is over and there is room; whether it came to that."""
+    if previous is not None:
+        await asyncio.wait([previous])
+    limit: Any = stream.max_write_buffer_size
+    while True:
+        try:
+            # Something must leave in any case: of many small writes the queue counts more than their bytes.
+            await stream.drain(max(0, min(limit - len(data), stream.queued - 1)))
+            stream._write_shared(data)
+        except StreamBufferFullError:
+            continue  # somebody was faster
+        except StreamClosedError:
+            return False
+        return True
+
+
+async def _sum(taken: int, later: "list[asyncio.Task[bool]]") -> int:
+    return taken + sum(await asyncio.gather(*later))

@@ -1,0 +1,222 @@
+"""The watchdog: a thread that sees when a handler blocks the loop.
+
+**Why a thread.** A handler can block in its first step, after a read, after a sleep, in ``handle_close``, in a task
+that it has made. To look at the clock around each of these costs something each time, and misses what other code calls:
+asyncio, Tornado. A thread beside the loop costs nothing per client and per message, and misses none.
+
+**What it does.** Every :data:`TICK` seconds it asks each loop that has clients for a sign of life, by
+``call_soon_threadsafe``; a loop that waits in its selector need not be asked. When there was none for :data:`LATE`
+seconds, it looks at each tick what runs there (:mod:`iostreamsrv.stacks`). When the loop turns again, it says, in its
+own thread, what has blocked it. The time is measured from the last sign of life, so it is up to a tick too long.
+
+**Many short callbacks** in one turn of the loop keep it as long as one that blocks, and are nobody's fault. So the time
+counts from when the same task, or the same callback for the same client, was seen: a task makes one step in a turn.
+
+**When the process itself was stopped** (SIGSTOP, a suspended machine), the thread wakes late as well. That alone proves
+nothing: a regular expression can keep Python's interpreter lock all the time. But that takes CPU time.
+
+The thread ends when no loop has clients any more, and before a fork: then it starts in the parent when a loop turns. A
+child watches nothing before it has clients of its own. Loops and servers are held by weak references.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import threading
+import weakref
+from contextvars import Context
+from typing import Any
+
+from ..events import WITHOUT_SERVER, Event
+from ..runtime.addresses import show
+from ..runtime.clock import cpu_time, real_time
+from .stacks import Seen, Watched, outside, see, waits_for_events
+
+BLOCKED = 0.5
+"""Seconds that a handler may keep the loop without a warning. All others wait meanwhile."""
+
+TICK = 0.1
+"""Seconds between two looks."""
+
+LATE = 0.25
+"""Seconds without a sign of life after which it is worth while to look at a stack."""
+
+LINGER = 1.0
+"""Seconds for which the thread waits for the next client, when there is none."""
+
+
+class Watch:
+    """One loop; made in its thread.
+
+    :ivar clients: of the servers in this loop, each a `Watched`.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, dog: "Watchdog") -> None:
+        self.clients: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.loop = weakref.ref(loop)
+        self._dog = dog
+        self._thread = threading.get_ident()
+        self._around = outside(sys._getframe())  # as it called us last
+        self._asked = False  # for a sign of life
+        self._alive = real_time()  # when there was one
+        self._seen: Seen | None = None
+        self._since = self._looked = 0.0  # it runs at least since then; it was seen last
+        self._over: list[tuple[Seen, float]] = []  # what ran before that in the same turn, and for how long
+        self._ask(loop)
+
+    def has_clients(self) -> bool:
+        """Whether there is something to watch."""
+        loop = self.loop()
+        return loop is not None and not loop.is_closed() and any(clients.watched for clients in self.clients)
+
+    def look(self, now: float, slept: bool, clients: list[Any]) -> None:
+        """In the watchdog's thread."""
+        loop, frame = self.loop(), sys._current_frames().get(self._thread)
+        if loop is None:
+            return
+        if slept or frame is None or not loop.is_running():
+            self._seen, self._alive = None, now
+            self._over.clear()
+        elif waits_for_events(frame):
+            self._alive = now
+        else:
+            if not self._asked:
+                self._seen = None
+            if now - self._alive >= LATE:
+                self._note(now, see(loop, frame, self._around, clients))
+            if not self._asked:  # not before: to ask gives the interpreter lock away, and what runs may end meanwhile
+                self._ask(loop)
+
+    def _note(self, now: float, seen: Seen) -> None:
+        if self._seen is None:
+            self._seen, self._since = seen, self._alive
+        elif seen.key != self._seen.key:
+            self._over.append((self._seen, now - self._since))
+            self._seen, self._since = seen, self._looked
+        self._looked = now
+
+    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._asked = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it is forgotten at the next look
+            loop.call_soon_threadsafe(self._answer, context=Context())
+
+    def _answer(self) -> None:
+        """In the loop's thread: it turns."""
+        now = real_time()
+        over, self._over = self._over, []
+        if self._seen is not None:
+            over.append((self._seen, now - self._since))
+        self._seen, self._asked, self._alive, self._around = None, False, now, outside(sys._getframe())
+        if over and not self._dog.slept(now, cpu_time()):
+            for seen, seconds in over:
+                if seconds >= BLOCKED:
+                    _tell(seen, seconds)
+
+
+def _tell(seen: Seen, seconds: float) -> None:
+    if seen.clients is not None:
+        seen.clients.blocked(seen.stream, seen.where, seconds)
+    else:
+        address = None if seen.stream is None else seen.stream._peer_address()
+        whom = f", for {show(address)}" if address else ""
+        text = f"{seen.where} has blocked the loop for {seconds:.1f} s, and all clients with it{whom}"
+        WITHOUT_SERVER.emit(Event("error", text, logging.WARNING, seen.stream, address))
+
+
+class Watchdog:
+    """The thread, and the loops that it watches."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watches: list[Watch] = []
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()  # for this thread
+        self._looked = self._used = self._needed = 0.0  # its last look; CPU time until then; when there were clients
+
+    def watch(self, loop: asyncio.AbstractEventLoop, clients: Watched) -> None:
+        """See who blocks ``loop``; see the function."""
+        with self._lock:
+            watch = next((watch for watch in self._watches if watch.loop() is loop), None)
+            if watch is None:
+                watch = Watch(loop, self)
+                self._watches.append(watch)
+            watch.clients.add(clients)
+        self.start()
+
+    def start(self) -> None:
+        """Have the thread run, if there is something to watch."""
+        with self._lock:
+            if self._thread is not None or not self._watches:
+                return
+            self._looked, self._used, self._stop = real_time(), cpu_time(), threading.Event()
+            arguments = (self._stop,)
+            thread = threading.Thread(target=self._run, args=arguments, name="iostreamsrv watchdog", daemon=True)
+            with contextlib.suppress(RuntimeError):  # too many threads, or the interpreter ends: serve all the same
+                thread.start()
+                self._thread = thread
+
+    def slept(self, now: float, used: float) -> bool:
+        """Whether the process did not run for a while before ``now``."""
+        late = now - self._looked - TICK
+        return late >= LATE and used - self._used < late / 4
+
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.wait(TICK) and self._look():
+            pass
+
+    def _look(self) -> bool:
+        """At all loops; whether to look again."""
+        now, used = real_time(), cpu_time()
+        slept = self.slept(now, used)
+        self._looked, self._used = now, used
+        with self._lock:
+            self._watches = [watch for watch in self._watches if watch.has_clients()]
+            watches = [(watch, list(watch.clients)) for watch in self._watches]
+            if watches:
+                self._needed = now
+            elif now - self._needed >= LINGER:
+                self._thread = None
+                return False
+        for watch, clients in watches:
+            watch.look(now, slept, clients)
+        return True
+
+    def before_fork(self) -> None:
+        """End the thread: a process that has several should not fork, as Python warns since 3.12."""
+        thread = self._thread
+        if thread is not None:
+            self._stop.set()
+            thread.join(timeout=1.0)
+            self._thread = None
+
+    def after_fork(self) -> None:
+        """In the parent. Python counts the threads after this."""
+        for watch in self._watches:
+            loop = watch.loop()
+            with contextlib.suppress(RuntimeError):
+                if loop is not None:
+                    loop.call_soon_threadsafe(self.start, context=Context())
+
+
+_watchdog = Watchdog()
+
+
+def watch(loop: asyncio.AbstractEventLoop, clients: Watched) -> None:
+    """In the loop's thread: see who blocks ``loop``, as long as these clients are watched."""
+    _watchdog.watch(loop, clients)
+
+
+def _forget_parents() -> None:
+    """In a forked child."""
+    global _watchdog
+    _watchdog = Watchdog()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: _watchdog.before_fork(),
+        after_in_parent=lambda: _watchdog.after_fork(),
+        after_in_child=_forget_parents,
+    )

@@ -1,0 +1,609 @@
+"""One readiness set per loop: it dispatches streams, and wakes the tasks that wait for them at once.
+
+**Why not ``loop.add_reader`` for each stream.** It costs a handle, a call through the loop's queue and, for a task that
+waits, a second turn of the loop, per message. The :class:`EpollHub` has one epoll of its own for all streams of a
+loop, which is itself registered with the loop once: inside any asyncio loop, plain or uvloop, one callback takes a
+whole batch of events. Each stream is registered edge-triggered and then left alone; that nobody reads it is a flag on
+the stream, not a system call.
+
+**Why the wake-up is immediate.** A future's result normally reaches its task through ``call_soon``, a turn of the loop
+later. :func:`complete` steps the task within the dispatch instead. This saves the turn; it lets a stream know that the
+handler's writes belong to the packet it is being dispatched for, so that it can send them together; and it closes the
+gap between completion and wake-up, in which a cancelled task would lose the bytes it had been given.
+
+**Fairness.** A run of the hub returns to the loop after :data:`SLICE` seconds and goes on in the loop's next turn.
+
+**Whose context variables a dispatch sees.** Nobody's: a hub works for all streams of its loop, so it registers itself
+in an empty context, not in that of the client it happens to be opened for (see :mod:`iostreamsrv.contexts`).
+
+**Where there is no epoll** the :class:`LoopHub` does the same through ``IOLoop.add_handler``, level-triggered.
+"""
+
+import asyncio
+import os
+import select
+import types
+import weakref
+from asyncio.log import logger
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
+from functools import partial
+from typing import Any, Protocol
+
+from tornado.ioloop import IOLoop
+
+from ..runtime.clock import clock_of, real_time, wall_clock_of
+from ..runtime.loglimit import LogLimit
+from ..runtime.logs import general
+from .donefuture import done_future_type
+
+# Events as epoll numbers them, which are IOLoop.READ and IOLoop.WRITE as well.
+READABLE = 0x001  # EPOLLIN
+WRITABLE = 0x004  # EPOLLOUT
+URGENT = 0x002  # EPOLLPRI: a receive ends at the urgent mark, however much lies behind it
+BROKEN = 0x010 | 0x008  # EPOLLHUP | EPOLLERR: a send will say what it is
+ENDED = 0x2000 | 0x010  # EPOLLRDHUP | EPOLLHUP: the peer sends no more, behind what is still unread
+HANGUP = ENDED | BROKEN | URGENT  # a short read proves nothing any more
+
+SLICE = 0.003
+"""Seconds after which a run of the hub lets the loop's timers and other callbacks have their turn. A task that sleeps
+may have to wait for three runs: the one its timer falls into, and one each before its timer and its wake-up are seen.
+With what is sent at the end of a run that is to stay below 15 ms, however busy the streams are.
+"""
+
+MOST_ASKED = 1000
+"""How often a stream may go on in a turn. It is asked for every few operations, so within a slice of real time it never
+comes to that; but a clock that a test moves stands still."""
+
+_AGAIN = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
+
+_EDGE = 1 << 31  # EPOLLET
+_ON_READ = READABLE | URGENT | ENDED | _EDGE
+_ON_BOTH = _ON_READ | WRITABLE
+
+
+class Dispatched(Protocol):
+    """What the hub needs of a stream.
+
+    :ivar hub_key: for the hub to write: the descriptor the stream is registered under, or -1.
+    """
+
+    hub_key: int
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+    def close(self) -> None:
+        """What a loop that closes all it knows calls."""
+
+    def lose_descriptor(self) -> None:
+        """Somebody else has closed the descriptor: end without touching what may have its number by now."""
+
+    def dispatch(self, events: int) -> None:
+        """Do what the events allow. Never called from within a task."""
+
+    def uncork(self) -> None:
+        """Send what was corked."""
+
+    def forget_output(self) -> None:
+        """In a forked child: send nothing of what waits, as the parent does."""
+
+
+_WAKEUP = "task_wakeup"  # what the C Task of CPython names the method that it leaves with a future
+
+
+def _knows_wakeups() -> bool:
+    """Whether a task that awaits a future leaves there the one callback that :func:`complete` knows how to use."""
+    loop = asyncio.new_event_loop()
+    try:
+        future: asyncio.Future[str] = loop.create_future()
+
+        async def waiter() -> str:
+            return await future
+
+        task = loop.create_task(waiter())
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        try:
+            ((callback, context),) = future._callbacks
+            if type(callback) is not types.BuiltinMethodType or callback.__name__ != _WAKEUP:
+                return False
+            future.remove_done_callback(callback)
+            future.set_result("woken")
+            context.run(callback, future)
+            return task.done() and task.result() == "woken"
+        except Exception:
+            return False
+        finally:
+            future.cancel()
+            task.cancel()
+            loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+    finally:
+        loop.close()
+
+
+def _probe() -> bool:
+    # In a thread of its own: this module may be imported while a loop runs.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_knows_wakeups).result()
+
+
+IMMEDIATE = _probe()
+"""Whether this interpreter's tasks can be stepped at once. If not, :func:`complete` goes through ``call_soon``:
+replies to pipelined requests leave one by one, and a task that is cancelled between completion and wake-up loses that
+one read.
+"""
+
+
+def complete(future: "asyncio.Future[Any]", result: object) -> None:
+    """Give ``future`` its result and, where all that waits for it is one task, step that task now.
+
+    Only for callers outside any task, as a dispatch is: a task cannot be entered from within another one. Every other
+    kind of callback goes through ``call_soon`` as usual: `IOLoop.add_future` promises the next turn of the loop.
+    """
+    callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks
+    if IMMEDIATE and callbacks is not None and len(callbacks) == 1:
+        callback, context = callbacks[0]
+        if type(callback) is types.BuiltinMethodType and callback.__name__ == _WAKEUP:
+            future.remove_done_callback(callback)
+            future.set_result(result)
+            if debugging:
+                _step_watched(callback, context, future)
+            else:
+                context.run(callback, future)
+            return
+    future.set_result(result)
+
+
+def waiter_of(future: "asyncio.Future[Any]") -> "asyncio.Future[Any] | None":
+    """The task that awaits ``future``, if there is one."""
+    for callback, _ in future._callbacks or ():
+        waiter = getattr(callback, "__self__", None)
+        if asyncio.isfuture(waiter) and hasattr(waiter, "get_coro"):
+            return waiter
+    return None
+
+
+debugging = False
+"""Whether there was a loop in asyncio's debug mode."""
+
+
+def _step_watched(callback: Any, context: Context, future: "asyncio.Future[Any]") -> None:
+    """Step a task, and log it if it is slow, as a loop in debug mode does that steps it itself."""
+    loop: Any = future.get_loop()
+    began = real_time()
+    context.run(callback, future)
+    took = real_time() - began
+    if loop.get_debug() and took >= loop.slow_callback_duration:
+        logger.warning("Executing %r took %.3f seconds", callback.__self__, took)
+
+
+class Hub:
+    """What the two hubs share: the streams that wait for a turn, and the turn's end.
+
+    :ivar loop: the asyncio loop below ``io_loop``.
+    :ivar time: gives the time; `time.monotonic`, or that of a loop with a clock of its own.
+    :ivar wall_time: gives the date; `time.time`, or that of such a loop.
+    :ivar now: the time as of the latest dispatch.
+    :ivar done: makes a future that is done: what a write returns that went out at once, or is corked.
+    :ivar running: a dispatch is under way, so what is corked now will be sent soon.
+    :ivar crowded: more streams wait for their turn in the run that is under way.
+    :ivar corked: the streams to uncork at the end of the run.
+    :ivar inherited: this is a forked child, and the streams are its parent's: they end without a word to their peers.
+    :cvar reports_ends: an end is reported also behind bytes that nobody receives; else such a stream would be reported
+        as readable, over and over.
+    """
+
+    reports_ends = True
+
+    def __init__(self, io_loop: IOLoop) -> None:
+        self.inherited = False
+        self.io_loop = io_loop
+        self.loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
+        self.follow_clock()
+        self.done = done_future_type(self.loop)
+        self.running = False
+        self.crowded = False
+        self.corked: list[Dispatched] = []
+        self._due: deque[tuple[Dispatched, int]] = deque()
+        self._left = 0  # how many of what is due are of a batch that was begun
+        self._again: set[Dispatched] = set()
+        self._scheduled = False
+        self._turn_ends = 0.0
+        self._asked = 0  # in this turn, whether a stream may go on
+
+    def follow_clock(self) -> None:
+        """Take the time from the loop's clock, which may have been replaced."""
+        self.time, self.wall_time = clock_of(self.loop), wall_clock_of(self.loop)
+        self.now = self.time()
+
+    def watch_reads(self, stream: Dispatched) -> bool:
+        """Have ``stream`` dispatched when it can be read.
+
+        :returns: whether that holds for good; otherwise it is to be asked for again after each dispatch.
+        """
+        raise NotImplementedError
+
+    def watch_writes(self, stream: Dispatched) -> bool:
+        """Have ``stream`` dispatched when it can be written to; as :meth:`watch_reads`."""
+        raise NotImplementedError
+
+    def unwatch(self, stream: Dispatched) -> None:
+        """Forget ``stream``; its descriptor is about to be closed."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """In asyncio's debug mode: raise, if the caller is not in this loop. See `Checked`."""
+
+    def dispatch_again(self, stream: Dispatched) -> None:
+        """Dispatch ``stream`` as readable in the loop's next turn: it had enough for this one."""
+        if stream not in self._again:  # or each edge would add one more entry that goes round and round
+            self._again.add(stream)
+            self._due.append((stream, _AGAIN))
+        self._schedule()
+
+    def may_go_on(self) -> bool:
+        """Whether the loop's present turn is younger than :data:`SLICE`, so that a busy stream need not yield yet."""
+        now = self.time()
+        if not self._turn_ends:
+            self._turn_ends, self._asked = now + SLICE, 0
+            self.loop.call_soon(self._end_turn, context=Context())
+        self._asked += 1
+        return now < self._turn_ends and self._asked < MOST_ASKED
+
+    def _end_turn(self) -> None:
+        self._turn_ends = 0.0
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._resume, context=Context())
+
+    def _resume(self) -> None:
+        self._scheduled = False
+        self._run()
+
+    def _run(self) -> None:
+        """Dispatch what is due now, for up to :data:`SLICE`; the rest, and what becomes due meanwhile, is for later."""
+        time = self.time
+        now = time()
+        end = now + SLICE
+        due = self._due
+        count = self._left or len(due)
+        self.running = True
+        try:
+            while count and now < end:
+                count -= 1
+                self.crowded = count > 0
+                self.now = now
+                stream, events = due.popleft()
+                if events == _AGAIN:
+                    self._again.discard(stream)
+                    events = READABLE
+                stream.dispatch(events)
+                now = time()
+        finally:
+            # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
+            self._left = count
+            self.running = self.crowded = False
+            try:
+                if self.corked:
+                    self._uncork()
+            finally:
+                if due or self.corked:
+                    self._schedule()
+
+    def _uncork(self) -> None:
+        corked = self.corked
+        corked.reverse()
+        while corked:  # what one stream raises must not keep back what the others have to send
+            corked.pop().uncork()
+
+    def _replaces(self, number: int, dead: Dispatched) -> None:
+        """The descriptor of ``dead`` was closed behind its back, and another stream has the same number."""
+        general.warning("%r: its descriptor %d was closed by somebody else, and is another stream's now", dead, number)
+        dead.lose_descriptor()
+
+    def forget_parent(self) -> None:
+        """In a forked child: from now on no call takes out of an epoll what the parent watches with it, or ends its
+        connections. A stream that the child makes gets a hub that is the child's."""
+        self.inherited = True
+        while self.corked:
+            self.corked.pop().forget_output()
+        if self.io_loop.__dict__.get(_HUB) is self:
+            del self.io_loop.__dict__[_HUB]
+
+
+class EpollHub(Hub):
+    """The hub where there is epoll. Its epoll exists while there are streams in it."""
+
+    def __init__(self, io_loop: IOLoop) -> None:
+        super().__init__(io_loop)
+        self._epoll: select.epoll | None = None
+        self._streams: dict[int, Dispatched] = {}
+        self._stale = False  # the epoll may have entries that cannot be removed, as their descriptors were closed
+        self._warnings = LogLimit()
+
+    def fileno(self) -> int:
+        """The epoll's descriptor, for the loop."""
+        assert self._epoll is not None
+        return self._epoll.fileno()
+
+    def watch_reads(self, stream: Dispatched) -> bool:
+        self._register(stream, _ON_READ)
+        return True
+
+    def watch_writes(self, stream: Dispatched) -> bool:
+        # Writes seldom have to wait, and an idle stream that is registered for them reports "writable" once, for
+        # nothing. So it is added for those that need it; asking again arms it anew.
+        self._register(stream, _ON_BOTH)
+        return True
+
+    def _register(self, stream: Dispatched, events: int) -> None:
+        epoll = self._epoll or self._open()
+        if self._streams.get(stream.hub_key) is stream:
+            epoll.modify(stream.hub_key, events)
+            return
+        number = stream.fileno()
+        epoll.register(number, events)
+        dead = self._streams.get(number)
+        self._streams[number] = stream
+        stream.hub_key = number
+        if dead is not None:
+            self._stale = True
+            self._replaces(number, dead)
+
+    def unwatch(self, stream: Dispatched) -> None:
+        if self._epoll is None or self._streams.get(stream.hub_key) is not stream:
+            return
+        del self._streams[stream.hub_key]
+        try:
+            self._epoll.unregister(stream.hub_key)
+        except OSError:
+            # Somebody else has closed the descriptor. That unregisters it as well, unless there is a copy of it, as in
+            # a forked child.
+            self._stale = True
+        self._close_if_empty()
+
+    def _close_if_empty(self) -> None:
+        if not self._streams:
+            self._stale = False
+            self.io_loop.remove_handler(self)
+            self.close()
+
+    def _open(self) -> "select.epoll":  # quoted: not everywhere is there one
+        self._epoll = select.epoll()
+        Context().run(self.io_loop.add_handler, self, self._on_ready, IOLoop.READ)
+        return self._epoll
+
+    def close(self) -> None:
+        """Close the epoll and its streams: for `IOLoop.close` with ``all_fds=True``. Late closes are harmless then."""
+        if self._epoll is not None:
+            self._epoll.close()
+            self._epoll = None
+            streams, self._streams = self._streams, {}
+            for stream in streams.values():
+                stream.close()
+
+    def _on_ready(self, _fd: object, _events: int) -> None:
+        if self._epoll is None or self._left:
+            # Not before the last batch is worked off: meanwhile the kernel keeps one event for each stream, where we
+            # would queue one for each packet of a flood.
+            return
+        if self._stale:
+            return self._renew()
+        ready = self._epoll.poll(0)
+        # The streams are looked up before any of them is dispatched: a number may be closed and used anew meanwhile.
+        streams = self._streams
+        try:
+            self._due.extend([(streams[number], events) for number, events in ready])
+        except KeyError:  # for one number; the edges of all others are not reported twice
+            self._due.extend([(streams[number], events) for number, events in ready if number in streams])
+            self._stale = True
+        if not self._scheduled:  # or the loop's turn has had its run, and the next is to come
+            self._run()
+
+    def _renew(self) -> None:
+        """Have another epoll, with the same streams. Of the one there is some descriptors were closed while a copy of
+        them exists elsewhere: it goes on to report them, and nobody can have it stop, as entries are removed by number.
+        """
+        self._stale = False
+        left_out = self._warnings.take()
+        if left_out is not None:
+            more = f" (and {left_out} times before)" if left_out else ""
+            general.warning("a stream's descriptor was closed by somebody else: all streams get another epoll%s", more)
+        assert self._epoll is not None
+        self.io_loop.remove_handler(self)
+        with self._epoll:
+            epoll = self._open()
+        lost = []
+        for number in self._streams:
+            try:
+                epoll.register(number, _ON_BOTH)  # which reports once more all there is
+            except OSError:
+                lost.append(number)
+        gone = [self._streams.pop(number) for number in lost]
+        self._close_if_empty()
+        for stream in gone:
+            stream.lose_descriptor()
+
+    def forget_parent(self) -> None:
+        super().forget_parent()
+        if self._epoll is not None:
+            _known_to(self.io_loop).pop(self._epoll.fileno(), None)
+            self._epoll.close()
+            self._epoll = None
+            self._streams = {}
+
+
+class LoopHub(Hub):
+    """The hub everywhere else: one handler of the loop for each stream, level-triggered."""
+
+    reports_ends = False
+
+    def __init__(self, io_loop: IOLoop) -> None:
+        super().__init__(io_loop)
+        self._wanted: dict[Dispatched, int] = {}
+        self._dispatching: Dispatched | None = None
+
+    def watch_reads(self, stream: Dispatched) -> bool:
+        self._want(stream, IOLoop.READ)
+        return False
+
+    def watch_writes(self, stream: Dispatched) -> bool:
+        self._want(stream, IOLoop.WRITE)
+        return False
+
+    def _want(self, stream: Dispatched, events: int) -> None:
+        before = self._wanted.get(stream)
+        if before is None:
+            number = stream.fileno()
+            if number in _known_to(self.io_loop):
+                for other in [other for other in self._wanted if other.hub_key == number]:
+                    self.unwatch(other)
+                    self._replaces(number, other)
+            self._wanted[stream] = events
+            stream.hub_key = number
+            Context().run(self.io_loop.add_handler, stream, partial(self._on_ready, stream), events)
+        elif not before & events:
+            self._wanted[stream] = before | events
+            if stream is not self._dispatching:
+                Context().run(self.io_loop.update_handler, stream.hub_key, before | events)
+
+    def _on_ready(self, stream: Dispatched, _fd: object, events: int) -> None:
+        before = self._wanted.get(stream)
+        if before is None:
+            return
+        # An event uses its interest up; a stream that wants more asks again while it is dispatched, and most do, so
+        # the loop is told only of what has changed by the end.
+        self._wanted[stream] = before & ~events
+        self._dispatching = stream
+        self._due.append((stream, events))
+        try:
+            if self.may_go_on():
+                self._run()
+            else:  # the streams before this one have used the loop's turn up
+                self._schedule()
+        finally:
+            self._dispatching = None
+            after = self._wanted.get(stream)
+            if after is not None and after != before:
+                Context().run(self.io_loop.update_handler, stream.hub_key, after)
+
+    def unwatch(self, stream: Dispatched) -> None:
+        if self._wanted.pop(stream, None) is not None:
+            self.io_loop.remove_handler(stream.hub_key)  # it may be closed, and then has no other number
+
+    def forget_parent(self) -> None:
+        super().forget_parent()
+        wanted, self._wanted = self._wanted, {}
+        for stream in wanted:
+            _known_to(self.io_loop).pop(stream.hub_key, None)
+
+
+class Checked(Hub):
+    """A hub of a loop in asyncio's debug mode: whoever uses one of its streams must be in its loop.
+
+    Reads and writes pay nothing for it otherwise: a stream looks at ``crowded`` before it writes, and at ``loop``
+    whenever it makes a future. What is called less often asks by :meth:`check`.
+    """
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        self.check()
+        return self._loop
+
+    @loop.setter
+    def loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    @property
+    def crowded(self) -> bool:
+        self.check()
+        return self._crowded
+
+    @crowded.setter
+    def crowded(self, crowded: bool) -> None:
+        self._crowded = crowded
+
+    def check(self) -> None:
+        """Whether this is the loop that runs here, or none does.
+
+        :raises RuntimeError: it is not.
+        """
+        running = asyncio._get_running_loop()
+        loop = self._loop
+        if running is loop or loop.is_closed() or self.inherited:
+            return
+        if loop.is_running():
+            raise RuntimeError(
+                "a stream is used in another thread than its loop's: call"
+                " stream.io_loop.add_callback(stream.write, data) instead, or, to wait for the result,"
+                " asyncio.run_coroutine_threadsafe(coroutine, stream.io_loop.asyncio_loop).result()"
+            )
+        if running is not None:
+            raise RuntimeError(
+                "a stream is used in another loop than its own: make it, and use it, in one loop, or call"
+                " stream.io_loop.add_callback(stream.write, data), which is done when that loop runs"
+            )
+
+
+class CheckedEpollHub(Checked, EpollHub):
+    """`EpollHub` in debug mode."""
+
+
+class CheckedLoopHub(Checked, LoopHub):
+    """`LoopHub` in debug mode."""
+
+
+driver: Callable[[IOLoop], Hub] = EpollHub if hasattr(select, "epoll") else LoopHub
+"""What :func:`hub_of` makes. Tests set it, to have the whole suite run on either."""
+
+_HUB = "_iostreamsrv_hub"
+"""Where a loop has its hub."""
+
+_CHECKED: dict[Any, type[Hub]] = {EpollHub: CheckedEpollHub, LoopHub: CheckedLoopHub}
+
+
+def hub_of(io_loop: IOLoop) -> Hub:
+    """The hub of ``io_loop``, made when first asked for."""
+    hub: Hub | None = io_loop.__dict__.get(_HUB)
+    if hub is None:
+        make = driver
+        if io_loop.asyncio_loop.get_debug():  # type: ignore[attr-defined]
+            global debugging
+            debugging = True
+            make = _CHECKED.get(driver, driver)
+        hub = make(io_loop)
+        io_loop.__dict__[_HUB] = hub
+        _hubs.add(hub)
+    return hub
+
+
+def follow_clock(loop: asyncio.AbstractEventLoop) -> None:
+    """Have the hubs of ``loop``, whose clock was replaced, take the time from its new one."""
+    io_loop = IOLoop._ioloop_for_asyncio.get(loop)
+    for hub in () if io_loop is None else vars(io_loop).values():
+        if isinstance(hub, Hub):
+            hub.follow_clock()
+
+
+def _known_to(io_loop: IOLoop) -> dict[int, Any]:
+    """The handlers of ``io_loop`` by their descriptor."""
+    handlers: dict[int, Any] = io_loop.handlers  # type: ignore[attr-defined]
+    return handlers
+
+
+_hubs: "weakref.WeakSet[Hub]" = weakref.WeakSet()
+
+
+def _forget_parents() -> None:
+    """In a forked child: the epolls, of hubs and loops, are its parent's as well, and so are their entries."""
+    for hub in list(_hubs):
+        hub.forget_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents)

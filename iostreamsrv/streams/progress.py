@@ -1,0 +1,95 @@
+"""Whether the peer of a stream that is ending still takes what is on its way to it."""
+
+from asyncio import TimerHandle
+from contextvars import Context
+from typing import Any, Protocol
+
+from ..errors import CloseReason, StreamTimeoutError
+from .hub import Hub
+
+LOOKS = 8
+"""Looks within the write timeout: its end is found at most an eighth late."""
+
+LONGEST = 1.0
+"""Seconds between two looks, at most."""
+
+SLEPT = 0.5
+"""Seconds that a look may be late before the process is taken to have slept: no peer is to blame for that."""
+
+LEAST_RATE = 240
+"""Bytes per second that a peer must take, counted over `RATE_WINDOW`: or one that takes a byte now and then would hold
+its place for as long as it likes. (Kestrel's figure, for what is received.)"""
+
+RATE_WINDOW = 60.0
+"""Seconds."""
+
+
+class Ending(Protocol):
+    """What the watch needs of a stream."""
+
+    _hub: Hub
+
+    def _write_timeout(self) -> float | None:
+        """Seconds without progress after which the stream is given up."""
+
+    def _progress(self) -> int:
+        """Grows with what the peer takes."""
+
+    def _is_sending(self) -> bool:
+        """Whether the peer has not taken all yet."""
+
+    def _give_up(self, reason: CloseReason, error: StreamTimeoutError) -> None:
+        """The peer takes too little."""
+
+
+class ProgressWatch:
+    """Looks now and then how much a peer has taken, and gives the stream up when that is too little."""
+
+    __slots__ = ("_due", "_rated", "_rated_at", "_seen", "_seen_at", "_stream", "_timeout", "_timer")
+
+    def __init__(self, stream: Any) -> None:
+        self._stream: Ending = stream
+        self._timeout = stream._write_timeout()
+        self._seen = self._rated = stream._progress()
+        self._seen_at = self._rated_at = self._stream._hub.time()
+        self._timer: TimerHandle
+        self._schedule(self._seen_at)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+
+    def _schedule(self, now: float) -> None:
+        interval = min(RATE_WINDOW if self._timeout is None else self._timeout, RATE_WINDOW) / LOOKS
+        self._due = now + min(interval, LONGEST)
+        self._timer = self._stream._hub.loop.call_later(self._due - now, self._look, context=Context())
+
+    def _look(self) -> None:
+        now = self._stream._hub.time()
+        if now - self._due > SLEPT:
+            self._seen_at += now - self._due
+            self._rated_at += now - self._due
+        overdue = self._overdue(now)
+        if overdue is None:
+            self._schedule(now)
+        else:
+            self._stream._give_up(*overdue)
+
+    def _overdue(self, now: float) -> tuple[CloseReason, StreamTimeoutError] | None:
+        progress = self._stream._progress()
+        if not self._stream._is_sending():
+            self._rated, self._rated_at = progress, now
+        if progress != self._seen or self._rated_at == now:
+            self._seen, self._seen_at = progress, now
+        elif self._timeout is not None and now - self._seen_at > self._timeout:
+            text = f"the peer took nothing for {self._timeout:g} s"
+            return CloseReason.WRITE_TIMEOUT, StreamTimeoutError("write", self._timeout, text)
+        seconds = now - self._rated_at
+        if seconds < RATE_WINDOW:
+            return None
+        taken = progress - self._rated
+        if taken < LEAST_RATE * seconds:
+            text = f"the peer took {taken} bytes in {seconds:.0f} s: less than {LEAST_RATE} per second"
+            return CloseReason.MIN_RATE, StreamTimeoutError("write", seconds, text)
+        self._rated, self._rated_at = progress, now
+        return None

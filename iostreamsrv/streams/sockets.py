@@ -1,0 +1,294 @@
+"""A stream on a socket."""
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import sys
+from asyncio import Future
+from contextvars import Context
+from types import MethodType, ModuleType
+from typing import Any, Self, cast
+
+from tornado.ioloop import IOLoop
+
+from ..errors import CloseReason, ConcurrentConnectError, of_stream, reason_for, without_frames
+from ..options import ServerOptions
+from ..sansio.buffers import WriteBuffer
+from .core import Owner
+from .file_region import FileRegion
+from .hub import READABLE, WRITABLE
+from .lifecycle import BaseIOStream
+from .writing import FILE_CHUNK
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows does not tell what its kernel holds
+    fcntl = None
+
+
+class SocketStream(BaseIOStream):
+    """What `IOStream` is, but for the change to TLS."""
+
+    __slots__ = ("_remote_address", "proxy", "socket")
+
+    proxy: Any
+
+    def __init__(
+        self,
+        socket: socket.socket,
+        max_buffer_size: float | None = None,
+        read_chunk_size: int | None = None,
+        max_write_buffer_size: float | None = None,
+        *,
+        cork: bool = True,
+        allow_half_open: bool = False,
+    ) -> None:
+        self.socket = socket
+        socket.setblocking(False)
+        self._remote_address: Any = None
+        self.proxy = None
+        BaseIOStream.__init__(
+            self,
+            max_buffer_size,
+            read_chunk_size,
+            max_write_buffer_size,
+            cork=cork,
+            allow_half_open=allow_half_open,
+        )
+
+    @classmethod
+    def _of_client(
+        cls,
+        connection: socket.socket,
+        address: Any,
+        options: ServerOptions,
+        owner: Owner,
+        context: Context,
+    ) -> Self:
+        """A stream for a server's client, whose callbacks run in ``context``. What the constructor checks, the options
+        have checked."""
+        stream = cls.__new__(cls)
+        stream.socket = connection
+        connection.setblocking(False)
+        stream._remote_address = address
+        stream.proxy = None
+        stream._start(
+            IOLoop.current(),
+            options.max_buffer_size,
+            options.read_chunk_size,
+            options.max_write_buffer_size,
+            options.cork,
+            options.allow_half_open,
+            options.linger,
+        )
+        stream._owner = owner
+        stream._callback_context = context
+        return stream
+
+    def _leave_to(self, stream: "SocketStream") -> None:
+        """``stream`` has the socket from now on, and the place of this one."""
+        self._hub.unwatch(self)
+        self.socket = cast(Any, None)
+        self._closed = True
+        self._readable = False
+        self.close_reason = CloseReason.LOCAL
+        stream._close_callback, self._close_callback = self._close_callback, None
+        stream._callback_context, self._callback_context = self._callback_context, None
+        stream._has_handler = self._has_handler
+        stream.id = self.id
+        stream._data = self._data
+        stream._timeouts = self._timeouts
+        stream.proxy = self.proxy
+        stream._owner, self._owner = self._owner, None
+        if stream._owner is not None:
+            stream._owner._replace(stream)
+
+    def fileno(self) -> int:
+        return -1 if self.socket is None else self.socket.fileno()
+
+    def close_fd(self) -> None:
+        sock, self.socket = self.socket, cast(Any, None)
+        sock.close()
+
+    def _forget_descriptor(self) -> None:
+        self.socket.detach()
+
+    def get_fd_error(self) -> Exception | None:
+        number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return OSError(number, os.strerror(number)) if number else None
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        try:
+            return self.socket.recv_into(buf)
+        except BlockingIOError:
+            return None
+
+    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int | None:  # type: ignore[override]
+        return self.socket.send(data)
+
+    def _receive(self, size: int) -> bytes | None:
+        # bytes straight from the socket, unless somebody has a read_from_fd of their own, perhaps on this very stream
+        method = self.read_from_fd
+        if type(method) is MethodType and method.__func__ is _READ_FROM_SOCKET:
+            return self.socket.recv(size)
+        return BaseIOStream._receive(self, size)
+
+    _file_chunk = FILE_CHUNK
+
+    def _sendfile(self, region: FileRegion, size: int) -> int | None:
+        method = self.write_to_fd
+        if region.fd >= 0 and _SENDFILE and type(method) is MethodType and method.__func__ is _WRITE_TO_SOCKET:
+            try:
+                return _SENDFILE(self.socket.fileno(), region.fd, region.offset, size) or None
+            except OSError as error:
+                if error.errno not in _NO_SENDFILE:
+                    raise
+        return BaseIOStream._sendfile(self, region, size)
+
+    def _ask_for_reset(self) -> None:
+        if self._is_tcp() and not self._hub.inherited:
+            # Lingering for 0 seconds is how one asks for a reset.
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def _is_tcp(self) -> bool:
+        return self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6)
+
+    _has_half_close = True
+
+    def _shutdown_writes(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
+
+    @property
+    def local_address(self) -> Any:
+        """This end's address, as `socket.socket.getsockname` gives it; None once closed."""
+        return None if self.socket is None else self.socket.getsockname()
+
+    @property
+    def remote_address(self) -> Any:
+        """The peer's address as `socket.socket.getpeername` gives it; once closed, what it was if it was asked for."""
+        if self._remote_address is None and self.socket is not None:
+            try:
+                self._remote_address = self.socket.getpeername()
+            except OSError:
+                pass
+        return self._remote_address
+
+    def _has_input(self) -> bool:
+        return has_bytes(self.socket)
+
+    def _peer_address(self) -> Any:
+        return self.remote_address
+
+    def _progress(self) -> int:
+        # The kernel has room for megabytes, and says so only when a third of it is free: what counts is what has left.
+        return self.bytes_written - unsent(self.fileno())
+
+    def _unsent(self) -> int:
+        return unsent(self.fileno()) if self._is_tcp() else 0  # of a Unix socket the peer has it already
+
+    def set_nodelay(self, value: bool) -> None:
+        """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it."""
+        self._hub.check()
+        if not self._is_tcp():
+            return
+        try:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if value else 0)
+        except OSError as error:
+            # EINVAL: the connection broke, which the next operation will say better.
+            if error.errno != errno.EINVAL and reason_for(error) is not CloseReason.RESET:
+                raise
+
+    def connect(self, address: Any, server_hostname: str | None = None) -> "Future[Self]":
+        """Connect the socket; the future gives the stream itself. ::
+
+            stream = IOStream(socket.socket(socket.AF_UNIX))
+            await stream.connect("/run/echo.sock")
+
+        Writes may be made at once: they go out once connected, after the future is done. A host name in ``address`` is
+        resolved by the operating system, which blocks the loop.
+
+        :param address: as for `socket.socket.connect`.
+        :param server_hostname: of no meaning without TLS.
+        :raises StreamClosedError: from the future; ``operation`` is "connect" and ``real_error`` says why.
+        :raises ConcurrentConnectError: it is connecting already.
+        """
+        self._hub.check()
+        if self._closed:
+            return self._failed(self._closed_error("connect"))
+        if self._connect_future is not None:
+            raise of_stream(ConcurrentConnectError(), self.id)
+        future: Future[Self] = Future(loop=self._hub.loop)
+        try:
+            self.socket.connect(address)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._connect_future = future
+            self._close(reason_for(error), without_frames(error))
+            return future
+        self._connect_future = future
+        self._readable = False
+        self._write_buffer = WriteBuffer()  # for what is written meanwhile
+        # Not before: an unconnected socket reports a hangup.
+        self._reads_watched = self._hub.watch_writes(self)
+        return future
+
+    def _connected(self, events: int) -> None:
+        error = self.get_fd_error()
+        if error is None:
+            try:
+                self._remote_address = self.socket.getpeername()
+            except OSError as problem:  # a Unix socket whose listener's queue is full says so only here
+                error = problem
+            else:
+                error = self._connected_to_itself()
+        if error is not None:
+            return self._close(reason_for(error), without_frames(error))
+        self._established(events)
+
+    def _established(self, events: int) -> None:
+        """There is a connection; ``events`` came with it: perhaps the peer's end, which is not reported twice."""
+        future, self._connect_future = self._connect_future, None
+        if future is not None and not future.done():
+            future.set_result(self)
+        self.dispatch(events | READABLE | WRITABLE)
+
+    def _connected_to_itself(self) -> OSError | None:
+        """The error, if so: the kernel may choose the very port that nobody listens on as this end's (as Go's net.Dial
+        knows, too).
+        """
+        if self.socket.family not in (socket.AF_INET, socket.AF_INET6) or (
+            self._remote_address != self.socket.getsockname()
+        ):
+            return None
+        return ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+
+def has_bytes(sock: socket.socket) -> bool:
+    """Whether bytes wait in the kernel."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
+
+
+def unsent(fd: int) -> int:
+    """Bytes that the kernel has taken for a socket and the peer has not; 0 where it does not tell."""
+    if fcntl is None or fd < 0:
+        return 0
+    count = bytearray(4)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+    return int.from_bytes(count, sys.byteorder)
+
+
+_READ_FROM_SOCKET = SocketStream.read_from_fd
+_WRITE_TO_SOCKET = SocketStream.write_to_fd
+_SENDFILE = getattr(os, "sendfile", None)
+_NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK})
+"""What the kernel says where this socket or the file's file system cannot do it."""
