@@ -17,7 +17,7 @@ def page(system: str) -> str:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_claim_of_a_page_has_its_scenario(system: str) -> None:
-    claims = re.findall(r"^- (?:.|\n  )*", page(system).partition("## What there is beyond")[2], re.MULTILINE)
+    claims = re.findall(r"^- (?:.|\n  )*", page(system).partition("## Beyond the original")[2], re.MULTILINE)
     tests = (PROJECT / "tests" / "styles" / f"test_scenarios_{system}.py").read_text()
     assert len(claims) >= 4
     for claim in claims:

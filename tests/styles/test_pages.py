@@ -34,7 +34,7 @@ def test_every_name_of_ours_in_the_table_is_there(page: Path) -> None:
 
 @each_page
 def test_everything_that_one_gets_beyond_the_original_is_tested(page: Path) -> None:
-    claims = page.read_text().partition("## What you get beyond\n")[2].strip().split("\n- ")
+    claims = page.read_text().partition("## Beyond the original\n")[2].strip().split("\n- ")
     assert len(claims) > 5
     known = known_tests()
     for claim in claims:
