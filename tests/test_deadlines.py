@@ -35,7 +35,7 @@ from tests.programs import eventually as until
 from tests.serving import Echo, Serving, answers
 from tests.support import Peer, TLSEnd, TLSPeer, eventually, fill, tls_contexts
 
-pytestmark = pytest.mark.usefixtures("io_loop")
+pytestmark = pytest.mark.usefixtures("clock")
 
 SOON = 0.15
 """Seconds of a timeout that a test waits for."""
