@@ -1,6 +1,7 @@
 """The loop each test runs on, and streams on it. Whoever uses them is checked for leaks when the test has ended."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -15,6 +16,7 @@ import pytest
 from iostreamsrv import IOLoop, IOStream
 from iostreamsrv.streams import hub
 from iostreamsrv.streams.memory import MemorySocket, MemoryStream
+from iostreamsrv.testing import MockClock
 from tests.support.leaks import open_descriptors
 from tests.support.peers import MemoryPeer, Peer, tcp_pair, tls_pair
 from tests.support.programs import heed_signals
@@ -103,6 +105,23 @@ def io_loop(engine: str) -> Iterator[IOLoop]:
     assert not complaints
     assert not unfinished
     assert open_descriptors() == before
+
+
+@pytest.fixture
+def clock(io_loop: IOLoop, engine: str) -> Iterator[MockClock | None]:
+    """Time that passes at once: when the loop is idle it jumps to its next timer. None on uvloop, where time is real.
+
+    For tests whose servers and clients are in their own loop. The time limit of the test stays in real time.
+    """
+    if engine == "uvloop":
+        yield None
+        return
+    loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
+    clock = MockClock(autojump_threshold=0)
+    with contextlib.ExitStack() as stack:
+        loop.call_soon(lambda: stack.enter_context(clock.installed(loop)))  # after the test's time limit is set
+        yield clock
+        assert not loop.run_until_complete(_unfinished_tasks())
 
 
 @functools.cache

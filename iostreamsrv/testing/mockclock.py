@@ -114,9 +114,7 @@ class MockClock:
 
     @rate.setter
     def rate(self, rate: float) -> None:
-        rate = _checked("rate", rate)
-        if rate == math.inf:
-            raise OptionError("rate", rate, "must be finite")
+        rate = _finite("rate", rate)
         self._move_to(self.current_time())
         self._rate = rate
 
@@ -139,7 +137,7 @@ class MockClock:
             await clock.jump(60)
 
         It moves when the loop is idle, from one timer to the next, so that each runs at its own time and in order, with
-        all that comes of it. (Trio's moves at once; a server would then take its process to have been stopped.) Call it
+        all that comes of it. (Trio's moves at once, as :meth:`block` does.) Call it
         in the loop's thread, or before the loop runs.
 
         :param seconds: how far, on top of jumps that are under way.
@@ -147,13 +145,23 @@ class MockClock:
         :raises OptionError: it is negative or not a finite number.
         :raises RuntimeError: the clock is not installed.
         """
-        if _checked("seconds", seconds) == math.inf:
-            raise OptionError("seconds", seconds, "must be finite")
+        seconds = _finite("seconds", seconds)
         if self._loop is None:
             raise RuntimeError("the clock is not installed on a loop")
         done = self._loop.create_future()
         self._jumps.append(((self._jumps[-1][0] if self._jumps else self.current_time()) + seconds, done))
         return done
+
+    def block(self, seconds: float) -> None:
+        """Let time pass while the loop does not turn: what `time.sleep` is in a handler, or the stop of a process. ::
+
+            clock.block(2)  # in place of time.sleep(2)
+
+        Timers that are due meanwhile run late, when the loop turns again.
+
+        :raises OptionError: it is negative or not a finite number.
+        """
+        self._move_to(self.current_time() + _finite("seconds", seconds))
 
     @contextlib.contextmanager
     def installed(self, loop: asyncio.AbstractEventLoop | None = None) -> Iterator[Self]:
@@ -243,3 +251,9 @@ def _checked(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise OptionError(name, value, "must be a number, 0 or more")
     return float(value)
+
+
+def _finite(name: str, value: float) -> float:
+    if _checked(name, value) == math.inf:
+        raise OptionError(name, value, "must be finite")
+    return value

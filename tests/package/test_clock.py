@@ -196,6 +196,17 @@ async def test_dates_follow_the_clock() -> None:
         after.close()
 
 
+@pytest.mark.gen_test
+async def test_what_is_due_while_the_loop_is_blocked_runs_late(loop: asyncio.AbstractEventLoop) -> None:
+    with MockClock().installed() as clock:
+        begun, ran = loop.time(), []
+        loop.call_later(1, lambda: ran.append(loop.time() - begun))
+        clock.block(5)
+        assert not ran
+        await clock.jump(0)
+        assert ran == [pytest.approx(5)]
+
+
 # ---- a clock that stands still
 
 

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 import tornado.iostream
 
 import iostreamsrv
+from tests.support import PROJECT
 from tests.support.modules import FRONT_DOOR, PACKAGE, imports, inside, own_imports
 
 ROOMS = {
@@ -65,6 +67,25 @@ def test_imports_go_down_only(name: str) -> None:
     order = list(ROOMS)
     below = order[: order.index(room_of(name)) + 1]
     assert [imported for imported in own_imports(inside[name]) if room_of(imported) not in below] == []
+
+
+def in_the_table() -> dict[str, list[str]]:
+    """The modules of each room in the table of docs/internals.md, those that are public with stars."""
+    rows = re.findall(r"(?m)^\| (\w+) \| .* \| (.*`.*) \|$", (PROJECT / "docs" / "internals.md").read_text())
+    return {room: modules.replace("`", "").split() for room, modules in rows}
+
+
+def test_the_table_of_rooms_has_every_module_in_its_room() -> None:
+    table = in_the_table()
+    assert list(table) == list(reversed(ROOMS))
+    shown = {(room, name.strip("*")) for room, modules in table.items() for name in modules}
+    assert shown == {(room_of(name), name) for name in inside if name not in INTERNAL | {"runtime"}}
+
+
+def test_the_table_of_rooms_says_what_is_public() -> None:
+    for name in (name for modules in in_the_table().values() for name in modules):
+        internal = name.partition(".")[0] in INTERNAL or "." in name or name == "version"
+        assert name.startswith("**") != internal, name
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

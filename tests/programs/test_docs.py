@@ -28,7 +28,6 @@ from typing import NamedTuple
 import pytest
 
 import iostreamsrv
-from tests.support.modules import inside, own_imports
 from tests.support.programs import PATIENCE, PROJECT, Client, Program
 
 DOCS = PROJECT / "docs"
@@ -268,31 +267,6 @@ def methods(kind: type) -> Iterator[str]:
         found = inspect.getattr_static(kind, name)
         if not name.startswith("_") and (callable(found) or isinstance(found, property | functools.cached_property)):
             yield name
-
-
-# ---- the picture
-
-
-COLUMN = 48
-"""Where the words begin that say what the modules are."""
-
-
-def in_the_picture() -> list[str]:
-    """The modules in the picture of the house, line by line."""
-    picture = (DOCS / "internals.md").read_text().partition("```text\n")[2].partition("```")[0]
-    return [name for line in picture.splitlines() for name in line[:COLUMN].split() if not name.startswith("─")]
-
-
-def test_the_picture_of_the_house_has_every_module() -> None:
-    packages = {name.rpartition(".")[0] for name in inside}
-    assert sorted(in_the_picture()) == sorted(set(inside) - packages)
-
-
-def test_the_picture_of_the_house_shows_who_imports_whom() -> None:
-    order = in_the_picture()
-    for name in order:
-        upward = set(own_imports(inside[name])) & set(order[: order.index(name)])
-        assert upward == set(), f"{name} imports what is above it"
 
 
 # ---- from Tornado

@@ -28,7 +28,7 @@ from tests.support.programs import eventually as until
 from tests.support.servers import Echo, Serving, answers
 from tests.support.waiting import eventually, fill
 
-pytestmark = pytest.mark.usefixtures("io_loop")
+pytestmark = pytest.mark.usefixtures("clock")
 
 SOON = 0.15
 """Seconds of a timeout that a test waits for."""

@@ -410,6 +410,7 @@ async def test_what_the_client_does_is_quiet_and_has_its_reason_also_in_a_task_g
     if what == "an end":
         peer.half_close()
     assert await peer.receive_all() == b""
+    peer.close()  # or the server would linger
     await eventually(lambda: streams)
     assert streams[0].close_reason == reason
     assert caplog.records == []
