@@ -8,7 +8,7 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -18,7 +18,7 @@ from iostreamsrv.streams import hub
 from iostreamsrv.streams.memory import MemorySocket, MemoryStream
 from iostreamsrv.testing import MockClock
 from tests.support.leaks import open_descriptors
-from tests.support.peers import MemoryPeer, Peer, tcp_pair, tls_pair
+from tests.support.peers import MakePair, MemoryPeer, Peer, tcp_pair, tls_pair
 from tests.support.programs import heed_signals
 from tests.support.servers import Serving
 from tests.support.waiting import PATIENCE
@@ -152,9 +152,6 @@ async def _unfinished_tasks() -> set[asyncio.Task[Any]]:
     if unfinished:
         await asyncio.wait(unfinished, timeout=PATIENCE)
     return unfinished
-
-
-MakePair = Callable[..., tuple[IOStream, Peer]]
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import tornado
 from tornado.iostream import BaseIOStream
 
-OURS = str(Path(__file__).parent) + os.sep
+OURS = str(Path(__file__).parents[1]) + os.sep
 TORNADOS = str(Path(tornado.__file__).parent) + os.sep
 PYTHONS = str(Path(os.__file__).parent) + os.sep
 PACKAGES = {"site-packages", "dist-packages"}  # may be within Python's

@@ -18,6 +18,7 @@ import heapq
 import math
 import selectors
 from collections.abc import Iterator
+from contextvars import Context
 from typing import Any, Self
 
 from ..errors import OptionError
@@ -49,7 +50,7 @@ class TimersBefore:
         due = sorted(timer for timer in self._timers if timer.when() <= now and not timer.cancelled())
         self._timers = [timer for timer in self._timers if timer.when() > now]
         for timer in due:
-            self._loop.call_soon(_run, timer)
+            self._loop.call_soon(_run, timer, context=Context())  # the timer has its own
         return bool(due)
 
     def give_back(self) -> None:

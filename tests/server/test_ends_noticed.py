@@ -11,9 +11,8 @@ import pytest
 from iostreamsrv import CloseReason, IOStream, StreamClosedError, StreamTimeoutError, TCPServer
 from iostreamsrv.framing import Framing
 from iostreamsrv.iostream import MORE
-from tests.conftest import MakePair
 from tests.support.engines import on_every_stream
-from tests.support.peers import Peer
+from tests.support.peers import MakePair, Peer
 from tests.support.servers import Serving
 from tests.support.waiting import PATIENCE, eventually, turns
 

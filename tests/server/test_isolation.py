@@ -38,11 +38,10 @@ from iostreamsrv.framing import Framing
 from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.styles import BlockingServer, CallbackServer, Notice, QueueServer
 from iostreamsrv.styles.callbacks import CALLBACKS
-from tests.conftest import MakePair
 from tests.support.engines import on_every_loop
 from tests.support.http import UPGRADE, answer, frame, head, request
 from tests.support.modules import inside
-from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts
+from tests.support.peers import MakePair, Peer, TLSEnd, TLSPeer, tls_contexts
 from tests.support.servers import Serving
 from tests.support.threads import Call, exactly
 from tests.support.threads import connect as connect_blocking
@@ -1213,11 +1212,11 @@ REGISTERING = {
 
 INHERITING = {
     # the client's own, or a copy of it
-    "clients._call_handle_close",
+    "server.connections._call_handle_close",
     "styles.blocking._serve_handle",
     "styles.pool.call",
     # that of the code that waits for it, and for no longer
-    "hub._knows_wakeups",
+    "streams.hub._knows_wakeups",
     "ioloop._reloads",
     "ioloop.handle_signal",
     "ioloop.on_hangup",

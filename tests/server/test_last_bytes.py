@@ -9,9 +9,8 @@ import pytest
 
 from iostreamsrv import CloseReason, IOStream, StreamClosedError, TCPServer
 from iostreamsrv.styles.blocking import BlockingServer
-from tests.conftest import MakePair
 from tests.support.engines import on_every_stream
-from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts
+from tests.support.peers import MakePair, Peer, TLSEnd, TLSPeer, tls_contexts
 from tests.support.waiting import PATIENCE, eventually, turns
 
 pytestmark = on_every_stream

@@ -11,10 +11,9 @@ import pytest
 from iostreamsrv import IOLoop, IOStream
 from iostreamsrv.streams import hub
 from iostreamsrv.streams.hub import complete
-from tests.conftest import MakePair
 from tests.support.engines import on_every_engine
 from tests.support.leaks import open_descriptors
-from tests.support.peers import Peer
+from tests.support.peers import MakePair, Peer
 from tests.support.waiting import Ticker, eventually, turns
 
 pytestmark = on_every_engine

@@ -14,9 +14,8 @@ import pytest
 
 from iostreamsrv import IOLoop, IOStream
 from iostreamsrv.streams.hub import hub_of
-from tests.conftest import MakePair
 from tests.support.engines import on_every_loop
-from tests.support.peers import Peer, tcp_pair
+from tests.support.peers import MakePair, Peer, tcp_pair
 from tests.support.programs import printed, program
 from tests.support.waiting import PATIENCE, eventually, turns
 

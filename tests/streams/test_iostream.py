@@ -14,9 +14,8 @@ import pytest
 import tornado.iostream
 
 from iostreamsrv import BaseIOStream, IOLoop, IOStream, OptionError, PipeIOStream, StreamClosedError
-from tests.conftest import MakePair
 from tests.support.engines import on_every_stream
-from tests.support.peers import Peer, tcp_pair
+from tests.support.peers import MakePair, Peer, tcp_pair
 from tests.support.waiting import PATIENCE, eventually, fill, turns
 
 pytestmark = on_every_stream

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from iostreamsrv import CloseReason, IOStream, OptionError, StreamClosedError, TCPServer
-from tests.conftest import MakePair
 from tests.support.engines import on_every_stream
-from tests.support.peers import Peer, tcp_pair
+from tests.support.peers import MakePair, Peer, tcp_pair
 from tests.support.waiting import PATIENCE, eventually, fill, turns
 
 pytestmark = on_every_stream

@@ -16,9 +16,8 @@ import pytest
 
 from iostreamsrv import IOLoop, IOStream, OptionError, PipeIOStream, StreamBufferFullError, StreamClosedError
 from iostreamsrv.streams import hub
-from tests.conftest import MakePair
 from tests.support.engines import on_every_stream
-from tests.support.peers import Peer, tcp_pair
+from tests.support.peers import MakePair, Peer, tcp_pair
 from tests.support.waiting import PATIENCE, Ticker, eventually, fill, turns
 
 pytestmark = on_every_stream

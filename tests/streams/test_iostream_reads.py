@@ -23,9 +23,8 @@ from iostreamsrv import (
     UnsatisfiableReadError,
 )
 from iostreamsrv.iostream import MORE
-from tests.conftest import MakePair
 from tests.support.engines import on_every_stream
-from tests.support.peers import Peer
+from tests.support.peers import MakePair, Peer
 from tests.support.waiting import eventually, has_come, turns
 
 pytestmark = on_every_stream

@@ -15,10 +15,9 @@ import pytest
 from iostreamsrv import IOStream, OptionError, PipeIOStream, StreamBufferFullError, StreamClosedError
 from iostreamsrv.streams import hub, sockets
 from iostreamsrv.streams.writing import FILES
-from tests.conftest import MakePair
 from tests.support.engines import on_every_stream
 from tests.support.leaks import open_descriptors
-from tests.support.peers import Peer, tcp_pair
+from tests.support.peers import MakePair, Peer, tcp_pair
 from tests.support.waiting import PATIENCE, fill, turns
 
 pytestmark = on_every_stream

@@ -23,9 +23,8 @@ from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamBuffer
 from iostreamsrv.certificates import CertificateAuthority, self_signed
 from iostreamsrv.iostream import SSLIOStream
 from iostreamsrv.streams import hub
-from tests.conftest import MakePair
 from tests.support.engines import EVERY_ENGINE
-from tests.support.peers import Cut, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts, tls_pair
+from tests.support.peers import Cut, MakePair, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts, tls_pair
 from tests.support.waiting import PATIENCE, eventually, fill, turns
 
 pytestmark = [

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
+from iostreamsrv import IOStream
 from iostreamsrv.certificates import self_signed
 from iostreamsrv.iostream import SSLIOStream
 from iostreamsrv.streams import hub
@@ -76,6 +77,10 @@ class Peer:
         """End the connection with a RST."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
+
+
+MakePair = Callable[..., tuple[IOStream, Peer]]
+"""Makes a stream, connected to a peer; see the fixture `make_pair`."""
 
 
 class MemoryPeer(Peer):
