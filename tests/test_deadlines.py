@@ -676,6 +676,7 @@ async def test_nobody_is_closed_for_the_time_the_server_slept(serving: Timed, cl
     assert await reading.receive(15) == b"half of a line\n"
     assert await idle.receive(6) == b"hello\n"
     assert await writing.receive(len(large)) == large
+    clock.autojump_threshold = 0
     assert await serving.end_of(idle) in {"idle_timeout", "read_timeout"}, "its time goes on"
     assert {reason for _, reason in serving.ends} <= {"idle_timeout", "read_timeout"}
 
@@ -702,7 +703,7 @@ async def test_no_header_is_ended_for_the_time_the_server_slept(serving: Timed, 
     assert await serving.end_of(silent) == "proxy_error", "its time goes on"
 
 
-STOP = 1.2
+STOP = 1.0
 """Seconds that a process is stopped for, in real time."""
 
 

@@ -15,7 +15,7 @@ from iostreamsrv.iostream import SSLIOStream
 from tests.serving import Echo, Serving, answers
 from tests.support import Peer, TLSEnd, TLSPeer, eventually, fill, on_every_loop, tls_contexts, turns
 
-pytestmark = on_every_loop
+pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]
 
 AT_ONCE: dict[str, Any] = {"drain_idle": 0.01}
 """For servers whose idle clients need not be waited for."""
