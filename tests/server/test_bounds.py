@@ -1,15 +1,17 @@
 """Bounds that bind: what clients can make a server hold, and for how long."""
 
 import contextlib
-import select
 import signal
 import socket
 import sys
-import time
+from typing import Any
 
 import pytest
 
-from tests.support.programs import Client, Program, program
+from iostreamsrv import IOStream, TCPServer
+from iostreamsrv.testing import MockClock
+from tests.support.programs import Program, program
+from tests.support.servers import Serving, answers
 
 SLACK = 65536
 """Bytes that a stream may take beside what its limit says."""
@@ -136,21 +138,16 @@ def test_the_smallest_broadcasts_are_copied_and_take_no_more_memory_than_the_lim
 # ---- handlers that block the loop
 
 
-BLOCKING = """
-import sys, time, iostreamsrv
+def blocking(serving: Serving, clock: MockClock, seconds: float, **timeouts: float) -> TCPServer:
+    """A server whose handler blocks the loop for so long, for each line."""
 
-class Blocking(iostreamsrv.TCPServer):
-    async def handle_stream(self, stream, address):
+    async def blocks(stream: IOStream, address: Any) -> None:
         while True:
-            line = await stream.read_until(b"\\n")
-            time.sleep(float(sys.argv[1]))
+            line = await stream.read_until(b"\n")
+            clock.block(seconds)
             await stream.write(line)
 
-server = Blocking(**eval(sys.argv[2]))
-server.listen(0, "127.0.0.1")
-print("listening on %s:%d" % server.addresses[0])
-iostreamsrv.run(server)
-"""
+    return serving.with_handler(blocks, **timeouts)
 
 
 @pytest.mark.parametrize(
@@ -159,39 +156,32 @@ iostreamsrv.run(server)
     ids=["idle", "read", "rate"],
 )
 @pytest.mark.parametrize("blocked", [0.7, 0.9])
-def test_timeouts_strike_within_twice_their_time_while_handlers_block_the_loop_back_to_back(
-    timeouts: dict[str, float], blocked: float
+@pytest.mark.gen_test
+async def test_timeouts_strike_within_twice_their_time_while_handlers_block_the_loop_back_to_back(
+    clock: MockClock, serving: Serving, timeouts: dict[str, float], blocked: float
 ) -> None:
-    with (
-        Program("-c", BLOCKING, str(blocked), str(timeouts)).listening() as server,
-        server.client() as busy,
-        server.client() as slow,
-    ):
-        slow.send(b"half of ")
-        begun = time.monotonic()
-        for _ in range(int(10 / blocked)):
-            assert busy.ask(b"line\n") == b"line\n"
-            if at_its_end(slow):
-                break
-        assert 1 <= time.monotonic() - begun < 2 * 1 + 5 * blocked  # which is late by a look, and begins with two
-        assert at_its_end(slow)
+    server = blocking(serving, clock, blocked, **timeouts)
+    busy, slow = serving.connect(server), serving.connect(server)
+    slow.send(b"half of ")
+    begun = clock.current_time()
+    for _ in range(int(10 / blocked)):
+        assert await answers(busy)
+        if slow.has_input():
+            break
+    # Which is late by a look, and begins with two.
+    assert 1 <= clock.current_time() - begun < 2 * 1 + 5 * blocked
+    assert slow.has_input()
+    assert await slow.receive_all() == b""
 
 
-def test_nobody_is_closed_for_one_long_sleep_among_many_short_ones() -> None:
-    with (
-        Program("-c", BLOCKING, "1.5", "{'idle_timeout': 1, 'read_timeout': 1}").listening() as server,
-        server.client() as one,
-        server.client() as other,
-    ):
-        for _ in range(2):
-            other.send(b"line\n")
-            assert one.ask(b"line\n") == b"line\n"
-            assert other.line() == b"line\n"
-
-
-def at_its_end(client: Client) -> bool:
-    ready, _, _ = select.select([client.socket], [], [], 0)
-    return bool(ready) and client.line() == b""
+@pytest.mark.gen_test
+async def test_nobody_is_closed_for_one_long_sleep_among_many_short_ones(clock: MockClock, serving: Serving) -> None:
+    server = blocking(serving, clock, 1.5, idle_timeout=1, read_timeout=1)
+    one, other = serving.connect(server), serving.connect(server)
+    for _ in range(2):
+        other.send(b"line\n")
+        assert await answers(one)
+        assert await other.receive(5) == b"line\n"
 
 
 # ---- descriptors

@@ -8,22 +8,20 @@ import contextlib
 import inspect
 import signal
 import socket
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError, StreamTimeoutError, TCPServer
-from iostreamsrv.certificates import self_signed
 from iostreamsrv.events import Event
 from iostreamsrv.iostream import MORE
 from iostreamsrv.server import deadlines
+from iostreamsrv.testing import MockClock
 from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts
-from tests.support.programs import Program, ReportingServer
+from tests.support.programs import ReportingServer
 from tests.support.programs import eventually as until
 from tests.support.servers import Echo, Serving, answers
 from tests.support.waiting import eventually, fill
@@ -640,99 +638,98 @@ SLEEP = 2.0
 """Seconds that a server sleeps, of whose timeouts each is shorter."""
 
 
-@contextlib.contextmanager
-def slept(server: Program) -> Iterator[None]:
-    """After a sleep of the server, when it has looked at its streams again."""
-    server.send_signal(signal.SIGSTOP)
-    time.sleep(SLEEP)
-    server.send_signal(signal.SIGCONT)
-    time.sleep(SLEEP / 6)
-    yield
+async def has_slept(clock: MockClock) -> None:
+    """Return after a sleep of the server, when it has looked at its streams again."""
+    await asyncio.sleep(0.001)  # all that was sent has been received
+    clock.block(SLEEP)
+    await asyncio.sleep(SLEEP / 6)
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_nobody_is_closed_for_the_time_the_server_slept(tls: bool, files: dict[str, str]) -> None:
+@pytest.mark.gen_test
+async def test_nobody_is_closed_for_the_time_the_server_slept(serving: Timed, clock: MockClock, tls: bool) -> None:
     timeouts = {"idle_timeout": SLEEP / 2, "read_timeout": SLEEP / 2, "write_timeout": SLEEP / 2}
-    trusting = ssl.create_default_context(cafile=files["certfile"]) if tls else None
-    large = bytes(1_000_000) + b"\n"
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(
-            ReportingServer(
-                ssl_options=files if tls else None, send_buffer_size=SMALL, max_buffer_size=2_000_000, **timeouts
-            )
+    server = serving.started(
+        Echo(
+            ssl_options=tls_contexts()[0] if tls else None,
+            send_buffer_size=SMALL,
+            max_buffer_size=2_000_000,
+            **timeouts,
         )
-        idle, reading, writing = (stack.enter_context(server.client(tls=trusting)) for _ in range(3))
-        assert idle.ask(b"hello\n") == b"hello\n"
-        writing.send(large)
+    )
+    large = bytes(1_000_000) + b"\n"
+    idle, reading, writing = [await serving.connect_tls(server) if tls else serving.connect(server) for _ in range(3)]
+    assert await answers(idle)
+    clock.autojump_threshold = 0.02  # so much takes the kernel its time
+    await writing.send_all(large)
+    reading.send(b"half of ")
+    await has_slept(clock)
+    reading.send(b"a line\n")
+    idle.send(b"hello\n")
+    assert await reading.receive(15) == b"half of a line\n"
+    assert await idle.receive(6) == b"hello\n"
+    assert await writing.receive(len(large)) == large
+    clock.autojump_threshold = 0
+    assert await serving.end_of(idle) in {"idle_timeout", "read_timeout"}, "its time goes on"
+    assert {reason for _, reason in serving.ends} <= {"idle_timeout", "read_timeout"}
+
+
+@pytest.mark.gen_test
+async def test_no_handshake_is_ended_for_the_time_the_server_slept(serving: Timed, clock: MockClock) -> None:
+    server = serving.started(Echo(ssl_options=tls_contexts()[0], handshake_timeout=SLEEP / 2))
+    early, silent = TLSEnd(socket.create_connection(server.addresses[0]), tls_contexts()[1]), serving.connect(server)
+    peer = TLSPeer(early)
+    serving.peers.append(peer)
+    await has_slept(clock)
+    await eventually(early.handshake)
+    assert await answers(peer)
+    assert await serving.end_of(silent) == "handshake_timeout", "its time goes on"
+
+
+@pytest.mark.gen_test
+async def test_no_header_is_ended_for_the_time_the_server_slept(serving: Timed, clock: MockClock) -> None:
+    server = serving.started(Echo(**proxied(SLEEP / 2)))
+    early, silent = serving.connect(server), serving.connect(server)
+    await has_slept(clock)
+    early.send(b"PROXY UNKNOWN\r\n")
+    assert await answers(early)
+    assert await serving.end_of(silent) == "proxy_error", "its time goes on"
+
+
+STOP = 1.0
+"""Seconds that a process is stopped for, in real time."""
+
+
+def test_nobody_is_closed_for_the_time_the_process_was_stopped() -> None:
+    with ReportingServer(read_timeout=STOP / 2) as server, server.client() as reading, server.client() as silent:
         reading.send(b"half of ")
-        with slept(server):
-            reading.send(b"a line\n")
-            idle.send(b"hello\n")
-        assert reading.line() == b"half of a line\n"
-        assert idle.line() == b"hello\n"
-        assert writing.line() == large
-        assert idle.line() == b"", "its time goes on"
-        assert server.settled()["reasons"].keys() <= {"idle_timeout", "read_timeout"}
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
-    return self_signed().write(tmp_path)
-
-
-def test_no_handshake_is_ended_for_the_time_the_server_slept(files: dict[str, str]) -> None:
-    trusting = ssl.create_default_context(cafile=files["certfile"])
-    with (
-        ReportingServer(ssl_options=files, handshake_timeout=SLEEP / 2) as server,
-        socket.create_connection(server.addresses[0]) as early,
-        socket.create_connection(server.addresses[0]) as silent,
-    ):
-        eventually_connected(server, 2)
-        with slept(server):
-            secured = trusting.wrap_socket(early, server_hostname="localhost")
-        secured.sendall(b"hello\n")
-        assert secured.recv(6) == b"hello\n"
-        assert silent.recv(1) == b"", "its time goes on"
-        secured.close()
-
-
-def test_no_header_is_ended_for_the_time_the_server_slept() -> None:
-    with ReportingServer(**proxied(SLEEP / 2)) as server, server.client() as early, server.client() as silent:
-        eventually_connected(server, 2)
-        with slept(server):
-            assert early.ask(b"PROXY UNKNOWN\r\nhello\n") == b"hello\n"
+        until(lambda: server.report()["streams"] == 2, server.report)
+        server.send_signal(signal.SIGSTOP)
+        time.sleep(STOP)
+        server.send_signal(signal.SIGCONT)
+        time.sleep(STOP / 6)
+        assert reading.ask(b"a line\n") == b"half of a line\n"
         assert silent.line() == b"", "its time goes on"
 
 
-def eventually_connected(server: ReportingServer, count: int) -> None:
-    until(lambda: server.report()["streams"] == count, server.report)
+@pytest.mark.parametrize("seconds, clients", [(0.1, 12), (0.8, 3)])
+@pytest.mark.gen_test
+async def test_nobody_is_closed_while_handlers_keep_the_server_from_receiving(
+    serving: Timed, clock: MockClock, seconds: float, clients: int
+) -> None:
+    """Neither for one long sleep nor for many that are short."""
 
-
-BLOCKING = """
-import sys, time, iostreamsrv
-
-class Blocking(iostreamsrv.TCPServer):
-    async def handle_stream(self, stream, address):
+    async def blocks(stream: IOStream, address: Any) -> None:
         while True:
-            line = await stream.read_until(b"\\n")
-            time.sleep(float(sys.argv[1]))
+            line = await stream.read_until(b"\n")
+            clock.block(seconds)
             await stream.write(line)
 
-server = Blocking(idle_timeout=0.5, read_timeout=0.5)
-server.listen(0, "127.0.0.1")
-print("listening on %s:%d" % server.addresses[0])
-iostreamsrv.run(server)
-"""
-
-
-@pytest.mark.parametrize("seconds, clients", [(0.1, 12), (0.8, 3)])
-def test_nobody_is_closed_while_handlers_keep_the_server_from_receiving(seconds: float, clients: int) -> None:
-    """Neither for one long sleep nor for many that are short."""
-    with Program("-c", BLOCKING, str(seconds)).listening() as server, contextlib.ExitStack() as stack:
-        crowd = [stack.enter_context(server.client()) for _ in range(clients)]
+    server = serving.with_handler(blocks, idle_timeout=0.5, read_timeout=0.5)
+    crowd = [serving.connect(server) for _ in range(clients)]
+    for client in crowd:
+        client.send(b"line\n")
+    for _ in range(2):
         for client in crowd:
+            assert await client.receive(5) == b"line\n"
             client.send(b"line\n")
-        for _ in range(2):
-            for client in crowd:
-                assert client.line() == b"line\n"
-                client.send(b"line\n")

@@ -17,7 +17,7 @@ from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts
 from tests.support.servers import AT_ONCE, Echo, Serving, answers, connect_tls, refused
 from tests.support.waiting import eventually, fill, turns
 
-pytestmark = on_every_loop
+pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]
 
 
 class Noting(TCPServer):
