@@ -206,7 +206,7 @@ def _plain(wrapped: ssl.SSLSocket) -> socket.socket:
     return socket.socket(family, kind, fileno=wrapped.detach())
 
 
-class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):
+class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):  # type: ignore[misc]
     """A stream on one end of a pipe, to read from or to write to. Not on Windows. ::
 
         reader, writer = os.pipe()

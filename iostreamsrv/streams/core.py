@@ -6,9 +6,8 @@ from asyncio import Future, TimerHandle
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
-import tornado.iostream
 from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason, Operation, StreamClosedError, StreamError, of_stream
@@ -79,8 +78,9 @@ class Owner(Protocol):
         """``stream`` goes on in the place of the one that had its ``id``."""
 
 
-class StreamCore(tornado.iostream.BaseIOStream):
-    """What there is of a stream before it can read or write. Tornado's class is the base for ``isinstance`` only."""
+class StreamCore:
+    """What a stream has before it can read or write. Its base is `object`: Tornado's classes are bases of the public
+    classes only, so that a compiler can take the engine for extension types, whose first base must be one."""
 
     __slots__ = (
         "_buffer",
@@ -198,7 +198,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._corked: list[bytes] | None = None  # to be sent at the end of the hub's run
         self._corked_size = 0
         # what waits for room in the kernel; None while there is room
-        self._write_buffer: WriteBuffer | None = None  # type: ignore[assignment]
+        self._write_buffer: WriteBuffer | None = None
         self._owed = 0  # value of bytes_written at which all that was reported done has left
         self._progress_watch: ProgressWatch | None = None
         # what waits for bytes_written to come that far, and the file, if it is one's last byte
@@ -212,7 +212,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         # the ends
         self._connect_future: Future[Any] | None = None
         # with the context that it is to be called in
-        self._close_callback: tuple[Context, Callable[[], None]] | None = None  # type: ignore[assignment]
+        self._close_callback: tuple[Context, Callable[[], None]] | None = None
         self._callback_context: Context | None = None  # what a server's client has; see the module contexts
         self._has_handler = False  # a task of the server's is at work for it
         self._owner: Owner | None = None
@@ -248,7 +248,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         """
         raise NotImplementedError
 
-    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int | None:  # type: ignore[override]
+    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int | None:
         """Send what can be sent of ``data`` now.
 
         :returns: how many bytes; None or 0 where none can be sent now (`BlockingIOError` says the same).
@@ -346,11 +346,11 @@ class StreamCore(tornado.iostream.BaseIOStream):
     ) -> None:
         """Have it said that something went wrong, by the server, if there is one."""
         if self._owner is None:
-            WITHOUT_SERVER.emit(Event(kind, text, level, self, None, reason, error))
+            WITHOUT_SERVER.emit(Event(kind, text, level, cast(Any, self), None, reason, error))
         else:
             address = self._peer_address()
             text = f"{text} ({show(address) or 'a client of a Unix socket'})"
-            self._owner.events.emit(Event(kind, text, level, self, address, reason, error))
+            self._owner.events.emit(Event(kind, text, level, cast(Any, self), address, reason, error))
 
     def _peer_address(self) -> Any:
         """Who is at the other end, as far as that is known."""
@@ -376,6 +376,10 @@ class StreamCore(tornado.iostream.BaseIOStream):
         """For the hub, in a forked child: send nothing of what waits, as the parent does."""
         self._corked = self._write_buffer = None
         self._corked_size = 0
+
+    def close(self) -> None:
+        """Close the stream now."""
+        raise NotImplementedError
 
     def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""

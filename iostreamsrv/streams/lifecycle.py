@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from types import EllipsisType, TracebackType
 
+import tornado.iostream
 from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason, KickedError, StreamTimeoutError, of_stream, without_frames
@@ -38,7 +39,7 @@ GIVEN_UP = frozenset({CloseReason.WRITE_TIMEOUT, CloseReason.MIN_RATE})
 """Ends of a stream whose peer did not take what was sent to it."""
 
 
-class BaseIOStream(ReadSide):
+class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[misc]
     """Reads and writes a non-blocking descriptor; subclasses say which.
 
     A subclass overrides :meth:`fileno`, :meth:`close_fd`, :meth:`read_from_fd`, :meth:`write_to_fd` and perhaps
