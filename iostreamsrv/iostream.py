@@ -5,9 +5,6 @@ used. The work is done in :mod:`iostreamsrv.engine`.
 """
 
 import errno
-import io
-import os
-import select
 import socket
 import ssl
 import sys
@@ -22,9 +19,12 @@ from .errors import OptionError, StreamBufferFullError, StreamClosedError, Unsat
 from .options import HANDSHAKE_TIMEOUT, check_timeout
 from .runtime.exports import names_of
 from .sansio.reads import MORE
+from .streams.handshake import TLSStream
 from .streams.lifecycle import BaseIOStream
+from .streams.overrides import overridable
 from .streams.sockets import SocketStream
-from .streams.tls import TLSStream
+from .streams.transports.base import Transport
+from .streams.transports.pipe import PipeTransport
 
 __all__ = [
     "MORE",
@@ -187,7 +187,7 @@ class SSLIOStream(TLSStream, IOStream, tornado.iostream.SSLIOStream):  # type: i
     @property
     def alpn(self) -> str | None:
         """The protocol that both sides agreed on (ALPN); None where they did not."""
-        return None if self._tls is None else self._tls.object.selected_alpn_protocol()
+        return None if self._tls is None else self._tls.engine.object.selected_alpn_protocol()
 
     @property
     def peer_certificate(self) -> Any:
@@ -195,7 +195,8 @@ class SSLIOStream(TLSStream, IOStream, tornado.iostream.SSLIOStream):  # type: i
 
         None where the peer has shown none, or it was not verified.
         """
-        return (self._handshaken and self._tls is not None and self._tls.object.getpeercert()) or None
+        tls = self._tls
+        return (tls is not None and tls.handshaken and tls.engine.object.getpeercert()) or None
 
 
 def _plain(wrapped: ssl.SSLSocket) -> socket.socket:
@@ -220,7 +221,7 @@ class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):  # type: ignore
     The other parameters are those of `BaseIOStream`, but a pipe has one direction, and so no half.
     """
 
-    __slots__ = ("_file", "fd")
+    __slots__ = ("fd",)
 
     def __init__(
         self,
@@ -233,27 +234,25 @@ class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):  # type: ignore
     ) -> None:
         if sys.platform == "win32":
             raise OSError(errno.EOPNOTSUPP, "pipes cannot be polled on Windows")
-        BaseIOStream.__init__(self, max_buffer_size, read_chunk_size, max_write_buffer_size, cork=cork)
         self.fd = fd
-        self._file = io.FileIO(fd, "r+")
-        os.set_blocking(fd, False)
+        BaseIOStream.__init__(self, max_buffer_size, read_chunk_size, max_write_buffer_size, cork=cork)
+
+    def _new_transport(self) -> Transport:
+        return PipeTransport(self.fd)
 
     def fileno(self) -> int:
-        return -1 if self._file.closed else self.fd
+        return self._transport.fileno()
 
     def close_fd(self) -> None:
-        self._file.close()
+        self._transport.close()
 
+    @overridable
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         try:
-            return self._file.readinto(buf)
-        except OSError as error:
-            if error.errno != errno.EBADF:
-                raise
-            # The writing end: it has nothing to read, but an end when the reader is gone.
-            poll = select.poll()
-            poll.register(self.fd, 0)  # errors are always reported
-            return 0 if poll.poll(0) else None
+            return self._transport.recv_into(buf)
+        except BlockingIOError:
+            return None
 
-    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int | None:  # type: ignore[override]
-        return os.write(self.fd, data)
+    @overridable
+    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int:
+        return self._transport.send(data)

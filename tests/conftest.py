@@ -15,7 +15,8 @@ import pytest
 
 from iostreamsrv import IOLoop, IOStream
 from iostreamsrv.streams import hub
-from iostreamsrv.streams.memory import MemorySocket, MemoryStream
+from iostreamsrv.streams.memory import MemoryStream
+from iostreamsrv.streams.transports.memory import MemorySocket
 from iostreamsrv.testing import MockClock
 from tests.support.leaks import open_descriptors
 from tests.support.peers import MakePair, MemoryPeer, Peer, tcp_pair, tls_pair

@@ -6,7 +6,7 @@ from asyncio import Future, TimerHandle
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, Protocol, cast
 
 from tornado.ioloop import IOLoop
 
@@ -18,7 +18,10 @@ from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.reads import Read
 from .file_region import FileRegion
 from .hub import URGENT, Hub, hub_of
+from .overrides import overridden
 from .progress import ProgressWatch
+from .transports.base import Carrier, Transport
+from .transports.custom import CustomTransport
 
 INLINE = 16
 """Reads and writes in a row that are done at once before a look at the clock: when the loop's turn is old, the next one
@@ -83,6 +86,7 @@ class StreamCore:
     classes only, so that a compiler can take the engine for extension types, whose first base must be one."""
 
     __slots__ = (
+        "_assigned",
         "_buffer",
         "_callback_context",
         "_close_callback",
@@ -96,8 +100,11 @@ class StreamCore:
         "_eof",
         "_hangup",
         "_has_handler",
+        "_held_back",
         "_hub",
         "_inline",
+        "_io",
+        "_layered",
         "_leaving",
         "_more_inside",
         "_owed",
@@ -115,6 +122,7 @@ class StreamCore:
         "_sent_before",
         "_sent_since",
         "_timeouts",
+        "_transport",
         "_unsent_futures",
         "_untried",
         "_write_buffer",
@@ -186,12 +194,13 @@ class StreamCore:
         self._read_timer: TimerHandle | None = None
         self._read_since = self._received_at  # when the pending read, or the one before, began to wait
         self._readable = True  # bytes may be there already, and their edge past
-        self._more_inside = False  # a short read is no sign of it, as this stream holds bytes that it has not given
+        self._more_inside = False  # nor is a short read: the transport holds bytes that it has not given
         # Events that say that a short read is no sign that there is no more: an end was announced, or urgent data.
         self._hangup = 0
         self._eof: CloseReason | None = None  # how the peer's side ended
         self._end_timer: TimerHandle | None = None  # an end behind unread bytes is about to be that of the stream
         self._untried = False  # there are bytes that the pending read has not been offered
+        self._held_back = False  # nothing is received until the transport's own output has left
         self._reads_watched = False
         self._inline = INLINE
         # writing
@@ -219,6 +228,29 @@ class StreamCore:
         self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
         self._leaving = False  # close() was called, and does what aclose() does
         self._closed = False
+        self._assigned: dict[str, Any] | None = None  # the methods of its own that it was given
+        self._attach(self._new_transport())
+
+    # ---- the transport
+
+    def _new_transport(self) -> Transport:
+        """What the stream begins with: its own methods, for a stream of another kind."""
+        return CustomTransport(self)
+
+    def _attach(self, transport: Transport) -> None:
+        """Receive and send by ``transport``."""
+        self._transport = transport
+        self._layered = transport.layered
+        if not transport.empties:
+            self._hangup |= URGENT
+        self._choose_carrier()
+
+    def _choose_carrier(self) -> None:
+        """Choose what each message passes: the user's own methods, if there are such, or the transport."""
+        receives, sends = overridden(self)
+        if receives:
+            self._hangup |= URGENT  # it may give less than there is
+        self._io: Carrier = CustomTransport(self) if receives or sends else self._transport.carrier()
 
     # ---- the descriptor, for subclasses
 
@@ -258,22 +290,7 @@ class StreamCore:
 
     def get_fd_error(self) -> Exception | None:
         """The error pending on the descriptor, if any."""
-        return None
-
-    def _receive(self, size: int) -> bytes | None:
-        """Up to ``size`` bytes, b"" at the end of the stream, None where there are none now."""
-        self._hangup |= URGENT  # whoever wrote read_from_fd may give less than there is
-        scratch = bytearray(size)
-        with memoryview(scratch) as view:
-            count = self.read_from_fd(view)
-        return None if count is None else bytes(scratch[:count])
-
-    _has_half_close: ClassVar[bool] = False
-    """Whether the transport can end one direction, and :meth:`_shutdown_writes` is there to do it."""
-
-    def _shutdown_writes(self) -> None:
-        """Send the end of the stream."""
-        raise NotImplementedError
+        return self._transport.error()
 
     def set_nodelay(self, value: bool) -> None:
         """Turn Nagle's algorithm off (True) or on, where the transport has it."""
@@ -295,7 +312,8 @@ class StreamCore:
     @property
     def queued(self) -> int:
         """Bytes that were written, and that the kernel has not taken yet."""
-        return self._corked_size + (0 if self._write_buffer is None else self._write_buffer.size)
+        waiting = self._write_buffer
+        return self._corked_size + (0 if waiting is None else waiting.size + self._transport.own_output())
 
     @property
     def idle_time(self) -> float:

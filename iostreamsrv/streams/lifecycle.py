@@ -227,7 +227,7 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
         if self._write_buffer is not None:
             self._watch_progress()
         await self.drain()
-        if self._has_half_close and self.linger and not self._eof and not self._closed:
+        if self._transport.has_half_close and self.linger and not self._eof and not self._closed:
             if not self._sending_eof:
                 self._shutdown_writes()
                 self._sending_eof = True

@@ -1,6 +1,8 @@
 """The side of a stream that receives."""
 
+import errno
 import logging
+import os
 from asyncio import Future
 from collections.abc import Callable
 from contextvars import Context
@@ -37,7 +39,7 @@ from ..sansio.reads import (
 )
 from .core import INLINE, fail
 from .hub import BROKEN, ENDED, HANGUP, READABLE, WRITABLE, complete, waiter_of
-from .writing import WriteSide
+from .writing import OWN_OUTPUT, WriteSide
 
 RECEIVES_PER_TURN = 4
 """Calls to receive after which a read that is still not satisfied lets other streams have their turn."""
@@ -105,11 +107,12 @@ class ReadSide(WriteSide):
     def _has_begun(self) -> bool:
         """Whether something has come of what the pending read waits for."""
         begun = isinstance(self._read, ReadInto) and self._read.filled > 0
-        return begun or self._buffer.size > 0 or self._received_at > self._read_since
+        begun = begun or self._buffer.size > 0 or self._received_at > self._read_since
+        return begun or self._transport.partial() > 0
 
     def _received(self) -> int:
         """Grows with whatever comes."""
-        return self.bytes_read
+        return self.bytes_read + self._transport.partial()
 
     def _merely_waits(self) -> bool:
         """Whether all there is to do is to wait for a message of which nothing has come yet."""
@@ -140,8 +143,8 @@ class ReadSide(WriteSide):
         return self._owner._asks_again(self)
 
     def _has_input(self) -> bool:
-        """Whether bytes wait in the kernel that are still to be dispatched."""
-        return False
+        """Whether bytes wait in the kernel, or in the transport, that are still to be dispatched."""
+        return self._transport.has_input()
 
     def at_eof(self) -> bool:
         """Whether the peer has ended its side and all that came before was read."""
@@ -402,16 +405,15 @@ class ReadSide(WriteSide):
         if buffered:
             size = max(1, min(size, self.max_buffer_size + 1 - buffered))
         try:
-            chunk = self._receive(size)
+            chunk = self._receive_layered(size) if self._layered else self._io.recv(size)
         except BlockingIOError:
-            chunk = None
+            self._readable = False
+            return None
         except OSError as error:
             self._receive_failed(error)
             return None
         if not chunk:
-            if chunk is None:
-                self._readable = False
-            elif ahead and buffered:
+            if ahead and buffered:
                 self._hangup |= ENDED
             else:
                 self._readable = False
@@ -423,6 +425,40 @@ class ReadSide(WriteSide):
         hub = self._hub
         self._received_at = hub.now if hub.running else hub.time()
         return chunk
+
+    def _receive_layered(self, size: int) -> bytes:
+        """Receive from a transport that holds bytes, and sends some of its own."""
+        transport = self._transport
+        if self._write_buffer is not None and transport.own_output() > OWN_OUTPUT:
+            self._held_back = True
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        try:
+            return self._io.recv(size)
+        except BlockingIOError:
+            if transport.incomplete:
+                self._receive_rest_later()
+            raise
+        finally:
+            self._more_inside = transport.pending()
+            if transport.stuck and self._corked is None:  # or else the uncork sees to it
+                self._wait_for_room()
+
+    def _receive_rest_later(self) -> None:
+        """What has come is no byte for the application, but more may be there, without an event to come for it."""
+        if self._transport.partial():  # a part of a record; new keys and the like are no sign of life
+            self._received_at = self._hub.time()
+        if (self._transport.pending() or self._hangup) and not self._hub.loop.is_closed():
+            self._hub.dispatch_again(self)
+
+    def _rescue_input(self) -> None:
+        """Bytes that came before the connection broke are still to be read."""
+        receive = self._receive_layered if self._layered else self._io.recv
+        try:
+            while self._buffer.size < self.max_buffer_size and (chunk := receive(self.read_chunk_size)):
+                self._buffer.feed(chunk)
+                self.bytes_read += len(chunk)
+        except OSError:
+            pass
 
     def _receive_failed(self, error: OSError) -> None:
         self._readable = False
@@ -563,12 +599,9 @@ class ReadSide(WriteSide):
 
     # ---- the end of the input
 
-    def _how_input_ended(self) -> CloseReason:
-        return CloseReason.EOF
-
     def _input_ended(self) -> None:
         """The peer has sent its last byte."""
-        self._eof = self._how_input_ended()
+        self._eof = self._transport.eof_reason()
         self.uncork()
         self._close_if_ended()
         if not self._closed:  # what is queued, or is still to be written, goes out

@@ -1,14 +1,10 @@
 """A stream on a socket."""
 
-import contextlib
 import errno
 import os
 import socket
-import struct
-import sys
 from asyncio import Future
 from contextvars import Context
-from types import MethodType, ModuleType
 from typing import Any, Self, cast
 
 from tornado.ioloop import IOLoop
@@ -17,17 +13,11 @@ from ..errors import CloseReason, ConcurrentConnectError, of_stream, reason_for,
 from ..options import ServerOptions
 from ..sansio.buffers import WriteBuffer
 from .core import Owner
-from .file_region import FileRegion
 from .hub import READABLE, WRITABLE
 from .lifecycle import BaseIOStream
-from .writing import FILE_CHUNK
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-    import termios
-except ImportError:  # Windows does not tell what its kernel holds
-    fcntl = None
+from .overrides import overridable
+from .transports.base import Transport
+from .transports.socket import SocketTransport
 
 
 class SocketStream(BaseIOStream):
@@ -111,57 +101,27 @@ class SocketStream(BaseIOStream):
         return -1 if self.socket is None else self.socket.fileno()
 
     def close_fd(self) -> None:
-        sock, self.socket = self.socket, cast(Any, None)
-        sock.close()
+        self.socket = cast(Any, None)
+        self._transport.close()
 
-    def _forget_descriptor(self) -> None:
-        self.socket.detach()
+    # ---- the transport
 
-    def get_fd_error(self) -> Exception | None:
-        number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        return OSError(number, os.strerror(number)) if number else None
+    def _new_transport(self) -> Transport:
+        return SocketTransport(self.socket)
 
+    @overridable
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         try:
-            return self.socket.recv_into(buf)
+            return self._transport.recv_into(buf)
         except BlockingIOError:
             return None
 
-    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int | None:  # type: ignore[override]
-        return self.socket.send(data)
+    @overridable
+    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int:
+        return self._transport.send(data)
 
-    def _receive(self, size: int) -> bytes | None:
-        # bytes straight from the socket, unless somebody has a read_from_fd of their own, perhaps on this very stream
-        method = self.read_from_fd
-        if type(method) is MethodType and method.__func__ is _READ_FROM_SOCKET:
-            return self.socket.recv(size)
-        return BaseIOStream._receive(self, size)
-
-    _file_chunk = FILE_CHUNK
-
-    def _sendfile(self, region: FileRegion, size: int) -> int | None:
-        method = self.write_to_fd
-        if region.fd >= 0 and _SENDFILE and type(method) is MethodType and method.__func__ is _WRITE_TO_SOCKET:
-            try:
-                return _SENDFILE(self.socket.fileno(), region.fd, region.offset, size) or None
-            except OSError as error:
-                if error.errno not in _NO_SENDFILE:
-                    raise
-        return BaseIOStream._sendfile(self, region, size)
-
-    def _ask_for_reset(self) -> None:
-        if self._is_tcp() and not self._hub.inherited:
-            # Lingering for 0 seconds is how one asks for a reset.
-            with contextlib.suppress(OSError):
-                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-    def _is_tcp(self) -> bool:
-        return self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6)
-
-    _has_half_close = True
-
-    def _shutdown_writes(self) -> None:
-        self.socket.shutdown(socket.SHUT_WR)
+    def _forget_descriptor(self) -> None:
+        self._transport.detach()
 
     @property
     def local_address(self) -> Any:
@@ -178,23 +138,13 @@ class SocketStream(BaseIOStream):
                 pass
         return self._remote_address
 
-    def _has_input(self) -> bool:
-        return has_bytes(self.socket)
-
     def _peer_address(self) -> Any:
         return self.remote_address
-
-    def _progress(self) -> int:
-        # The kernel has room for megabytes, and says so only when a third of it is free: what counts is what has left.
-        return self.bytes_written - unsent(self.fileno())
-
-    def _unsent(self) -> int:
-        return unsent(self.fileno()) if self._is_tcp() else 0  # of a Unix socket the peer has it already
 
     def set_nodelay(self, value: bool) -> None:
         """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it."""
         self._hub.check()
-        if not self._is_tcp():
+        if self.socket is None or self.socket.family not in (socket.AF_INET, socket.AF_INET6):
             return
         try:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if value else 0)
@@ -267,28 +217,3 @@ class SocketStream(BaseIOStream):
         ):
             return None
         return ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-
-
-def has_bytes(sock: socket.socket) -> bool:
-    """Whether bytes wait in the kernel."""
-    try:
-        return bool(sock.recv(1, socket.MSG_PEEK))
-    except OSError:
-        return False
-
-
-def unsent(fd: int) -> int:
-    """Bytes that the kernel has taken for a socket and the peer has not; 0 where it does not tell."""
-    if fcntl is None or fd < 0:
-        return 0
-    count = bytearray(4)
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(fd, termios.TIOCOUTQ, count)
-    return int.from_bytes(count, sys.byteorder)
-
-
-_READ_FROM_SOCKET = SocketStream.read_from_fd
-_WRITE_TO_SOCKET = SocketStream.write_to_fd
-_SENDFILE = getattr(os, "sendfile", None)
-_NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK})
-"""What the kernel says where this socket or the file's file system cannot do it."""

@@ -6,18 +6,20 @@ import sys
 from asyncio import CancelledError, Future
 from collections import deque
 from collections.abc import Callable
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
 from .core import INLINE, StreamCore, fail
 from .file_region import FileRegion, check_amount
+from .transports.custom import CustomTransport
 
 CORK_SIZE = 65536
 """Corked bytes that are sent without waiting for the end of the hub's run."""
 
-FILE_CHUNK = 1 << 20
-"""Bytes of a file that are sent before a look at the clock, so that one long download does not keep the loop."""
+OWN_OUTPUT = 1024
+"""Bytes of a transport's own output that may be stuck, behind what was written perhaps, while reading goes on: some
+dozens of TLS's answers. A peer who sends all before it reads must not be stopped by one of them."""
 
 FUTURE_SIZE = 256
 """Bytes of memory that the future of a queued write takes, as long as somebody has it."""
@@ -25,6 +27,9 @@ FUTURE_SIZE = 256
 OVERHEAD_FREE = 32768
 """Bytes of futures and the like in a queue that do not count for ``max_write_buffer_size``, so that few writes may fill
 it to the last byte. All others count, or a million writes of one byte each would pass as 1 MB."""
+
+NO_GOODBYE = frozenset({CloseReason.ABORTED, CloseReason.RESET, CloseReason.TLS_ERROR})
+"""Reasons to close without a close_notify: the peer is gone, or is to notice that data is missing."""
 
 FILES = 16
 """Files that may wait in a queue that has a limit: each takes a descriptor."""
@@ -249,7 +254,7 @@ class WriteSide(StreamCore):
         """
         if self._closed:
             raise self._closed_error("write")
-        if not self._has_half_close:
+        if not self._transport.has_half_close:
             raise OSError(errno.EOPNOTSUPP, f"{type(self).__name__} has no half-close")
         self._hub.check()
         if not self._sending_eof:
@@ -265,10 +270,10 @@ class WriteSide(StreamCore):
     def _send(self, data: bytes | bytearray | memoryview) -> int:
         """How many bytes the kernel took now. An error closes the stream.
 
-        That a write_to_fd of somebody's own may raise anything must not keep other streams from being uncorked.
+        A user's write_to_fd may raise anything: that must not keep other streams from being uncorked.
         """
         try:
-            sent = self.write_to_fd(data) or 0
+            sent = self._io.send(data)
         except BlockingIOError:
             return 0
         except Exception as error:
@@ -289,12 +294,7 @@ class WriteSide(StreamCore):
 
     def _rescue_input(self) -> None:
         """Bytes that came before the connection broke are still to be read."""
-        try:
-            while self._buffer.size < self.max_buffer_size and (chunk := self._receive(self.read_chunk_size)):
-                self._buffer.feed(chunk)
-                self.bytes_read += len(chunk)
-        except OSError:
-            pass
+        raise NotImplementedError
 
     def _wait_for_room(self) -> WriteBuffer:
         """Where to queue what the kernel has no room for; _flush goes on with it."""
@@ -330,17 +330,29 @@ class WriteSide(StreamCore):
             pass
         if self._write_buffer is not output:
             return  # an error closed the stream
-        if output.size or self._more_to_send():
+        if output.size or (self._layered and self._transport_has_output()):
             self._wait_for_room()
         else:
             self._write_buffer = None
         self._settle_writes()
         if self._write_buffer is None:
             self._all_sent()
+        if self._held_back and not self._closed:
+            self._receive_again()
 
-    def _more_to_send(self) -> bool:
-        """Whether something waits for room that nobody has written: what TLS has to say."""
-        return False
+    def _transport_has_output(self) -> bool:
+        """Whether something waits for room that nobody has written: what TLS sends by itself."""
+        try:
+            return not self._transport.flush()
+        except OSError as error:
+            self._send_failed(error)
+            return False
+
+    def _receive_again(self) -> None:
+        """Go on receiving, if what the transport itself has to send has left."""
+        if self._write_buffer is None or self._transport.own_output() <= OWN_OUTPUT:
+            self._held_back = False
+            self._hub.dispatch_again(self)
 
     def _send_first(self, output: WriteBuffer) -> bool:
         """Send what is first in the queue; whether it is worth trying the next."""
@@ -355,9 +367,10 @@ class WriteSide(StreamCore):
         return sent > 0
 
     def _send_from_file(self, output: WriteBuffer, region: FileRegion) -> bool:
-        size = min(region.left, self._file_chunk if region.fd >= 0 else CORK_SIZE)
+        sender = self._io if isinstance(self._io, CustomTransport) else self._transport  # a socket has no such sendfile
+        size = min(region.left, sender.file_chunk if region.fd >= 0 else CORK_SIZE)
         try:
-            sent = self._sendfile(region, size)
+            sent = sender.sendfile(region, size)
         except BlockingIOError:
             return False
         except Exception as error:
@@ -371,14 +384,6 @@ class WriteSide(StreamCore):
         self.bytes_written += sent
         output.advance(sent)
         return sent == size and self._hub.may_go_on()
-
-    _file_chunk: ClassVar[int] = CORK_SIZE
-    """Most bytes of a file with a descriptor that :meth:`_sendfile` is asked to send."""
-
-    def _sendfile(self, region: FileRegion, size: int) -> int | None:
-        """Send up to ``size`` bytes of a file: how many, 0 where there is no room, None where it has become shorter."""
-        chunk = region.read(size)
-        return (self.write_to_fd(chunk) or 0) if chunk else None
 
     def _must_yield(self) -> bool:
         """Whether a write that is done lets its writer wait for the loop's next turn, when it has done many in a row.
@@ -396,21 +401,21 @@ class WriteSide(StreamCore):
 
     def _end_turn(self, future: "Future[Any]", result: Any) -> None:
         self._inline = INLINE
-        _set_done(future, result)
+        set_done(future, result)
 
     def _progress(self) -> int:
-        """Grows whenever the kernel takes something of what is queued."""
-        return self.bytes_written
+        """Grows whenever the peer takes something of what is queued, as far as the transport can tell."""
+        return self.bytes_written - self._transport.untaken()
 
     def _unsent(self) -> int:
         """Bytes that the kernel has taken, and that would be lost if the peer broke the connection now."""
-        return 0
+        return self._transport.unsent()
 
     def _settle_writes(self) -> None:
         futures = self._unsent_futures
         while futures and futures[0][0] <= self.bytes_written:
             _, future, region = futures.popleft()
-            _set_done(future, None if region is None else region.sent)
+            set_done(future, None if region is None else region.sent)
         if not futures:
             self._unsent_futures = None
 
@@ -425,6 +430,10 @@ class WriteSide(StreamCore):
             return
         if self._sending_eof or not self.allow_half_open:
             self._close(self._eof)
+
+    def _shutdown_writes(self) -> None:
+        if not self._transport.shutdown_write():
+            self._wait_for_room()  # _flush goes on with it, and comes back here
 
     def _try_shutdown_writes(self) -> None:
         try:
@@ -449,6 +458,8 @@ class WriteSide(StreamCore):
 
     def _keep_what_is_owed(self) -> None:
         """Of what is queued, what was reported done still leaves, as the kernel finds room."""
+        if self._layered:
+            self._owed = max(self._owed, self.bytes_written + self._transport.committed())
         if self._write_buffer is not None:
             self._write_buffer.truncate(max(0, self._owed - self.bytes_written))
             if not self._write_buffer.size:
@@ -473,7 +484,15 @@ class WriteSide(StreamCore):
 
     def _say_goodbye(self) -> bool:
         """Tell the peer, where there are words for it, that this side ends; whether that is on its way."""
-        return True
+        if not self._layered:
+            return True
+        if self._hub.inherited or self.close_reason in NO_GOODBYE:
+            self._transport.leave_silently()
+            return True
+        try:
+            return self._transport.send_close_notify()
+        except OSError:
+            return True  # the peer is gone
 
     def _loses_bytes(self) -> bool:
         """Whether a close would throw away some of what is queued."""
@@ -481,6 +500,10 @@ class WriteSide(StreamCore):
 
     def _ask_for_reset(self) -> None:
         """Have the descriptor's close tell the peer that something is missing, where there is a way to."""
+        if self._hub.inherited:
+            self._transport.leave_silently()
+        else:
+            self._transport.reset()
 
     def _give_up_owed(self) -> None:
         """Of a closed stream: close the descriptor, whatever is still to be sent."""
@@ -491,7 +514,8 @@ class WriteSide(StreamCore):
             self._close_descriptor()
 
 
-def _set_done(future: "Future[Any]", result: Any) -> None:
+def set_done(future: "Future[Any]", result: Any) -> None:
+    """Give ``future`` its result, unless it is done: cancelled, as a rule."""
     if not future.done():
         future.set_result(result)
 

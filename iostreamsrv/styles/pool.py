@@ -19,7 +19,7 @@ from ..options import ServerOptions
 from ..runtime.addresses import show
 from ..runtime.clock import real_time
 from ..runtime.logs import general
-from ..streams.sockets import unsent
+from ..streams.transports.socket import unsent
 from .crossing import set_done
 
 Serve = Callable[[Any, Any], None]

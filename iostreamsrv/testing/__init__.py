@@ -13,7 +13,8 @@ from typing import Any, cast
 from ..errors import OptionError
 from ..iostream import IOStream
 from ..netutil import bind_sockets
-from ..streams.memory import CAPACITY, MemorySocket, MemoryStream
+from ..streams.memory import MemoryStream
+from ..streams.transports.memory import CAPACITY, MemorySocket
 from ..tcpserver import TCPServer
 from .mockclock import MockClock
 

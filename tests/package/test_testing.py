@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOStream, ListenError, OptionError, StreamClosedError, TCPServer
-from iostreamsrv.streams.memory import MemorySocket
+from iostreamsrv.streams.transports.memory import MemorySocket
 from iostreamsrv.testing import bind_unused_port, memory_stream_pair, running
 from tests.support import PROJECT
 from tests.support.leaks import open_descriptors

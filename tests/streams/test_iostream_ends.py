@@ -399,9 +399,9 @@ class Counting(IOStream):
 
     looks = 0
 
-    def _receive(self, size: int) -> bytes | None:
+    def _receive_some(self, ahead: bool = False) -> bytes | None:
         self.looks += 1
-        return super()._receive(size)
+        return super()._receive_some(ahead)
 
 
 @pytest.mark.plain("it counts calls of recv")

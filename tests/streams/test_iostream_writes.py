@@ -13,7 +13,7 @@ import tornado.iostream
 
 from iostreamsrv import IOStream, OptionError, StreamBufferFullError, StreamClosedError
 from iostreamsrv.streams import hub
-from iostreamsrv.streams.tls import PLAINTEXT
+from iostreamsrv.streams.transports.tls import PLAINTEXT
 from tests.support.engines import on_every_stream
 from tests.support.peers import MakePair, Peer
 from tests.support.waiting import PATIENCE, eventually, fill, turns

@@ -14,7 +14,7 @@ from iostreamsrv import IOStream
 from iostreamsrv.certificates import self_signed
 from iostreamsrv.iostream import SSLIOStream
 from iostreamsrv.streams import hub
-from iostreamsrv.streams.memory import MemorySocket
+from iostreamsrv.streams.transports.memory import MemorySocket
 
 
 class Peer:

@@ -26,7 +26,8 @@ async def turns(count: int = 5) -> None:
 
 def has_come(stream: IOStream, count: int) -> bool:
     """Whether so many bytes wait to be received, of ciphertext under TLS."""
-    sock: Any = getattr(stream, "_raw", stream.socket)
+    transport: Any = stream._transport
+    sock = getattr(transport, "below", transport).socket
     try:
         return len(sock.recv(count, socket.MSG_PEEK)) == count
     except BlockingIOError:

@@ -1,0 +1,174 @@
+"""The TLS handshake of a stream: it puts TLS in the place of the plain socket.
+
+The handshake is a part of connecting: until it is done reads and writes wait as they do for a connection.
+"""
+
+import logging
+import ssl
+from asyncio import Future, TimerHandle
+from contextvars import Context
+from typing import Any, Self, cast
+
+from ..errors import CloseReason, of_stream, reason_for, without_frames
+from ..runtime.contexts import run_for
+from ..sansio.buffers import WriteBuffer
+from .core import fail
+from .hub import HANGUP
+from .lifecycle import BaseIOStream
+from .sockets import SocketStream
+from .tlssocket import TLSSocket
+from .transports.socket import SocketTransport
+from .transports.tls import TLSTransport
+from .writing import set_done
+
+HANDSHAKE_TURNS = 4
+"""Receives of a handshake after which others have their turn."""
+
+
+class TLSStream(SocketStream):
+    """What `SSLIOStream` is, but for what its constructor takes."""
+
+    __slots__ = ("_context", "_handshake_timer", "_server_hostname", "_tls", "_waiting_for_handshake")
+
+    def _prepare(self, context: ssl.SSLContext) -> None:
+        """The fields, for a connection that is still to be made."""
+        self._context = context
+        self._server_hostname: str | None = None
+        self._tls: TLSTransport | None = None  # once the handshake has begun
+        self._handshake_timer: TimerHandle | None = None
+        self._waiting_for_handshake: list[Future[Self]] | None = None
+
+    # ---- the handshake
+
+    def connect(self, address: Any, server_hostname: str | None = None) -> "Future[Self]":
+        """Connect the socket and do the handshake; the future gives the stream itself.
+
+        :param address: as for `socket.socket.connect`.
+        :param server_hostname: the name that the server's certificate is to have, and that it is told.
+        :raises ssl.SSLError: from the future; the handshake failed, often for the server's certificate.
+        :raises StreamClosedError: from the future; there was no connection, or it ended.
+        """
+        self._server_hostname = server_hostname
+        return SocketStream.connect(self, address)
+
+    def _established(self, events: int) -> None:
+        self._begin_handshake(False, None)
+
+    def _begin_handshake(self, server_side: bool, timeout: float | None, received: bytes = b"") -> None:
+        """Begin with TLS on a socket that is connected; reads and writes wait until the handshake is done.
+
+        :param received: what came of it already.
+        """
+        if self._connect_future is None:
+            self._connect_future = Future(loop=self._hub.loop)
+        if self._write_buffer is None:
+            self._write_buffer = WriteBuffer()
+        self._readable = False
+        below = self._transport
+        assert isinstance(below, SocketTransport)
+        try:
+            tls = self._tls = TLSTransport(below, self._context, server_side, self._server_hostname, received)
+        except (OSError, ValueError) as error:  # ValueError: there is no host name to check
+            return self._handshake_failed(error)
+        self.socket = cast(Any, TLSSocket(below.socket, tls.engine.object))
+        self._attach(tls)
+        if timeout is not None:
+            self._handshake_timer = self._hub.loop.call_later(timeout, self._handshake_timed_out, context=Context())
+        self._go_on_with_handshake()
+
+    def wait_for_handshake(self) -> "Future[Self]":
+        """The stream itself, once the handshake is done. May be asked for again, and by several at once.
+
+        :raises ssl.SSLError: from the future, when it fails.
+        :raises StreamClosedError: from the future, when the connection ends before.
+        """
+        future: Future[Self] = Future(loop=self._hub.loop)
+        if self._is_handshaken():
+            future.set_result(self)
+        elif self._closed:
+            fail(future, self._handshake_error())
+        else:
+            self._waiting_for_handshake = [*(self._waiting_for_handshake or ()), future]
+        return future
+
+    def _is_handshaken(self) -> bool:
+        return self._tls is not None and self._tls.handshaken
+
+    def _dispatch_at_the_ends(self, events: int) -> None:
+        if self._tls is None or self._closed:
+            return BaseIOStream._dispatch_at_the_ends(self, events)
+        if events & HANGUP:
+            self._hangup |= events & HANGUP
+        return self._go_on_with_handshake()
+
+    def _go_on_with_handshake(self) -> None:
+        try:
+            done = self._advance_handshake()
+        except EOFError:
+            self._close(CloseReason.EOF)
+        except OSError as error:
+            self._handshake_failed(error)
+        else:
+            if done:
+                self._handshake_done()
+            elif not self._reads_watched and not self._closed:
+                self._reads_watched = self._hub.watch_reads(self)
+
+    def _advance_handshake(self) -> bool:
+        tls = self._tls
+        assert tls is not None
+        for _ in range(HANDSHAKE_TURNS):
+            try:
+                done = run_for(self, tls.handshake) if tls.engine.by_name else tls.handshake()  # for the sni_callback
+            finally:
+                if tls.stuck:
+                    self._reads_watched = self._hub.watch_writes(self) or self._reads_watched
+            if done:
+                return True
+            if tls.engine.has_input:
+                break
+            try:
+                tls.receive_handshake()
+            except BlockingIOError:
+                return False
+            self._received_at = self._hub.time()
+        self._hub.dispatch_again(self)
+        return False
+
+    def _handshake_done(self) -> None:
+        self._stop_handshake_timer()
+        waiting, self._waiting_for_handshake = self._waiting_for_handshake, None
+        for future in waiting or ():
+            set_done(future, self)
+        SocketStream._established(self, 0)  # bytes may have come behind the handshake
+
+    def _handshake_failed(self, error: Exception) -> None:
+        if isinstance(error, ssl.SSLError):
+            self._report("error", logging.WARNING, f"SSL Error: {error}", CloseReason.TLS_ERROR, error)
+        self._close(reason_for(error), without_frames(of_stream(error, self.id)))
+
+    def _handshake_timed_out(self) -> None:
+        self._handshake_timer = None
+        self._close(CloseReason.HANDSHAKE_TIMEOUT)
+
+    def _stop_handshake_timer(self) -> None:
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
+            self._handshake_timer = None
+
+    def _handshake_error(self) -> BaseException:
+        return self.error if isinstance(self.error, ssl.SSLError | ValueError) else self._closed_error("handshake")
+
+    def _fail_writes(self) -> None:
+        self._stop_handshake_timer()
+        waiting, self._waiting_for_handshake = self._waiting_for_handshake, None
+        if self._tls is not None and self._connect_future is not None:
+            waiting = [self._connect_future, *(waiting or ())]
+            self._connect_future = None
+        for future in waiting or ():
+            fail(future, self._handshake_error())
+        SocketStream._fail_writes(self)
+
+    def _forget_all(self) -> None:
+        self._waiting_for_handshake = None
+        SocketStream._forget_all(self)

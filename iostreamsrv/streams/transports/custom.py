@@ -1,0 +1,49 @@
+"""Tornado's extension points as a transport: a user's ``read_from_fd`` and ``write_to_fd``."""
+
+import errno
+import os
+from typing import Protocol
+
+from .base import Transport
+
+
+class Descriptor(Protocol):
+    """What of a stream its user may override; see `iostreamsrv.BaseIOStream`."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+    def close_fd(self) -> None:
+        """Close it."""
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        """Receive into ``buf``."""
+
+    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int | None:
+        """Send ``data``."""
+
+
+class CustomTransport(Transport):
+    """Receives and sends by a stream's own methods: of a stream of another kind, or of one that overrides them."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: Descriptor) -> None:
+        self._stream = stream
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def recv(self, size: int) -> bytes:
+        scratch = bytearray(size)
+        with memoryview(scratch) as view:
+            count = self._stream.read_from_fd(view)
+        if count is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return bytes(scratch[:count])
+
+    def send(self, data: bytes | bytearray | memoryview) -> int:
+        return self._stream.write_to_fd(data) or 0
+
+    def close(self) -> None:
+        self._stream.close_fd()

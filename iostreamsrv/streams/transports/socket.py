@@ -1,0 +1,117 @@
+"""A socket as a transport."""
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import sys
+from types import ModuleType
+
+from ..file_region import FileRegion
+from .base import Carrier, Transport
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows does not tell what its kernel holds
+    fcntl = None
+
+FILE_CHUNK = 1 << 20
+"""Bytes of a file that are sent before a look at the clock, so that one long download does not keep the loop."""
+
+
+class SocketTransport(Transport):
+    """A plain socket.
+
+    A stream receives and sends by the socket's own ``recv`` and ``send``, which saves a Python call for each message;
+    all else it does through this object.
+
+    :ivar socket: that socket; non-blocking.
+    """
+
+    __slots__ = ("socket",)
+
+    has_half_close = True
+    empties = True
+    file_chunk = FILE_CHUNK
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+
+    def carrier(self) -> Carrier:
+        return self.socket
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def recv(self, size: int) -> bytes:
+        return self.socket.recv(size)
+
+    def recv_into(self, buffer: bytearray | memoryview) -> int:
+        return self.socket.recv_into(buffer)
+
+    def send(self, data: bytes | bytearray | memoryview) -> int:
+        return self.socket.send(data)
+
+    def sendfile(self, region: FileRegion, size: int) -> int | None:
+        if region.fd >= 0 and _SENDFILE:
+            try:
+                return _SENDFILE(self.socket.fileno(), region.fd, region.offset, size) or None
+            except OSError as error:
+                if error.errno not in _NO_SENDFILE:
+                    raise
+        return Transport.sendfile(self, region, size)
+
+    def shutdown_write(self) -> bool:
+        self.socket.shutdown(socket.SHUT_WR)
+        return True
+
+    def reset(self) -> None:
+        if self.is_tcp():
+            # Lingering for 0 seconds is how one asks for a reset.
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def is_tcp(self) -> bool:
+        """Whether it is a TCP socket, and not one of the system's own."""
+        return self.socket.family in (socket.AF_INET, socket.AF_INET6)
+
+    def detach(self) -> None:
+        self.socket.detach()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def error(self) -> Exception | None:
+        number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return OSError(number, os.strerror(number)) if number else None
+
+    def has_input(self) -> bool:
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def unsent(self) -> int:
+        return unsent(self.fileno()) if self.is_tcp() else 0  # of a Unix socket the peer has it already
+
+    def untaken(self) -> int:
+        # The kernel has room for megabytes, and says so only when a third of it is free: what counts is what has left.
+        return unsent(self.fileno())
+
+
+def unsent(fd: int) -> int:
+    """Bytes that the kernel has taken for a socket and the peer has not; 0 where it does not tell."""
+    if fcntl is None or fd < 0:
+        return 0
+    count = bytearray(4)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+    return int.from_bytes(count, sys.byteorder)
+
+
+_SENDFILE = getattr(os, "sendfile", None)
+_NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK})
+"""What the kernel says where this socket or the file's file system cannot do it."""
