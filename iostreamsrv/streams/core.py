@@ -88,7 +88,7 @@ class StreamCore:
     __slots__ = (
         "_assigned",
         "_buffer",
-        "_callback_context",
+        "callback_context",
         "_close_callback",
         "_closed",
         "_closing",
@@ -99,7 +99,7 @@ class StreamCore:
         "_end_timer",
         "_eof",
         "_hangup",
-        "_has_handler",
+        "has_handler",
         "_held_back",
         "_hub",
         "_inline",
@@ -121,7 +121,7 @@ class StreamCore:
         "_sent_at",
         "_sent_before",
         "_sent_since",
-        "_timeouts",
+        "own_timeouts",
         "_transport",
         "_unsent_futures",
         "_untried",
@@ -214,7 +214,7 @@ class StreamCore:
         self._unsent_futures: deque[tuple[int, Future[Any], FileRegion | None]] | None = None
         self._sending_eof = False
         # for the server's clock
-        self._timeouts: dict[str, float | None] | None = None  # in place of the server's
+        self.own_timeouts: dict[str, float | None] | None = None  # in place of the server's
         self._sent_before: int | None = None  # what had been sent at the clock's last look, if something was queued
         self._sent_since = 0.0  # when it was first seen that nothing more had been
         self._written_before: int | None = None  # while the server shuts down: as of the last read's end
@@ -222,8 +222,8 @@ class StreamCore:
         self._connect_future: Future[Any] | None = None
         # with the context that it is to be called in
         self._close_callback: tuple[Context, Callable[[], None]] | None = None
-        self._callback_context: Context | None = None  # what a server's client has; see the module contexts
-        self._has_handler = False  # a task of the server's is at work for it
+        self.callback_context: Context | None = None  # what a server's client has; see the module contexts
+        self.has_handler = False  # a task of the server's is at work for it
         self._owner: Owner | None = None
         self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
         self._leaving = False  # close() was called, and does what aclose() does
@@ -266,7 +266,7 @@ class StreamCore:
         """For the hub: somebody else has closed the descriptor, and another one may have its number by now."""
         self._forget_descriptor()
         self._corked = self._write_buffer = None
-        self._close(CloseReason.LOCAL, OSError(errno.EBADF, "the descriptor was closed by somebody else"))
+        self.terminate(CloseReason.LOCAL, OSError(errno.EBADF, "the descriptor was closed by somebody else"))
 
     def _forget_descriptor(self) -> None:
         """Have the number left alone by :meth:`close_fd`."""
@@ -399,7 +399,7 @@ class StreamCore:
         """Close the stream now."""
         raise NotImplementedError
 
-    def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
+    def terminate(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""
         raise NotImplementedError
 

@@ -105,7 +105,7 @@ class TLSStream(SocketStream):
         try:
             done = self._advance_handshake()
         except EOFError:
-            self._close(CloseReason.EOF)
+            self.terminate(CloseReason.EOF)
         except OSError as error:
             self._handshake_failed(error)
         else:
@@ -145,11 +145,11 @@ class TLSStream(SocketStream):
     def _handshake_failed(self, error: Exception) -> None:
         if isinstance(error, ssl.SSLError):
             self._report("error", logging.WARNING, f"SSL Error: {error}", CloseReason.TLS_ERROR, error)
-        self._close(reason_for(error), without_frames(of_stream(error, self.id)))
+        self.terminate(reason_for(error), without_frames(of_stream(error, self.id)))
 
     def _handshake_timed_out(self) -> None:
         self._handshake_timer = None
-        self._close(CloseReason.HANDSHAKE_TIMEOUT)
+        self.terminate(CloseReason.HANDSHAKE_TIMEOUT)
 
     def _stop_handshake_timer(self) -> None:
         if self._handshake_timer is not None:

@@ -83,7 +83,7 @@ class ReadSide(WriteSide):
         """Whether a read is pending."""
         return self._read_future is not None and not self._read_future.done()
 
-    def _when_read(self, look: Callable[[], None]) -> None:
+    def when_read_done(self, look: Callable[[], None]) -> None:
         """Call ``look`` some turns of the loop after the pending read is done: whoever waited for it may have begun
         another one by then. Or, if a task awaits it, when that has ended: the stream is the task's."""
         future = self._read_future
@@ -104,19 +104,19 @@ class ReadSide(WriteSide):
         """Whether the last read was cancelled while it was pending, and nothing has come since."""
         return self._read_future is not None and self._read_future.cancelled()
 
-    def _has_begun(self) -> bool:
+    def read_has_begun(self) -> bool:
         """Whether something has come of what the pending read waits for."""
         begun = isinstance(self._read, ReadInto) and self._read.filled > 0
         begun = begun or self._buffer.size > 0 or self._received_at > self._read_since
         return begun or self._transport.partial() > 0
 
-    def _received(self) -> int:
+    def receive_progress(self) -> int:
         """Grows with whatever comes."""
         return self.bytes_read + self._transport.partial()
 
-    def _merely_waits(self) -> bool:
+    def is_waiting(self) -> bool:
         """Whether all there is to do is to wait for a message of which nothing has come yet."""
-        return self.reading() and not self._has_begun() and not self.writing() and not self._has_input()
+        return self.reading() and not self.read_has_begun() and not self.writing() and not self.has_pending_input()
 
     def _written(self) -> int:
         """Bytes that were written so far."""
@@ -130,7 +130,7 @@ class ReadSide(WriteSide):
         elif self._written_before is None:
             self._written_before = ALL_ANSWERED
 
-    def _is_unanswered(self) -> bool:
+    def is_unanswered(self) -> bool:
         """While the server shuts down: whether something was read since that began, and no answer to it written."""
         return self._written_before == self._written() and not isinstance(self._read, ReadMatch)
 
@@ -142,7 +142,7 @@ class ReadSide(WriteSide):
             return False
         return self._owner._asks_again(self)
 
-    def _has_input(self) -> bool:
+    def has_pending_input(self) -> bool:
         """Whether bytes wait in the kernel, or in the transport, that are still to be dispatched."""
         return self._transport.has_input()
 
@@ -463,7 +463,7 @@ class ReadSide(WriteSide):
     def _receive_failed(self, error: OSError) -> None:
         self._readable = False
         reason = reason_for(error)
-        self._close(reason, without_frames(of_stream(error, self.id)))
+        self.terminate(reason, without_frames(of_stream(error, self.id)))
         if reason not in (CloseReason.RESET, CloseReason.TLS_ERROR):
             raise error
 
@@ -525,7 +525,7 @@ class ReadSide(WriteSide):
         It is called by dispatches and by the loop, so no task is running whose context could not be entered.
         """
         callbacks = future._callbacks
-        context = callbacks[0][1] if callbacks else self._callback_context
+        context = callbacks[0][1] if callbacks else self.callback_context
         return function(*arguments) if context is None else context.run(function, *arguments)
 
     def _expect_no_read(self) -> None:
@@ -586,7 +586,7 @@ class ReadSide(WriteSide):
             if isinstance(error, StreamBufferFullError):
                 self._close_for_limit(error)
             self._report("error", logging.WARNING, f"error on read: {error}", reason_for(error), error)
-            self._close(reason_for(error), without_frames(error))
+            self.terminate(reason_for(error), without_frames(error))
 
     def _close_for_limit(self, error: UnsatisfiableReadError | StreamBufferFullError) -> None:
         of_stream(error, self.id)
@@ -595,7 +595,7 @@ class ReadSide(WriteSide):
         else:
             level, text = logging.ERROR, str(error)
         self._report("limit", level, text, CloseReason.BUFFER_FULL, error)
-        self._close(CloseReason.BUFFER_FULL, without_frames(error))
+        self.terminate(CloseReason.BUFFER_FULL, without_frames(error))
 
     # ---- the end of the input
 
@@ -667,7 +667,7 @@ class ReadSide(WriteSide):
             error = problem
         if error is not None:
             self._rescue_input()
-            self._close(reason_for(error), without_frames(error))
+            self.terminate(reason_for(error), without_frames(error))
 
     def _look_for_end_later(self) -> None:
         if self._readable or not self._reads_watched:

@@ -76,7 +76,7 @@ class SocketStream(BaseIOStream):
             options.linger,
         )
         stream._owner = owner
-        stream._callback_context = context
+        stream.callback_context = context
         return stream
 
     def _leave_to(self, stream: "SocketStream") -> None:
@@ -87,11 +87,11 @@ class SocketStream(BaseIOStream):
         self._readable = False
         self.close_reason = CloseReason.LOCAL
         stream._close_callback, self._close_callback = self._close_callback, None
-        stream._callback_context, self._callback_context = self._callback_context, None
-        stream._has_handler = self._has_handler
+        stream.callback_context, self.callback_context = self.callback_context, None
+        stream.has_handler = self.has_handler
         stream.id = self.id
         stream._data = self._data
-        stream._timeouts = self._timeouts
+        stream.own_timeouts = self.own_timeouts
         stream.proxy = self.proxy
         stream._owner, self._owner = self._owner, None
         if stream._owner is not None:
@@ -179,7 +179,7 @@ class SocketStream(BaseIOStream):
             pass
         except OSError as error:
             self._connect_future = future
-            self._close(reason_for(error), without_frames(error))
+            self.terminate(reason_for(error), without_frames(error))
             return future
         self._connect_future = future
         self._readable = False
@@ -198,7 +198,7 @@ class SocketStream(BaseIOStream):
             else:
                 error = self._connected_to_itself()
         if error is not None:
-            return self._close(reason_for(error), without_frames(error))
+            return self.terminate(reason_for(error), without_frames(error))
         self._established(events)
 
     def _established(self, events: int) -> None:

@@ -158,7 +158,7 @@ class WriteSide(StreamCore):
             text = f"Reached maximum write buffer size: {queued} of {limit} bytes are queued"
             raise of_stream(StreamBufferFullError(text, "write"), self.id)
 
-    def _write_shared(self, data: bytes) -> None:
+    def write_shared(self, data: bytes) -> None:
         """:meth:`write` for somebody who writes the same to many streams and waits for none: what waits costs each of
         them a reference."""
         if self._write_buffer is None or self._closed or self._sending_eof or self._closing is not None:
@@ -263,7 +263,7 @@ class WriteSide(StreamCore):
             if self._write_buffer is None and not self._closed:
                 self._try_shutdown_writes()
                 if not self._closed and self._eof is not None and self._write_buffer is None:
-                    self._close(self._eof)
+                    self.terminate(self._eof)
                     return self._hub.done()
         return self.drain()
 
@@ -290,7 +290,7 @@ class WriteSide(StreamCore):
             self._report("error", logging.WARNING, f"Write error on {self.fileno()}: {error}", reason, error)
         self._rescue_input()
         self._corked = self._write_buffer = None
-        self._close(reason, without_frames(error))
+        self.terminate(reason, without_frames(error))
 
     def _rescue_input(self) -> None:
         """Bytes that came before the connection broke are still to be read."""
@@ -403,11 +403,11 @@ class WriteSide(StreamCore):
         self._inline = INLINE
         set_done(future, result)
 
-    def _progress(self) -> int:
+    def send_progress(self) -> int:
         """Grows whenever the peer takes something of what is queued, as far as the transport can tell."""
         return self.bytes_written - self._transport.untaken()
 
-    def _unsent(self) -> int:
+    def unacknowledged(self) -> int:
         """Bytes that the kernel has taken, and that would be lost if the peer broke the connection now."""
         return self._transport.unsent()
 
@@ -429,7 +429,7 @@ class WriteSide(StreamCore):
         if self._eof is None or self._write_buffer is not None or self._closing is not None:
             return
         if self._sending_eof or not self.allow_half_open:
-            self._close(self._eof)
+            self.terminate(self._eof)
 
     def _shutdown_writes(self) -> None:
         if not self._transport.shutdown_write():
@@ -442,7 +442,7 @@ class WriteSide(StreamCore):
             # ENOTCONN: the connection is gone. (Elsewhere it may also mean that there never was one.)
             reason = CloseReason.RESET if error.errno == errno.ENOTCONN else reason_for(error)
             self._rescue_input()
-            self._close(reason, without_frames(error))
+            self.terminate(reason, without_frames(error))
 
     def _fail_writes(self) -> None:
         futures = [future for _, future, _ in self._unsent_futures or ()]
@@ -505,7 +505,7 @@ class WriteSide(StreamCore):
         else:
             self._transport.reset()
 
-    def _give_up_owed(self) -> None:
+    def discard_output(self) -> None:
         """Of a closed stream: close the descriptor, whatever is still to be sent."""
         if self._write_buffer is not None:
             if self._write_buffer.size:
