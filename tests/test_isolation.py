@@ -1222,6 +1222,7 @@ INHERITING = {
     "ioloop.reload",
     "ioloop._until_signal",
     "netutil.resolve",
+    "pytest_plugin._serve",
     "pytest_plugin.serve",
     "pytest_plugin.start",
     "tcpclient._begin_next",
