@@ -14,8 +14,6 @@ import pytest
 
 from tests.support import PROJECT
 
-pytestmark = pytest.mark.programs
-
 OURS = ["tornado>=6.5", "cryptography>=42"]
 """What iostreamsrv itself needs."""
 
