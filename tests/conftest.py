@@ -22,6 +22,9 @@ from tests.support import PATIENCE, MemoryPeer, Peer, open_descriptors, tcp_pair
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "plain(why): not to be run under TLS")
+    config.addinivalue_line(
+        "markers", "real_time(why): where the file has the fixture `clock`, time passes all the same"
+    )
     heed_signals()
     if sys.flags.dev_mode and (hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None)):
         debug_this_process_only()
@@ -78,12 +81,14 @@ def io_loop(engine: str) -> Iterator[IOLoop]:
 
 
 @pytest.fixture
-def clock(io_loop: IOLoop, engine: str) -> Iterator[MockClock | None]:
+def clock(io_loop: IOLoop, engine: str, request: pytest.FixtureRequest) -> Iterator[MockClock | None]:
     """Time that passes at once: when the loop is idle it jumps to its next timer. None on uvloop, where time is real.
 
-    For tests whose servers and clients are in their own loop. The time limit of the test stays in real time.
+    For tests whose servers and clients are in their own loop. Threads and other processes, and what the kernel puts off
+    (an ACK comes up to 40 ms late), need time that is real: ``@pytest.mark.real_time("why")`` leaves it so. The time
+    limit of the test is real in any case.
     """
-    if engine == "uvloop":
+    if engine == "uvloop" or request.node.get_closest_marker("real_time"):
         yield None
         return
     loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
