@@ -17,7 +17,7 @@ from tests.listening import with_ipv6
 from tests.serving import Echo, Handler, Serving, answers
 from tests.support import Peer, eventually, fill, on_every_loop, tls_contexts, turns
 
-pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]
+pytestmark = on_every_loop
 
 LONG_ENOUGH = 40
 """Turns of the loop in which a server would have accepted and answered."""
@@ -394,7 +394,6 @@ async def test_an_ipv6_client_is_known_by_its_network(serving: Serving) -> None:
 # ---- evicting
 
 
-@pytest.mark.real_time("who spoke first is told by the time")
 @pytest.mark.gen_test
 async def test_who_has_been_silent_for_the_longest_time_is_evicted(serving: Serving) -> None:
     server = serving.started(Echo(max_connections=3, when_full="evict"))
@@ -426,7 +425,6 @@ async def test_a_server_of_one_place_gives_it_to_the_last_who_came(serving: Serv
     assert len(server.streams) == 1
 
 
-@pytest.mark.real_time("who spoke first is told by the time")
 @pytest.mark.gen_test
 async def test_whoever_has_spoken_since_candidates_were_chosen_stays(serving: Serving) -> None:
     server = serving.started(Echo(max_connections=20, when_full="evict"))
