@@ -16,7 +16,7 @@ from iostreamsrv.engine import base, progress
 from iostreamsrv.iostream import SSLIOStream
 from iostreamsrv.testing import MockClock
 from tests.serving import Serving
-from tests.support import Cut, Peer, TLSEnd, TLSPeer, eventually, fill, on_every_loop, tcp_pair, tls_contexts
+from tests.support import Cut, Peer, TLSEnd, TLSPeer, eventually, fill, on_every_loop, tcp_pair, tls_contexts, turns
 
 pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]
 
@@ -144,6 +144,7 @@ async def test_a_pause_of_the_process_is_not_the_peers_fault(
     closing = asyncio.create_task(stream.aclose())
     await asyncio.sleep(0)
     (time.sleep if clock is None else clock.block)(2 * WRITE_TIMEOUT)
+    await turns()  # the look that is late comes before the peer takes more
     assert len(await peer.receive_all()) == count
     peer.close()
     await closing
