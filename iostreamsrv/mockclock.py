@@ -85,7 +85,8 @@ class MockClock:
     :param rate: seconds that pass per real second; 0 stands still.
     :param autojump_threshold: real seconds after which a loop that has nothing to do jumps to its next timer;
         ``math.inf`` never does. 0 is right for streams in memory. With sockets 0.01 is better: it leaves the kernel
-        time to deliver, and 0.05 covers an ACK that it puts off. A thread that is at work does not keep the loop from jumping.
+        time to deliver, and 0.05 covers an ACK that it puts off. A thread that is at work does not keep the loop from
+        jumping.
     :raises OptionError: one of them is negative or not a number.
 
     :ivar rate: as the parameter; may be set.
