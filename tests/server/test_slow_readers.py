@@ -18,7 +18,7 @@ from iostreamsrv.testing import MockClock
 from tests.support.engines import on_every_loop
 from tests.support.peers import Cut, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts
 from tests.support.servers import Serving
-from tests.support.waiting import eventually, fill
+from tests.support.waiting import eventually, fill, turns
 
 pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]
 
@@ -146,6 +146,7 @@ async def test_a_pause_of_the_process_is_not_the_peers_fault(
     closing = asyncio.create_task(stream.aclose())
     await asyncio.sleep(0)
     (time.sleep if clock is None else clock.block)(2 * WRITE_TIMEOUT)
+    await turns()  # the look that is late comes before the peer takes more
     assert len(await peer.receive_all()) == count
     peer.close()
     await closing
