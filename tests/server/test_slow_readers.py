@@ -13,6 +13,7 @@ import pytest
 
 from iostreamsrv import CloseReason, IOStream, StreamTimeoutError, TCPServer
 from iostreamsrv.iostream import SSLIOStream
+from iostreamsrv.streams import lifecycle, progress
 from iostreamsrv.testing import MockClock
 from tests.support.engines import on_every_loop
 from tests.support.peers import Cut, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts
