@@ -143,32 +143,31 @@ def test_every_read_of_a_clock_is_seen(source: str, seen: set[str]) -> None:
 
 
 FOREIGN = {
-    "asyncio": {"_callbacks", "_get_running_loop", "_log_destroy_pending"},
+    "asyncio": {"_callbacks", "_children", "_get_running_loop", "_log_destroy_pending"},
     "sys": {"_current_frames", "_getframe"},
     "tornado": {"_disconnect_on_finish", "_ioloop_for_asyncio", "_request_start_line", "_run_callback"},
 }
 """Private names of others that the package uses, as there is no public way:
 
-- asyncio: who waits for a future; the loop that runs here, if any, without a `RuntimeError`; no complaint of a task
-  that is given up.
+- asyncio: who waits for a future, and for which others it waits; the loop that runs here, if any, without a
+  `RuntimeError`; no complaint of a task that is given up.
 - sys: the watchdog looks at the stack of another thread, and at that of its own.
 - tornado: `HTTPServer` has a connection closed after the answer in hand, and asks whether there is a request in hand; a
   close callback is run as any other callback of the loop; the `IOLoop` of an asyncio loop, if it has one.
 """
 
 MAY_USE_FOREIGN = {
+    "ioloop": {"_default_executor", "_local", "_loop", "_threads"},
     "testing.mockclock": {"_scheduled", "_timer_cancelled_count"},
 }
-"""More of them, for single modules: the clock that a test moves works on the timers of asyncio's loop."""
+"""More of them, for single modules. ioloop: whether this thread has a loop already, without making one; the threads of
+a loop's executor. mockclock: the timers of a loop whose clock a test moves."""
 
 WITHIN_STREAMS = {
-    "iostream": {"_begin_handshake", "_prepare", "_remote_address", "_server_hostname", "_start"},
-    "streams.progress": {"_give_up", "_hub", "_is_sending", "_write_timeout"},
-    "streams.reading": {"_give_back", "_hub"},
+    "iostream": {"_begin_handshake", "_prepare", "_remote_address", "_start"},
+    "streams.reading": {"_hub"},
     "streams.writing": {"_hub"},
-    "streams.sockets": {"_close_callback", "_data", "_owner", "_remote_address", "_start"},
-    "streams.tls": {"_file_chunk"},
-    "streams.memory": {"_file_chunk", "_sendfile"},
+    "streams.sockets": {"_data", "_start"},
 }
 """What is still used of another stream, or by the parts of one."""
 
@@ -197,11 +196,16 @@ def private_of_others(source: str) -> set[str]:
     bases = {ast.unparse(base) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for base in node.bases}
     found = set()
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute) or not is_private(node.attr) or node.attr in own | {"_replace"}:
-            continue
-        owner = ast.unparse(node.value)
-        if owner not in {"self", "cls", "super()"} | bases:
-            found.add(node.attr)
+        match node:
+            case ast.Attribute(owner, name):
+                pass
+            case ast.Call(ast.Name("getattr" | "setattr" | "hasattr"), [owner, ast.Constant(str(name)), *_]):
+                pass
+            case _:
+                continue
+        itself = ast.unparse(owner) in {"self", "cls", "super()"} | bases
+        if is_private(name) and name not in own | {"_replace"} and not itself:
+            found.add(name)
     return found
 
 
@@ -227,6 +231,7 @@ def test_no_private_name_is_allowed_that_nobody_uses() -> None:
         ("class S(Base):\n    def stop(self):\n        Base._stop(self)", set()),
         ("class S:\n    def stop(self, other):\n        self._stopped = other._stopped", set()),
         ("asyncio._get_running_loop()._ready", {"_get_running_loop", "_ready"}),
+        ("getattr(stream, '_buffer', None)", {"_buffer"}),
     ],
 )
 def test_every_private_name_of_another_is_seen(source: str, seen: set[str]) -> None:
