@@ -5,7 +5,7 @@ while it works for some client: it accepts again because one has gone, it opens 
 these kept the context they were made in, what that client's handler had set would be seen by all later ones. So:
 
 - A server takes its context once, where it is told to listen, and accepts in it.
-- Each client has a copy of it, made when it is accepted (``BaseIOStream._callback_context``). All that users write for
+- Each client has a copy of it, made when it is accepted (``BaseIOStream.callback_context``). All that users write for
   this client runs in that one context: the handler's task has it, and :func:`run_in` enters it for the rest.
 - Whatever the package registers for itself, timers, the hub's readers, tasks that close streams, has an empty context:
   ``call_soon(..., context=Context())``, or ``Context().run(...)`` where the callee takes no context. An empty context
@@ -22,7 +22,7 @@ _MARK: ContextVar[None] = ContextVar("iostreamsrv_mark")
 class HasContext(Protocol):
     """A stream, as far as this module needs it."""
 
-    _callback_context: Context | None
+    callback_context: Context | None
 
 
 def is_current(context: Context) -> bool:
@@ -52,7 +52,7 @@ def run_in(context: Context, function: Callable[..., Any], *arguments: Any) -> A
 
 def run_for(stream: HasContext, function: Callable[..., Any], *arguments: Any) -> Any:
     """:func:`run_in` the context of a stream's callbacks; without one, where this code runs."""
-    context = stream._callback_context
+    context = stream.callback_context
     return function(*arguments) if context is None else run_in(context, function, *arguments)
 
 

@@ -389,11 +389,11 @@ async def test_a_stream_under_tls_counts_progress_in_bytes_that_left() -> None:
     peer = TLSPeer(end)
     await eventually(lambda: end.handshake() and stream.wait_for_handshake().done())
     stream.write(bytes(SIZE)).add_done_callback(lambda future: future.exception())
-    seen = [stream._progress()]
+    seen = [stream.send_progress()]
     received = 0
     while received < SIZE:
         received += len(await peer.receive_some(100_000))
-        seen.append(stream._progress())
+        seen.append(stream.send_progress())
     steps = [later - earlier for earlier, later in itertools.pairwise(seen)]
     assert min(steps) > -16_384, "but for what each record adds"
     assert seen[-1] > SIZE - 100_000
