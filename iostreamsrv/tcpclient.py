@@ -23,7 +23,7 @@ from typing import Any
 import tornado.netutil
 import tornado.tcpclient
 
-from .certificates import context_for_one
+from .certs.cache import context_for_one
 from .errors import OptionError, ResolveError, StreamClosedError, StreamTimeoutError, reason_for
 from .iostream import IOStream
 from .options import check_size, check_timeout

@@ -18,7 +18,7 @@ import tornado.tcpserver
 from tornado import process
 from tornado.ioloop import IOLoop
 
-from .certificates import Certificates
+from .certs.certificates import Certificates
 from .errors import CloseReason, OptionError
 from .events import Event, Events
 from .ioloop import current_loop, existing_loop
