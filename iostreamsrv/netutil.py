@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import tornado.netutil
 
 from .errors import ListenError, OptionError, ResolveError
-from .ioloop import current_loop
 from .net import unixlistener
 from .net.acceptor import Acceptor
 from .runtime.addresses import check_host, check_port, show
 from .runtime.exports import names_of
+from .runtime.loops import current_loop
 
 __all__ = [
     "Endpoint",

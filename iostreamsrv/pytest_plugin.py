@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tornado.ioloop import IOLoop
 
-from .ioloop import IOLoop
 from .iostream import IOStream
+from .runtime.loops import asyncio_loop
 from .tcpserver import TCPServer
 from .testing import bind_unused_port, end, memory_stream_pair
 
@@ -41,7 +42,7 @@ def serve(io_loop: IOLoop) -> Iterator[Callable[[TCPServer], Any]]:
 
     When the test ends, all servers it was given are stopped, and their handlers and streams ended.
     """
-    loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
+    loop = asyncio_loop(io_loop)
     serving: list[tuple[TCPServer, asyncio.Task[None]]] = []
 
     def start(server: TCPServer) -> Any:

@@ -21,7 +21,6 @@ from tornado.ioloop import IOLoop
 from .certs.certificates import Certificates
 from .errors import CloseReason, OptionError
 from .events import Event, Events
-from .ioloop import current_loop, existing_loop
 from .iostream import IOStream
 from .net.socketoptions import set_socket_options
 from .net.trusted_proxies import TrustedNetworks
@@ -29,6 +28,7 @@ from .netutil import BACKLOG, bind_sockets
 from .options import WHILE_RUNNING, ServerOptions, check_optional_timeout
 from .runtime.exports import names_of
 from .runtime.logs import application
+from .runtime.loops import current_loop, existing_loop
 from .server.connections import Clients
 from .server.groups import Group, Slow, Streams
 from .server.handshake import Greeter

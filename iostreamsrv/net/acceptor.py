@@ -14,6 +14,7 @@ from tornado.ioloop import IOLoop
 
 from ..events import WITHOUT_SERVER, Event, Events
 from ..runtime.clock import clock_of
+from ..runtime.loops import asyncio_loop
 
 ACCEPTS_PER_TURN = 16
 """Connections taken before the loop has its turn: enough to work off a rush, few enough for those who are in
@@ -127,7 +128,7 @@ class Acceptor:
         if not self._watching:
             return
         inherited, self._watching = self._inherited, False
-        if self._io_loop is None or _is_closed(self._io_loop):
+        if self._io_loop is None or asyncio_loop(self._io_loop).is_closed():
             return
         if inherited:  # the loop forgets the listener, but not its epoll, which is the parent's as well
             self._io_loop.handlers.pop(self._fd, None)  # type: ignore[attr-defined]
@@ -203,7 +204,7 @@ class Acceptor:
 
     def _rest(self, error: OSError) -> None:
         assert self._io_loop is not None
-        loop = self._io_loop.asyncio_loop  # type: ignore[attr-defined]
+        loop = asyncio_loop(self._io_loop)
         now = clock_of(loop)()
         if now >= self._quiet_until:
             self._quiet_until = now + QUIET
@@ -235,7 +236,3 @@ class Acceptor:
         if self._reserve >= 0:
             os.close(self._reserve)
             self._reserve = -1
-
-
-def _is_closed(io_loop: IOLoop) -> bool:
-    return bool(io_loop.asyncio_loop.is_closed())  # type: ignore[attr-defined]

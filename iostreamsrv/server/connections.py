@@ -18,9 +18,9 @@ from tornado import gen
 
 from ..errors import CloseReason, FramingError, StreamClosedError
 from ..events import Event, Events
-from ..ioloop import given_up
 from ..iostream import BaseIOStream, IOStream
 from ..options import ServerOptions
+from ..runtime.cleanup import given_up
 from ..runtime.contexts import run_for
 from .deadlines import Deadlines
 from .faults import fault

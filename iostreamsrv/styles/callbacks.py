@@ -18,12 +18,14 @@ from inspect import isawaitable
 from types import EllipsisType
 from typing import Any
 
+from tornado.ioloop import IOLoop
+
 from ..errors import CloseReason, Operation, OptionError, StreamBufferFullError, StreamClosedError, of_stream
 from ..events import Event
-from ..ioloop import IOLoop, current_loop
 from ..iostream import MORE, IOStream
 from ..options import UNLIMITED, Full, check_optional_timeout
 from ..runtime.contexts import run_for
+from ..runtime.loops import current_loop
 from ..server.groups import Slow
 from ..tcpserver import TCPServer
 

@@ -18,10 +18,14 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
+from tornado.ioloop import IOLoop
+
 from ..errors import OptionError, StreamBufferFullError, StreamClosedError, of_stream
-from ..ioloop import IOLoop, cancel_the_rest, handle_signal, signals_restored
 from ..iostream import IOStream
+from ..runtime.cleanup import cancel_remaining_tasks
+from ..runtime.loops import asyncio_loop
 from ..runtime.rlimit import raise_limit
+from ..runtime.signals import handle_signal, signals_restored
 from ..tcpserver import TCPServer
 from .outbox import Outbox, closed_error
 
@@ -164,7 +168,7 @@ class QueueServer:
             self._runner = threading.current_thread()
             if self._stopping:
                 return
-        loop: asyncio.AbstractEventLoop = self._io_loop.asyncio_loop
+        loop = asyncio_loop(self._io_loop)
         in_main = threading.current_thread() is threading.main_thread()
         with signals_restored() if in_main else contextlib.nullcontext():
             try:
@@ -188,7 +192,7 @@ class QueueServer:
         await self._server.close_all_connections()
         for stream in self._server.streams:
             stream.abort()  # what it owes its client it cannot deliver without a loop
-        await cancel_the_rest()
+        await cancel_remaining_tasks()
 
     def stop(self) -> None:
         """Have :meth:`run` return, and wait until it has, but in its own thread: the callback's. What was put is still
