@@ -11,5 +11,15 @@ tools: `self_signed` for one server, `CertificateAuthority` for several servers 
 from .certs.certificates import Certificates, Reload, client_context
 from .certs.contexts import CIPHERS
 from .certs.development import CertificateAuthority, KeyPair, self_signed
+from .errors import CertificateError
 
-__all__ = ["CIPHERS", "CertificateAuthority", "Certificates", "KeyPair", "Reload", "client_context", "self_signed"]
+__all__ = [
+    "CIPHERS",
+    "CertificateAuthority",
+    "CertificateError",
+    "Certificates",
+    "KeyPair",
+    "Reload",
+    "client_context",
+    "self_signed",
+]

@@ -22,9 +22,9 @@ from .certs.certificates import Certificates
 from .errors import CloseReason, OptionError
 from .events import Event, Events
 from .iostream import IOStream
+from .net.bind import BACKLOG, bind_sockets
 from .net.socketoptions import set_socket_options
 from .net.trusted_proxies import TrustedNetworks
-from .netutil import BACKLOG, bind_sockets
 from .options import WHILE_RUNNING, ServerOptions, check_optional_timeout
 from .runtime.exports import names_of
 from .runtime.logs import application

@@ -8,13 +8,16 @@ import socket
 from asyncio import TimerHandle
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
 
 from tornado.ioloop import IOLoop
 
+from ..errors import OptionError
 from ..events import WITHOUT_SERVER, Event, Events
 from ..runtime.clock import clock_of
-from ..runtime.loops import asyncio_loop
+from ..runtime.exports import set_module
+from ..runtime.loops import asyncio_loop, current_loop
 
 ACCEPTS_PER_TURN = 16
 """Connections taken before the loop has its turn: enough to work off a rush, few enough for those who are in
@@ -236,3 +239,40 @@ class Acceptor:
         if self._reserve >= 0:
             os.close(self._reserve)
             self._reserve = -1
+
+
+@set_module("iostreamsrv.netutil")
+def add_accept_handler(sock: socket.socket, callback: Callable[[socket.socket, Any], None]) -> Callable[[], None]:
+    """Accept on a listening socket while the current loop runs. ::
+
+        (listener,) = bind_sockets(8888, "127.0.0.1")
+        remove = add_accept_handler(listener, lambda connection, address: connection.close())
+
+    :param sock: a listening socket. It becomes non-blocking; closing it remains the caller's job.
+    :param callback: is called with each connection, a `socket.socket`, and its address as ``accept`` returns it. An
+        exception in it is logged, and does not stop accepting. Each call runs in a copy of the current context.
+    :returns: a function that stops accepting; calling it again does nothing.
+    :raises OptionError: if ``sock`` is not a listening stream socket.
+    """
+    if (problem := why_not_listening(sock)) is not None:
+        raise OptionError("sock", sock, problem)
+    acceptor = Acceptor(sock, partial(_call_in_copy, copy_context(), callback))
+    acceptor.start(current_loop())
+    return acceptor.stop
+
+
+def _call_in_copy(context: Context, callback: Callable[..., None], *arguments: Any) -> None:
+    context.copy().run(callback, *arguments)
+
+
+def why_not_listening(listener: object) -> str | None:
+    """Why a server cannot accept on ``listener``; None if it can."""
+    if not isinstance(listener, socket.socket):
+        return "must be a listening socket"
+    if listener.fileno() < 0:
+        return "is closed"
+    if listener.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM:
+        return "is not a stream socket"
+    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "is not listening"
+    return None

@@ -12,8 +12,7 @@ from tornado.ioloop import IOLoop
 
 from ..errors import OptionError
 from ..events import Event, Events
-from ..net.acceptor import Acceptor
-from ..netutil import why_not_listening
+from ..net.acceptor import Acceptor, why_not_listening
 from ..runtime.addresses import show
 from ..runtime.clock import wall_clock_of
 from ..runtime.loops import asyncio_loop

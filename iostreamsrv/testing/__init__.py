@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from ..errors import OptionError
 from ..iostream import IOStream
-from ..netutil import bind_sockets
+from ..net.bind import bind_sockets
 from ..streams.memory import CAPACITY, MemorySocket, MemoryStream
 from ..tcpserver import TCPServer
 from .mockclock import MockClock

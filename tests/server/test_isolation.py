@@ -1222,7 +1222,7 @@ INHERITING = {
     "runtime.running.on_hangup",
     "runtime.running.reload",
     "runtime.signals.handle_signal",
-    "netutil.resolve",
+    "net.resolve.resolve",
     "pytest_plugin.serve",
     "pytest_plugin.start",
     "tcpclient._begin_next",

@@ -128,7 +128,7 @@ REFUSED = {
         *("10.0.0.0/255.0.0.0", "10.0.0.0/0.255.255.255", " 10.0.0.0/8", "10.0.0.0/8 ", "10.0.0.0,10.0.0.1"),
         *("010.0.0.0/8", "10.0.0.256", "10.0.0.1:80", "10.0.0.0-10.0.0.9", "fe80::%1/64", "fe80::1%eth0"),
     ],
-    "is everybody; say 'any' where that is meant": [
+    "is every address; say 'any' if you mean that": [
         *("0.0.0.0/0", "::/0", "10.0.0.0/0", "0.0.0.0/00", "2001:db8::/0", "::ffff:0:0/0"),
     ],
     "has IPv4-mapped addresses and a prefix below 96; name the IPv4 network instead": [
