@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from .errors import OptionError
+from .runtime.checks import check_int, is_int, is_number
 
 MEBIBYTE = 1 << 20
 
@@ -63,7 +64,7 @@ def check_size(name: str, value: float | None) -> int | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+    if not is_number(value) or not value >= 1:
         raise OptionError(name, value, "must be a number of bytes, 1 or more (math.inf for no limit)")
     return UNLIMITED if value == math.inf else int(value)
 
@@ -84,7 +85,7 @@ def check_timeout(name: str, value: float) -> float:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         return math.nan
     try:
         return float(value)
@@ -109,9 +110,7 @@ def check_count(name: str, value: float | None) -> int | None:
         return None
     if value == math.inf:
         return UNLIMITED
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(name, value, "must be a whole number, 1 or more (math.inf for no limit)")
-    return value
+    return check_int(name, value, 1, hint=" (math.inf for no limit)")
 
 
 def check_rate(name: str, value: float | None) -> float | None:
@@ -155,16 +154,12 @@ def check_keepalive(name: str, value: object) -> Keepalive | None:
         return Keepalive()
     if value is False or value is None:
         return None
-    most = (32767, 32767, 127)
-    if isinstance(value, tuple) and len(value) == 3 and all(map(_is_from_one_to, value, most)):
+    highest = (32767, 32767, 127)
+    if isinstance(value, tuple) and len(value) == 3 and all(map(is_int, value, (1, 1, 1), highest)):
         return Keepalive(*value)
     raise OptionError(
         name, value, "must be True, False or (idle, interval, probes): seconds from 1 to 32767, probes from 1 to 127"
     )
-
-
-def _is_from_one_to(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def check_kernel_size(name: str, value: object) -> int | None:
@@ -174,9 +169,7 @@ def check_kernel_size(name: str, value: object) -> int | None:
     """
     if value is None:
         return None
-    if isinstance(value, int) and _is_from_one_to(value, (1 << 31) - 1):
-        return value
-    raise OptionError(name, value, "must be a number of bytes from 1 to 2147483647, or None for the kernel's choice")
+    return check_int(name, value, 1, (1 << 31) - 1, "a number of bytes", ", or None for the kernel's choice")
 
 
 def check_linger(name: str, value: float) -> float:

@@ -26,6 +26,7 @@ from .net.bind import BACKLOG, bind_sockets
 from .net.socketoptions import set_socket_options
 from .net.trusted_proxies import TrustedNetworks
 from .options import WHILE_RUNNING, ServerOptions, check_optional_timeout
+from .runtime.checks import is_int
 from .runtime.exports import names_of
 from .runtime.logs import application
 from .runtime.loops import current_loop, existing_loop
@@ -271,9 +272,9 @@ class TCPServer:
         self._need_handler()
         if self._started:
             raise RuntimeError("the server has been started already: call stop() first")
-        if isinstance(num_processes, bool) or not isinstance(num_processes, int | None) or (num_processes or 0) < 0:
+        if num_processes is not None and not is_int(num_processes, 0):
             raise OptionError("num_processes", num_processes, "must be 1 or more, or None for one for each core")
-        if isinstance(max_restarts, bool) or not isinstance(max_restarts, int | None) or (max_restarts or 0) < 0:
+        if max_restarts is not None and not is_int(max_restarts, 0):
             raise OptionError("max_restarts", max_restarts, "must be 0 or more, or None for 100")
         if num_processes != 1:
             self._fork(num_processes, max_restarts)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import CertificateError
+from ..runtime.checks import is_int
 
 SSLOptions = Mapping[str, Any] | ssl.SSLContext
 """What ``ssl_options`` may be."""
@@ -121,7 +122,7 @@ def _minimum_version(value: Any, option: str) -> ssl.TLSVersion:
 
 
 def _number_of_tickets(value: Any, option: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255:
+    if not is_int(value, 0, 255):
         raise CertificateError(option, value, "must be an integer from 0 to 255")
     return value
 

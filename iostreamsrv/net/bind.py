@@ -8,13 +8,17 @@ import sys
 from typing import Any
 
 from ..errors import ListenError, OptionError
+from ..options import check_flag
 from ..runtime.addresses import check_host, check_port, show
+from ..runtime.checks import check_int, is_int
 from ..runtime.exports import set_module
 from . import unixlistener
 from .resolve import Endpoint, lookup
 
 BACKLOG = 1024
 """Connections that the kernel queues until they are accepted. (Linux limits it to net.core.somaxconn.)"""
+
+C_INT_MAX = (1 << 31) - 1
 
 PORT_TRIES = 16
 """Attempts to find a port that is free on several addresses. If every second port were in use on the second address,
@@ -49,7 +53,7 @@ def bind_sockets(
     """
     port = check_port("port", port)
     host = check_host("address", address)
-    _check_backlog(backlog)
+    check_int("backlog", backlog, 1, C_INT_MAX)
     _check_types(family, flags, reuse_port)
     if not socket.has_ipv6 and family == socket.AF_UNSPEC:
         family = socket.AF_INET
@@ -149,9 +153,9 @@ def bind_unix_socket(path: str | bytes | os.PathLike[Any], mode: int = 0o600, ba
         no socket, its directory is missing or not writable. Nothing is left bound, and an existing file is untouched.
     """
     name = _check_path(path)
-    if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= 0o777:
+    if not is_int(mode, 0, 0o777):
         raise OptionError("mode", mode, "must be an integer from 0 to 0o777")
-    _check_backlog(backlog)
+    check_int("backlog", backlog, 1, C_INT_MAX)
     try:
         return unixlistener.bind(name, mode, backlog)
     except OSError as error:
@@ -172,17 +176,10 @@ def _check_path(path: object) -> str:
 # ---- arguments
 
 
-def _check_backlog(backlog: object) -> None:
-    if isinstance(backlog, bool) or not isinstance(backlog, int) or not 1 <= backlog < 1 << 31:
-        raise OptionError("backlog", backlog, "must be an integer from 1 to 2147483647")
-
-
 def _check_types(family: object, flags: object, reuse_port: object) -> None:
     if family not in (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6):
         raise OptionError("family", family, "must be socket.AF_INET, AF_INET6 or AF_UNSPEC")
-    if flags is not None and (not isinstance(flags, int) or not 0 <= flags < 1 << 31):
+    if flags is not None and (not is_int(flags, 0, C_INT_MAX)):
         raise OptionError("flags", flags, "must be an integer of socket.AI_* flags")
-    if not isinstance(reuse_port, bool):
-        raise OptionError("reuse_port", reuse_port, "must be True or False")
-    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+    if check_flag("reuse_port", reuse_port) and not hasattr(socket, "SO_REUSEPORT"):
         raise OptionError("reuse_port", reuse_port, "this platform has no SO_REUSEPORT")

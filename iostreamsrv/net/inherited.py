@@ -5,6 +5,7 @@ import os
 import socket
 
 from ..errors import ListenError, OptionError
+from ..runtime.checks import is_int
 from ..runtime.exports import set_module
 from .acceptor import why_not_listening
 
@@ -24,7 +25,7 @@ def socket_from_fd(fd: int) -> socket.socket:
     :param fd: the descriptor, an integer.
     :raises OptionError: if the descriptor is not a listening stream socket; it is not changed.
     """
-    if isinstance(fd, bool) or not isinstance(fd, int) or not 0 <= fd < 1 << 31:
+    if not is_int(fd, 0, (1 << 31) - 1):
         raise OptionError("fd", fd, "must be the descriptor of a listening socket")
     try:
         return _adopt(fd)
