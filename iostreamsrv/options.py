@@ -3,7 +3,6 @@
 What is wrong raises `OptionError` here, before anything is bound.
 """
 
-import difflib
 import math
 import warnings
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from .errors import OptionError
-from .runtime.checks import check_int, is_int, is_number
+from .runtime.checks import check_int, did_you_mean, is_int, is_number, nearest
 
 MEBIBYTE = 1 << 20
 
@@ -313,8 +312,8 @@ class ServerOptions:
                     continue  # a method, or a property
                 if name in NAMES:
                     own[name] = value
-                elif near := difflib.get_close_matches(name, NAMES, 1, ALIKE):
-                    text = f"{each.__name__}.{name} is no option of a server: did you mean {near[0]!r}?"
+                elif near := nearest(name, NAMES, TYPO_SIMILARITY):
+                    text = f"{each.__name__}.{name} is no option of a server: did you mean {near!r}?"
                     warnings.warn(text, stacklevel=4)
         return cls.of(own)
 
@@ -326,13 +325,11 @@ class ServerOptions:
         """
         for name in changes:
             if name not in NAMES:
-                near = difflib.get_close_matches(name, NAMES, 1)
-                hint = f" (did you mean {near[0]!r}?)" if near else f" (there are {', '.join(NAMES)})"
-                raise TypeError(f"no such option: {name!r}{hint}")
+                raise TypeError(f"no such option: {name!r} ({did_you_mean(name, NAMES)})")
         return replace(self, **changes)
 
 
-ALIKE = 0.9
+TYPO_SIMILARITY = 0.9
 """How much an attribute resembles an option that it was probably meant to be: one letter too many, or too few."""
 
 NAMES = tuple(field.name for field in fields(ServerOptions))
@@ -365,7 +362,7 @@ CHECKS: tuple[tuple[Callable[[str, Any], Any], tuple[str, ...]], ...] = (
     (check_keepalive, ("keepalive",)),
 )
 
-WHILE_RUNNING = frozenset(
+REPLACEABLE = frozenset(
     {
         "max_connections",
         "max_connections_per_ip",

@@ -25,7 +25,7 @@ from .iostream import IOStream
 from .net.bind import BACKLOG, bind_sockets
 from .net.socketoptions import set_socket_options
 from .net.trusted_proxies import TrustedNetworks
-from .options import WHILE_RUNNING, ServerOptions, check_optional_timeout
+from .options import REPLACEABLE, ServerOptions, check_optional_timeout
 from .runtime.checks import is_int
 from .runtime.exports import names_of
 from .runtime.logs import application
@@ -195,7 +195,7 @@ class TCPServer:
         """
         options = self.options.replaced(changes)
         for name in changes:
-            if name not in WHILE_RUNNING:
+            if name not in REPLACEABLE:
                 raise OptionError(name, changes[name], "cannot be replaced on a server: give it to the constructor")
         self._options = options
         self._clients.set_options(options)

@@ -1,6 +1,5 @@
 """The keys of ``ssl_options``: which there are, and what each may be."""
 
-import difflib
 import os
 import re
 import ssl
@@ -8,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import CertificateError
-from ..runtime.checks import is_int
+from ..runtime.checks import did_you_mean, is_int
 
 SSLOptions = Mapping[str, Any] | ssl.SSLContext
 """What ``ssl_options`` may be."""
@@ -52,9 +51,7 @@ def _checked(given: object, known: tuple[str, ...], option: str = "ssl_options")
     for name, value in given.items():
         key = ALIASES.get(name, name)
         if key not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise CertificateError(option, name, f"there is no such key ({hint})")
+            raise CertificateError(option, name, f"there is no such key ({did_you_mean(name, known)})")
         if key in options:
             raise CertificateError(option, name, f"is another name of {key!r}, which is there, too")
         if value is not None:
