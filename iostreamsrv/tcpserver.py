@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import socket
 import ssl
@@ -26,6 +25,7 @@ from .net.bind import BACKLOG, bind_sockets
 from .net.socketoptions import set_socket_options
 from .net.trusted_proxies import TrustedNetworks
 from .options import REPLACEABLE, ServerOptions, check_optional_timeout
+from .runtime.callables import check_function, is_overridden
 from .runtime.checks import is_int
 from .runtime.exports import names_of
 from .runtime.logs import application
@@ -563,7 +563,7 @@ class TCPServer:
 
     def _overrides(self, name: str) -> bool:
         """Whether there is a method of the user's with this name, in a subclass or on the instance."""
-        return getattr(getattr(self, name), "__func__", None) is not getattr(TCPServer, name)
+        return is_overridden(self, TCPServer, name)
 
     def _need_handler(self) -> None:
         if not self._overrides("handle_stream"):
@@ -573,17 +573,7 @@ class TCPServer:
         self._check_handler()
 
     def _check_handler(self) -> None:
-        handler = self.handle_stream
-        if not callable(handler):
-            raise OptionError("handle_stream", handler, "must be a function of (stream, address)")
-        try:
-            signature = inspect.signature(handler)
-        except (TypeError, ValueError):
-            return  # some builtins don't tell
-        try:
-            signature.bind(None, None)
-        except TypeError:
-            raise OptionError("handle_stream", handler, f"must take (stream, address), takes {signature}") from None
+        check_function("handle_stream", self.handle_stream, ("stream", "address"))
 
     # ---- certificates
 

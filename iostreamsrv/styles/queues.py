@@ -22,6 +22,7 @@ from tornado.ioloop import IOLoop
 
 from ..errors import OptionError, StreamBufferFullError, StreamClosedError, of_stream
 from ..iostream import IOStream
+from ..runtime.callables import takes
 from ..runtime.cleanup import cancel_remaining_tasks
 from ..runtime.loops import asyncio_loop
 from ..runtime.rlimit import raise_limit
@@ -256,18 +257,8 @@ def _with_address(callback: Any) -> Callable[[Any, SendQueue, bytes], object]:
     """``callback`` as a function of three arguments, whichever it is."""
     if not callable(callback) or inspect.iscoroutinefunction(callback):
         raise OptionError("callback", callback, "must be a plain function of (queue, data) or (address, queue, data)")
-    if _takes_arguments(callback, 2):
+    if takes(callback, 2):
         return lambda address, sending, data: callback(sending, data)
-    if _takes_arguments(callback, 3):
+    if takes(callback, 3):
         return callback  # type: ignore[no-any-return]
     raise OptionError("callback", callback, "must take (queue, data) or (address, queue, data)")
-
-
-def _takes_arguments(function: Any, count: int) -> bool:
-    try:
-        inspect.signature(function).bind(*[None] * count)
-    except TypeError:
-        return False
-    except ValueError:  # some builtins don't tell
-        return True
-    return True
