@@ -236,12 +236,6 @@ async def _end(coroutine: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         await cancel_remaining_tasks()
 
 
-def set_done(future: "Future[None]") -> None:
-    """Unless it was cancelled."""
-    if not future.done():
-        future.set_result(None)
-
-
 def stopped() -> ConnectionAbortedError:
     """What a thread gets that wants something of a server that has been stopped."""
     return ConnectionAbortedError(errno.ECONNABORTED, "the server was stopped")
