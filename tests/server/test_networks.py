@@ -150,7 +150,7 @@ def test_a_network_that_cannot_be_is_named(name: str, problem: str) -> None:
 
 @pytest.mark.parametrize(
     "name, problem",
-    [("::ffff:0:0/96", "'0.0.0.0/0' is everybody"), ("::ffff:10.0.0.1/104", "'10.0.0.1/8' has host bits set")],
+    [("::ffff:0:0/96", "'0.0.0.0/0' is every address"), ("::ffff:10.0.0.1/104", "'10.0.0.1/8' has host bits set")],
 )
 def test_an_ipv4_mapped_network_is_refused_for_what_the_ipv4_network_would_be(name: str, problem: str) -> None:
     with pytest.raises(OptionError, match=problem):
