@@ -1223,6 +1223,7 @@ INHERITING = {
     "runtime.running.reload",
     "runtime.signals.handle_signal",
     "net.resolve.resolve",
+    "pytest_plugin._serve",
     "pytest_plugin.serve",
     "pytest_plugin.start",
     "tcpclient._begin_next",
