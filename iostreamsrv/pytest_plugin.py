@@ -144,5 +144,4 @@ def _loop(io_loop: IOLoop | None) -> asyncio.AbstractEventLoop:
     except RuntimeError:
         if io_loop is None:
             raise RuntimeError("no loop is running: use this fixture inside a coroutine") from None
-        loop = asyncio_loop(io_loop)
-        return loop
+        return asyncio_loop(io_loop)
