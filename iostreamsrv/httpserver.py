@@ -10,7 +10,6 @@ What speaks HTTP is Tornado's, and so are applications, handlers and templates. 
 timeouts, TLS with its reloads, PROXY headers and the shutdown, is what every `TCPServer` here has.
 """
 
-import difflib
 import inspect
 import socket
 from typing import Any
@@ -26,6 +25,7 @@ from tornado.websocket import WebSocketHandler
 from .iostream import IOStream
 from .options import NAMES, SIZES, ServerOptions
 from .runtime.addresses import show
+from .runtime.checks import did_you_mean
 from .runtime.exports import names_of
 from .streams.lifecycle import MAX_BUFFER_SIZE
 from .tcpserver import TCPServer
@@ -196,6 +196,4 @@ def _check_names(keywords: dict[str, Any]) -> None:
     known = (*THEIRS, *OURS)
     for name in keywords:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise TypeError(f"no such keyword of an HTTP server: {name!r} ({hint})")
+            raise TypeError(f"no such keyword of an HTTP server: {name!r} ({did_you_mean(name, known)})")

@@ -18,10 +18,10 @@ from tornado import gen
 
 from ..errors import CloseReason, FramingError, StreamClosedError
 from ..events import Event, EventKind, Events
-from ..ioloop import given_up
 from ..iostream import BaseIOStream, IOStream
 from ..options import ServerOptions
 from ..runtime.addresses import show
+from ..runtime.cleanup import given_up
 from ..runtime.contexts import run_for
 from ..streams.served import loop_of
 from .deadlines import Deadlines

@@ -7,7 +7,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from ..certificates import Certificates
+from ..certs.certificates import Certificates
 from ..errors import CloseReason, StreamClosedError
 from ..events import Event, Events
 from ..iostream import IOStream, SSLIOStream

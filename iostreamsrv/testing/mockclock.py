@@ -22,6 +22,7 @@ from contextvars import Context
 from typing import Any, Self
 
 from ..errors import OptionError
+from ..runtime.checks import is_number
 from ..runtime.clock import clock_of, real_time, wall_clock_of
 from ..streams.hub import follow_clock
 
@@ -250,7 +251,7 @@ class MockClock:
 
 
 def _checked(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+    if not is_number(value) or not value >= 0:
         raise OptionError(name, value, "must be a number, 0 or more")
     return float(value)
 

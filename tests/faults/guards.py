@@ -15,7 +15,7 @@ from iostreamsrv.errors import CloseReason
 from iostreamsrv.events import Event
 from iostreamsrv.iostream import IOStream
 from iostreamsrv.net.acceptor import Acceptor
-from iostreamsrv.runtime import loglimit
+from iostreamsrv.runtime.logs import LogRateLimit
 from iostreamsrv.sansio.buffers import ReadBuffer
 from iostreamsrv.server.connections import Clients
 from iostreamsrv.server.handshake import Greeter
@@ -65,7 +65,7 @@ def search_from_the_start() -> None:
 
 def log_without_limit() -> None:
     """Every line is logged."""
-    loglimit.LogLimit.take = lambda self: 0  # type: ignore[method-assign]
+    LogRateLimit.admit = lambda self: 0  # type: ignore[method-assign]
 
 
 def leave_failed_handshakes_open() -> None:

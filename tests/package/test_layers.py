@@ -34,6 +34,10 @@ INTERNAL = {"runtime", "sansio", "net", "certs", "streams", "server"}
 """Packages that users do not import from; docs/internals.md says so. All else is public."""
 
 
+DOORS = {"certificates", "ioloop", "netutil"}
+"""Public modules that only re-export; the package imports from the modules behind them."""
+
+
 def room_of(name: str) -> str:
     """The room of a module."""
     return next(room for room, members in ROOMS.items() if name.partition(".")[0] in members)
@@ -91,6 +95,16 @@ def test_the_table_of_rooms_says_what_is_public() -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     """`graphlib` raises an error that names them."""
     graphlib.TopologicalSorter({name: set(own_imports(path)) - {name} for name, path in inside.items()}).prepare()
+
+
+@pytest.mark.parametrize("name", sorted(DOORS))
+def test_a_door_only_re_exports(name: str) -> None:
+    kinds = {type(node) for node in ast.parse(inside[name].read_text()).body}
+    assert kinds <= {ast.Expr, ast.Import, ast.ImportFrom, ast.Assign}
+
+
+def test_nothing_inside_imports_through_a_door() -> None:
+    assert {name: used for name, path in inside.items() if (used := DOORS & set(own_imports(path)))} == {}
 
 
 @pytest.mark.parametrize("name", [name for name in inside if name.startswith("sansio")])
