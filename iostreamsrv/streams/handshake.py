@@ -11,6 +11,7 @@ from typing import Any, Self, cast
 
 from ..errors import CloseReason, of_stream, reason_for, without_frames
 from ..runtime.contexts import run_for
+from ..runtime.futures import set_result
 from ..sansio.buffers import WriteBuffer
 from .core import fail
 from .hub import HANGUP
@@ -19,7 +20,6 @@ from .sockets import SocketStream
 from .tlssocket import TLSSocket
 from .transports.socket import SocketTransport
 from .transports.tls import TLSTransport
-from .writing import set_done
 
 HANDSHAKE_TURNS = 4
 """Receives of a handshake after which others have their turn."""
@@ -139,7 +139,7 @@ class TLSStream(SocketStream):
         self._stop_handshake_timer()
         waiting, self._waiting_for_handshake = self._waiting_for_handshake, None
         for future in waiting or ():
-            set_done(future, self)
+            set_result(future, self)
         SocketStream._established(self, 0)  # bytes may have come behind the handshake
 
     def _handshake_failed(self, error: Exception) -> None:

@@ -9,7 +9,7 @@ import errno
 import logging
 import sys
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from types import EllipsisType, TracebackType
 
 import tornado.iostream
@@ -18,10 +18,10 @@ from tornado.ioloop import IOLoop
 from ..errors import CloseReason, KickedError, StreamTimeoutError, of_stream, without_frames
 from ..options import LINGER, READ_CHUNK_SIZE, WRITE_TIMEOUT, check_flag, check_optional_timeout, check_size
 from ..sansio.reads import Discard
-from .core import Owner
 from .hub import BROKEN, READABLE, WRITABLE
 from .progress import ProgressWatch
 from .reading import ReadSide
+from .served import StreamOwner
 
 MAX_BUFFER_SIZE = 100 * 1024 * 1024
 """Tornado's default for a stream made by hand. `TCPServer` gives its streams 1 MiB."""
@@ -160,11 +160,11 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
         else:
             self.terminate(CloseReason.LOCAL, error)
 
-    def _leave(self, owner: Owner) -> None:
+    def _leave(self, owner: StreamOwner) -> None:
         """Be closed from now on, as far as anybody sees, and do in the background what ``aclose()`` does."""
         if self._closed or self._leaving:
             return
-        owner._retire(self, CloseReason.LOCAL if self._written_before is None else CloseReason.SHUTDOWN)
+        owner.close_gracefully(self, CloseReason.LOCAL if self._written_before is None else CloseReason.SHUTDOWN)
         self._leaving = True
         if self._close_callback is not None:
             self._run_close_callback()
@@ -207,6 +207,16 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
         self._closing = self._hub.loop.create_future()
         self.close_reason = reason
         self._fail_read(self._closed_error("read"))
+
+    def close_in_background(self, reason: CloseReason) -> "asyncio.Task[None] | None":
+        """See `ServedStream`."""
+        if self.close_reason is not None:
+            return None
+        self._begin_closing(reason)
+        task = self._hub.loop.create_task(self._finish_closing(), context=Context())
+        # A task that is cancelled before its first step, as at the end of a loop, closes nothing.
+        task.add_done_callback(lambda _: None if self._closed else self.close_or_abort(reason), context=Context())
+        return task
 
     async def _finish_closing(self, timeout: float | None = None) -> None:
         try:
@@ -282,7 +292,7 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
         """For the watch."""
         if self.own_timeouts is not None and "write" in self.own_timeouts:
             return self.own_timeouts["write"]
-        return WRITE_TIMEOUT if self._owner is None else self._owner.options.write_timeout
+        return WRITE_TIMEOUT if self._owner is None else self._owner.write_timeout
 
     def _give_up(self, reason: CloseReason, error: StreamTimeoutError) -> None:
         """For the watch: end a stream that was closed in order, or closed and owes something still."""
@@ -396,4 +406,4 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
         finally:
             if self._owner is not None:
                 owner, self._owner = self._owner, None
-                owner._finish(self)
+                owner.stream_closed(self)

@@ -39,6 +39,7 @@ from ..sansio.reads import (
 )
 from .core import INLINE, fail
 from .hub import BROKEN, ENDED, HANGUP, READABLE, WRITABLE, complete, waiter_of
+from .served import Activity
 from .writing import OWN_OUTPUT, WriteSide
 
 RECEIVES_PER_TURN = 4
@@ -100,9 +101,18 @@ class ReadSide(WriteSide):
         else:
             look()
 
-    def _read_was_cancelled(self) -> bool:
-        """Whether the last read was cancelled while it was pending, and nothing has come since."""
-        return self._read_future is not None and self._read_future.cancelled()
+    def activity(self) -> Activity:
+        """See `ServedStream`."""
+        return Activity(self._received_at, self._sent_at, self._read_since, self._read_future)
+
+    def shift_times(self, later: Callable[[float], float]) -> None:
+        """See `ServedStream`."""
+        self._received_at = later(self._received_at)
+        self._read_since = later(self._read_since)
+
+    def count_as_received(self) -> None:
+        """See `ServedStream`."""
+        self._received_at = self._hub.time()
 
     def read_has_begun(self) -> bool:
         """Whether something has come of what the pending read waits for."""
@@ -122,10 +132,12 @@ class ReadSide(WriteSide):
         """Bytes that were written so far."""
         return self.bytes_written + self.queued
 
-    def _note_written(self) -> None:
+    def track_answers(self, on: bool) -> None:
         """While the server shuts down, now and then: begin to note what is written between two reads. What is written
         while a read waits is no answer to it; a read that goes on and on has no end where that could be noted."""
-        if isinstance(self._read, ReadMatch) or (self._written_before is None and not self.reading()):
+        if not on:
+            self._written_before = None
+        elif isinstance(self._read, ReadMatch) or (self._written_before is None and not self.reading()):
             self._written_before = self._written()
         elif self._written_before is None:
             self._written_before = ALL_ANSWERED
@@ -140,7 +152,11 @@ class ReadSide(WriteSide):
         before, self._written_before = self._written_before, self._written()
         if self._written_before == before or self._closed or self._closing is not None or self._owner is None:
             return False
-        return self._owner._asks_again(self)
+        return self._owner.close_if_answered(self)
+
+    def has_close_callback(self) -> bool:
+        """See `ServedStream`."""
+        return self._close_callback is not None
 
     def has_pending_input(self) -> bool:
         """Whether bytes wait in the kernel, or in the transport, that are still to be dispatched."""

@@ -10,12 +10,11 @@ from typing import Any, Self, cast
 from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason, ConcurrentConnectError, of_stream, reason_for, without_frames
-from ..options import ServerOptions
 from ..sansio.buffers import WriteBuffer
-from .core import Owner
 from .hub import READABLE, WRITABLE
 from .lifecycle import BaseIOStream
 from .overrides import overridable
+from .served import StreamOwner, StreamSettings
 from .transports.base import Transport
 from .transports.socket import SocketTransport
 
@@ -51,16 +50,15 @@ class SocketStream(BaseIOStream):
         )
 
     @classmethod
-    def _of_client(
+    def for_client(
         cls,
         connection: socket.socket,
         address: Any,
-        options: ServerOptions,
-        owner: Owner,
+        settings: StreamSettings,
+        owner: StreamOwner,
         context: Context,
     ) -> Self:
-        """A stream for a server's client, whose callbacks run in ``context``. What the constructor checks, the options
-        have checked."""
+        """See `ServedStream`. What the constructor checks, the options have checked."""
         stream = cls.__new__(cls)
         stream.socket = connection
         connection.setblocking(False)
@@ -68,16 +66,22 @@ class SocketStream(BaseIOStream):
         stream.proxy = None
         stream._start(
             IOLoop.current(),
-            options.max_buffer_size,
-            options.read_chunk_size,
-            options.max_write_buffer_size,
-            options.cork,
-            options.allow_half_open,
-            options.linger,
+            settings.max_buffer_size,
+            settings.read_chunk_size,
+            settings.max_write_buffer_size,
+            settings.cork,
+            settings.allow_half_open,
+            settings.linger,
         )
         stream._owner = owner
         stream.callback_context = context
         return stream
+
+    def set_proxied(self, info: Any) -> None:
+        """See `ServedStream`."""
+        self.proxy = info
+        if info.source is not None:  # else it is the proxy itself that has come
+            self._remote_address = info.source
 
     def _leave_to(self, stream: "SocketStream") -> None:
         """``stream`` has the socket from now on, and the place of this one."""
@@ -95,7 +99,7 @@ class SocketStream(BaseIOStream):
         stream.proxy = self.proxy
         stream._owner, self._owner = self._owner, None
         if stream._owner is not None:
-            stream._owner._replace(stream)
+            stream._owner.stream_replaced(self, stream)
 
     def fileno(self) -> int:
         return -1 if self.socket is None else self.socket.fileno()
@@ -137,9 +141,6 @@ class SocketStream(BaseIOStream):
             except OSError:
                 pass
         return self._remote_address
-
-    def _peer_address(self) -> Any:
-        return self.remote_address
 
     def set_nodelay(self, value: bool) -> None:
         """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it."""

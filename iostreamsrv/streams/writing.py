@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream, reason_for, without_frames
+from ..runtime.futures import set_result
 from ..sansio.buffers import WriteBuffer
 from .core import INLINE, StreamCore, fail
 from .file_region import FileRegion, check_amount
@@ -166,6 +167,10 @@ class WriteSide(StreamCore):
         else:
             self._check_room(self._write_buffer, len(data))
             self._write_buffer.append(data)
+
+    def queued_writes(self) -> list[Future[Any]]:
+        """See `ServedStream`."""
+        return [future for _, future, _ in self._unsent_futures or ()]
 
     def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> "Future[int]":
         """Send a part of a file, after all that was written before and ahead of all that is written later.
@@ -401,7 +406,7 @@ class WriteSide(StreamCore):
 
     def _end_turn(self, future: "Future[Any]", result: Any) -> None:
         self._inline = INLINE
-        set_done(future, result)
+        set_result(future, result)
 
     def send_progress(self) -> int:
         """Grows whenever the peer takes something of what is queued, as far as the transport can tell."""
@@ -415,7 +420,7 @@ class WriteSide(StreamCore):
         futures = self._unsent_futures
         while futures and futures[0][0] <= self.bytes_written:
             _, future, region = futures.popleft()
-            set_done(future, None if region is None else region.sent)
+            set_result(future, None if region is None else region.sent)
         if not futures:
             self._unsent_futures = None
 
@@ -445,7 +450,7 @@ class WriteSide(StreamCore):
             self.terminate(reason, without_frames(error))
 
     def _fail_writes(self) -> None:
-        futures = [future for _, future, _ in self._unsent_futures or ()]
+        futures = self.queued_writes()
         self._unsent_futures = None
         if self._connect_future is not None:
             futures.append(self._connect_future)
@@ -512,12 +517,6 @@ class WriteSide(StreamCore):
                 self._ask_for_reset()
             self._write_buffer = None
             self._close_descriptor()
-
-
-def set_done(future: "Future[Any]", result: Any) -> None:
-    """Give ``future`` its result, unless it is done: cancelled, as a rule."""
-    if not future.done():
-        future.set_result(result)
 
 
 def _as_bytes(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:

@@ -8,22 +8,24 @@ So a message that comes in n pieces costs n appends.
 """
 
 import asyncio
-import inspect
 import io
 import logging
 from asyncio import Future
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context, copy_context
-from inspect import isawaitable
+from inspect import isawaitable, signature
 from types import EllipsisType
 from typing import Any
 
-from ..errors import CloseReason, Operation, OptionError, StreamBufferFullError, StreamClosedError, of_stream
+from tornado.ioloop import IOLoop
+
+from ..errors import CloseReason, Operation, StreamBufferFullError, StreamClosedError, of_stream
 from ..events import Event
-from ..ioloop import IOLoop, current_loop
 from ..iostream import MORE, IOStream
 from ..options import UNLIMITED, Full, check_optional_timeout
+from ..runtime.callables import check_function
 from ..runtime.contexts import run_for
+from ..runtime.loops import current_loop
 from ..server.groups import Slow
 from ..tcpserver import TCPServer
 
@@ -94,7 +96,7 @@ class CallbackServer(TCPServer):
                 raise TypeError(f"no such callback: {name!r} (there are {', '.join(CALLBACKS)})")
             setattr(self, name, keywords.pop(name))
         for name in CALLBACKS:
-            _check_callback(name, getattr(self, name))
+            check_function(name, getattr(self, name), CALLBACKS[name])
         super().__init__(*arguments, **keywords)
         interval = self.tick_interval if tick_interval is None else tick_interval
         self.tick_interval = check_optional_timeout("tick_interval", interval)
@@ -238,7 +240,7 @@ class CallbackServer(TCPServer):
 
 
 CALLBACKS = {
-    name: tuple(inspect.signature(method).parameters)[1:]
+    name: tuple(signature(method).parameters)[1:]
     for name, method in vars(CallbackServer).items()
     if name.startswith("on_")
 }
@@ -472,20 +474,6 @@ class Conversation:
         if not drained.exception() and self._stream.bytes_written > self._written:
             self._written = self._stream.bytes_written
             self.notify(self._server.on_write)
-
-
-def _check_callback(name: str, callback: Any) -> None:
-    if not callable(callback):
-        raise OptionError(name, callback, "must be a function")
-    try:
-        signature = inspect.signature(callback)
-    except (TypeError, ValueError):
-        return  # some builtins don't tell
-    try:
-        signature.bind(*CALLBACKS[name])
-    except TypeError:
-        wanted = ", ".join(CALLBACKS[name])
-        raise OptionError(name, callback, f"must take ({wanted}), takes {signature}") from None
 
 
 def _give_up(result: Any) -> None:

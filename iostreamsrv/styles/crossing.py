@@ -1,6 +1,5 @@
 """The way from threads to a loop, and back."""
 
-import asyncio
 import errno
 import os
 import threading
@@ -10,7 +9,10 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
-from ..ioloop import IOLoop, cancel_the_rest
+from tornado.ioloop import IOLoop
+
+from ..runtime.cleanup import cancel_remaining_tasks
+from ..runtime.loops import asyncio_loop
 
 TURN = 0.05
 """Seconds after which a thread that waits for another one to run the loop looks whether it must do so itself."""
@@ -83,7 +85,7 @@ class Crossing:
 
     def __init__(self, pumped: Callable[[], None]) -> None:
         self.io_loop = IOLoop(make_current=False)
-        self.loop: asyncio.AbstractEventLoop = self.io_loop.asyncio_loop
+        self.loop = asyncio_loop(self.io_loop)
         self._calls: deque[Callable[[], object]] = deque()
         self._woken = False
         self._asking = threading.RLock()  # a signal handler may call end() from within ask()
@@ -231,13 +233,7 @@ async def _end(coroutine: Callable[[], Coroutine[Any, Any, Any]]) -> None:
     try:
         await coroutine()
     finally:
-        await cancel_the_rest()
-
-
-def set_done(future: "Future[None]") -> None:
-    """Unless it was cancelled."""
-    if not future.done():
-        future.set_result(None)
+        await cancel_remaining_tasks()
 
 
 def stopped() -> ConnectionAbortedError:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from ..errors import CloseReason
 from ..events import Event
 from ..runtime.addresses import show
-from .crossing import set_done
+from ..runtime.futures import set_result
 from .handles import Handle
 
 
@@ -66,7 +66,7 @@ class Notices:
     def add(self, handle: Handle, notice: Notice) -> "Future[None]":
         """In the loop: have this told; the future is done when it has been."""
         told = asyncio.get_running_loop().create_future()
-        self._queue.put(functools.partial(self._tell, handle, notice, functools.partial(set_done, told)))
+        self._queue.put(functools.partial(self._tell, handle, notice, functools.partial(set_result, told)))
         self._added()
         return told
 

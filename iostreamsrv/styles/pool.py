@@ -18,9 +18,9 @@ from ..iostream import IOStream
 from ..options import ServerOptions
 from ..runtime.addresses import show
 from ..runtime.clock import real_time
+from ..runtime.futures import set_result
 from ..runtime.logs import general
 from ..streams.transports.socket import unsent
-from .crossing import set_done
 
 Serve = Callable[[Any, Any], None]
 
@@ -92,7 +92,7 @@ class ClientSocket(socket.socket):
         self.stream = stream
         self.closed: Future[None] = asyncio.get_running_loop().create_future()
         self.late: StreamTimeoutError | None = None
-        self._tell: Callable[[], None] | None = partial(post, partial(set_done, self.closed))
+        self._tell: Callable[[], None] | None = partial(post, partial(set_result, self.closed))
         self.settimeout(None)
         self._rate = None if options.min_rate is None else Rate(options.min_rate, options.min_rate_window)
         self._most_read = _shortest(options.idle_timeout, options.read_timeout)

@@ -15,12 +15,13 @@ from iostreamsrv.errors import CloseReason
 from iostreamsrv.events import Event
 from iostreamsrv.iostream import IOStream
 from iostreamsrv.net.acceptor import Acceptor
-from iostreamsrv.runtime import loglimit
+from iostreamsrv.runtime.logs import LogRateLimit
 from iostreamsrv.sansio.buffers import ReadBuffer
 from iostreamsrv.server.connections import Clients
 from iostreamsrv.server.handshake import Greeter
 from iostreamsrv.server.listeners import Listeners
-from iostreamsrv.streams.tls import TLSStream
+from iostreamsrv.streams.handshake import TLSStream
+from iostreamsrv.streams.transports.tls import TLSTransport
 
 
 def accept_without_pause() -> None:
@@ -65,7 +66,7 @@ def search_from_the_start() -> None:
 
 def log_without_limit() -> None:
     """Every line is logged."""
-    loglimit.LogLimit.take = lambda self: 0  # type: ignore[method-assign]
+    LogRateLimit.admit = lambda self: 0  # type: ignore[method-assign]
 
 
 def leave_failed_handshakes_open() -> None:
@@ -75,7 +76,7 @@ def leave_failed_handshakes_open() -> None:
 
 def take_every_end_for_an_orderly_one() -> None:
     """An end is an end, whether it was announced or not."""
-    TLSStream._how_input_ended = lambda self: CloseReason.EOF  # type: ignore[method-assign]
+    TLSTransport.eof_reason = lambda self: CloseReason.EOF  # type: ignore[method-assign]
 
 
 def reload_in_place() -> None:
@@ -110,12 +111,12 @@ def work_off_all_records_at_once() -> None:
 
 def receive_while_stuck() -> None:
     """However much TLS has to say itself, and the client does not take, receiving goes on."""
-    streams.tls.OWN_OUTPUT = 1 << 30
+    streams.reading.OWN_OUTPUT = 1 << 30
 
 
 def serve_who_asks_again() -> None:
     """A shutdown waits for whoever asks again at once."""
-    Clients._asks_again = lambda self, stream: False  # type: ignore[method-assign]
+    Clients.close_if_answered = lambda self, stream: False  # type: ignore[method-assign]
 
 
 def close_at_once() -> None:

@@ -166,7 +166,7 @@ def test_a_key_is_not_checked_a_second_time(tmp_path: Path) -> None:
 
 
 def context_of(stream: Any) -> ssl.SSLContext:
-    context: ssl.SSLContext = stream._tls.object.context
+    context: ssl.SSLContext = stream._tls.engine.object.context
     return context
 
 
