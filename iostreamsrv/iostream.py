@@ -20,9 +20,9 @@ from .errors import OptionError, StreamBufferFullError, StreamClosedError, Unsat
 from .options import HANDSHAKE_TIMEOUT, check_timeout
 from .runtime.exports import names_of
 from .sansio.reads import MORE
+from .streams.core import overridable
 from .streams.handshake import TLSStream
 from .streams.lifecycle import BaseIOStream
-from .streams.overrides import overridable
 from .streams.sockets import SocketStream
 from .streams.transports.base import Transport
 from .streams.transports.pipe import PipeTransport

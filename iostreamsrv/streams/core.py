@@ -6,7 +6,7 @@ from asyncio import Future, TimerHandle
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from tornado.ioloop import IOLoop
 
@@ -16,7 +16,6 @@ from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.reads import Read
 from .file_region import FileRegion
 from .hub import URGENT, Hub, hub_of
-from .overrides import overridden
 from .progress import ProgressWatch
 from .served import StreamOwner
 from .transports.base import Carrier, Transport
@@ -49,6 +48,54 @@ _ENDS_OF_ITERATION = StopIteration, StopAsyncIteration
 
 def _leave_alone() -> None:
     """What closes a descriptor that is not the stream's any more."""
+
+
+# Users override Tornado's ``read_from_fd`` and ``write_to_fd``, which move the bytes of a stream: in a subclass, or by
+# assigning to one stream, even while it is in use. To look for that with each receive would cost as much as making a
+# bound method does. So a stream looks once, when it gets its transport, and these two methods are descriptors that tell
+# it when they are assigned to later.
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_ours: set[Callable[..., Any]] = set()
+
+
+class _Overridable:
+    """A method of a class that tells an object when it is assigned to."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+        self._name = method.__name__
+        self.__doc__ = method.__doc__
+
+    def __get__(self, stream: Any, owner: type | None = None) -> Any:
+        if stream is None:
+            return self._method
+        assigned = stream._assigned
+        return assigned[self._name] if assigned and self._name in assigned else self._method.__get__(stream)
+
+    def __set__(self, stream: Any, value: Any) -> None:
+        stream._assigned = {**(stream._assigned or {}), self._name: value}
+        stream._choose_carrier()
+
+    def __delete__(self, stream: Any) -> None:
+        del stream._assigned[self._name]
+        stream._choose_carrier()
+
+
+def overridable(method: F) -> F:
+    """Mark a method that does no more than to call the stream's transport, so that it may be left out."""
+    _ours.add(method)
+    return cast(F, _Overridable(method))
+
+
+def _overridden(stream: Any) -> tuple[bool, bool]:
+    """Whether the ``read_from_fd`` and the ``write_to_fd`` of a stream are its user's."""
+    kind, assigned = type(stream), stream._assigned or ()
+    return (
+        kind.read_from_fd not in _ours or "read_from_fd" in assigned,
+        kind.write_to_fd not in _ours or "write_to_fd" in assigned,
+    )
 
 
 class StreamCore:
@@ -213,7 +260,7 @@ class StreamCore:
 
     def _choose_carrier(self) -> None:
         """Choose what each message passes: the user's own methods, if there are such, or the transport."""
-        receives, sends = overridden(self)
+        receives, sends = _overridden(self)
         if receives:
             self._hangup |= URGENT  # it may give less than there is
         self._io: Carrier = CustomTransport(self) if receives or sends else self._transport.carrier()

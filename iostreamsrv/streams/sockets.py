@@ -11,9 +11,9 @@ from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason, ConcurrentConnectError, of_stream, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
+from .core import overridable
 from .hub import READABLE, WRITABLE
 from .lifecycle import BaseIOStream
-from .overrides import overridable
 from .served import StreamOwner, StreamSettings
 from .transports.base import Transport
 from .transports.socket import SocketTransport

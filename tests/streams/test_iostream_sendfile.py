@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOStream, OptionError, PipeIOStream, StreamBufferFullError, StreamClosedError
-from iostreamsrv.streams import hub, sockets
+from iostreamsrv.streams import hub
+from iostreamsrv.streams.transports import socket as transport
 from iostreamsrv.streams.writing import FILES
 from tests.support.engines import on_every_stream
 from tests.support.leaks import open_descriptors
@@ -403,7 +404,7 @@ async def test_a_file_is_read_where_the_kernel_cannot_copy_it(
     def refuse(*_: int) -> int:
         raise OSError(number, "not here")
 
-    monkeypatch.setattr(sockets, "_SENDFILE", refuse if number else None)
+    monkeypatch.setattr(transport, "_SENDFILE", refuse if number else None)
     stream, peer = make_narrow()
     future = send(stream, path)
     behind = stream.write(b"!")
@@ -473,7 +474,7 @@ def into_nowhere(stream: IOStream, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def into_nowhere_by_the_kernel(stream: IOStream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "_SENDFILE", lambda out, file, offset, count: count)
+    monkeypatch.setattr(transport, "_SENDFILE", lambda out, file, offset, count: count)
 
 
 every_sink = pytest.mark.parametrize(
