@@ -24,6 +24,7 @@ from .streams.core import overridable
 from .streams.handshake import TLSStream
 from .streams.lifecycle import BaseIOStream
 from .streams.sockets import SocketStream
+from .streams.state import CLOSED
 from .streams.transports.base import Transport
 from .streams.transports.pipe import PipeTransport
 
@@ -86,7 +87,7 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
         """
         self._hub.check()
         self.uncork()
-        if self._closed:
+        if self._phase == CLOSED:
             raise self._closed_error("handshake")
         if self.reading() or self._write_buffer is not None or self._connect_future is not None:
             raise ValueError("the stream is not idle: TLS cannot start while it reads, writes or connects")
@@ -115,7 +116,7 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
             self.linger,
         )
         received = self._buffer.take(self._buffer.size)
-        self._leave_to(stream)
+        self._hand_over_to(stream)
         stream._prepare(context)
         stream._server_hostname = server_hostname
         future = stream.wait_for_handshake()

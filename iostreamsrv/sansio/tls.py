@@ -226,7 +226,7 @@ class TLSEngine:
     def _shake_hands(self) -> bool:
         try:
             if self.by_name:
-                with _NO_WORD_OF_BAD_NAMES:
+                with _MUTE_SNI_DECODE_ERRORS:
                     self.object.do_handshake()
             else:
                 self.object.do_handshake()
@@ -376,7 +376,7 @@ def _may_be_a_record(header: bytes | bytearray) -> bool:
     return 20 <= header[0] <= 24 and header[1] == 3 and (header[3] << 8 | header[4]) <= RECORD + EXPANSION
 
 
-class _NoWordOfBadNames:
+class _MuteSniDecodeErrors:
     """CPython prints a traceback for a client's server name that is not ASCII, before any callback sees it.
 
     The handshake fails, as it should; the traceback would be for any client to print at will. The hook is the whole
@@ -418,4 +418,4 @@ class _Hook:
             self.report(unraisable)
 
 
-_NO_WORD_OF_BAD_NAMES = _NoWordOfBadNames()
+_MUTE_SNI_DECODE_ERRORS = _MuteSniDecodeErrors()

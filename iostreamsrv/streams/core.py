@@ -18,10 +18,11 @@ from .file_region import FileRegion
 from .hub import URGENT, Hub, hub_of
 from .progress import ProgressWatch
 from .served import StreamOwner
+from .state import CLOSED, FINISHING, OPEN
 from .transports.base import Carrier, Transport
 from .transports.custom import CustomTransport
 
-INLINE = 16
+INLINE_BUDGET = 16
 """Reads and writes in a row that are done at once before a look at the clock: when the loop's turn is old, the next one
 waits for the next turn. So a peer who is faster than the handler cannot keep the loop for itself: asyncio sees no timer
 before the handler waits for something."""
@@ -46,7 +47,7 @@ def fail(future: "Future[Any]", error: BaseException) -> None:
 _ENDS_OF_ITERATION = StopIteration, StopAsyncIteration
 
 
-def _leave_alone() -> None:
+def _keep_descriptor() -> None:
     """What closes a descriptor that is not the stream's any more."""
 
 
@@ -104,26 +105,22 @@ class StreamCore:
 
     __slots__ = (
         "_assigned",
+        "_budget",
         "_buffer",
         "_close_callback",
-        "_closed",
         "_closing",
+        "_committed_until",
         "_connect_future",
         "_corked",
         "_corked_size",
         "_data",
-        "_end_timer",
         "_eof",
-        "_hangup",
         "_held_back",
         "_hub",
-        "_inline",
         "_io",
         "_layered",
-        "_leaving",
-        "_more_inside",
-        "_owed",
         "_owner",
+        "_phase",
         "_progress_watch",
         "_read",
         "_read_future",
@@ -132,11 +129,14 @@ class StreamCore:
         "_readable",
         "_reads_watched",
         "_received_at",
+        "_recv_until_eagain",
         "_sending_eof",
         "_sent_at",
         "_transport",
+        "_transport_buffered",
+        "_unoffered",
+        "_unread_timer",
         "_unsent_futures",
-        "_untried",
         "_write_buffer",
         "_written_before",
         "allow_half_open",
@@ -209,21 +209,21 @@ class StreamCore:
         self._read_timer: TimerHandle | None = None
         self._read_since = self._received_at  # when the pending read, or the one before, began to wait
         self._readable = True  # bytes may be there already, and their edge past
-        self._more_inside = False  # nor is a short read: the transport holds bytes that it has not given
+        self._transport_buffered = False  # nor is a short read: the transport holds bytes that it has not given
         # Events that say that a short read is no sign that there is no more: an end was announced, or urgent data.
-        self._hangup = 0
+        self._recv_until_eagain = 0
         self._eof: CloseReason | None = None  # how the peer's side ended
-        self._end_timer: TimerHandle | None = None  # an end behind unread bytes is about to be that of the stream
-        self._untried = False  # there are bytes that the pending read has not been offered
+        self._unread_timer: TimerHandle | None = None  # an end behind unread bytes is about to be that of the stream
+        self._unoffered = False  # there are bytes that the pending read has not been offered
         self._held_back = False  # nothing is received until the transport's own output has left
         self._reads_watched = False
-        self._inline = INLINE
+        self._budget = INLINE_BUDGET
         # writing
         self._corked: list[bytes] | None = None  # to be sent at the end of the hub's run
         self._corked_size = 0
         # what waits for room in the kernel; None while there is room
         self._write_buffer: WriteBuffer | None = None
-        self._owed = 0  # value of bytes_written at which all that was reported done has left
+        self._committed_until = 0  # value of bytes_written at which all that was reported done has left
         self._progress_watch: ProgressWatch | None = None
         # what waits for bytes_written to come that far, and the file, if it is one's last byte
         self._unsent_futures: deque[tuple[int, Future[Any], FileRegion | None]] | None = None
@@ -239,8 +239,7 @@ class StreamCore:
         self.has_handler = False  # a task of the server's is at work for it
         self._owner: StreamOwner | None = None
         self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
-        self._leaving = False  # close() was called, and does what aclose() does
-        self._closed = False
+        self._phase = OPEN  # see the module state
         self._assigned: dict[str, Any] | None = None  # the methods of its own that it was given
         self._attach(self._new_transport())
 
@@ -255,14 +254,14 @@ class StreamCore:
         self._transport = transport
         self._layered = transport.layered
         if not transport.empties:
-            self._hangup |= URGENT
+            self._recv_until_eagain |= URGENT
         self._choose_carrier()
 
     def _choose_carrier(self) -> None:
         """Choose what each message passes: the user's own methods, if there are such, or the transport."""
         receives, sends = _overridden(self)
         if receives:
-            self._hangup |= URGENT  # it may give less than there is
+            self._recv_until_eagain |= URGENT  # it may give less than there is
         self._io: Carrier = CustomTransport(self) if receives or sends else self._transport.carrier()
 
     # ---- the descriptor, for subclasses
@@ -283,7 +282,7 @@ class StreamCore:
 
     def _forget_descriptor(self) -> None:
         """Have the number left alone by :meth:`close_fd`."""
-        self.close_fd = _leave_alone  # type: ignore[method-assign]
+        self.close_fd = _keep_descriptor  # type: ignore[method-assign]
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """Receive up to ``len(buf)`` bytes into ``buf``.
@@ -345,30 +344,30 @@ class StreamCore:
 
     def closed(self) -> bool:
         """Whether the stream was closed. Bytes that came before can still be read."""
-        return self._closed or self._leaving
+        return self._phase >= FINISHING
 
     def __repr__(self) -> str:
-        state = f"closed, {self.close_reason}" if self._closed else "open"
+        state = f"closed, {self.close_reason}" if self._phase == CLOSED else "open"
         return f"<{type(self).__name__} {self.id} {state}>"
 
     # ---- what both sides need
 
-    def _may_go_on(self) -> bool:
+    def _has_budget(self) -> bool:
         """Whether another read or write may be done at once."""
-        if self._inline <= 0 and self._hub.may_go_on():
-            self._inline = INLINE
-        return self._inline > 0
+        if self._budget <= 0 and self._hub.within_slice():
+            self._budget = INLINE_BUDGET
+        return self._budget > 0
 
     def _closed_error(self, operation: Operation) -> StreamClosedError:
         reason = self.close_reason or self._eof or CloseReason.LOCAL
         return StreamClosedError(self.error, operation, reason, self.id)
 
-    def _failed(self, error: BaseException) -> "Future[Any]":
+    def _failed_future(self, error: BaseException) -> "Future[Any]":
         future: Future[Any] = Future(loop=self._hub.loop)
-        fail(future, self._own(error))
+        fail(future, self._tag_error(error))
         return future
 
-    def _own(self, error: BaseException) -> BaseException:
+    def _tag_error(self, error: BaseException) -> BaseException:
         """``error``, which is this stream's from now on, unless it is another one's or a user's."""
         return of_stream(error, self.id) if isinstance(error, StreamError) else error
 
@@ -389,7 +388,7 @@ class StreamCore:
         """For the hub: go on with what waits for ``events``."""
         raise NotImplementedError
 
-    def _dispatch_at_the_ends(self, events: int) -> None:
+    def _dispatch_not_open(self, events: int) -> None:
         """A dispatch of a stream that is connecting, or closed and delivering what it owes."""
         raise NotImplementedError
 

@@ -17,6 +17,7 @@ from .core import fail
 from .hub import HANGUP
 from .lifecycle import BaseIOStream
 from .sockets import SocketStream
+from .state import CLOSED
 from .tlssocket import TLSSocket
 from .transports.socket import SocketTransport
 from .transports.tls import TLSTransport
@@ -74,7 +75,7 @@ class TLSStream(SocketStream):
         self._attach(tls)
         if timeout is not None:
             self._handshake_timer = self._hub.loop.call_later(timeout, self._handshake_timed_out, context=Context())
-        self._go_on_with_handshake()
+        self._continue_handshake()
 
     def wait_for_handshake(self) -> "Future[Self]":
         """The stream itself, once the handshake is done. May be asked for again, and by several at once.
@@ -85,7 +86,7 @@ class TLSStream(SocketStream):
         future: Future[Self] = Future(loop=self._hub.loop)
         if self._is_handshaken():
             future.set_result(self)
-        elif self._closed:
+        elif self._phase == CLOSED:
             fail(future, self._handshake_error())
         else:
             self._waiting_for_handshake = [*(self._waiting_for_handshake or ()), future]
@@ -94,14 +95,14 @@ class TLSStream(SocketStream):
     def _is_handshaken(self) -> bool:
         return self._tls is not None and self._tls.handshaken
 
-    def _dispatch_at_the_ends(self, events: int) -> None:
-        if self._tls is None or self._closed:
-            return BaseIOStream._dispatch_at_the_ends(self, events)
+    def _dispatch_not_open(self, events: int) -> None:
+        if self._tls is None or self._phase == CLOSED:
+            return BaseIOStream._dispatch_not_open(self, events)
         if events & HANGUP:
-            self._hangup |= events & HANGUP
-        return self._go_on_with_handshake()
+            self._recv_until_eagain |= events & HANGUP
+        return self._continue_handshake()
 
-    def _go_on_with_handshake(self) -> None:
+    def _continue_handshake(self) -> None:
         try:
             done = self._advance_handshake()
         except EOFError:
@@ -111,7 +112,7 @@ class TLSStream(SocketStream):
         else:
             if done:
                 self._handshake_done()
-            elif not self._reads_watched and not self._closed:
+            elif not self._reads_watched and self._phase != CLOSED:
                 self._reads_watched = self._hub.watch_reads(self)
 
     def _advance_handshake(self) -> bool:

@@ -7,9 +7,9 @@ whole batch of events. Each stream is registered edge-triggered and then left al
 the stream, not a system call.
 
 **Why the wake-up is immediate.** A future's result normally reaches its task through ``call_soon``, a turn of the loop
-later. :func:`complete` steps the task within the dispatch instead. This saves the turn; it lets a stream know that the
-handler's writes belong to the packet it is being dispatched for, so that it can send them together; and it closes the
-gap between completion and wake-up, in which a cancelled task would lose the bytes it had been given.
+later. :func:`resolve_now` steps the task within the dispatch instead. This saves the turn; it lets a stream know that
+the handler's writes belong to the packet it is being dispatched for, so that it can send them together; and it closes
+the gap between completion and wake-up, in which a cancelled task would lose the bytes it had been given.
 
 **Fairness.** A run of the hub returns to the loop after :data:`SLICE` seconds and goes on in the loop's next turn.
 
@@ -52,11 +52,11 @@ may have to wait for three runs: the one its timer falls into, and one each befo
 With what is sent at the end of a run that is to stay below 15 ms, however busy the streams are.
 """
 
-MOST_ASKED = 1000
+MAX_SLICE_CHECKS = 1000
 """How often a stream may go on in a turn. It is asked for every few operations, so within a slice of real time it never
 comes to that; but a clock that a test moves stands still."""
 
-_AGAIN = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
+_REQUEUED = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
 
 _EDGE = 1 << 31  # EPOLLET
 _ON_READ = READABLE | URGENT | ENDED | _EDGE
@@ -93,8 +93,8 @@ class Dispatched(Protocol):
 _WAKEUP = "task_wakeup"  # what the C Task of CPython names the method that it leaves with a future
 
 
-def _knows_wakeups() -> bool:
-    """Whether a task that awaits a future leaves there the one callback that :func:`complete` knows how to use."""
+def _supports_eager_wakeup() -> bool:
+    """Whether a task that awaits a future leaves there the one callback that :func:`resolve_now` knows how to use."""
     loop = asyncio.new_event_loop()
     try:
         future: asyncio.Future[str] = loop.create_future()
@@ -126,24 +126,24 @@ def _knows_wakeups() -> bool:
 def _probe() -> bool:
     # In a thread of its own: this module may be imported while a loop runs.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_knows_wakeups).result()
+        return thread.submit(_supports_eager_wakeup).result()
 
 
-IMMEDIATE = _probe()
-"""Whether this interpreter's tasks can be stepped at once. If not, :func:`complete` goes through ``call_soon``:
+EAGER_WAKEUP = _probe()
+"""Whether this interpreter's tasks can be stepped at once. If not, :func:`resolve_now` goes through ``call_soon``:
 replies to pipelined requests leave one by one, and a task that is cancelled between completion and wake-up loses that
 one read.
 """
 
 
-def complete(future: "asyncio.Future[Any]", result: object) -> None:
+def resolve_now(future: "asyncio.Future[Any]", result: object) -> None:
     """Give ``future`` its result and, where all that waits for it is one task, step that task now.
 
     Only for callers outside any task, as a dispatch is: a task cannot be entered from within another one. Every other
     kind of callback goes through ``call_soon`` as usual: `IOLoop.add_future` promises the next turn of the loop.
     """
     callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks
-    if IMMEDIATE and callbacks is not None and len(callbacks) == 1:
+    if EAGER_WAKEUP and callbacks is not None and len(callbacks) == 1:
         callback, context = callbacks[0]
         if type(callback) is types.BuiltinMethodType and callback.__name__ == _WAKEUP:
             future.remove_done_callback(callback)
@@ -188,7 +188,7 @@ class Hub:
     :ivar now: the time as of the latest dispatch.
     :ivar done: makes a future that is done: what a write returns that went out at once, or is corked.
     :ivar running: a dispatch is under way, so what is corked now will be sent soon.
-    :ivar crowded: more streams wait for their turn in the run that is under way.
+    :ivar others_pending: more streams wait for their turn in the run that is under way.
     :ivar corked: the streams to uncork at the end of the run.
     :ivar inherited: this is a forked child, and the streams are its parent's: they end without a word to their peers.
     :cvar reports_ends: an end is reported also behind bytes that nobody receives; else such a stream would be reported
@@ -204,14 +204,14 @@ class Hub:
         self.follow_clock()
         self.done = done_future_type(self.loop)
         self.running = False
-        self.crowded = False
+        self.others_pending = False
         self.corked: list[Dispatched] = []
         self._due: deque[tuple[Dispatched, int]] = deque()
-        self._left = 0  # how many of what is due are of a batch that was begun
-        self._again: set[Dispatched] = set()
+        self._remaining = 0  # how many of what is due are of a batch that was begun
+        self._requeued: set[Dispatched] = set()
         self._scheduled = False
         self._turn_ends = 0.0
-        self._asked = 0  # in this turn, whether a stream may go on
+        self._slice_checks = 0  # in this turn, whether a stream may go on
 
     def follow_clock(self) -> None:
         """Take the time from the loop's clock, which may have been replaced."""
@@ -238,19 +238,19 @@ class Hub:
 
     def dispatch_again(self, stream: Dispatched) -> None:
         """Dispatch ``stream`` as readable in the loop's next turn: it had enough for this one."""
-        if stream not in self._again:  # or each edge would add one more entry that goes round and round
-            self._again.add(stream)
-            self._due.append((stream, _AGAIN))
+        if stream not in self._requeued:  # or each edge would add one more entry that goes round and round
+            self._requeued.add(stream)
+            self._due.append((stream, _REQUEUED))
         self._schedule()
 
-    def may_go_on(self) -> bool:
+    def within_slice(self) -> bool:
         """Whether the loop's present turn is younger than :data:`SLICE`, so that a busy stream need not yield yet."""
         now = self.time()
         if not self._turn_ends:
-            self._turn_ends, self._asked = now + SLICE, 0
+            self._turn_ends, self._slice_checks = now + SLICE, 0
             self.loop.call_soon(self._end_turn, context=Context())
-        self._asked += 1
-        return now < self._turn_ends and self._asked < MOST_ASKED
+        self._slice_checks += 1
+        return now < self._turn_ends and self._slice_checks < MAX_SLICE_CHECKS
 
     def _end_turn(self) -> None:
         self._turn_ends = 0.0
@@ -270,23 +270,23 @@ class Hub:
         now = time()
         end = now + SLICE
         due = self._due
-        count = self._left or len(due)
+        count = self._remaining or len(due)
         self.running = True
         try:
             while count and now < end:
                 count -= 1
-                self.crowded = count > 0
+                self.others_pending = count > 0
                 self.now = now
                 stream, events = due.popleft()
-                if events == _AGAIN:
-                    self._again.discard(stream)
+                if events == _REQUEUED:
+                    self._requeued.discard(stream)
                     events = READABLE
                 stream.dispatch(events)
                 now = time()
         finally:
             # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
-            self._left = count
-            self.running = self.crowded = False
+            self._remaining = count
+            self.running = self.others_pending = False
             try:
                 if self.corked:
                     self._uncork()
@@ -387,7 +387,7 @@ class EpollHub(Hub):
                 stream.close()
 
     def _on_ready(self, _fd: object, _events: int) -> None:
-        if self._epoll is None or self._left:
+        if self._epoll is None or self._remaining:
             # Not before the last batch is worked off: meanwhile the kernel keeps one event for each stream, where we
             # would queue one for each packet of a flood.
             return
@@ -481,7 +481,7 @@ class LoopHub(Hub):
         self._dispatching = stream
         self._due.append((stream, events))
         try:
-            if self.may_go_on():
+            if self.within_slice():
                 self._run()
             else:  # the streams before this one have used the loop's turn up
                 self._schedule()
@@ -505,8 +505,8 @@ class LoopHub(Hub):
 class Checked(Hub):
     """A hub of a loop in asyncio's debug mode: whoever uses one of its streams must be in its loop.
 
-    Reads and writes pay nothing for it otherwise: a stream looks at ``crowded`` before it writes, and at ``loop``
-    whenever it makes a future. What is called less often asks by :meth:`check`.
+    Reads and writes pay nothing for it otherwise: a stream looks at ``others_pending`` before it writes, and at
+    ``loop`` whenever it makes a future. What is called less often asks by :meth:`check`.
     """
 
     @property
@@ -519,13 +519,13 @@ class Checked(Hub):
         self._loop = loop
 
     @property
-    def crowded(self) -> bool:
+    def others_pending(self) -> bool:
         self.check()
-        return self._crowded
+        return self._others_pending
 
-    @crowded.setter
-    def crowded(self, crowded: bool) -> None:
-        self._crowded = crowded
+    @others_pending.setter
+    def others_pending(self, others_pending: bool) -> None:
+        self._others_pending = others_pending
 
     def check(self) -> None:
         """Whether this is the loop that runs here, or none does.

@@ -22,6 +22,7 @@ from .hub import BROKEN, READABLE, WRITABLE
 from .progress import ProgressWatch
 from .reading import ReadSide
 from .served import StreamOwner
+from .state import CLOSED, CLOSING, FINISHING
 
 MAX_BUFFER_SIZE = 100 * 1024 * 1024
 """Tornado's default for a stream made by hand. `TCPServer` gives its streams 1 MiB."""
@@ -35,7 +36,7 @@ LINGER_TIME = 30.0
 """Seconds for which a peer that goes on sending keeps a stream open that has sent its last byte (nginx:
 lingering_time)."""
 
-GIVEN_UP = frozenset({CloseReason.WRITE_TIMEOUT, CloseReason.MIN_RATE})
+TOO_SLOW = frozenset({CloseReason.WRITE_TIMEOUT, CloseReason.MIN_RATE})
 """Ends of a stream whose peer did not take what was sent to it."""
 
 
@@ -89,10 +90,10 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
             LINGER,
         )
 
-    def _dispatch_at_the_ends(self, events: int) -> None:
-        if self._closed:
+    def _dispatch_not_open(self, events: int) -> None:
+        if self._phase == CLOSED:
             if events & (WRITABLE | BROKEN):
-                self._deliver_owed()
+                self._flush_committed()
         elif events != READABLE:  # that alone is somebody who asked for another dispatch
             self._connected(events)
 
@@ -118,18 +119,18 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
             self._close_callback = None
             return
         self._close_callback = self.callback_context or copy_context(), callback
-        if self._closed or self._leaving:
+        if self._phase >= FINISHING:
             self._run_close_callback()
         elif self._connect_future is None:
-            self._look_for_end_later()
+            self._poll_for_eof_soon()
 
     def _run_close_callback(self) -> None:
         registered, self._close_callback = self._close_callback, None
         if registered is not None and not self._hub.loop.is_closed():
             context, callback = registered
-            self._hub.loop.call_soon(self._call, callback, context=context)
+            self._hub.loop.call_soon(self._run_callback, callback, context=context)
 
-    def _call(self, callback: Callable[[], None]) -> None:
+    def _run_callback(self, callback: Callable[[], None]) -> None:
         self.io_loop._run_callback(callback)  # the watchdog sees from this frame whose it is
 
     def close(
@@ -156,16 +157,17 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
             error = sys.exception() if exc_info else None
         owner = self._owner
         if owner is not None and owner.closes_in_order and error is None and self._hub.loop.is_running():
-            self._leave(owner)
+            self._close_gracefully(owner)
         else:
             self.terminate(CloseReason.LOCAL, error)
 
-    def _leave(self, owner: StreamOwner) -> None:
+    def _close_gracefully(self, owner: StreamOwner) -> None:
         """Be closed from now on, as far as anybody sees, and do in the background what ``aclose()`` does."""
-        if self._closed or self._leaving:
+        if self._phase >= FINISHING:
             return
         owner.close_gracefully(self, CloseReason.LOCAL if self._written_before is None else CloseReason.SHUTDOWN)
-        self._leaving = True
+        if self._phase != CLOSED:
+            self._phase = FINISHING
         if self._close_callback is not None:
             self._run_close_callback()
 
@@ -190,7 +192,7 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
         timeout = check_optional_timeout("timeout", timeout)
         if self._hub.inherited:
             return self.terminate(CloseReason.LOCAL)
-        if self._closed:
+        if self._phase == CLOSED:
             return
         if self._closing is None:
             self._begin_closing(CloseReason.LOCAL)
@@ -200,11 +202,12 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
             async with asyncio.timeout(timeout):
                 await asyncio.shield(self._closing)
         except TimeoutError:
-            self._end_late(timeout or 0)
+            self._aclose_timed_out(timeout or 0)
 
     def _begin_closing(self, reason: CloseReason) -> None:
         """From now on nothing more is read or written. :meth:`_finish_closing` has to follow."""
         self._closing = self._hub.loop.create_future()
+        self._phase = CLOSING
         self.close_reason = reason
         self._fail_read(self._closed_error("read"))
 
@@ -215,7 +218,9 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
         self._begin_closing(reason)
         task = self._hub.loop.create_task(self._finish_closing(), context=Context())
         # A task that is cancelled before its first step, as at the end of a loop, closes nothing.
-        task.add_done_callback(lambda _: None if self._closed else self.close_or_abort(reason), context=Context())
+        task.add_done_callback(
+            lambda _: None if self._phase == CLOSED else self.close_or_abort(reason), context=Context()
+        )
         return task
 
     async def _finish_closing(self, timeout: float | None = None) -> None:
@@ -223,7 +228,7 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
             async with asyncio.timeout(timeout):
                 await self._deliver()
         except TimeoutError:
-            self._end_late(timeout or 0)
+            self._aclose_timed_out(timeout or 0)
         except OSError:
             pass
         finally:
@@ -237,7 +242,7 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
         if self._write_buffer is not None:
             self._watch_progress()
         await self.drain()
-        if self._transport.has_half_close and self.linger and not self._eof and not self._closed:
+        if self._transport.has_half_close and self.linger and not self._eof and self._phase != CLOSED:
             if not self._sending_eof:
                 self._shutdown_writes()
                 self._sending_eof = True
@@ -247,7 +252,7 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
         """Receive, and throw it away, until the peer ends its side, or has had all for long enough."""
         discard = Discard(self._buffer, LINGER_BYTES)
         late = self._hub.time() + LINGER_TIME
-        while not self._closed:
+        while self._phase != CLOSED:
             received = self.receive_progress()
             try:
                 await self._begin_read(discard, self.linger)
@@ -269,7 +274,7 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
         """Whether the peer has not taken all yet."""
         return self._write_buffer is not None or self.unacknowledged() > 0
 
-    def _end_late(self, seconds: float) -> None:
+    def _aclose_timed_out(self, seconds: float) -> None:
         """An ``aclose()`` has not been done in its time."""
         error = StreamTimeoutError("write", seconds, f"not sent within {seconds:g} s") if self._loses_bytes() else None
         if error is not None:
@@ -294,7 +299,7 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
             return self.own_timeouts["write"]
         return WRITE_TIMEOUT if self._owner is None else self._owner.write_timeout
 
-    def _give_up(self, reason: CloseReason, error: StreamTimeoutError) -> None:
+    def _peer_too_slow(self, reason: CloseReason, error: StreamTimeoutError) -> None:
         """For the watch: end a stream that was closed in order, or closed and owes something still."""
         text = f"closing a connection before its peer has all that was sent: {error}"
         self._report("limit", logging.WARNING, text, reason, error)
@@ -308,10 +313,10 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
     def abort_with(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """End the stream now, with a reset where the transport has one: the peer must not take it for the end."""
         self._corked = None
-        self._ask_for_reset()
-        if reason in GIVEN_UP:
+        self._request_reset()
+        if reason in TOO_SLOW:
             self.close_reason = reason  # it was to end in another way, and did not
-        if self._closed:
+        if self._phase == CLOSED:
             self.error = self.error or error
             return self.discard_output()
         self._write_buffer = None
@@ -367,21 +372,21 @@ class BaseIOStream(ReadSide, tornado.iostream.BaseIOStream):  # type: ignore[mis
             self.forget_output()
         if self._corked is not None:
             self.uncork()  # which may find the stream broken, and close it
-        if self._closed:
+        if self._phase == CLOSED:
             return
-        self._closed = True
+        self._phase = CLOSED
         self._readable = False
         self.close_reason = self.close_reason or reason
         self.error = error
         if self._hub.loop.is_closed():
             self._forget_all()  # nobody can be told, and nothing more be sent
-        self._end_read(error)
-        self._keep_what_is_owed()
+        self._finish_read_at_eof(error)
+        self._drop_uncommitted()
         self._fail_writes()
-        if self._write_buffer is not None or not self._part():
+        if self._write_buffer is not None or not self._finish_close():
             self._watch_progress()
-        if self._end_timer is not None:
-            self._end_timer.cancel()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
         if self._closing is not None and not self._closing.done() and not self._hub.loop.is_closed():
             self._closing.set_result(None)
         if self._close_callback is not None:

@@ -7,16 +7,16 @@ from typing import Any, Protocol
 from ..errors import CloseReason, StreamTimeoutError
 from .hub import Hub
 
-LOOKS = 8
+CHECKS_PER_TIMEOUT = 8
 """Looks within the write timeout: its end is found at most an eighth late."""
 
-LONGEST = 1.0
+MAX_INTERVAL = 1.0
 """Seconds between two looks, at most."""
 
-SLEPT = 0.5
+STALL_THRESHOLD = 0.5
 """Seconds that a look may be late before the process is taken to have slept: no peer is to blame for that."""
 
-LEAST_RATE = 240
+MIN_RATE = 240
 """Bytes per second that a peer must take, counted over `RATE_WINDOW`: or one that takes a byte now and then would hold
 its place for as long as it likes. (Kestrel's figure, for what is received.)"""
 
@@ -38,7 +38,7 @@ class Ending(Protocol):
     def _is_sending(self) -> bool:
         """Whether the peer has not taken all yet."""
 
-    def _give_up(self, reason: CloseReason, error: StreamTimeoutError) -> None:
+    def _peer_too_slow(self, reason: CloseReason, error: StreamTimeoutError) -> None:
         """The peer takes too little."""
 
 
@@ -60,20 +60,20 @@ class ProgressWatch:
         self._timer.cancel()
 
     def _schedule(self, now: float) -> None:
-        interval = min(RATE_WINDOW if self._timeout is None else self._timeout, RATE_WINDOW) / LOOKS
-        self._due = now + min(interval, LONGEST)
-        self._timer = self._stream._hub.loop.call_later(self._due - now, self._look, context=Context())
+        interval = min(RATE_WINDOW if self._timeout is None else self._timeout, RATE_WINDOW) / CHECKS_PER_TIMEOUT
+        self._due = now + min(interval, MAX_INTERVAL)
+        self._timer = self._stream._hub.loop.call_later(self._due - now, self._check, context=Context())
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = self._stream._hub.time()
-        if now - self._due > SLEPT:
+        if now - self._due > STALL_THRESHOLD:
             self._seen_at += now - self._due
             self._rated_at += now - self._due
         overdue = self._overdue(now)
         if overdue is None:
             self._schedule(now)
         else:
-            self._stream._give_up(*overdue)
+            self._stream._peer_too_slow(*overdue)
 
     def _overdue(self, now: float) -> tuple[CloseReason, StreamTimeoutError] | None:
         progress = self._stream.send_progress()
@@ -88,8 +88,8 @@ class ProgressWatch:
         if seconds < RATE_WINDOW:
             return None
         taken = progress - self._rated
-        if taken < LEAST_RATE * seconds:
-            text = f"the peer took {taken} bytes in {seconds:.0f} s: less than {LEAST_RATE} per second"
+        if taken < MIN_RATE * seconds:
+            text = f"the peer took {taken} bytes in {seconds:.0f} s: less than {MIN_RATE} per second"
             return CloseReason.MIN_RATE, StreamTimeoutError("write", seconds, text)
         self._rated, self._rated_at = progress, now
         return None

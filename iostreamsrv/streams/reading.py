@@ -37,15 +37,16 @@ from ..sansio.reads import (
     ReadUntilClose,
     ReadUntilRegex,
 )
-from .core import INLINE, fail
-from .hub import BROKEN, ENDED, HANGUP, READABLE, WRITABLE, complete, waiter_of
+from .core import INLINE_BUDGET, fail
+from .hub import BROKEN, ENDED, HANGUP, READABLE, WRITABLE, resolve_now, waiter_of
 from .served import Activity
+from .state import CLOSED
 from .writing import OWN_OUTPUT, WriteSide
 
 RECEIVES_PER_TURN = 4
 """Calls to receive after which a read that is still not satisfied lets other streams have their turn."""
 
-TURNS_TO_READ_ON = 5
+TURNS_TO_READ_AGAIN = 5
 """Of the loop, until the result of a read has reached all who wait for it: `asyncio.wait_for`, `asyncio.gather` and
 Tornado's ``with_timeout`` take one or two each."""
 ALL_ANSWERED = -1
@@ -54,7 +55,7 @@ ALL_ANSWERED = -1
 _UNTIL_CLOSE = ReadUntilClose()
 
 
-class GivesBack(Future[Any]):
+class RestoringFuture(Future[Any]):
     """The future of a read that puts bytes where its caller can change them: it may not learn of a cancel later."""
 
     __slots__ = ("_stream",)
@@ -66,7 +67,7 @@ class GivesBack(Future[Any]):
     def cancel(self, msg: Any = None) -> bool:
         cancelled = super().cancel(msg)
         if cancelled:
-            self._stream._give_back(self)
+            self._stream._restore(self)
         return cancelled
 
 
@@ -91,13 +92,13 @@ class ReadSide(WriteSide):
         assert future is not None
         reader = waiter_of(future)
         if reader is None:
-            future.add_done_callback(lambda _: self._look_again(look, TURNS_TO_READ_ON), context=Context())
+            future.add_done_callback(lambda _: self._check_again(look, TURNS_TO_READ_AGAIN), context=Context())
         else:
             reader.add_done_callback(lambda _: look(), context=Context())
 
-    def _look_again(self, look: Callable[[], None], turns: int) -> None:
+    def _check_again(self, look: Callable[[], None], turns: int) -> None:
         if turns and not self.reading():
-            self._call_soon(self._look_again, look, turns - 1)
+            self._call_soon(self._check_again, look, turns - 1)
         else:
             look()
 
@@ -150,7 +151,7 @@ class ReadSide(WriteSide):
         """While the server shuts down, with each read: whether something was written since the last one, and the stream
         is closed for that, as the handler asks for the next request."""
         before, self._written_before = self._written_before, self._written()
-        if self._written_before == before or self._closed or self._closing is not None or self._owner is None:
+        if self._written_before == before or self._phase or self._owner is None:
             return False
         return self._owner.close_if_answered(self)
 
@@ -218,8 +219,14 @@ class ReadSide(WriteSide):
         """
         read = ReadPartial.of(num_bytes) if partial else ReadBytes.of(num_bytes)
         if not num_bytes:
-            return self._nothing_to_read(b"")
-        if partial and self._readable and not self._hangup and 0 < self._buffer.size < num_bytes and self._read is None:
+            return self._empty_read(b"")
+        if (
+            partial
+            and self._readable
+            and not self._recv_until_eagain
+            and 0 < self._buffer.size < num_bytes
+            and self._read is None
+        ):
             self._receive_ahead()  # the end behind it is for a later read to meet
         return self._begin_read(read, timeout)
 
@@ -237,13 +244,13 @@ class ReadSide(WriteSide):
         Raises and ``timeout`` as :meth:`read_until`.
         """
         if not len(buf):
-            return self._nothing_to_read(0)
+            return self._empty_read(0)
         if timeout is not None:
             check_timeout("timeout", timeout)  # before any byte moves
         read = ReadInto(buf, partial)
         at_once = self._buffer.size and self._read is None and self._written_before is None
         if at_once and read.take(self._buffer) is not MORE:
-            return self._finished(read.filled)
+            return self._done_future(read.filled)
         return self._begin_read(read, timeout)
 
     def read_until_close(self, *, timeout: float | None = None) -> "Future[bytes]":
@@ -284,31 +291,31 @@ class ReadSide(WriteSide):
         if timeout is not None:
             timeout = check_timeout("timeout", timeout)
         if self._closing is not None and not isinstance(read, Discard):
-            return self._read_after_the_end(read)
+            return self._read_after_eof(read)
         if self._written_before is not None and self._has_answered():
             raise self._closed_error("read")
         if self._read is not None:
             self._expect_no_read()
-        if self._closed or self._eof:
-            return self._read_after_the_end(read)
-        self._untried = False
+        if self._phase == CLOSED or self._eof:
+            return self._read_after_eof(read)
+        self._unoffered = False
         if self._buffer.size or self._readable:
-            if self._inline > 0 or self._may_go_on():
-                self._inline -= 1
+            if self._budget > 0 or self._has_budget():
+                self._budget -= 1
                 try:
                     result = self._attempt(read, self._buffer.size > 0)
                 except Exception as error:
                     return self._failed_inline(read, error)
                 if result is not MORE:
-                    return self._finished(result)
-                if self._closed or self._eof:
-                    return self._read_at_the_end(read)
-                self._untried = read.unfinished
+                    return self._done_future(result)
+                if self._phase == CLOSED or self._eof:
+                    return self._read_hit_eof(read)
+                self._unoffered = read.unfinished
             else:
-                self._untried = True
+                self._unoffered = True
             if self._readable or self._buffer.size:
                 self._hub.dispatch_again(self)
-        future: Future[Any] = GivesBack(self) if read.holds_bytes else Future(loop=self._hub.loop)
+        future: Future[Any] = RestoringFuture(self) if read.holds_bytes else Future(loop=self._hub.loop)
         self._read = read
         self._read_future = future
         hub = self._hub
@@ -321,35 +328,35 @@ class ReadSide(WriteSide):
             self._reads_watched = self._hub.watch_reads(self)
         return future
 
-    def _finished(self, result: Any) -> "Future[Any]":
+    def _done_future(self, result: Any) -> "Future[Any]":
         """A future that is done already."""
         if self._close_callback is not None:
-            self._look_for_end_later()
+            self._poll_for_eof_soon()
         future: Future[Any] = Future(loop=self._hub.loop)
         future.set_result(result)
         return future
 
-    def _nothing_to_read(self, result: Any) -> "Future[Any]":
+    def _empty_read(self, result: Any) -> "Future[Any]":
         if self._read is not None and self._closing is None:
             self._expect_no_read()
-        return self._finished(result)
+        return self._done_future(result)
 
     def _failed_inline(self, read: Read, error: Exception) -> "Future[Any]":
         """What a read returns, or raises, that failed before it was pending."""
         read.abandon(self._buffer)
         if isinstance(error, UnsatisfiableReadError | StreamBufferFullError):
             self._close_for_limit(error)
-            return self._failed(self._closed_error("read"))
+            return self._failed_future(self._closed_error("read"))
         if isinstance(error, ReadFailed):
-            return self._failed(error.error)
+            return self._failed_future(error.error)
         raise error
 
-    def _read_after_the_end(self, read: Read) -> "Future[Any]":
+    def _read_after_eof(self, read: Read) -> "Future[Any]":
         """What a read returns, or raises, when no more bytes can come and the buffer is all there is."""
         try:
             result = self._last_result(read)
         except ReadFailed as failed:
-            return self._failed(failed.error)
+            return self._failed_future(failed.error)
         if result is MORE:
             if read.unfinished and self._read is None:
                 return self._settle_later(read)
@@ -357,7 +364,7 @@ class ReadSide(WriteSide):
             raise self._closed_error("read")
         if isinstance(self._read, Discard):
             self._read.keep = self._buffer.size
-        return self._finished(result)
+        return self._done_future(result)
 
     def _settle_later(self, read: Read) -> "Future[Any]":
         """Make ``read`` the pending one although no more bytes will come: there are more than suit one turn."""
@@ -375,12 +382,12 @@ class ReadSide(WriteSide):
             result = MORE  # beyond its limit, and nothing left to close for it
         return read.finish(self._buffer) if result is MORE else result
 
-    def _read_at_the_end(self, read: Read) -> "Future[Any]":
+    def _read_hit_eof(self, read: Read) -> "Future[Any]":
         """What a read returns that itself met the end."""
         try:
-            return self._read_after_the_end(read)
+            return self._read_after_eof(read)
         except StreamClosedError as error:
-            return self._failed(error)
+            return self._failed_future(error)
 
     def _attempt(self, read: Read, untried: bool) -> Any | More:
         """The result of ``read`` from what can be received without waiting, or MORE.
@@ -430,12 +437,12 @@ class ReadSide(WriteSide):
             return None
         if not chunk:
             if ahead and buffered:
-                self._hangup |= ENDED
+                self._recv_until_eagain |= ENDED
             else:
                 self._readable = False
                 self._input_ended()
             return None
-        if len(chunk) < size and not self._hangup and not self._more_inside:
+        if len(chunk) < size and not self._recv_until_eagain and not self._transport_buffered:
             self._readable = False
         self.bytes_read += len(chunk)
         hub = self._hub
@@ -452,18 +459,18 @@ class ReadSide(WriteSide):
             return self._io.recv(size)
         except BlockingIOError:
             if transport.incomplete:
-                self._receive_rest_later()
+                self._receive_rest_soon()
             raise
         finally:
-            self._more_inside = transport.pending()
+            self._transport_buffered = transport.pending()
             if transport.stuck and self._corked is None:  # or else the uncork sees to it
                 self._wait_for_room()
 
-    def _receive_rest_later(self) -> None:
+    def _receive_rest_soon(self) -> None:
         """What has come is no byte for the application, but more may be there, without an event to come for it."""
         if self._transport.partial():  # a part of a record; new keys and the like are no sign of life
             self._received_at = self._hub.time()
-        if (self._transport.pending() or self._hangup) and not self._hub.loop.is_closed():
+        if (self._transport.pending() or self._recv_until_eagain) and not self._hub.loop.is_closed():
             self._hub.dispatch_again(self)
 
     def _rescue_input(self) -> None:
@@ -492,28 +499,28 @@ class ReadSide(WriteSide):
     # ---- dispatching
 
     def dispatch(self, events: int) -> None:
-        if self._closed or self._connect_future is not None:
-            return self._dispatch_at_the_ends(events)
+        if self._phase == CLOSED or self._connect_future is not None:
+            return self._dispatch_not_open(events)
         if events != READABLE:
             if events & HANGUP:
-                self._hangup |= events & HANGUP
+                self._recv_until_eagain |= events & HANGUP
             # Not for an end or urgent data: to wait for room again would report those again, round and round.
             if self._write_buffer is not None and events & (WRITABLE | BROKEN):
                 self._flush()
-            if self._closed or events == WRITABLE:
+            if self._phase == CLOSED or events == WRITABLE:
                 return None
         self._readable = True
         read, future = self._read, self._read_future
         if read is None or future is None:
-            return self._nobody_reads()
+            return self._dispatch_without_read()
         if future.done():  # cancelled; what has come stays where it is
             self._abandon_read()
-            return self._nobody_reads()
+            return self._dispatch_without_read()
         try:
             if read.calls_back:
-                result = self._run_for_reader(future, self._attempt, read, self._untried)
+                result = self._run_for_reader(future, self._attempt, read, self._unoffered)
             else:
-                result = self._attempt(read, self._untried)
+                result = self._attempt(read, self._unoffered)
         except Exception as error:
             return self._failed_in_dispatch(error)
         if result is MORE:
@@ -524,12 +531,12 @@ class ReadSide(WriteSide):
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
-        self._inline = INLINE
+        self._budget = INLINE_BUDGET
         if self._written_before is not None:
             self._written_before = self._written()  # what comes behind it is the answer
-        complete(future, result)
+        resolve_now(future, result)
         if self._close_callback is not None:
-            self._look_for_end_later()
+            self._poll_for_eof_soon()
         return None
 
     # ---- waiting
@@ -548,7 +555,7 @@ class ReadSide(WriteSide):
         """Clear away a read whose future was cancelled; any other is in the way of a new one."""
         assert self._read_future is not None
         if not self._read_future.done():
-            if self._closed:
+            if self._phase == CLOSED:
                 raise self._closed_error("read")
             raise of_stream(ConcurrentReadError(), self.id)
         self._abandon_read()
@@ -559,7 +566,7 @@ class ReadSide(WriteSide):
         if read is not None:
             read.abandon(self._buffer)
 
-    def _give_back(self, future: "Future[Any]") -> None:
+    def _restore(self, future: "Future[Any]") -> None:
         """A read was cancelled that has taken bytes: they are given back before anybody can change them."""
         if self._read_future is future:
             self._abandon_read()
@@ -580,24 +587,24 @@ class ReadSide(WriteSide):
 
     def _wait_for_more(self) -> None:
         read = self._read
-        self._untried = read is not None and read.unfinished
+        self._unoffered = read is not None and read.unfinished
         if read is not None and read.begun_anew:
             assert isinstance(read, ReadMatch)
             read.begun_anew = False
             if self._written_before is not None and self._has_answered():
                 return None
             self._read_since = self._hub.now
-            self._inline = INLINE
-        if self._readable or self._untried:
+            self._budget = INLINE_BUDGET
+        if self._readable or self._unoffered:
             self._hub.dispatch_again(self)
-        elif not self._reads_watched and not self._closed:
+        elif not self._reads_watched and self._phase != CLOSED:
             self._reads_watched = self._hub.watch_reads(self)
 
     def _failed_in_dispatch(self, error: Exception) -> None:
         if isinstance(error, UnsatisfiableReadError):
             self._close_for_limit(error)
         elif isinstance(error, ReadFailed):
-            self._fail_read(self._own(error.error))  # the function's own trouble: the stream goes on
+            self._fail_read(self._tag_error(error.error))  # the function's own trouble: the stream goes on
         else:
             if isinstance(error, StreamBufferFullError):
                 self._close_for_limit(error)
@@ -620,12 +627,12 @@ class ReadSide(WriteSide):
         self._eof = self._transport.eof_reason()
         self.uncork()
         self._close_if_ended()
-        if not self._closed:  # what is queued, or is still to be written, goes out
-            self._end_read(None)
+        if self._phase != CLOSED:  # what is queued, or is still to be written, goes out
+            self._finish_read_at_eof(None)
             if not self._reads_watched:  # the end was there at once; a reset is still to be noticed
                 self._reads_watched = self._hub.watch_reads(self)
 
-    def _end_read(self, error: BaseException | None) -> None:
+    def _finish_read_at_eof(self, error: BaseException | None) -> None:
         """Answer the pending read, for which no more bytes will come."""
         read, future = self._read, self._read_future
         if read is None or future is None:
@@ -651,10 +658,10 @@ class ReadSide(WriteSide):
             else:
                 result = self._last_result(read)
         except ReadFailed as failed:
-            return self._fail_read(self._own(failed.error))
+            return self._fail_read(self._tag_error(failed.error))
         if result is not MORE:
             self._forget_read()
-            complete(future, result)
+            resolve_now(future, result)
         elif read.unfinished:
             self._call_soon(self._settle_read, future)
         else:
@@ -668,37 +675,37 @@ class ReadSide(WriteSide):
 
     # ---- with nobody reading
 
-    def _nobody_reads(self) -> None:
+    def _dispatch_without_read(self) -> None:
         """What there is to be noticed all the same."""
         if self._close_callback is not None and not self._eof:
-            self._look_for_end()
-        if self._eof or self._hangup & BROKEN:
-            self._look_for_error()
+            self._poll_for_eof()
+        if self._eof or self._recv_until_eagain & BROKEN:
+            self._check_for_error()
 
-    def _look_for_error(self) -> None:
+    def _check_for_error(self) -> None:
         """The connection may be broken: behind its end, or behind bytes that nobody has read."""
         try:
-            error = None if self._closed else self.get_fd_error()
+            error = None if self._phase == CLOSED else self.get_fd_error()
         except OSError as problem:
             error = problem
         if error is not None:
             self._rescue_input()
             self.terminate(reason_for(error), without_frames(error))
 
-    def _look_for_end_later(self) -> None:
+    def _poll_for_eof_soon(self) -> None:
         if self._readable or not self._reads_watched:
             self._hub.dispatch_again(self)
 
-    def _look_for_end(self) -> None:
+    def _poll_for_eof(self) -> None:
         """Notice the end for the close callback: by receiving a chunk ahead, or because the kernel has announced it."""
         try:
             done = self._receive_chunk_ahead()
         except Exception as error:  # read_from_fd may be a user's own
             return self._failed_in_dispatch(error)
-        if self._closed or self._eof:
+        if self._phase == CLOSED or self._eof:
             return
-        if self._hangup & ENDED:
-            self._end_unread_later()
+        if self._recv_until_eagain & ENDED:
+            self._close_unread_later()
         elif not done:
             self._hub.dispatch_again(self)
         elif not self._reads_watched and (self._hub.reports_ends or not self._readable):
@@ -716,23 +723,23 @@ class ReadSide(WriteSide):
             self._receive_ahead()
         return True
 
-    def _end_unread_later(self) -> None:
+    def _close_unread_later(self) -> None:
         """There are unread bytes, and the end behind them. Who is there to read them, and to answer, has ``linger``
         seconds for it; with neither done it is the end of the stream, and the bytes stay readable."""
-        if self._end_timer is None and (self._sending_eof or not self.allow_half_open):
-            self._end_timer = self._hub.loop.call_later(
-                self.linger, self._end_unread, self._done_so_far(), context=Context()
+        if self._unread_timer is None and (self._sending_eof or not self.allow_half_open):
+            self._unread_timer = self._hub.loop.call_later(
+                self.linger, self._close_unread, self._bytes_handled(), context=Context()
             )
 
-    def _done_so_far(self) -> int:
+    def _bytes_handled(self) -> int:
         return self.bytes_read - self._buffer.size + self.bytes_written
 
-    def _end_unread(self, done: int) -> None:
-        self._end_timer = None
-        if self._closed or self._eof or self._close_callback is None or self.reading():
+    def _close_unread(self, done: int) -> None:
+        self._unread_timer = None
+        if self._phase == CLOSED or self._eof or self._close_callback is None or self.reading():
             return
-        if done == self._done_so_far():
+        if done == self._bytes_handled():
             self._rescue_input()
             self._input_ended()
         else:
-            self._end_unread_later()
+            self._close_unread_later()

@@ -15,6 +15,7 @@ from .core import overridable
 from .hub import READABLE, WRITABLE
 from .lifecycle import BaseIOStream
 from .served import StreamOwner, StreamSettings
+from .state import CLOSED
 from .transports.base import Transport
 from .transports.socket import SocketTransport
 
@@ -83,11 +84,11 @@ class SocketStream(BaseIOStream):
         if info.source is not None:  # else it is the proxy itself that has come
             self._remote_address = info.source
 
-    def _leave_to(self, stream: "SocketStream") -> None:
+    def _hand_over_to(self, stream: "SocketStream") -> None:
         """``stream`` has the socket from now on, and the place of this one."""
         self._hub.unwatch(self)
         self.socket = cast(Any, None)
-        self._closed = True
+        self._phase = CLOSED
         self._readable = False
         self.close_reason = CloseReason.LOCAL
         stream._close_callback, self._close_callback = self._close_callback, None
@@ -169,8 +170,8 @@ class SocketStream(BaseIOStream):
         :raises ConcurrentConnectError: it is connecting already.
         """
         self._hub.check()
-        if self._closed:
-            return self._failed(self._closed_error("connect"))
+        if self._phase == CLOSED:
+            return self._failed_future(self._closed_error("connect"))
         if self._connect_future is not None:
             raise of_stream(ConcurrentConnectError(), self.id)
         future: Future[Self] = Future(loop=self._hub.loop)

@@ -11,8 +11,9 @@ from typing import IO, Any
 from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream, reason_for, without_frames
 from ..runtime.futures import set_result
 from ..sansio.buffers import WriteBuffer
-from .core import INLINE, StreamCore, fail
+from .core import INLINE_BUDGET, StreamCore, fail
 from .file_region import FileRegion, check_amount
+from .state import CLOSED
 from .transports.custom import CustomTransport
 
 CORK_SIZE = 65536
@@ -29,16 +30,16 @@ OVERHEAD_FREE = 32768
 """Bytes of futures and the like in a queue that do not count for ``max_write_buffer_size``, so that few writes may fill
 it to the last byte. All others count, or a million writes of one byte each would pass as 1 MB."""
 
-NO_GOODBYE = frozenset({CloseReason.ABORTED, CloseReason.RESET, CloseReason.TLS_ERROR})
+REASONS_WITHOUT_CLOSE_NOTIFY = frozenset({CloseReason.ABORTED, CloseReason.RESET, CloseReason.TLS_ERROR})
 """Reasons to close without a close_notify: the peer is gone, or is to notice that data is missing."""
 
-FILES = 16
+MAX_QUEUED_FILES = 16
 """Files that may wait in a queue that has a limit: each takes a descriptor."""
 
 
 _references: Callable[[object], int] = getattr(sys, "getrefcount", lambda _: -1)  # not every Python counts them
 _IN_A_QUEUE = deque([(0, object())])
-_FORGOTTEN = max(0, _references(_IN_A_QUEUE[-1][1]))
+_UNREFERENCED = max(0, _references(_IN_A_QUEUE[-1][1]))
 """References to what is in a queue's last entry, and nowhere else."""
 
 
@@ -89,26 +90,26 @@ class WriteSide(StreamCore):
         :raises StreamBufferFullError: ``max_write_buffer_size`` bytes are queued; nothing of ``data`` was taken.
         :raises TypeError: ``data`` is a str, or anything else that is not bytes.
         """
-        if self._closed or self._sending_eof or self._closing is not None:
+        if self._phase or self._sending_eof:
             raise self._closed_error("write")
         if type(data) is not bytes:
             data = _as_bytes(data)
         hub = self._hub
         if self._write_buffer is None:
-            if (hub.crowded or self._buffer.size or self._corked is not None) and self._cork(data):
-                self._inline -= 1
-                return self._done_next_turn() if self._inline <= 0 and self._must_yield() else hub.done()
+            if (hub.others_pending or self._buffer.size or self._corked is not None) and self._cork(data):
+                self._budget -= 1
+                return self._done_next_turn() if self._budget <= 0 and self._must_yield() else hub.done()
             if self._corked is not None:
                 self.uncork()
         if self._write_buffer is None:
-            if self._closed:
-                return self._failed(self._closed_error("write"))
+            if self._phase == CLOSED:
+                return self._failed_future(self._closed_error("write"))
             sent = self._send(data)
             if sent == len(data):
-                self._inline -= 1
-                return self._done_next_turn() if self._inline <= 0 and self._must_yield() else hub.done()
-            if self._closed:
-                return self._failed(self._closed_error("write"))
+                self._budget -= 1
+                return self._done_next_turn() if self._budget <= 0 and self._must_yield() else hub.done()
+            if self._phase == CLOSED:
+                return self._failed_future(self._closed_error("write"))
             data = memoryview(data)[sent:]
             self._wait_for_room()
         return self._queue(data)
@@ -137,9 +138,9 @@ class WriteSide(StreamCore):
         data = corked[0] if len(corked) == 1 else b"".join(corked)
         self._corked_size = 0
         sent = self._send(data)
-        if sent < len(data) and not self._closed:
+        if sent < len(data) and self._phase != CLOSED:
             self._wait_for_room().append(memoryview(data)[sent:])
-            self._owed = self.bytes_written + len(data) - sent
+            self._committed_until = self.bytes_written + len(data) - sent
 
     def _queue(self, data: bytes | bytearray | memoryview) -> "Future[None]":
         assert self._write_buffer is not None
@@ -162,7 +163,7 @@ class WriteSide(StreamCore):
     def write_shared(self, data: bytes) -> None:
         """:meth:`write` for somebody who writes the same to many streams and waits for none: what waits costs each of
         them a reference."""
-        if self._write_buffer is None or self._closed or self._sending_eof or self._closing is not None:
+        if self._write_buffer is None or self._phase or self._sending_eof:
             self.write(data)
         else:
             self._check_room(self._write_buffer, len(data))
@@ -194,15 +195,19 @@ class WriteSide(StreamCore):
         :raises StreamBufferFullError: 16 files wait, and there is a limit of the queue; nothing was taken.
         :raises StreamClosedError: as :meth:`write`; also when the file cannot be read any more, with that error.
         """
-        if self._closed or self._sending_eof or self._closing is not None:
+        if self._phase or self._sending_eof:
             raise self._closed_error("write")
         self._hub.check()
-        if self._write_buffer is not None and self._write_buffer.files >= FILES and self.max_write_buffer_size:
-            raise of_stream(StreamBufferFullError(f"{FILES} files are queued", "write"), self.id)
+        if (
+            self._write_buffer is not None
+            and self._write_buffer.files >= MAX_QUEUED_FILES
+            and self.max_write_buffer_size
+        ):
+            raise of_stream(StreamBufferFullError(f"{MAX_QUEUED_FILES} files are queued", "write"), self.id)
         region = FileRegion(file, offset, count)
         self.uncork()
-        if self._closed:
-            return self._failed(self._closed_error("write"))
+        if self._phase == CLOSED:
+            return self._failed_future(self._closed_error("write"))
         waiting = self._write_buffer is not None
         if self._write_buffer is None:
             self._write_buffer = WriteBuffer()
@@ -211,9 +216,9 @@ class WriteSide(StreamCore):
         future = self._future_of_queued(region)
         if not waiting:
             self._flush()
-        if future.done() and not self._closed:
-            self._inline -= 1
-            if self._inline <= 0 and self._must_yield():
+        if future.done() and self._phase != CLOSED:
+            self._budget -= 1
+            if self._budget <= 0 and self._must_yield():
                 return self._done_next_turn(region.sent)
         return future
 
@@ -239,8 +244,8 @@ class WriteSide(StreamCore):
         if remaining != 0:
             check_amount("remaining", remaining)
         self.uncork()
-        if self._closed:
-            return self._failed(self._closed_error("write"))
+        if self._phase == CLOSED:
+            return self._failed_future(self._closed_error("write"))
         if self._write_buffer is None or (remaining and self._write_buffer.size <= remaining):
             return self._hub.done()
         return self._future_of_queued(remaining=remaining)
@@ -257,7 +262,7 @@ class WriteSide(StreamCore):
         :raises StreamClosedError: the stream is closed.
         :raises OSError: the transport has no half-close (pipes).
         """
-        if self._closed:
+        if self._phase == CLOSED:
             raise self._closed_error("write")
         if not self._transport.has_half_close:
             raise OSError(errno.EOPNOTSUPP, f"{type(self).__name__} has no half-close")
@@ -265,9 +270,9 @@ class WriteSide(StreamCore):
         if not self._sending_eof:
             self.uncork()
             self._sending_eof = True
-            if self._write_buffer is None and not self._closed:
+            if self._write_buffer is None and self._phase != CLOSED:
                 self._try_shutdown_writes()
-                if not self._closed and self._eof is not None and self._write_buffer is None:
+                if self._phase != CLOSED and self._eof is not None and self._write_buffer is None:
                     self.terminate(self._eof)
                     return self._hub.done()
         return self.drain()
@@ -318,7 +323,7 @@ class WriteSide(StreamCore):
         futures = self._unsent_futures
         if futures is None:
             futures = self._unsent_futures = deque()
-        elif futures and _references(futures[-1][1]) == _FORGOTTEN and not futures[-1][1]._callbacks:
+        elif futures and _references(futures[-1][1]) == _UNREFERENCED and not futures[-1][1]._callbacks:
             futures.pop()  # its caller does not wait for it, and could queue thousands like it
         at = self.bytes_written + self._write_buffer.size - remaining
         place = len(futures)
@@ -342,8 +347,8 @@ class WriteSide(StreamCore):
         self._settle_writes()
         if self._write_buffer is None:
             self._all_sent()
-        if self._held_back and not self._closed:
-            self._receive_again()
+        if self._held_back and self._phase != CLOSED:
+            self._resume_receiving()
 
     def _transport_has_output(self) -> bool:
         """Whether something waits for room that nobody has written: what TLS sends by itself."""
@@ -353,7 +358,7 @@ class WriteSide(StreamCore):
             self._send_failed(error)
             return False
 
-    def _receive_again(self) -> None:
+    def _resume_receiving(self) -> None:
         """Go on receiving, if what the transport itself has to send has left."""
         if self._write_buffer is None or self._transport.own_output() <= OWN_OUTPUT:
             self._held_back = False
@@ -388,7 +393,7 @@ class WriteSide(StreamCore):
             return True
         self.bytes_written += sent
         output.advance(sent)
-        return sent == size and self._hub.may_go_on()
+        return sent == size and self._hub.within_slice()
 
     def _must_yield(self) -> bool:
         """Whether a write that is done lets its writer wait for the loop's next turn, when it has done many in a row.
@@ -396,7 +401,7 @@ class WriteSide(StreamCore):
         In an old turn that is every 16th: a handler that awaits none of them would fill the memory with futures. It
         waits when it reads.
         """
-        return not self._may_go_on() and self._inline % INLINE == 0
+        return not self._has_budget() and self._budget % INLINE_BUDGET == 0
 
     def _done_next_turn(self, result: Any = None) -> "Future[Any]":
         """For a write that is done: a future that lets the loop have a turn first."""
@@ -405,7 +410,7 @@ class WriteSide(StreamCore):
         return future
 
     def _end_turn(self, future: "Future[Any]", result: Any) -> None:
-        self._inline = INLINE
+        self._budget = INLINE_BUDGET
         set_result(future, result)
 
     def send_progress(self) -> int:
@@ -425,13 +430,13 @@ class WriteSide(StreamCore):
             self._unsent_futures = None
 
     def _all_sent(self) -> None:
-        if self._sending_eof and not self._closed:
+        if self._sending_eof and self._phase != CLOSED:
             self._try_shutdown_writes()
         self._close_if_ended()
 
     def _close_if_ended(self) -> None:
         """Once all has been sent the peer's end is that of the stream, or, where it may be half open, both ends are."""
-        if self._eof is None or self._write_buffer is not None or self._closing is not None:
+        if self._eof is None or self._write_buffer is not None or self._phase:
             return
         if self._sending_eof or not self.allow_half_open:
             self.terminate(self._eof)
@@ -461,37 +466,37 @@ class WriteSide(StreamCore):
         for future in futures:
             fail(future, self._closed_error(operation))
 
-    def _keep_what_is_owed(self) -> None:
+    def _drop_uncommitted(self) -> None:
         """Of what is queued, what was reported done still leaves, as the kernel finds room."""
         if self._layered:
-            self._owed = max(self._owed, self.bytes_written + self._transport.committed())
+            self._committed_until = max(self._committed_until, self.bytes_written + self._transport.committed())
         if self._write_buffer is not None:
-            self._write_buffer.truncate(max(0, self._owed - self.bytes_written))
+            self._write_buffer.truncate(max(0, self._committed_until - self.bytes_written))
             if not self._write_buffer.size:
                 self._write_buffer = None
 
-    def _deliver_owed(self) -> None:
+    def _flush_committed(self) -> None:
         if self._write_buffer is not None:
             self._flush()
             if self._write_buffer is None:
-                self._part()
+                self._finish_close()
 
-    def _part(self) -> bool:
+    def _finish_close(self) -> bool:
         """Take leave of the peer and close the descriptor; whether that could be done at once."""
-        if not self._say_goodbye() and not self._hub.loop.is_closed():
+        if not self._send_close_notify() and not self._hub.loop.is_closed():
             try:
-                self._wait_for_room()  # _deliver_owed goes on with it
+                self._wait_for_room()  # _flush_committed goes on with it
                 return False
             except OSError:
                 self._write_buffer = None  # the descriptor was closed by somebody else
         self._close_descriptor()
         return True
 
-    def _say_goodbye(self) -> bool:
+    def _send_close_notify(self) -> bool:
         """Tell the peer, where there are words for it, that this side ends; whether that is on its way."""
         if not self._layered:
             return True
-        if self._hub.inherited or self.close_reason in NO_GOODBYE:
+        if self._hub.inherited or self.close_reason in REASONS_WITHOUT_CLOSE_NOTIFY:
             self._transport.leave_silently()
             return True
         try:
@@ -501,9 +506,11 @@ class WriteSide(StreamCore):
 
     def _loses_bytes(self) -> bool:
         """Whether a close would throw away some of what is queued."""
-        return self._write_buffer is not None and self._write_buffer.size > max(0, self._owed - self.bytes_written)
+        return self._write_buffer is not None and self._write_buffer.size > max(
+            0, self._committed_until - self.bytes_written
+        )
 
-    def _ask_for_reset(self) -> None:
+    def _request_reset(self) -> None:
         """Have the descriptor's close tell the peer that something is missing, where there is a way to."""
         if self._hub.inherited:
             self._transport.leave_silently()
@@ -514,7 +521,7 @@ class WriteSide(StreamCore):
         """Of a closed stream: close the descriptor, whatever is still to be sent."""
         if self._write_buffer is not None:
             if self._write_buffer.size:
-                self._ask_for_reset()
+                self._request_reset()
             self._write_buffer = None
             self._close_descriptor()
 

@@ -131,7 +131,7 @@ def close_at_once() -> None:
 
 def end_in_order_whatever_is_lost() -> None:
     """A stream that is given up ends as any other."""
-    IOStream._ask_for_reset = lambda self: None  # type: ignore[method-assign]
+    IOStream._request_reset = lambda self: None  # type: ignore[method-assign]
 
 
 def end_before_all_is_read() -> None:

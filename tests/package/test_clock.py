@@ -18,7 +18,7 @@ from iostreamsrv.runtime.clock import (
     real_wall_time,
     wall_clock_of,
 )
-from iostreamsrv.streams.core import INLINE
+from iostreamsrv.streams.core import INLINE_BUDGET
 from iostreamsrv.streams.hub import hub_of
 from iostreamsrv.testing import MockClock, memory_stream_pair, running
 from tests.support.engines import EVERY_LOOP
@@ -246,7 +246,7 @@ async def test_a_busy_stream_yields_also_when_the_clock_stands_still() -> None:
         while left and not turn.done():
             await theirs.read_bytes(1)
             left -= 1
-        assert left > 50_000 - INLINE
+        assert left > 50_000 - INLINE_BUDGET
         ours.close()
         theirs.close()
 

@@ -140,7 +140,7 @@ async def test_a_pause_of_the_process_is_not_the_peers_fault(
 ) -> None:
     ours, theirs = tcp_pair()
     stream, peer = IOStream(ours), Peer(theirs)
-    monkeypatch.setattr(progress, "SLEPT", 0.05)
+    monkeypatch.setattr(progress, "STALL_THRESHOLD", 0.05)
     stream.set_timeouts(write=WRITE_TIMEOUT)
     count = fill(stream)
     closing = asyncio.create_task(stream.aclose())

@@ -10,7 +10,7 @@ import pytest
 
 from iostreamsrv import IOLoop, IOStream
 from iostreamsrv.streams import hub
-from iostreamsrv.streams.hub import complete
+from iostreamsrv.streams.hub import resolve_now
 from tests.support.engines import on_every_engine
 from tests.support.leaks import open_descriptors
 from tests.support.peers import MakePair, Peer
@@ -28,7 +28,7 @@ async def outside_any_task(function: Any, *arguments: Any) -> Any:
     return await called
 
 
-# ---- complete
+# ---- resolve_now
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def future(io_loop: IOLoop) -> "asyncio.Future[Any]":
 
 
 def completed_before(future: "asyncio.Future[Any]", happened: list[str]) -> list[str]:
-    complete(future, "result")
+    resolve_now(future, "result")
     return list(happened)
 
 
@@ -50,7 +50,7 @@ async def test_the_one_task_that_waits_is_stepped_at_once(future: "asyncio.Futur
 
     task = asyncio.create_task(waiter())
     await turns(1)
-    assert hub.IMMEDIATE
+    assert hub.EAGER_WAKEUP
     assert await outside_any_task(completed_before, future, happened) == ["result"]
     await task
 
@@ -59,7 +59,7 @@ async def test_the_one_task_that_waits_is_stepped_at_once(future: "asyncio.Futur
 async def test_without_immediate_wake_ups_the_task_gets_its_result_later(
     future: "asyncio.Future[Any]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "IMMEDIATE", False)
+    monkeypatch.setattr(hub, "EAGER_WAKEUP", False)
     happened: list[str] = []
 
     async def waiter() -> None:
@@ -97,7 +97,7 @@ async def test_two_who_wait_are_both_woken_in_the_next_turn(future: "asyncio.Fut
 
 @pytest.mark.gen_test
 async def test_a_future_nobody_waits_for_keeps_its_result(future: "asyncio.Future[Any]") -> None:
-    await outside_any_task(complete, future, "result")
+    await outside_any_task(resolve_now, future, "result")
     assert await future == "result"
 
 
@@ -112,7 +112,7 @@ async def test_the_step_happens_in_the_context_of_the_task(future: "asyncio.Futu
 
     task = asyncio.create_task(waiter())
     await turns(1)
-    await outside_any_task(complete, future, None)
+    await outside_any_task(resolve_now, future, None)
     assert await task == "the waiter's"
     assert variable.get() == "nobody's"
 
@@ -124,7 +124,7 @@ async def test_a_task_written_in_python_is_woken_as_usual(future: "asyncio.Futur
 
     task = asyncio.tasks._PyTask(waiter(), loop=asyncio.get_running_loop())  # type: ignore[attr-defined]
     await turns(1)
-    await outside_any_task(complete, future, "result")
+    await outside_any_task(resolve_now, future, "result")
     assert await task == "result"
 
 
@@ -132,7 +132,7 @@ async def test_a_task_written_in_python_is_woken_as_usual(future: "asyncio.Futur
 async def test_streams_work_without_immediate_wake_ups(
     stream: IOStream, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "IMMEDIATE", False)
+    monkeypatch.setattr(hub, "EAGER_WAKEUP", False)
 
     async def echo() -> None:
         for _ in range(20):

@@ -15,7 +15,7 @@ import pytest
 from iostreamsrv import IOStream, OptionError, PipeIOStream, StreamBufferFullError, StreamClosedError
 from iostreamsrv.streams import hub
 from iostreamsrv.streams.transports import socket as transport
-from iostreamsrv.streams.writing import FILES
+from iostreamsrv.streams.writing import MAX_QUEUED_FILES
 from tests.support.engines import on_every_stream
 from tests.support.leaks import open_descriptors
 from tests.support.peers import MakePair, Peer, tcp_pair
@@ -705,12 +705,12 @@ async def test_files_that_nobody_awaits_take_no_more_descriptors_than_16(make_na
     await turns()
     before = len(open_descriptors())
     for _ in range(2):
-        sending = [send(stream, path) for _ in range(FILES)]
+        sending = [send(stream, path) for _ in range(MAX_QUEUED_FILES)]
         with pytest.raises(StreamBufferFullError, match="16 files are queued") as caught:
             sending.extend(send(stream, path) for _ in range(100))
         assert caught.value.stream_id == stream.id
         assert not stream.closed()
-        assert len(open_descriptors()) <= before + FILES
+        assert len(open_descriptors()) <= before + MAX_QUEUED_FILES
         total = len(CONTENT) * len(sending)
         receiving = asyncio.ensure_future(peer.receive(total))
         assert await asyncio.gather(*sending) == [len(CONTENT)] * len(sending)
@@ -723,6 +723,6 @@ async def test_files_that_nobody_awaits_take_no_more_descriptors_than_16(make_na
 @pytest.mark.gen_test
 async def test_a_stream_without_a_limit_queues_any_number_of_files(make_narrow: MakePair, path: Path) -> None:
     stream, peer = make_narrow()
-    sending = [send(stream, path, 0, 100_000) for _ in range(3 * FILES)]
-    assert len(await peer.receive(3 * FILES * 100_000)) == 3 * FILES * 100_000
+    sending = [send(stream, path, 0, 100_000) for _ in range(3 * MAX_QUEUED_FILES)]
+    assert len(await peer.receive(3 * MAX_QUEUED_FILES * 100_000)) == 3 * MAX_QUEUED_FILES * 100_000
     assert await asyncio.gather(*sending) == [100_000] * len(sending)
