@@ -29,7 +29,7 @@ import tornado.util
 
 from ..errors import CloseReason, FramingError, StreamTimeoutError
 from ..iostream import BaseIOStream
-from ..streams.hub import waiter_of
+from ..streams.wakeup import waiter_of
 
 DEPTH = 3
 """Steps from a variable to an attribute of its, to an attribute of that, and so on, in which a stream is at hand."""

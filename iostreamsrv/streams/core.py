@@ -10,13 +10,13 @@ from typing import Any, TypeVar, cast
 
 from tornado.ioloop import IOLoop
 
-from ..errors import CloseReason, Operation, StreamClosedError, StreamError, of_stream
-from ..events import WITHOUT_SERVER, Event, EventKind
+from ..errors import CloseReason, Operation, StreamClosedError
 from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.reads import Read
 from .file_region import FileRegion
-from .hub import URGENT, Hub, hub_of
+from .hub import Hub, hub_of
 from .progress import ProgressWatch
+from .readiness import URGENT
 from .served import StreamOwner
 from .state import CLOSED, FINISHING, OPEN
 from .transports.base import Carrier, Transport
@@ -352,33 +352,9 @@ class StreamCore:
 
     # ---- what both sides need
 
-    def _has_budget(self) -> bool:
-        """Whether another read or write may be done at once."""
-        if self._budget <= 0 and self._hub.within_slice():
-            self._budget = INLINE_BUDGET
-        return self._budget > 0
-
     def _closed_error(self, operation: Operation) -> StreamClosedError:
         reason = self.close_reason or self._eof or CloseReason.LOCAL
         return StreamClosedError(self.error, operation, reason, self.id)
-
-    def _failed_future(self, error: BaseException) -> "Future[Any]":
-        future: Future[Any] = Future(loop=self._hub.loop)
-        fail(future, self._tag_error(error))
-        return future
-
-    def _tag_error(self, error: BaseException) -> BaseException:
-        """``error``, which is this stream's from now on, unless it is another one's or a user's."""
-        return of_stream(error, self.id) if isinstance(error, StreamError) else error
-
-    def _report(
-        self, kind: EventKind, level: int, text: str, reason: CloseReason | None, error: BaseException | None
-    ) -> None:
-        """Report a problem as an event: of the owner's, if there is one."""
-        if self._owner is None:
-            WITHOUT_SERVER.emit(Event(kind, text, level, cast(Any, self), None, reason, error))
-        else:
-            self._owner.report(self, kind, level, text, reason, error)
 
     def _call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         if not self._hub.loop.is_closed():
@@ -395,11 +371,6 @@ class StreamCore:
     def uncork(self) -> None:
         """For the hub, and for whoever must have everything sent before going on: send what was corked."""
         raise NotImplementedError
-
-    def forget_output(self) -> None:
-        """For the hub, in a forked child: send nothing of what waits, as the parent does."""
-        self._corked = self._write_buffer = None
-        self._corked_size = 0
 
     def close(self) -> None:
         """Close the stream now."""

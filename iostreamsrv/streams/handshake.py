@@ -14,8 +14,8 @@ from ..runtime.contexts import run_for
 from ..runtime.futures import set_result
 from ..sansio.buffers import WriteBuffer
 from .core import fail
-from .hub import HANGUP
 from .lifecycle import BaseIOStream
+from .readiness import HANGUP
 from .sockets import SocketStream
 from .state import CLOSED
 from .tlssocket import TLSSocket

@@ -7,9 +7,10 @@ whole batch of events. Each stream is registered edge-triggered and then left al
 the stream, not a system call.
 
 **Why the wake-up is immediate.** A future's result normally reaches its task through ``call_soon``, a turn of the loop
-later. :func:`resolve_now` steps the task within the dispatch instead. This saves the turn; it lets a stream know that
-the handler's writes belong to the packet it is being dispatched for, so that it can send them together; and it closes
-the gap between completion and wake-up, in which a cancelled task would lose the bytes it had been given.
+later. :mod:`iostreamsrv.streams.wakeup` steps the task within the dispatch instead. This saves the turn; it lets a
+stream know that the handler's writes belong to the packet it is being dispatched for, so that it can send them
+together; and it closes the gap between completion and wake-up, in which a cancelled task would lose the bytes it had
+been given.
 
 **Fairness.** A run of the hub returns to the loop after :data:`SLICE` seconds and goes on in the loop's next turn.
 
@@ -22,29 +23,20 @@ in an empty context, not in that of the client it happens to be opened for (see 
 import asyncio
 import os
 import select
-import types
 import weakref
-from asyncio.log import logger
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from tornado.ioloop import IOLoop
 
-from ..runtime.clock import clock_of, real_time, wall_clock_of
+from ..runtime.clock import clock_of, wall_clock_of
 from ..runtime.logs import LogRateLimit, general
+from . import wakeup
 from .donefuture import done_future_type
-
-# Events as epoll numbers them, which are IOLoop.READ and IOLoop.WRITE as well.
-READABLE = 0x001  # EPOLLIN
-WRITABLE = 0x004  # EPOLLOUT
-URGENT = 0x002  # EPOLLPRI: a receive ends at the urgent mark, however much lies behind it
-BROKEN = 0x010 | 0x008  # EPOLLHUP | EPOLLERR: a send will say what it is
-ENDED = 0x2000 | 0x010  # EPOLLRDHUP | EPOLLHUP: the peer sends no more, behind what is still unread
-HANGUP = ENDED | BROKEN | URGENT  # a short read proves nothing any more
+from .readiness import ENDED, READABLE, URGENT, WRITABLE, Dispatched
 
 SLICE = 0.003
 """Seconds after which a run of the hub lets the loop's timers and other callbacks have their turn. A task that sleeps
@@ -61,122 +53,6 @@ _REQUEUED = 0  # in the queue of what is due: not an event, but a stream that ha
 _EDGE = 1 << 31  # EPOLLET
 _ON_READ = READABLE | URGENT | ENDED | _EDGE
 _ON_BOTH = _ON_READ | WRITABLE
-
-
-class Dispatched(Protocol):
-    """What the hub needs of a stream.
-
-    :ivar hub_key: for the hub to write: the descriptor the stream is registered under, or -1.
-    """
-
-    hub_key: int
-
-    def fileno(self) -> int:
-        """The descriptor."""
-
-    def close(self) -> None:
-        """What a loop that closes all it knows calls."""
-
-    def lose_descriptor(self) -> None:
-        """Somebody else has closed the descriptor: end without touching what may have its number by now."""
-
-    def dispatch(self, events: int) -> None:
-        """Do what the events allow. Never called from within a task."""
-
-    def uncork(self) -> None:
-        """Send what was corked."""
-
-    def forget_output(self) -> None:
-        """In a forked child: send nothing of what waits, as the parent does."""
-
-
-_WAKEUP = "task_wakeup"  # what the C Task of CPython names the method that it leaves with a future
-
-
-def _supports_eager_wakeup() -> bool:
-    """Whether a task that awaits a future leaves there the one callback that :func:`resolve_now` knows how to use."""
-    loop = asyncio.new_event_loop()
-    try:
-        future: asyncio.Future[str] = loop.create_future()
-
-        async def waiter() -> str:
-            return await future
-
-        task = loop.create_task(waiter())
-        loop.call_soon(loop.stop)
-        loop.run_forever()
-        try:
-            ((callback, context),) = future._callbacks
-            if type(callback) is not types.BuiltinMethodType or callback.__name__ != _WAKEUP:
-                return False
-            future.remove_done_callback(callback)
-            future.set_result("woken")
-            context.run(callback, future)
-            return task.done() and task.result() == "woken"
-        except Exception:
-            return False
-        finally:
-            future.cancel()
-            task.cancel()
-            loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
-    finally:
-        loop.close()
-
-
-def _probe() -> bool:
-    # In a thread of its own: this module may be imported while a loop runs.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_supports_eager_wakeup).result()
-
-
-EAGER_WAKEUP = _probe()
-"""Whether this interpreter's tasks can be stepped at once. If not, :func:`resolve_now` goes through ``call_soon``:
-replies to pipelined requests leave one by one, and a task that is cancelled between completion and wake-up loses that
-one read.
-"""
-
-
-def resolve_now(future: "asyncio.Future[Any]", result: object) -> None:
-    """Give ``future`` its result and, where all that waits for it is one task, step that task now.
-
-    Only for callers outside any task, as a dispatch is: a task cannot be entered from within another one. Every other
-    kind of callback goes through ``call_soon`` as usual: `IOLoop.add_future` promises the next turn of the loop.
-    """
-    callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks
-    if EAGER_WAKEUP and callbacks is not None and len(callbacks) == 1:
-        callback, context = callbacks[0]
-        if type(callback) is types.BuiltinMethodType and callback.__name__ == _WAKEUP:
-            future.remove_done_callback(callback)
-            future.set_result(result)
-            if debugging:
-                _step_watched(callback, context, future)
-            else:
-                context.run(callback, future)
-            return
-    future.set_result(result)
-
-
-def waiter_of(future: "asyncio.Future[Any]") -> "asyncio.Future[Any] | None":
-    """The task that awaits ``future``, if there is one."""
-    for callback, _ in future._callbacks or ():
-        waiter = getattr(callback, "__self__", None)
-        if asyncio.isfuture(waiter) and hasattr(waiter, "get_coro"):
-            return waiter
-    return None
-
-
-debugging = False
-"""Whether there was a loop in asyncio's debug mode."""
-
-
-def _step_watched(callback: Any, context: Context, future: "asyncio.Future[Any]") -> None:
-    """Step a task, and log it if it is slow, as a loop in debug mode does that steps it itself."""
-    loop: Any = future.get_loop()
-    began = real_time()
-    context.run(callback, future)
-    took = real_time() - began
-    if loop.get_debug() and took >= loop.slow_callback_duration:
-        logger.warning("Executing %r took %.3f seconds", callback.__self__, took)
 
 
 class Hub:
@@ -572,8 +448,7 @@ def hub_of(io_loop: IOLoop) -> Hub:
     if hub is None:
         make = driver
         if io_loop.asyncio_loop.get_debug():  # type: ignore[attr-defined]
-            global debugging
-            debugging = True
+            wakeup.debugging = True
             make = _CHECKED.get(driver, driver)
         hub = make(io_loop)
         io_loop.__dict__[_HUB] = hub

@@ -9,7 +9,8 @@ from typing import Any, cast
 from tornado.ioloop import IOLoop
 
 from ..iostream import IOStream
-from .hub import Dispatched, Hub
+from .hub import Hub
+from .readiness import Dispatched
 from .transports.base import Transport
 from .transports.memory import MemorySocket, MemoryTransport, nobody
 

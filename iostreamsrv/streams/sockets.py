@@ -12,8 +12,8 @@ from tornado.ioloop import IOLoop
 from ..errors import CloseReason, ConcurrentConnectError, of_stream, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
 from .core import overridable
-from .hub import READABLE, WRITABLE
 from .lifecycle import BaseIOStream
+from .readiness import READABLE, WRITABLE
 from .served import StreamOwner, StreamSettings
 from .state import CLOSED
 from .transports.base import Transport

@@ -1,34 +1,15 @@
-"""The side of a stream that sends."""
+"""The side of a stream that sends: the writes that users call, and what becomes of them in the end."""
 
 import errno
-import logging
-import sys
-from asyncio import CancelledError, Future
-from collections import deque
-from collections.abc import Callable
-from typing import IO, Any
+from asyncio import Future
+from typing import IO
 
-from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream, reason_for, without_frames
-from ..runtime.futures import set_result
+from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream
 from ..sansio.buffers import WriteBuffer
-from .core import INLINE_BUDGET, StreamCore, fail
+from .core import fail
 from .file_region import FileRegion, check_amount
+from .sending import SendSide
 from .state import CLOSED
-from .transports.custom import CustomTransport
-
-CORK_SIZE = 65536
-"""Corked bytes that are sent without waiting for the end of the hub's run."""
-
-OWN_OUTPUT = 1024
-"""Bytes of a transport's own output that may be stuck, behind what was written perhaps, while reading goes on: some
-dozens of TLS's answers. A peer who sends all before it reads must not be stopped by one of them."""
-
-FUTURE_SIZE = 256
-"""Bytes of memory that the future of a queued write takes, as long as somebody has it."""
-
-OVERHEAD_FREE = 32768
-"""Bytes of futures and the like in a queue that do not count for ``max_write_buffer_size``, so that few writes may fill
-it to the last byte. All others count, or a million writes of one byte each would pass as 1 MB."""
 
 REASONS_WITHOUT_CLOSE_NOTIFY = frozenset({CloseReason.ABORTED, CloseReason.RESET, CloseReason.TLS_ERROR})
 """Reasons to close without a close_notify: the peer is gone, or is to notice that data is missing."""
@@ -37,41 +18,27 @@ MAX_QUEUED_FILES = 16
 """Files that may wait in a queue that has a limit: each takes a descriptor."""
 
 
-_references: Callable[[object], int] = getattr(sys, "getrefcount", lambda _: -1)  # not every Python counts them
-_IN_A_QUEUE = deque([(0, object())])
-_UNREFERENCED = max(0, _references(_IN_A_QUEUE[-1][1]))
-"""References to what is in a queue's last entry, and nowhere else."""
-
-
-class QueuedWrite(Future[Any]):
-    """The future of a queued write. If its wait is cancelled, the `CancelledError` says of which stream it was: for a
-    `TimeoutError` that comes of it to be that stream's."""
-
-    __slots__ = ("_stream_id",)
-
-    def __init__(self, stream: "WriteSide") -> None:
-        super().__init__(loop=stream._hub.loop)
-        self._stream_id = stream.id
-
-    def result(self) -> Any:
-        try:
-            return super().result()
-        except CancelledError as error:
-            of_stream(error, self._stream_id)
-            raise
-
-
-class WriteSide(StreamCore):
-    """Sends at once what the kernel takes, and queues the rest, each write with a future for its last byte.
-
-    ``_write_buffer`` is there only while the kernel has no room, or the stream is not yet connected.
-    """
+class WriteSide(SendSide):
+    """Has every kind of write."""
 
     __slots__ = ()
 
-    def writing(self) -> bool:
-        """Whether written bytes wait to be taken by the kernel."""
-        return self._corked is not None or (self._write_buffer is not None and self._write_buffer.size > 0)
+    # write has four ways out, and the first two are for nearly all writes:
+    #
+    # 1. Corked. Requests wait that have already arrived, on this stream (its buffer is not empty) or on others of the
+    #    loop, so the hub will call uncork soon, and all answers leave in one send. A stream that has begun to cork
+    #    goes on: what is written later must not overtake.
+    # 2. Sent. The kernel takes all of it now.
+    # 3. Sent in part. The rest is queued, with a future for its last byte; the hub is asked for an event when there is
+    #    room.
+    # 4. Queued behind what is queued already, or until the stream is connected.
+    #
+    # In the first two the future is done when it is returned: hub.done() makes one without fields, for a third of what
+    # an asyncio.Future costs. As a writer that awaits it is not suspended, _budget counts these writes, too, and now
+    # and then the future is done one turn later.
+    #
+    # others_pending comes first of the conditions because in debug mode it checks the thread; _write_buffer is looked
+    # at twice because uncork may have found that there is no room, or that the connection is broken.
 
     def write(self, data: bytes | bytearray | memoryview) -> "Future[None]":
         """Write ``data``; the future is done when the kernel has taken all of it, or, corked, at once. ::
@@ -114,52 +81,6 @@ class WriteSide(StreamCore):
             self._wait_for_room()
         return self._queue(data)
 
-    def _cork(self, data: bytes | bytearray | memoryview) -> bool:
-        """Keep ``data`` for the end of the hub's run, if there is one and it is not too much."""
-        hub = self._hub
-        size = self._corked_size + len(data)
-        if not hub.running or not self.cork or size > CORK_SIZE:
-            return False
-        if type(data) is not bytes:
-            data = bytes(data)
-        self._corked_size = size
-        if self._corked is None:
-            self._corked = [data]
-            hub.corked.append(self)
-        else:
-            self._corked.append(data)
-        return True
-
-    def uncork(self) -> None:
-        corked = self._corked
-        if corked is None:
-            return
-        self._corked = None
-        data = corked[0] if len(corked) == 1 else b"".join(corked)
-        self._corked_size = 0
-        sent = self._send(data)
-        if sent < len(data) and self._phase != CLOSED:
-            self._wait_for_room().append(memoryview(data)[sent:])
-            self._committed_until = self.bytes_written + len(data) - sent
-
-    def _queue(self, data: bytes | bytearray | memoryview) -> "Future[None]":
-        assert self._write_buffer is not None
-        self._check_room(self._write_buffer, len(data))
-        self._write_buffer.append(data)
-        return self._future_of_queued()
-
-    def _check_room(self, output: WriteBuffer, size: int) -> None:
-        """:raises StreamBufferFullError: so many bytes more are too much."""
-        limit = self.max_write_buffer_size
-        queued = output.size - output.in_files
-        if limit is None or not queued:
-            return
-        overhead = output.overhead + FUTURE_SIZE * len(self._unsent_futures or ())
-        queued += max(0, overhead - OVERHEAD_FREE)
-        if queued + size > limit:
-            text = f"Reached maximum write buffer size: {queued} of {limit} bytes are queued"
-            raise of_stream(StreamBufferFullError(text, "write"), self.id)
-
     def write_shared(self, data: bytes) -> None:
         """:meth:`write` for somebody who writes the same to many streams and waits for none: what waits costs each of
         them a reference."""
@@ -168,10 +89,6 @@ class WriteSide(StreamCore):
         else:
             self._check_room(self._write_buffer, len(data))
             self._write_buffer.append(data)
-
-    def queued_writes(self) -> list[Future[Any]]:
-        """See `ServedStream`."""
-        return [future for _, future, _ in self._unsent_futures or ()]
 
     def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> "Future[int]":
         """Send a part of a file, after all that was written before and ahead of all that is written later.
@@ -277,182 +194,7 @@ class WriteSide(StreamCore):
                     return self._hub.done()
         return self.drain()
 
-    def _send(self, data: bytes | bytearray | memoryview) -> int:
-        """How many bytes the kernel took now. An error closes the stream.
-
-        A user's write_to_fd may raise anything: that must not keep other streams from being uncorked.
-        """
-        try:
-            sent = self._io.send(data)
-        except BlockingIOError:
-            return 0
-        except Exception as error:
-            self._send_failed(error)
-            return 0
-        self.bytes_written += sent
-        hub = self._hub
-        self._sent_at = hub.now if hub.running else hub.time()
-        return sent
-
-    def _send_failed(self, error: Exception) -> None:
-        reason = reason_for(error)
-        if reason is not CloseReason.RESET:
-            self._report("error", logging.WARNING, f"Write error on {self.fileno()}: {error}", reason, error)
-        self._rescue_input()
-        self._corked = self._write_buffer = None
-        self.terminate(reason, without_frames(error))
-
-    def _rescue_input(self) -> None:
-        """Bytes that came before the connection broke are still to be read."""
-        raise NotImplementedError
-
-    def _wait_for_room(self) -> WriteBuffer:
-        """Where to queue what the kernel has no room for; _flush goes on with it."""
-        if self._write_buffer is None:
-            self._write_buffer = WriteBuffer()
-        # Each time anew, so that it is reported also if there is room by now, or always was (somebody's own write_to_fd
-        # may take less than it could): then there is no edge to come.
-        self._reads_watched = self._hub.watch_writes(self) or self._reads_watched
-        return self._write_buffer
-
-    def _future_of_queued(self, region: FileRegion | None = None, remaining: int = 0) -> "Future[Any]":
-        """Done when all that is queued now has left, but for ``remaining`` bytes; for a file's last byte, with how many
-        there were."""
-        assert self._write_buffer is not None
-        future = QueuedWrite(self)
-        futures = self._unsent_futures
-        if futures is None:
-            futures = self._unsent_futures = deque()
-        elif futures and _references(futures[-1][1]) == _UNREFERENCED and not futures[-1][1]._callbacks:
-            futures.pop()  # its caller does not wait for it, and could queue thousands like it
-        at = self.bytes_written + self._write_buffer.size - remaining
-        place = len(futures)
-        while remaining and place and futures[place - 1][0] > at:
-            place -= 1
-        futures.insert(place, (at, future, region))
-        return future
-
-    def _flush(self) -> None:
-        """Send what is queued, as far as the kernel takes it."""
-        output = self._write_buffer
-        assert output is not None
-        while output.size and self._send_first(output):
-            pass
-        if self._write_buffer is not output:
-            return  # an error closed the stream
-        if output.size or (self._layered and self._transport_has_output()):
-            self._wait_for_room()
-        else:
-            self._write_buffer = None
-        self._settle_writes()
-        if self._write_buffer is None:
-            self._all_sent()
-        if self._held_back and self._phase != CLOSED:
-            self._resume_receiving()
-
-    def _transport_has_output(self) -> bool:
-        """Whether something waits for room that nobody has written: what TLS sends by itself."""
-        try:
-            return not self._transport.flush()
-        except OSError as error:
-            self._send_failed(error)
-            return False
-
-    def _resume_receiving(self) -> None:
-        """Go on receiving, if what the transport itself has to send has left."""
-        if self._write_buffer is None or self._transport.own_output() <= OWN_OUTPUT:
-            self._held_back = False
-            self._hub.dispatch_again(self)
-
-    def _send_first(self, output: WriteBuffer) -> bool:
-        """Send what is first in the queue; whether it is worth trying the next."""
-        first = output.peek()
-        if not isinstance(first, memoryview):
-            assert isinstance(first, FileRegion)
-            return self._send_from_file(output, first)
-        with first:
-            sent = self._send(first)
-        if sent:
-            output.advance(sent)
-        return sent > 0
-
-    def _send_from_file(self, output: WriteBuffer, region: FileRegion) -> bool:
-        sender = self._io if isinstance(self._io, CustomTransport) else self._transport  # a socket has no such sendfile
-        size = min(region.left, sender.file_chunk if region.fd >= 0 else CORK_SIZE)
-        try:
-            sent = sender.sendfile(region, size)
-        except BlockingIOError:
-            return False
-        except Exception as error:
-            self._send_failed(error)
-            return False
-        if sent is None:
-            missing = output.skip_file()
-            # Whatever is queued behind it leaves that much earlier.
-            self._unsent_futures = deque((at - missing, future, of) for at, future, of in self._unsent_futures or ())
-            return True
-        self.bytes_written += sent
-        output.advance(sent)
-        return sent == size and self._hub.within_slice()
-
-    def _must_yield(self) -> bool:
-        """Whether a write that is done lets its writer wait for the loop's next turn, when it has done many in a row.
-
-        In an old turn that is every 16th: a handler that awaits none of them would fill the memory with futures. It
-        waits when it reads.
-        """
-        return not self._has_budget() and self._budget % INLINE_BUDGET == 0
-
-    def _done_next_turn(self, result: Any = None) -> "Future[Any]":
-        """For a write that is done: a future that lets the loop have a turn first."""
-        future: Future[Any] = Future(loop=self._hub.loop)
-        self._call_soon(self._end_turn, future, result)
-        return future
-
-    def _end_turn(self, future: "Future[Any]", result: Any) -> None:
-        self._budget = INLINE_BUDGET
-        set_result(future, result)
-
-    def send_progress(self) -> int:
-        """Grows whenever the peer takes something of what is queued, as far as the transport can tell."""
-        return self.bytes_written - self._transport.untaken()
-
-    def unacknowledged(self) -> int:
-        """Bytes that the kernel has taken, and that would be lost if the peer broke the connection now."""
-        return self._transport.unsent()
-
-    def _settle_writes(self) -> None:
-        futures = self._unsent_futures
-        while futures and futures[0][0] <= self.bytes_written:
-            _, future, region = futures.popleft()
-            set_result(future, None if region is None else region.sent)
-        if not futures:
-            self._unsent_futures = None
-
-    def _all_sent(self) -> None:
-        if self._sending_eof and self._phase != CLOSED:
-            self._try_shutdown_writes()
-        self._close_if_ended()
-
-    def _close_if_ended(self) -> None:
-        """Once all has been sent the peer's end is that of the stream, or, where it may be half open, both ends are."""
-        if self._eof is None or self._write_buffer is not None or self._phase:
-            return
-        if self._sending_eof or not self.allow_half_open:
-            self.terminate(self._eof)
-
-    def _shutdown_writes(self) -> None:
-        if not self._transport.shutdown_write():
-            self._wait_for_room()  # _flush goes on with it, and comes back here
-
-    def _try_shutdown_writes(self) -> None:
-        try:
-            self._shutdown_writes()
-        except OSError as error:
-            # ENOTCONN: the connection is gone. (Elsewhere it may also mean that there never was one.)
-            reason = CloseReason.RESET if error.errno == errno.ENOTCONN else reason_for(error)
-            self._rescue_input()
-            self.terminate(reason, without_frames(error))
+    # ---- when the stream is closed
 
     def _fail_writes(self) -> None:
         futures = self.queued_writes()

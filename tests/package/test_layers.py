@@ -180,8 +180,8 @@ already, without making one. mockclock: the timers of a loop whose clock a test 
 
 WITHIN_STREAMS = {
     "iostream": {"_begin_handshake", "_prepare", "_remote_address", "_start"},
-    "streams.reading": {"_hub"},
-    "streams.writing": {"_hub"},
+    "streams.pending": {"_hub"},
+    "streams.sending": {"_hub"},
     "streams.sockets": {"_data", "_start"},
 }
 """What is still used of another stream, or by the parts of one."""

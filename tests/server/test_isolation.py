@@ -1216,7 +1216,7 @@ INHERITING = {
     "styles.blocking._serve_handle",
     "styles.pool.call",
     # that of the code that waits for it, and for no longer
-    "streams.hub._supports_eager_wakeup",
+    "streams.wakeup._supports_eager_wakeup",
     "runtime.running._reloads",
     "runtime.running._until_signal",
     "runtime.running.on_hangup",

@@ -13,7 +13,8 @@ import pytest
 
 from iostreamsrv import CloseReason, IOStream, StreamTimeoutError, TCPServer
 from iostreamsrv.iostream import SSLIOStream
-from iostreamsrv.streams import lifecycle, progress
+from iostreamsrv.streams import closing as ends
+from iostreamsrv.streams import progress
 from iostreamsrv.testing import MockClock
 from tests.support.engines import on_every_loop
 from tests.support.peers import Cut, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts
@@ -365,7 +366,7 @@ async def test_a_peer_that_goes_on_sending_is_lingered_for(monkeypatch: pytest.M
 
 @pytest.mark.gen_test
 async def test_a_peer_that_goes_on_sending_does_not_keep_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "LINGER_TIME", 0.3)
+    monkeypatch.setattr(ends, "LINGER_TIME", 0.3)
     ours, theirs = tcp_pair()
     stream, peer = IOStream(ours), Peer(theirs)
     stream.linger = 0.1

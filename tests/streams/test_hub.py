@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOLoop, IOStream
-from iostreamsrv.streams import hub
-from iostreamsrv.streams.hub import resolve_now
+from iostreamsrv.streams import hub, wakeup
+from iostreamsrv.streams.wakeup import resolve_now
 from tests.support.engines import on_every_engine
 from tests.support.leaks import open_descriptors
 from tests.support.peers import MakePair, Peer
@@ -50,7 +50,7 @@ async def test_the_one_task_that_waits_is_stepped_at_once(future: "asyncio.Futur
 
     task = asyncio.create_task(waiter())
     await turns(1)
-    assert hub.EAGER_WAKEUP
+    assert wakeup.EAGER_WAKEUP
     assert await outside_any_task(completed_before, future, happened) == ["result"]
     await task
 
@@ -59,7 +59,7 @@ async def test_the_one_task_that_waits_is_stepped_at_once(future: "asyncio.Futur
 async def test_without_immediate_wake_ups_the_task_gets_its_result_later(
     future: "asyncio.Future[Any]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "EAGER_WAKEUP", False)
+    monkeypatch.setattr(wakeup, "EAGER_WAKEUP", False)
     happened: list[str] = []
 
     async def waiter() -> None:
@@ -132,7 +132,7 @@ async def test_a_task_written_in_python_is_woken_as_usual(future: "asyncio.Futur
 async def test_streams_work_without_immediate_wake_ups(
     stream: IOStream, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "EAGER_WAKEUP", False)
+    monkeypatch.setattr(wakeup, "EAGER_WAKEUP", False)
 
     async def echo() -> None:
         for _ in range(20):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError
-from iostreamsrv.streams import lifecycle
+from iostreamsrv.streams import closing as ends
 from tests.support.engines import on_every_stream
 from tests.support.peers import MakePair, Peer, tcp_pair
 from tests.support.waiting import eventually, fill, turns
@@ -154,7 +154,7 @@ async def test_aclose_does_not_wait_for_ever_for_a_peer_who_stays(stream: IOStre
 async def test_aclose_stops_receiving_from_a_peer_who_does_not_stop_sending(
     stream: IOStream, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "LINGER_BYTES", 1 << 20)
+    monkeypatch.setattr(ends, "LINGER_BYTES", 1 << 20)
     closing = asyncio.create_task(stream.aclose())
     with pytest.raises(ConnectionError):
         while True:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Self
 
 from ..file_region import FileRegion
-from ..hub import HANGUP, READABLE, WRITABLE
+from ..readiness import HANGUP, READABLE, WRITABLE
 from .base import Transport
 from .socket import SocketTransport
 

@@ -1,0 +1,219 @@
+"""How a stream ends, whoever ends it, and how it is closed in order."""
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable
+from contextvars import Context
+
+from ..errors import CloseReason, StreamTimeoutError, without_frames
+from ..options import WRITE_TIMEOUT
+from ..sansio.reads import Discard
+from .progress import ProgressWatch
+from .readiness import BROKEN, READABLE, WRITABLE
+from .reading import ReadSide
+from .state import CLOSED, CLOSING
+
+LINGER_BYTES = 1 << 26
+"""For how many bytes ``aclose()`` goes on receiving after its half-close. Closing a socket with unread input makes the
+kernel send a reset, which can destroy the last reply on its way (nginx: lingering_close). A client that uploads a file
+often reads the answer, that it was refused, only when it has sent all of it."""
+
+LINGER_TIME = 30.0
+"""Seconds for which a peer that goes on sending keeps a stream open that has sent its last byte (nginx:
+lingering_time)."""
+
+TOO_SLOW = frozenset({CloseReason.WRITE_TIMEOUT, CloseReason.MIN_RATE})
+"""Ends of a stream whose peer did not take what was sent to it."""
+
+
+class CloseSide(ReadSide):
+    """Closes. All ends meet in :meth:`terminate`, which keeps the first reason."""
+
+    __slots__ = ()
+
+    def _dispatch_not_open(self, events: int) -> None:
+        if self._phase == CLOSED:
+            if events & (WRITABLE | BROKEN):
+                self._flush_committed()
+        elif events != READABLE:  # that alone is somebody who asked for another dispatch
+            self._connected(events)
+
+    def _connected(self, events: int) -> None:
+        raise NotImplementedError
+
+    # ---- in order: all that is queued is sent, and the peer has time to read it
+
+    def _begin_closing(self, reason: CloseReason) -> None:
+        """From now on nothing more is read or written. :meth:`_finish_closing` has to follow."""
+        self._closing = self._hub.loop.create_future()
+        self._phase = CLOSING
+        self.close_reason = reason
+        self._fail_read(self._closed_error("read"))
+
+    def close_in_background(self, reason: CloseReason) -> "asyncio.Task[None] | None":
+        """See `ServedStream`."""
+        if self.close_reason is not None:
+            return None
+        self._begin_closing(reason)
+        task = self._hub.loop.create_task(self._finish_closing(), context=Context())
+        # A task that is cancelled before its first step, as at the end of a loop, closes nothing.
+        task.add_done_callback(
+            lambda _: None if self._phase == CLOSED else self.close_or_abort(reason), context=Context()
+        )
+        return task
+
+    async def _finish_closing(self, timeout: float | None = None) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._deliver()
+        except TimeoutError:
+            self._aclose_timed_out(timeout or 0)
+        except OSError:
+            pass
+        finally:
+            self.close_or_abort(CloseReason.LOCAL)
+
+    async def _deliver(self) -> None:
+        """Send what is queued and the end, and let the peer read it."""
+        if self._hub.inherited:
+            return
+        self.uncork()
+        if self._write_buffer is not None:
+            self._watch_progress()
+        await self.drain()
+        if self._transport.has_half_close and self.linger and not self._eof and self._phase != CLOSED:
+            if not self._sending_eof:
+                self._shutdown_writes()
+                self._sending_eof = True
+            await self._linger()
+
+    async def _linger(self) -> None:
+        """Receive, and throw it away, until the peer ends its side, or has had all for long enough."""
+        discard = Discard(self._buffer, LINGER_BYTES)
+        late = self._hub.time() + LINGER_TIME
+        while self._phase != CLOSED:
+            received = self.receive_progress()
+            try:
+                await self._begin_read(discard, self.linger)
+                return
+            except StreamTimeoutError:
+                if self._is_sending():
+                    self._watch_progress()
+                    late = self._hub.time() + LINGER_TIME
+                elif self.receive_progress() == received or self._hub.time() > late:
+                    return
+
+    def has_lingered(self, seconds: float) -> bool:
+        """Whether the peer has had all, and not ended its side, for so long."""
+        return (
+            isinstance(self._read, Discard) and self._hub.time() - self._read_since > seconds and not self._is_sending()
+        )
+
+    def _is_sending(self) -> bool:
+        """Whether the peer has not taken all yet."""
+        return self._write_buffer is not None or self.unacknowledged() > 0
+
+    def _aclose_timed_out(self, seconds: float) -> None:
+        """An ``aclose()`` has not been done in its time."""
+        error = StreamTimeoutError("write", seconds, f"not sent within {seconds:g} s") if self._loses_bytes() else None
+        if error is not None:
+            self.abort_with(CloseReason.WRITE_TIMEOUT, error)
+        else:
+            self.terminate(CloseReason.LOCAL)
+
+    # ---- given up
+
+    def _watch_progress(self) -> None:
+        if self._progress_watch is None:
+            self._progress_watch = ProgressWatch(self)
+
+    def _write_timeout(self) -> float | None:
+        """For the watch."""
+        if self.own_timeouts is not None and "write" in self.own_timeouts:
+            return self.own_timeouts["write"]
+        return WRITE_TIMEOUT if self._owner is None else self._owner.write_timeout
+
+    def _peer_too_slow(self, reason: CloseReason, error: StreamTimeoutError) -> None:
+        """For the watch: end a stream that was closed in order, or closed and owes something still."""
+        text = f"closing a connection before its peer has all that was sent: {error}"
+        self._report("limit", logging.WARNING, text, reason, error)
+        self.abort_with(reason, error)
+
+    def abort_with(self, reason: CloseReason, error: BaseException | None = None) -> None:
+        """End the stream now, with a reset where the transport has one: the peer must not take it for the end."""
+        self._corked = None
+        self._request_reset()
+        if reason in TOO_SLOW:
+            self.close_reason = reason  # it was to end in another way, and did not
+        if self._phase == CLOSED:
+            self.error = self.error or error
+            return self.discard_output()
+        self._write_buffer = None
+        self.terminate(reason, error)
+
+    def close_or_abort(self, reason: CloseReason) -> None:
+        """Close the stream; if something that was written is lost by that, so that the peer notices."""
+        if self._loses_bytes():
+            self.abort_with(self.close_reason or reason)
+        else:
+            self.terminate(reason)
+
+    # ---- now
+
+    def terminate(self, reason: CloseReason, error: BaseException | None = None) -> None:
+        """Every stream ends here, whoever ended it."""
+        self._hub.check()
+        if self._hub.inherited:
+            self.forget_output()
+        if self._corked is not None:
+            self.uncork()  # which may find the stream broken, and close it
+        if self._phase == CLOSED:
+            return
+        self._phase = CLOSED
+        self._readable = False
+        self.close_reason = self.close_reason or reason
+        self.error = error
+        if self._hub.loop.is_closed():
+            self._forget_all()  # nobody can be told, and nothing more be sent
+        self._finish_read_at_eof(error)
+        self._drop_uncommitted()
+        self._fail_writes()
+        if self._write_buffer is not None or not self._finish_close():
+            self._watch_progress()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+        if self._closing is not None and not self._closing.done() and not self._hub.loop.is_closed():
+            self._closing.set_result(None)
+        if self._close_callback is not None:
+            self._run_close_callback()
+
+    def _forget_all(self) -> None:
+        self._forget_read()
+        self._write_buffer = None
+        self._unsent_futures = None
+        self._connect_future = None
+
+    def _close_descriptor(self) -> None:
+        if self._progress_watch is not None:
+            self._progress_watch.stop()
+        try:
+            self._hub.unwatch(self)
+            self.close_fd()
+        except Exception as error:  # close_fd() may be a user's own
+            if not isinstance(error, OSError) or error.errno != errno.EBADF:  # that is closed, as it was to be
+                text = f"error on close: {error!r}"
+                self._report("error", logging.WARNING, text, self.close_reason, without_frames(error))
+        finally:
+            if self._owner is not None:
+                owner, self._owner = self._owner, None
+                owner.stream_closed(self)
+
+    def _run_close_callback(self) -> None:
+        registered, self._close_callback = self._close_callback, None
+        if registered is not None and not self._hub.loop.is_closed():
+            context, callback = registered
+            self._hub.loop.call_soon(self._call_close_callback, callback, context=context)
+
+    def _call_close_callback(self, callback: Callable[[], None]) -> None:
+        self.io_loop._run_callback(callback)  # the watchdog sees from this frame whose it is
