@@ -1,6 +1,6 @@
-"""Fixtures for pytest, for whoever asks for them: ``pytest_plugins = ["iostreamsrv.pytest_plugin"]`` in conftest.py.
+"""Fixtures for pytest. To use them, write ``pytest_plugins = ["iostreamsrv.pytest_plugin"]`` in conftest.py.
 
-They need a fixture ``io_loop``, which pytest-tornado has.
+They need a fixture ``io_loop``, which pytest-tornado provides.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ __all__ = ["memory_streams", "serve", "unused_port"]
 
 @pytest.fixture
 def memory_streams(io_loop: IOLoop) -> Iterator[tuple[IOStream, IOStream]]:
-    """Two streams that are connected in memory, see `memory_stream_pair`; closed when the test ends."""
+    """Two streams connected in memory, see `memory_stream_pair`. They are closed after the test."""
     pair = memory_stream_pair()
     yield pair
     for stream in pair:
@@ -29,7 +29,7 @@ def memory_streams(io_loop: IOLoop) -> Iterator[tuple[IOStream, IOStream]]:
 
 @pytest.fixture
 def unused_port() -> Iterator[tuple[socket.socket, int]]:
-    """A listening socket and its port, see `bind_unused_port`; closed when the test ends."""
+    """A listening socket and its port, see `bind_unused_port`. The socket is closed after the test."""
     listener, port = bind_unused_port()
     yield listener, port
     listener.close()
@@ -37,9 +37,9 @@ def unused_port() -> Iterator[tuple[socket.socket, int]]:
 
 @pytest.fixture
 def serve(io_loop: IOLoop) -> Iterator[Callable[[TCPServer], Any]]:
-    """A function that has a server listen on a free port of 127.0.0.1, and gives its address: ``(host, port)``.
+    """A function that starts a server on a free port of 127.0.0.1 and returns its address: ``(host, port)``.
 
-    When the test ends, all servers it was given are stopped, and their handlers and streams ended.
+    After the test, all these servers are stopped, their handlers cancelled and their streams closed.
     """
     loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
     serving: list[tuple[TCPServer, asyncio.Task[None]]] = []
