@@ -77,7 +77,7 @@ class Outbox:
             return
         data, self._waiting = self._waiting, bytearray()
         try:
-            # Even if earlier data is queued there: after the peer's EOF, a stream closes itself when its queue is empty.
+            # Even if earlier data is queued there: after the peer's EOF, an empty queue closes the stream.
             future = self._stream.write(data)
         except StreamClosedError:
             self._written += len(data)

@@ -1227,6 +1227,10 @@ INHERITING = {
     "pytest_plugin.start",
     "tcpclient._begin_next",
     "testing.running",
+    # these call LoopThread.call_soon, which runs what it gets in an empty context
+    "styles.blocking.handle.__del__",
+    "styles.blocking.handle.close",
+    "styles.blocking.loop_thread._wait_for",
     # called from LoopThread._work or an outbox's flush, which have an empty one; or merely set an event
     "styles.blocking.loop_thread.begin",
     "styles.blocking.loop_thread.stop",
