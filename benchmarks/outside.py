@@ -38,7 +38,7 @@ def parser(about: str | None, servers: Servers) -> argparse.ArgumentParser:
 
 
 def begin(arguments: argparse.Namespace, servers: Servers, tool: str, package: str) -> Cores | None:
-    """Pick the cores, and move this process to the load's core. In a server process: serve, and return None at the end."""
+    """Pick the cores, and move this process to the load's core. In a server process: serve, then return None."""
     allow_files()
     if arguments.serve:
         logging.disable(logging.WARNING)
