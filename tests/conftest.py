@@ -108,12 +108,14 @@ def io_loop(engine: str) -> Iterator[IOLoop]:
 
 
 @pytest.fixture
-def clock(io_loop: IOLoop, engine: str) -> Iterator[MockClock | None]:
+def clock(io_loop: IOLoop, engine: str, request: pytest.FixtureRequest) -> Iterator[MockClock | None]:
     """Time that passes at once: when the loop is idle it jumps to its next timer. None on uvloop, where time is real.
 
-    For tests whose servers and clients are in their own loop. The time limit of the test stays in real time.
+    For tests whose servers and clients are in their own loop. Threads and other processes, and what the kernel puts off
+    (an ACK comes up to 40 ms late), need time that is real: ``@pytest.mark.real_time("why")`` leaves it so. The time
+    limit of the test is real in any case.
     """
-    if engine == "uvloop":
+    if engine == "uvloop" or request.node.get_closest_marker("real_time"):
         yield None
         return
     loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]

@@ -363,7 +363,11 @@ class Clients:
         try:
             result = self._server.handle_close(stream, stream.close_reason)
             if result is not None:
-                self._keep(stream._hub.loop.create_task(self._closed(stream, _coroutine(result))))
+                handling = _coroutine(result)
+                closed = stream._hub.loop.create_task(self._closed(stream, handling))
+                # A task that is cancelled before its first step, as at the end of a loop, would never await it.
+                closed.add_done_callback(lambda _: handling.close())
+                self._keep(closed)
         except (Exception, asyncio.CancelledError) as error:
             self._raised("handle_close", stream, error)
 

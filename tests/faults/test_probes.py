@@ -27,7 +27,17 @@ def enough_descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("probe", PROBES, ids=[probe.name for probe in PROBES])
+LONG = {"slow reader", "KeyUpdate flood", "renegotiation flood"}
+"""Probes that take seconds, and that tests of the first tier cover in another way."""
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        pytest.param(probe, id=probe.name, marks=() if probe.name in LONG else pytest.mark.first_tier)
+        for probe in PROBES
+    ],
+)
 def test_ours_reaches_the_thresholds(probe: Probe) -> None:
     assert probe.missed(probe.tried(full=ALL)) == {}
 

@@ -76,6 +76,7 @@ def outcome(process: "subprocess.Popen[bytes]", rest: bytes | None = None) -> tu
     return process.returncode, said, complaint
 
 
+@pytest.mark.first_tier
 def test_each_line_is_answered_before_the_next_is_typed(echo: tuple[str, int]) -> None:
     with client(echo) as process:
         assert ask(process, b"hello\n") == b"hello\n"

@@ -143,6 +143,8 @@ def test_a_program_of_the_docs_prints_what_they_show(block: Block, tmp_path: Pat
 
 @each("tests")
 def test_the_tests_in_the_docs_pass(block: Block, tmp_path: Path) -> None:
+    if "mark.asyncio" in block.source:  # tests/test_testing_plugins.py runs it as well, in a venv that has the plugin
+        pytest.importorskip("pytest_asyncio")
     script, _ = pasted(block, tmp_path)
     outcome = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", script.name], tmp_path)
     assert outcome.returncode == 0, outcome.stdout

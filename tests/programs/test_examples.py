@@ -43,7 +43,7 @@ def test_the_readme_tells_of_every_example() -> None:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.first_tier), signal.SIGINT])
 def test_a_signal_ends_an_example_with_exit_code_0_and_no_complaint(name: str, number: int) -> None:
     with start(name) as program:
         assert program.end(number) == ENDED_WELL

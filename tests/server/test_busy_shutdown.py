@@ -23,7 +23,7 @@ from tests.support.programs import printed, program
 from tests.support.servers import Echo, Serving, answers
 from tests.support.waiting import PATIENCE, eventually, turns
 
-pytestmark = on_every_loop
+pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]
 
 IDLE = 0.2
 """``drain_idle`` of these servers."""
@@ -117,9 +117,9 @@ async def asking(address: Any, think: float, **options: Any) -> AsyncIterator[li
 
 
 async def timed_shutdown(server: TCPServer) -> float:
-    began = time.monotonic()
+    began = asyncio.get_running_loop().time()
     await server.shutdown()
-    return time.monotonic() - began
+    return asyncio.get_running_loop().time() - began
 
 
 # ---- who asks again at once
@@ -176,6 +176,7 @@ async def test_no_busy_http_client_is_cut_and_none_keeps_the_server(serving: Ser
     assert server.conn_params.no_keep_alive is False, "for the next time"
 
 
+@pytest.mark.real_time("the kernel acknowledges late")
 @pytest.mark.gen_test
 async def test_a_request_that_was_pipelined_behind_the_last_one_is_not_begun(serving: Serving) -> None:
     server = serving.started(Working())
@@ -304,6 +305,7 @@ async def test_the_handler_learns_that_it_was_the_shutdown(serving: Serving) -> 
     assert {(error.reason, error.operation) for error in errors} == {("shutdown", "read")}
 
 
+@pytest.mark.real_time("the kernel acknowledges late")
 @pytest.mark.gen_test
 async def test_a_client_that_stays_after_the_end_keeps_nobody(serving: Serving) -> None:
     server = serving.started(Working(linger=20))
@@ -338,6 +340,7 @@ async def test_a_handler_that_goes_on_after_the_shutdown_reads_as_before(serving
 # ---- the other styles
 
 
+@pytest.mark.real_time("threads")
 @pytest.mark.parametrize("kind", ["function", "coroutine"])
 @pytest.mark.gen_test(timeout=60)
 async def test_busy_clients_of_a_callback_server_do_not_keep_it(serving: Serving, kind: str) -> None:
@@ -418,6 +421,7 @@ def stopped_under_floods(port: int, taken: list[int], stop: Callable[[], None]) 
         return took, printed(clients)
 
 
+@pytest.mark.real_time("threads")
 @pytest.mark.parametrize("kind", ["callback", "coroutine", "queue"])
 @pytest.mark.gen_test(timeout=60)
 async def test_clients_that_send_all_the_time_do_not_keep_a_server_of_another_style(
@@ -460,6 +464,7 @@ async def test_clients_that_send_all_the_time_do_not_keep_a_server_of_another_st
     await loop.shutdown_default_executor()
 
 
+@pytest.mark.real_time("threads")
 @pytest.mark.gen_test(timeout=60)
 async def test_a_thread_that_has_answered_and_receives_again_learns_of_the_end() -> None:
     errors: list[OSError] = []
@@ -512,6 +517,7 @@ class Message(tornado.websocket.WebSocketHandler):
         await self.write_message(message)
 
 
+@pytest.mark.real_time("a thread resolves names")
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "with a message in hand"])
 @pytest.mark.gen_test
 async def test_websockets_get_1001_after_the_answer_in_hand(serving: Serving, busy: bool) -> None:

@@ -1223,6 +1223,7 @@ INHERITING = {
     "ioloop.reload",
     "ioloop._until_signal",
     "netutil.resolve",
+    "pytest_plugin._serve",
     "pytest_plugin.serve",
     "pytest_plugin.start",
     "tcpclient._begin_next",

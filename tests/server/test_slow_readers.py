@@ -14,12 +14,13 @@ import pytest
 from iostreamsrv import CloseReason, IOStream, StreamTimeoutError, TCPServer
 from iostreamsrv.iostream import SSLIOStream
 from iostreamsrv.streams import lifecycle, progress
+from iostreamsrv.testing import MockClock
 from tests.support.engines import on_every_loop
 from tests.support.peers import Cut, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts
 from tests.support.servers import Serving
 from tests.support.waiting import eventually, fill
 
-pytestmark = on_every_loop
+pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]
 
 WRITE_TIMEOUT = 0.4
 
@@ -72,10 +73,10 @@ async def connect(serving: Serving, server: TCPServer, tls: bool, room: int = 65
 async def read_slowly(peer: Peer, seconds: float) -> bytearray:
     """All of it, a little each time, so that it takes so long."""
     received = bytearray()
-    began = time.monotonic()
+    began = asyncio.get_running_loop().time()
     while chunk := await peer.receive_some(100_000):
         received += chunk
-        await asyncio.sleep(max(0.0, began + seconds * len(received) / SIZE - time.monotonic()))
+        await asyncio.sleep(max(0.0, began + seconds * len(received) / SIZE - asyncio.get_running_loop().time()))
     return received
 
 
@@ -94,9 +95,9 @@ async def test_a_client_that_reads_slowly_gets_all_that_was_written(
     server = serving.started(Sending(tls))
     peer = await connect(serving, server, tls)
     peer.send(b"please\n")
-    began = time.monotonic()
+    began = asyncio.get_running_loop().time()
     assert len(await read_slowly(peer, 4 * WRITE_TIMEOUT)) == SIZE
-    assert time.monotonic() - began > 3 * WRITE_TIMEOUT
+    assert asyncio.get_running_loop().time() - began > 3 * WRITE_TIMEOUT
     peer.close()
     await eventually(lambda: server.ends)
     assert server.ends == [("local", None)]
@@ -134,7 +135,9 @@ async def test_a_stream_without_a_server_waits_for_its_peer_as_well() -> None:
 
 
 @pytest.mark.gen_test
-async def test_a_pause_of_the_process_is_not_the_peers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pause_of_the_process_is_not_the_peers_fault(
+    clock: MockClock | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, theirs = tcp_pair()
     stream, peer = IOStream(ours), Peer(theirs)
     monkeypatch.setattr(progress, "SLEPT", 0.05)
@@ -142,13 +145,14 @@ async def test_a_pause_of_the_process_is_not_the_peers_fault(monkeypatch: pytest
     count = fill(stream)
     closing = asyncio.create_task(stream.aclose())
     await asyncio.sleep(0)
-    time.sleep(2 * WRITE_TIMEOUT)
+    (time.sleep if clock is None else clock.block)(2 * WRITE_TIMEOUT)
     assert len(await peer.receive_all()) == count
     peer.close()
     await closing
     assert stream.close_reason == "local"
 
 
+@pytest.mark.real_time("the kernel acknowledges late")
 @OVER_BOTH
 @pytest.mark.gen_test
 async def test_a_client_that_has_all_and_stays_is_not_blamed(
@@ -176,9 +180,9 @@ async def test_who_takes_nothing_of_the_last_words_gets_a_reset_which_is_said(
     peer = await connect(serving, server, tls)
     peer.send(b"please\n")
     await server.sent.wait()
-    began = time.monotonic()
+    began = asyncio.get_running_loop().time()
     await eventually(lambda: server.ends)
-    assert WRITE_TIMEOUT / 2 < time.monotonic() - began < WRITE_TIMEOUT + 2
+    assert WRITE_TIMEOUT / 2 < asyncio.get_running_loop().time() - began < WRITE_TIMEOUT + 2
     ((reason, error),) = server.ends
     assert reason == "write_timeout"
     assert isinstance(error, StreamTimeoutError)
@@ -213,13 +217,14 @@ class Dripping(IOStream):
     taken_at = 0.0
 
     def write_to_fd(self, data: bytes | bytearray | memoryview) -> int | None:  # type: ignore[override]
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         if now < self.taken_at + 0.02:
             return 0
         self.taken_at = now
         return self.socket.send(data[:1])
 
 
+@pytest.mark.real_time("it is writable all the time, so the loop is never idle")
 @pytest.mark.gen_test
 async def test_who_takes_a_byte_now_and_then_is_given_up_for_its_rate(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

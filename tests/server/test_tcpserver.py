@@ -1,6 +1,7 @@
 """`TCPServer`: listening, handling, ending."""
 
 import asyncio
+import gc
 import logging
 import socket
 from collections.abc import Awaitable
@@ -610,3 +611,21 @@ async def test_every_pipelined_line_is_answered_before_the_end(serving: Serving,
     peer.send(lines)
     peer.half_close()
     assert await peer.receive_all() == lines
+
+
+def test_a_handle_close_that_the_end_of_the_loop_overtakes_is_cancelled_like_any_task() -> None:
+    class Server(Echo):
+        async def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
+            raise AssertionError("there was no time for it")
+
+    async def main() -> None:
+        server = Server()
+        server.listen(0, "127.0.0.1")
+        with socket.create_connection(server.addresses[0]):
+            await eventually(lambda: len(server.streams) == 1)
+            (stream,) = server.streams
+            server.stop()
+            asyncio.get_running_loop().call_soon(stream.close)  # in the last turn of the loop
+
+    asyncio.run(main())
+    gc.collect()  # a coroutine that was never awaited warns here

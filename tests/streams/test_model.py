@@ -26,7 +26,7 @@ from tests.support.leaks import open_descriptors
 from tests.support.peers import Cut, Peer, TLSPeer, tcp_pair, tls_pair
 from tests.support.waiting import turns
 
-CASES = 2000 if os.environ.get("IOSTREAMSRV_ALL") == "1" else 200
+CASES = 2000 if os.environ.get("IOSTREAMSRV_ALL") == "1" else 60
 
 SOON = 0.002
 """Seconds: the timeouts of reads. Whether one passes before the bytes are there is left to chance."""
