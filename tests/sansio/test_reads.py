@@ -386,7 +386,7 @@ def test_match_lets_through_what_ends_the_program(kind: type[BaseException]) -> 
 @pytest.mark.parametrize("consumed", [-1, 4, 1.0, "1", True])
 def test_match_must_consume_what_there_is(consumed: Any) -> None:
     buffer = filled(b"abc")
-    with pytest.raises(ReadFailed, match="must be 0 to 3, as many bytes") as failed:
+    with pytest.raises(ReadFailed, match="must be 0 to 3, the number of") as failed:
         ReadMatch(lambda _: (consumed, None)).take(buffer)
     assert isinstance(failed.value.error, OptionError)
     assert rest(buffer) == b"abc"
