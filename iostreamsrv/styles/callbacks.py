@@ -75,7 +75,7 @@ class CallbackServer(TCPServer):
         super().__init__(*arguments, **keywords)
         interval = self.tick_interval if tick_interval is None else tick_interval
         self.tick_interval = check_optional_timeout("tick_interval", interval)
-        self._sessions: dict[int, Session] = {}
+        self._client_sessions: dict[int, Session] = {}
         self._ticking: object | None = None
         self._unstarted: list[tuple[Context, Awaitable[None]]] = []
         self.events.subscribe(self._listening, "listen")
@@ -138,7 +138,7 @@ class CallbackServer(TCPServer):
         self, data: bytes | bytearray | memoryview, exclude: IOStream | Iterable[IOStream] = (), slow: Slow = "drop"
     ) -> "Future[int]":
         sent = super().broadcast(data, exclude, slow)
-        for session in self._sessions.values():
+        for session in self._client_sessions.values():
             session.watch_writes()
         return sent
 
@@ -146,7 +146,7 @@ class CallbackServer(TCPServer):
 
     async def shutdown(self, timeout: float | EllipsisType | None = ...) -> None:
         await super().shutdown(timeout)
-        for session in self._sessions.values():  # the only ones left are those whose callback has called this
+        for session in self._client_sessions.values():  # the only ones left are those whose callback has called this
             session.ending = True
 
     shutdown.__doc__ = TCPServer.shutdown.__doc__
@@ -162,19 +162,19 @@ class CallbackServer(TCPServer):
         if stream.closed():  # before on_connect
             return
         reports_writes = getattr(self.on_write, "__func__", None) is not CallbackServer.on_write
-        session = self._sessions[stream.id] = Session(self, stream, reports_writes, self._forget)
+        session = self._client_sessions[stream.id] = Session(self, stream, reports_writes, self._forget)
         if self.tick_interval is not None and self._ticking is None:
             self._tick_later(stream.io_loop, self.tick_interval)
         await session.run()
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
         """For the server: a client's stream was closed."""
-        session = self._sessions.get(stream.id)
+        session = self._client_sessions.get(stream.id)
         return None if session is None else session.closed(reason)
 
     def _forget(self, stream: IOStream) -> None:
-        del self._sessions[stream.id]
-        if not self._sessions and self._ticking is not None:
+        del self._client_sessions[stream.id]
+        if not self._client_sessions and self._ticking is not None:
             stream.io_loop.remove_timeout(self._ticking)
             self._ticking = None
 
@@ -184,7 +184,7 @@ class CallbackServer(TCPServer):
     def _tick(self) -> None:
         assert self.tick_interval is not None
         self._tick_later(IOLoop.current(), self.tick_interval)
-        for session in list(self._sessions.values()):
+        for session in list(self._client_sessions.values()):
             session.notify(self.on_tick)
 
     def _listening(self, event: Event) -> None:

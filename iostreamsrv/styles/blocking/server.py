@@ -69,7 +69,7 @@ class BlockingServer:
         threads = check_count("threads", threads) or THREADS
         self._pool = Pool(threads)
         self._state = threading.RLock()  # a signal handler may call stop() from within start()
-        self._stopped: threading.Event | None = None  # made when stop() begins, set when it is done
+        self._stop_done: threading.Event | None = None  # made when stop() begins, set when it is done
         self._stopper: threading.Thread | None = None
         self._loop_thread = loop_thread = LoopThread(self._deliver_pending)
         self._notifier: Notifier | None = None
@@ -146,7 +146,7 @@ class BlockingServer:
         :raises RuntimeError: the server has been stopped.
         """
         with self._state:
-            if self._stopped is not None:
+            if self._stop_done is not None:
                 raise RuntimeError("the server has been stopped: make a new one")
             if self._loop_thread.has_thread:
                 return
@@ -167,7 +167,7 @@ class BlockingServer:
         :raises RuntimeError: the server runs in a thread.
         :raises ConnectionAbortedError: the server was stopped.
         """
-        if self._stopped is not None:
+        if self._stop_done is not None:
             raise stopped_error()
         if self._loop_thread.has_thread:
             raise RuntimeError("the server runs in a thread: process() is for a server without start()")
@@ -200,18 +200,18 @@ class BlockingServer:
             return
         self._loop_thread.check_thread()
         with self._state:
-            if self._stopped is None:
-                self._stopped, self._stopper = threading.Event(), threading.current_thread()
+            if self._stop_done is None:
+                self._stop_done, self._stopper = threading.Event(), threading.current_thread()
                 first = True
             else:
                 first = False
         if first:
             self._stop()
         elif threading.current_thread() not in (*self._own_threads(), self._stopper):
-            self._stopped.wait()
+            self._stop_done.wait()
 
     def _stop(self) -> None:
-        assert self._stopped is not None
+        assert self._stop_done is not None
         try:
             self._loop_thread.stop(self._server.end)
             if self._notifier is not None:
@@ -219,7 +219,7 @@ class BlockingServer:
             self._pool.stop()
             self._join()
         finally:
-            self._stopped.set()
+            self._stop_done.set()
 
     def _own_threads(self) -> list[threading.Thread]:
         notifier = None if self._notifier is None else self._notifier.thread
