@@ -71,7 +71,7 @@ def _call(serve: Serve, sock: Any, address: Any) -> None:
             raise
         general.debug("%s: handle() ended: %s", show(address), error)
     except SystemExit:
-        pass  # it ends a thread, like the end of its function
+        pass  # as in every thread, it ends the function without a report
     finally:
         if isinstance(sock, ClientSocket):
             sock.close_silently()
