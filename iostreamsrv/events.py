@@ -174,5 +174,5 @@ class Events:
                 self.log(Event("error", text, logging.ERROR, event.stream, event.address, raised, error))
 
 
-WITHOUT_SERVER = Events(limited=False)
+UNOWNED_EVENTS = Events(limited=False)
 """The events of streams and sockets that belong to no server."""

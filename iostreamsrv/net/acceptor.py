@@ -12,7 +12,7 @@ from typing import Any
 
 from tornado.ioloop import IOLoop
 
-from ..events import WITHOUT_SERVER, Event, Events
+from ..events import UNOWNED_EVENTS, Event, Events
 from ..runtime.clock import clock_of
 
 ACCEPTS_PER_TURN = 16
@@ -77,7 +77,7 @@ class Acceptor:
         prepare: Callable[[socket.socket], None] | None = None,
         has_place: Callable[[], bool] = lambda: True,
         one_waits: Callable[[], None] = lambda: None,
-        events: Events = WITHOUT_SERVER,
+        events: Events = UNOWNED_EVENTS,
     ) -> None:
         listener.setblocking(False)
         if prepare is not None:

@@ -29,7 +29,7 @@ import weakref
 from contextvars import Context
 from typing import Any
 
-from ..events import WITHOUT_SERVER, Event
+from ..events import UNOWNED_EVENTS, Event
 from ..runtime.addresses import show
 from ..runtime.clock import cpu_time, real_time
 from .stacks import Seen, Watched, outside, see, waits_for_events
@@ -122,7 +122,7 @@ def _tell(seen: Seen, seconds: float) -> None:
         address = None if seen.stream is None else seen.stream._peer_address()
         whom = f", for {show(address)}" if address else ""
         text = f"{seen.where} has blocked the loop for {seconds:.1f} s, and all clients with it{whom}"
-        WITHOUT_SERVER.emit(Event("error", text, logging.WARNING, seen.stream, address))
+        UNOWNED_EVENTS.emit(Event("error", text, logging.WARNING, seen.stream, address))
 
 
 class Watchdog:

@@ -12,7 +12,7 @@ import tornado.iostream
 from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason, Operation, StreamClosedError, StreamError, of_stream
-from ..events import WITHOUT_SERVER, Event, EventKind, Events
+from ..events import UNOWNED_EVENTS, Event, EventKind, Events
 from ..options import ServerOptions
 from ..runtime.addresses import show
 from ..sansio.buffers import ReadBuffer, WriteBuffer
@@ -346,7 +346,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
     ) -> None:
         """Have it said that something went wrong, by the server, if there is one."""
         if self._owner is None:
-            WITHOUT_SERVER.emit(Event(kind, text, level, self, None, reason, error))
+            UNOWNED_EVENTS.emit(Event(kind, text, level, self, None, reason, error))
         else:
             address = self._peer_address()
             text = f"{text} ({show(address) or 'a client of a Unix socket'})"
