@@ -22,8 +22,7 @@ from .errors import CloseReason, OptionError
 from .runtime.addresses import show
 from .runtime.clock import current_wall_time
 from .runtime.contexts import run_in
-from .runtime.loglimit import LogLimit
-from .runtime.logs import application, general
+from .runtime.logs import LogRateLimit, application, general
 from .runtime.text import printable
 
 __all__ = ["Event", "EventKind", "Events", "Log"]
@@ -85,7 +84,7 @@ class Log:
     """
 
     def __init__(self, limited: bool) -> None:
-        self._limits: dict[tuple[EventKind, CloseReason | None, int], LogLimit] | None = {} if limited else None
+        self._limits: dict[tuple[EventKind, CloseReason | None, int], LogRateLimit] | None = {} if limited else None
 
     def __call__(self, event: Event) -> None:
         left_out = self._left_out(event)
@@ -112,8 +111,8 @@ class Log:
             return 0
         key = event.kind, event.reason, event.level
         if key not in self._limits:
-            self._limits[key] = LogLimit()
-        return self._limits[key].take()
+            self._limits[key] = LogRateLimit()
+        return self._limits[key].admit()
 
 
 class Events:
@@ -158,7 +157,7 @@ class Events:
 
     def emit(self, event: Event) -> None:
         """Call the listeners, for an event of a client in the context of its callbacks."""
-        context: Context | None = getattr(event.stream, "_callback_context", None)
+        context: Context | None = getattr(event.stream, "callback_context", None)
         if context is None:
             self._call_listeners(event)
         else:

@@ -33,6 +33,7 @@ from typing import Any, Generic, Self, TypeVar
 from .errors import CloseReason, FramingError, OptionError, StreamClosedError, of_stream
 from .iostream import BaseIOStream
 from .options import check_size
+from .runtime.checks import check_int
 
 __all__ = [
     "Delimited",
@@ -318,8 +319,7 @@ class FixedSize(Framing[bytes]):
     overhead = 0
 
     def __init__(self, stream: BaseIOStream, size: int) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise OptionError("size", size, "must be a number of bytes, 1 or more")
+        check_int("size", size, 1, what="a number of bytes")
         super().__init__(stream, size)
         self.size = size
 

@@ -10,7 +10,6 @@ The HTTP code is Tornado's, and so are applications, handlers and templates. Eve
 `TCPServer` in this package: streams, limits, timeouts, TLS with reload, PROXY headers and shutdown.
 """
 
-import difflib
 import inspect
 import socket
 from typing import Any
@@ -26,6 +25,7 @@ from tornado.websocket import WebSocketHandler
 from .iostream import IOStream
 from .options import NAMES, SIZES, ServerOptions
 from .runtime.addresses import show
+from .runtime.checks import did_you_mean
 from .runtime.exports import names_of
 from .streams.lifecycle import MAX_BUFFER_SIZE
 from .tcpserver import TCPServer
@@ -152,7 +152,7 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
         websocket = self._websockets.get(stream.id)
         if websocket is not None and websocket.ws_connection is not None:
             if websocket.ws_connection.is_closing():
-                return stream.write_idle_time >= CLOSE_TIMEOUT and not stream._unsent()
+                return stream.write_idle_time >= CLOSE_TIMEOUT and not stream.unacknowledged()
             websocket.close(GOING_AWAY, "the server is shutting down")
             return False  # Tornado closes it when the client has answered
         return not self._has_request(stream)
@@ -197,6 +197,4 @@ def _check_names(keywords: dict[str, Any]) -> None:
     known = (*TORNADO_OPTIONS, *SERVER_OPTIONS)
     for name in keywords:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise TypeError(f"no such keyword of an HTTP server: {name!r} ({hint})")
+            raise TypeError(f"no such keyword of an HTTP server: {name!r} ({did_you_mean(name, known)})")

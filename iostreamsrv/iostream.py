@@ -17,7 +17,8 @@ from typing import Any, cast
 
 import tornado.iostream
 
-from .certificates import Certificates, context_for_one
+from .certs.cache import context_for_one
+from .certs.certificates import Certificates
 from .errors import OptionError, StreamBufferFullError, StreamClosedError, UnsatisfiableReadError
 from .options import HANDSHAKE_TIMEOUT, check_timeout
 from .runtime.exports import names_of

@@ -1,9 +1,8 @@
-"""Every option of a server: one frozen place that knows their names, defaults, limits and reasons.
+"""The options of a server: names, defaults, limits, and the reasons for them.
 
-What is wrong raises `OptionError` here, before anything is bound.
+Invalid values raise `OptionError` here, before anything is bound.
 """
 
-import difflib
 import math
 import warnings
 from collections.abc import Callable
@@ -11,30 +10,29 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from .errors import OptionError
+from .runtime.checks import check_int, did_you_mean, is_int, is_number, nearest
 
 MEBIBYTE = 1 << 20
 
 READ_CHUNK_SIZE = 65536
-"""Most that is received at once. From 128 KiB on malloc maps and unmaps memory for each call, at a quarter of the
-speed.
-"""
+"""Most bytes received at once. From 128 KiB on, malloc maps and unmaps memory for each call: four times slower."""
 
 LINGER = 2.0
-"""Seconds a close waits for the peer's end: the time of a lost packet or two (nginx gives 5 and more)."""
+"""Seconds that a close waits for the peer's EOF: enough for a lost packet or two (nginx waits 5 or more)."""
 
 WRITE_TIMEOUT = 30.0
-"""Seconds in which a peer must take something of what is sent to it."""
+"""Seconds within which a peer must receive some of the queued data."""
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for a TLS handshake, which takes two round trips and some milliseconds (Netty has 10, Ranch 5)."""
 
 
 Full = Literal["wait", "reject", "evict"]
-"""What becomes of a client that comes to a server that is full."""
+"""What happens to a new client when the server is full."""
 
 
 class Timeouts(NamedTuple):
-    """How long a stream may wait for its client, in seconds; None: as long as it likes. See `ServerOptions`."""
+    """How long a stream may wait for its client, in seconds; None for no limit. See `ServerOptions`."""
 
     idle: float | None
     read: float | None
@@ -42,13 +40,13 @@ class Timeouts(NamedTuple):
 
 
 class Keepalive(NamedTuple):
-    """When the kernel asks a silent peer whether it is still there: in seconds, TCP only. ::
+    """TCP keepalive: when the kernel probes a silent peer. ::
 
-        TCPServer(keepalive=Keepalive(idle=20, interval=5, probes=3))  # who vanished is found after 35 s
+        TCPServer(keepalive=Keepalive(idle=20, interval=5, probes=3))  # a lost peer is detected after 35 s
 
-    :ivar idle: silence before the first question; 60.
-    :ivar interval: from one question to the next; 10.
-    :ivar probes: questions without an answer after which the connection is broken, with ETIMEDOUT; 6.
+    :ivar idle: seconds of silence before the first probe; 60.
+    :ivar interval: seconds between two probes; 10.
+    :ivar probes: number of unanswered probes after which the connection fails with ETIMEDOUT; 6.
     """
 
     idle: int = 60
@@ -59,23 +57,23 @@ class Keepalive(NamedTuple):
 def check_size(name: str, value: float | None) -> int | None:
     """A size in bytes: an int, or a float's floor; None stays None, and ``math.inf`` becomes :data:`UNLIMITED`.
 
-    :raises OptionError: anything else, or less than 1.
+    :raises OptionError: if it is anything else, or less than 1.
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+    if not is_number(value) or not value >= 1:
         raise OptionError(name, value, "must be a number of bytes, 1 or more (math.inf for no limit)")
     return UNLIMITED if value == math.inf else int(value)
 
 
 UNLIMITED = 1 << 62
-"""What ``math.inf`` becomes: more bytes than there are, yet an integer."""
+"""What ``math.inf`` becomes: an integer above every real size."""
 
 
 def check_timeout(name: str, value: float) -> float:
     """A duration in seconds.
 
-    :raises OptionError: not a number, NaN, not above 0, or infinite.
+    :raises OptionError: if it is not a number above 0, or infinite.
     """
     seconds = _seconds(value)
     if not 0 < seconds < math.inf:
@@ -84,7 +82,7 @@ def check_timeout(name: str, value: float) -> float:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         return math.nan
     try:
         return float(value)
@@ -95,29 +93,27 @@ def _seconds(value: object) -> float:
 def check_optional_timeout(name: str, value: float | None) -> float | None:
     """A duration in seconds, or None for no limit.
 
-    :raises OptionError: anything else.
+    :raises OptionError: if it is anything else.
     """
     return None if value is None else check_timeout(name, value)
 
 
 def check_count(name: str, value: float | None) -> int | None:
-    """How many: 1 or more; None stays None, and ``math.inf`` becomes :data:`UNLIMITED`.
+    """A count, 1 or more; None stays None, and ``math.inf`` becomes :data:`UNLIMITED`.
 
-    :raises OptionError: anything else.
+    :raises OptionError: if it is anything else.
     """
     if value is None:
         return None
     if value == math.inf:
         return UNLIMITED
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(name, value, "must be a whole number, 1 or more (math.inf for no limit)")
-    return value
+    return check_int(name, value, 1, hint=" (math.inf for no limit)")
 
 
 def check_rate(name: str, value: float | None) -> float | None:
-    """Bytes in a second, or None for no limit.
+    """Bytes per second, or None for no limit.
 
-    :raises OptionError: anything else.
+    :raises OptionError: if it is anything else.
     """
     rate = 1.0 if value is None else _seconds(value)
     if not 0 < rate < math.inf:
@@ -128,7 +124,7 @@ def check_rate(name: str, value: float | None) -> float | None:
 def check_when_full(name: str, value: object) -> Full:
     """One of :data:`Full`.
 
-    :raises OptionError: anything else.
+    :raises OptionError: if it is anything else.
     """
     for choice in get_args(Full):
         if value == choice:
@@ -137,9 +133,9 @@ def check_when_full(name: str, value: object) -> Full:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """True or False, nothing that is merely like one.
+    """True or False, not merely a truthy or falsy value.
 
-    :raises OptionError: anything else.
+    :raises OptionError: if it is anything else.
     """
     if not isinstance(value, bool):
         raise OptionError(name, value, "must be True or False")
@@ -147,42 +143,36 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_keepalive(name: str, value: object) -> Keepalive | None:
-    """True for the default, False or None for none, or three numbers: the most of each is what Linux takes.
+    """True for the default, False or None for no keepalive, or three numbers, each up to the maximum of Linux.
 
-    :raises OptionError: anything else.
+    :raises OptionError: if it is anything else.
     """
     if value is True:
         return Keepalive()
     if value is False or value is None:
         return None
-    most = (32767, 32767, 127)
-    if isinstance(value, tuple) and len(value) == 3 and all(map(_is_from_one_to, value, most)):
+    highest = (32767, 32767, 127)
+    if isinstance(value, tuple) and len(value) == 3 and all(map(is_int, value, (1, 1, 1), highest)):
         return Keepalive(*value)
     raise OptionError(
         name, value, "must be True, False or (idle, interval, probes): seconds from 1 to 32767, probes from 1 to 127"
     )
 
 
-def _is_from_one_to(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-
 def check_kernel_size(name: str, value: object) -> int | None:
-    """A size in bytes for the kernel, which takes no more than 2 GiB (and as a rule gives less); None stays None.
+    """A buffer size in bytes, up to 2 GiB (the kernel usually grants less); None stays None.
 
-    :raises OptionError: anything else.
+    :raises OptionError: if it is anything else.
     """
     if value is None:
         return None
-    if isinstance(value, int) and _is_from_one_to(value, (1 << 31) - 1):
-        return value
-    raise OptionError(name, value, "must be a number of bytes from 1 to 2147483647, or None for the kernel's choice")
+    return check_int(name, value, 1, (1 << 31) - 1, "a number of bytes", ", or None for the kernel's choice")
 
 
 def check_linger(name: str, value: float) -> float:
     """A duration in seconds, or 0.
 
-    :raises OptionError: not a number, NaN, below 0, or infinite.
+    :raises OptionError: if it is not a number, below 0, or infinite.
     """
     seconds = _seconds(value)
     if not 0 <= seconds < math.inf:
@@ -192,68 +182,68 @@ def check_linger(name: str, value: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """The options of a `TCPServer`, which takes them as keywords and has them as ``options``. ::
+    """The options of a `TCPServer`: its keyword arguments, and its attribute ``options``. ::
 
         server = EchoServer(max_buffer_size=4096, linger=5)
         assert server.options.max_write_buffer_size == 1 << 20
 
-    :raises OptionError: one of them cannot have this value.
+    :raises OptionError: if a value is invalid.
 
-    :ivar max_buffer_size: most bytes a stream holds unread; 1 MiB. (Tornado's 100 MiB let one client's line without an
-        end take 105 MB.) A read that needs more closes the stream, reason ``buffer_full``.
+    :ivar max_buffer_size: most bytes that a stream buffers unread; 1 MiB. A read that needs more closes the stream,
+        reason ``buffer_full``. (With Tornado's 100 MiB one client's endless line took 105 MB.)
     :ivar max_write_buffer_size: most bytes queued on a stream; 1 MiB. More raises `StreamBufferFullError` in the
-        handler. One larger write into an empty queue is taken.
-    :ivar read_chunk_size: most bytes received at once; 64 KiB, and never over half of ``max_buffer_size``.
+        handler. A single larger write is accepted if the queue is empty.
+    :ivar read_chunk_size: most bytes received at once; 64 KiB, and never more than half of ``max_buffer_size``.
     :ivar cork: whether replies to pipelined requests are sent together; True. See `BaseIOStream.write`.
-    :ivar close_on_return: whether a stream is closed, after all it was given has left, once a coroutine
-        ``handle_stream`` returns; True. It is left open all the same if a read is pending or a close callback is set,
-        and a plain function never closes it. Tornado never closes: False.
-    :ivar allow_half_open: whether a stream stays open when its client has ended its side; False. See `BaseIOStream`.
-    :ivar linger: seconds an ordered close waits, after the client has all that was sent, for the client to end its
-        side; 2. 0 closes with a reset and without waiting. What the socket option of that name does, but it never
-        blocks the loop. A client that goes on sending prolongs it, up to 30 s.
-    :ivar max_connections: most clients at a time, those in their handshake included. None: the soft ``RLIMIT_NOFILE``,
-        less 2 for each listener; of that 64 less, but at least half of it, and at most 10,000: so that descriptors do
-        not run out; `run` raises that limit first. Where clients may be rejected, and are told so (`handle_reject`), it
-        is 64 less. ``math.inf`` for no limit. (An application that opens files or connections of its own for each
-        client had better give a number; `sendfile` takes a descriptor for each file that waits, up to 16.)
-    :ivar max_connections_per_ip: most clients at a time from one IPv4 address, or one /64 of IPv6, which is what one
-        customer has. With a PROXY header it is the client's address that counts. More are rejected, whatever
-        ``when_full`` says. None: no limit.
-    :ivar when_full: what becomes of one client more. "wait": it stays in the kernel's queue until there is a place; the
-        permit is taken before the accept. "reject": it is closed, after `TCPServer.handle_reject`. "evict": it is
-        taken, and of the streams that wait for their client the one that has waited longest is closed, reason
-        ``evicted``; if none waits, the newcomer is rejected.
-    :ivar idle_timeout: seconds after which a stream is closed that has received nothing, and of whose queued bytes none
-        has left, whatever its handler does meanwhile; None, as many protocols are silent for hours, and ``keepalive``
-        finds those who are gone.
-    :ivar read_timeout: seconds that one read may take in all, however often bytes come, and the wait for the first one
-        included; None. The guard against clients that send a byte now and then: such a stream is closed, where a
-        read's own ``timeout`` leaves it open.
-    :ivar write_timeout: seconds after which a stream is closed, with a reset, if its client takes nothing of what is
-        queued; 30. It also limits the end of a stream that is being closed in order, together with 240 bytes per second
-        over each minute; None: only that.
-    :ivar min_rate: bytes per second that a read must be given once it has begun to come, over each
-        ``min_rate_window``; None. (Kestrel asks for 240.) Unlike ``read_timeout`` it suits uploads of any length.
-    :ivar min_rate_window: seconds over which that is counted; 5.
-    :ivar drain_timeout: seconds that `TCPServer.shutdown` gives handlers to finish; 15. None for no limit. Who is cut
-        off then gets a reset, if there is something it has not taken.
-    :ivar drain_idle: seconds from the beginning of a shutdown in which a client may still begin a request; 0.5. From
-        then on a handler that has answered, and reads again, learns of the end.
-    :ivar keepalive: how the kernel finds out that a silent client is gone: True for ``Keepalive()``, which is after 60
-        s of silence and 6 questions, 10 s apart; a `Keepalive` or such a tuple of three; False for never.
-    :ivar nodelay: whether small writes leave at once, without Nagle's algorithm; True. The cork gathers them already.
-    :ivar send_buffer_size: bytes of the kernel's buffer for what is sent, ``SO_SNDBUF``; None: the kernel decides.
-    :ivar receive_buffer_size: bytes of the kernel's buffer for what is received, ``SO_RCVBUF``; None: likewise.
-    :ivar handshake_timeout: seconds in which a client must have done its TLS handshake; 10. None for no
-        limit.
-    :ivar strict_validity: whether a certificate that has expired, or is not valid yet, raises; False: it is an error in
-        the log, and serves.
+    :ivar close_on_return: whether the stream is closed, after all output was sent, when a coroutine ``handle_stream``
+        returns; True. It stays open if a read is pending or a close callback is set. A plain function never closes
+        it. Tornado never closes: False.
+    :ivar allow_half_open: whether a stream stays open after its client's EOF; False. See `BaseIOStream`.
+    :ivar linger: seconds that a graceful close waits for the client's EOF after the client has received all output; 2.
+        With 0 it closes with a reset, without waiting. Like the socket option of that name, but it never blocks the
+        loop. A client that keeps sending extends it, up to 30 s.
+    :ivar max_connections: most clients at a time, including those in a handshake. None: derived from the soft
+        ``RLIMIT_NOFILE`` such that descriptors do not run out. 2 for each listener are subtracted, then 64, but at
+        most half; the result is at most 10,000. 64 fewer where rejected clients are sent a message (`handle_reject`).
+        `run` raises the soft limit first. ``math.inf`` for no limit. (Set a number if your handlers open files or
+        connections for each client. `sendfile` takes a descriptor for each queued file, up to 16.)
+    :ivar max_connections_per_ip: most clients at a time from one IPv4 address, or from one /64 of IPv6, the block that
+        one customer usually has. With a PROXY header the client's address counts. Further clients are rejected,
+        whatever ``when_full`` is. None: no limit.
+    :ivar when_full: what happens to a new client when the server is full. "wait": it stays in the kernel's backlog
+        until a permit is free. "reject": it is closed, after `TCPServer.handle_reject`. "evict": it is accepted, and
+        the stream that has waited longest for its client is closed, reason ``evicted``; if none is waiting, the new
+        client is rejected.
+    :ivar idle_timeout: seconds without received bytes, and without progress of queued output, after which a stream is
+        closed, whatever its handler does; None. (Many protocols are silent for hours; ``keepalive`` detects lost
+        clients.)
+    :ivar read_timeout: seconds that a single read may take in all, including the wait for its first byte; None. It
+        protects against clients that send a byte now and then. The stream is closed, while a read's own ``timeout``
+        leaves it open.
+    :ivar write_timeout: seconds after which a stream is closed with a reset if its client receives none of the queued
+        data; 30. It also limits a graceful close, together with a minimum of 240 bytes per second over each minute;
+        with None only that minimum applies.
+    :ivar min_rate: least bytes per second that a client must send once a read has begun to receive, over each
+        ``min_rate_window``; None. (Kestrel requires 240.) Unlike ``read_timeout`` it suits uploads of any length.
+    :ivar min_rate_window: seconds over which ``min_rate`` is measured; 5.
+    :ivar drain_timeout: seconds that `TCPServer.shutdown` gives handlers to finish; 15. None for no limit. Clients that
+        are cut off then get a reset if they have not received all output.
+    :ivar drain_idle: seconds from the start of a shutdown in which a client may still begin a request; 0.5. After that,
+        a handler that has answered and reads again gets the end of the stream.
+    :ivar keepalive: how the kernel detects that a silent client is gone: True for ``Keepalive()``, which is 60 s of
+        silence, then 6 probes, 10 s apart; a `Keepalive` or a tuple of three numbers; False for never.
+    :ivar nodelay: whether small writes are sent at once, without Nagle's algorithm; True. The cork collects them
+        already.
+    :ivar send_buffer_size: bytes of the kernel's send buffer, ``SO_SNDBUF``; None: the kernel decides.
+    :ivar receive_buffer_size: bytes of the kernel's receive buffer, ``SO_RCVBUF``; None: the kernel decides.
+    :ivar handshake_timeout: seconds in which a client must complete its TLS handshake; 10. None for no limit.
+    :ivar strict_validity: whether a certificate that has expired or is not valid yet raises; False: it is logged as an
+        error and served.
     :ivar allow_legacy_tls: whether an `ssl.SSLContext` may allow TLS before 1.2; False.
-    :ivar proxy_protocol: networks, such as ``["10.0.0.0/8"]``, of the proxies in front of this server. Each connection
-        must come from one of them, and begin with a PROXY header, version 1 or 2; the client's address is the one in
-        it. All others are closed, reason ``proxy_error``. None: no header is looked for.
-    :ivar proxy_header_timeout: seconds in which that header must have come; 5 (the specification asks for 3 at least).
+    :ivar proxy_protocol: networks of the proxies in front of this server, such as ``["10.0.0.0/8"]``. Each connection
+        must come from one of them, and begin with a PROXY header, version 1 or 2, which contains the client's address.
+        Other connections are closed, reason ``proxy_error``. None: no header is expected.
+    :ivar proxy_header_timeout: seconds in which that header must arrive; 5 (the specification asks for at least 3).
         None for no limit.
     """
 
@@ -293,15 +283,15 @@ class ServerOptions:
 
     @property
     def timeouts(self) -> Timeouts:
-        """``idle_timeout``, ``read_timeout`` and ``write_timeout``, for a stream that has none of its own."""
+        """``idle_timeout``, ``read_timeout`` and ``write_timeout``: the defaults of a server's streams."""
         return Timeouts(self.idle_timeout, self.read_timeout, self.write_timeout)
 
     @classmethod
     def of(cls, keywords: dict[str, Any]) -> "ServerOptions":
         """Options from the keywords of a call.
 
-        :raises OptionError: a value that cannot be.
-        :raises TypeError: a name there is not; the nearest one is suggested.
+        :raises OptionError: if a value is invalid.
+        :raises TypeError: if there is no such option; the nearest name is suggested.
         """
         return cls().replaced(keywords)
 
@@ -309,9 +299,9 @@ class ServerOptions:
     def of_class(cls, server: type) -> "ServerOptions":
         """Options from the attributes of a class of servers and of its bases.
 
-        An attribute may have any name, so one that merely resembles an option is a `UserWarning`.
+        An attribute whose name resembles an option causes a `UserWarning`: subclasses may have any attributes.
 
-        :raises OptionError: a value that cannot be.
+        :raises OptionError: if a value is invalid.
         """
         own = {}
         for each in reversed(server.__mro__):
@@ -320,32 +310,30 @@ class ServerOptions:
                     continue  # a method, or a property
                 if name in NAMES:
                     own[name] = value
-                elif near := difflib.get_close_matches(name, NAMES, 1, ALIKE):
-                    text = f"{each.__name__}.{name} is no option of a server: did you mean {near[0]!r}?"
+                elif near := nearest(name, NAMES, TYPO_SIMILARITY):
+                    text = f"{each.__name__}.{name} is no option of a server: did you mean {near!r}?"
                     warnings.warn(text, stacklevel=4)
         return cls.of(own)
 
     def replaced(self, changes: dict[str, Any]) -> "ServerOptions":
         """The same options, but for ``changes``.
 
-        :raises OptionError: a value that cannot be.
-        :raises TypeError: a name there is not; the nearest one is suggested.
+        :raises OptionError: if a value is invalid.
+        :raises TypeError: if there is no such option; the nearest name is suggested.
         """
         for name in changes:
             if name not in NAMES:
-                near = difflib.get_close_matches(name, NAMES, 1)
-                hint = f" (did you mean {near[0]!r}?)" if near else f" (there are {', '.join(NAMES)})"
-                raise TypeError(f"no such option: {name!r}{hint}")
+                raise TypeError(f"no such option: {name!r} ({did_you_mean(name, NAMES)})")
         return replace(self, **changes)
 
 
-ALIKE = 0.9
-"""How much an attribute resembles an option that it was probably meant to be: one letter too many, or too few."""
+TYPO_SIMILARITY = 0.9
+"""How similar a misspelt attribute is to the option that was meant: one letter too many or too few."""
 
 NAMES = tuple(field.name for field in fields(ServerOptions))
 
 SIZES = {"max_buffer_size": MEBIBYTE, "max_write_buffer_size": MEBIBYTE, "read_chunk_size": READ_CHUNK_SIZE}
-"""Those of which None means the default, as Tornado has it."""
+"""Options where None means the default, as in Tornado."""
 
 CHECKS: tuple[tuple[Callable[[str, Any], Any], tuple[str, ...]], ...] = (
     (
@@ -372,7 +360,7 @@ CHECKS: tuple[tuple[Callable[[str, Any], Any], tuple[str, ...]], ...] = (
     (check_keepalive, ("keepalive",)),
 )
 
-WHILE_RUNNING = frozenset(
+REPLACEABLE = frozenset(
     {
         "max_connections",
         "max_connections_per_ip",
@@ -391,4 +379,4 @@ WHILE_RUNNING = frozenset(
         "read_chunk_size",
     }
 )
-"""What can be replaced while a server runs: limits and timeouts."""
+"""Options that can be replaced while a server runs: limits and timeouts."""

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 import pytest
+from tornado.ioloop import IOLoop
 
-from .ioloop import IOLoop
 from .iostream import IOStream
+from .runtime.loops import asyncio_loop
 from .tcpserver import TCPServer
 from .testing import bind_unused_port, end, memory_stream_pair
 
@@ -143,5 +144,4 @@ def _loop(io_loop: IOLoop | None) -> asyncio.AbstractEventLoop:
     except RuntimeError:
         if io_loop is None:
             raise RuntimeError("no loop is running: use this fixture inside a coroutine") from None
-        loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
-        return loop
+        return asyncio_loop(io_loop)

@@ -23,11 +23,12 @@ from typing import Any
 import tornado.netutil
 import tornado.tcpclient
 
-from .certificates import context_for_one
+from .certs.cache import context_for_one
 from .errors import OptionError, ResolveError, StreamClosedError, StreamTimeoutError, reason_for
 from .iostream import IOStream
 from .options import check_size, check_timeout
 from .runtime.addresses import check_port, show
+from .runtime.checks import check_int, is_int, is_number
 from .runtime.exports import names_of
 
 __all__ = ["TCPClient"]
@@ -267,13 +268,13 @@ _IP_VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
 def _check_host(host: object, af: object) -> None:
     if not isinstance(host, str) or not host or "\0" in host:
         raise OptionError("host", host, "must be a host name or an IP address")
-    if isinstance(af, bool) or not isinstance(af, int):
+    if not is_int(af, 0):
         raise OptionError("af", af, "must be socket.AF_INET, AF_INET6 or AF_UNSPEC")
 
 
 def _check_source(ip: object, port: object) -> None:
-    if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535):
-        raise OptionError("source_port", port, "must be an integer from 0 to 65535, or None")
+    if port is not None:
+        check_int("source_port", port, 0, 65535, hint=", or None")
     try:
         if ip is not None:
             ipaddress.ip_address(ip if isinstance(ip, str) else "")  # which would also accept an integer
@@ -284,7 +285,7 @@ def _check_source(ip: object, port: object) -> None:
 def _seconds(timeout: float | datetime.timedelta | None) -> float | None:
     if isinstance(timeout, datetime.timedelta):
         timeout = timeout.total_seconds()
-    if isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout <= 0:
+    if is_number(timeout) and timeout <= 0:
         return 0.0
     return None if timeout is None else check_timeout("timeout", timeout)
 

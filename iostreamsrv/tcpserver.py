@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import socket
 import ssl
@@ -18,17 +17,19 @@ import tornado.tcpserver
 from tornado import process
 from tornado.ioloop import IOLoop
 
-from .certificates import Certificates
+from .certs.certificates import Certificates
 from .errors import CloseReason, OptionError
 from .events import Event, Events
-from .ioloop import current_loop, existing_loop
 from .iostream import IOStream
+from .net.bind import BACKLOG, bind_sockets
 from .net.socketoptions import set_socket_options
 from .net.trusted_proxies import TrustedNetworks
-from .netutil import BACKLOG, bind_sockets
-from .options import WHILE_RUNNING, ServerOptions, check_optional_timeout
+from .options import REPLACEABLE, ServerOptions, check_optional_timeout
+from .runtime.callables import check_function, is_overridden
+from .runtime.checks import is_int
 from .runtime.exports import names_of
 from .runtime.logs import application
+from .runtime.loops import current_loop, existing_loop
 from .server.connections import Clients
 from .server.groups import Group, Slow, Streams
 from .server.handshake import Greeter
@@ -194,7 +195,7 @@ class TCPServer:
         """
         options = self.options.replaced(changes)
         for name in changes:
-            if name not in WHILE_RUNNING:
+            if name not in REPLACEABLE:
                 raise OptionError(name, changes[name], "cannot be replaced on a server: give it to the constructor")
         self._options = options
         self._clients.set_options(options)
@@ -271,9 +272,9 @@ class TCPServer:
         self._need_handler()
         if self._started:
             raise RuntimeError("the server has been started already: call stop() first")
-        if isinstance(num_processes, bool) or not isinstance(num_processes, int | None) or (num_processes or 0) < 0:
+        if num_processes is not None and not is_int(num_processes, 0):
             raise OptionError("num_processes", num_processes, "must be 1 or more, or None for one for each core")
-        if isinstance(max_restarts, bool) or not isinstance(max_restarts, int | None) or (max_restarts or 0) < 0:
+        if max_restarts is not None and not is_int(max_restarts, 0):
             raise OptionError("max_restarts", max_restarts, "must be 0 or more, or None for 100")
         if num_processes != 1:
             self._fork(num_processes, max_restarts)
@@ -480,7 +481,7 @@ class TCPServer:
 
     def _asks_nothing(self, stream: IOStream) -> bool:
         """Whether a stream merely waits for its client to begin with a request, as far as bytes tell."""
-        return stream._merely_waits()
+        return stream.is_waiting()
 
     def _may_end(self, stream: IOStream) -> bool:
         """Whether a shutdown may close a stream whose handler has answered, as far as bytes tell, and reads again."""
@@ -562,7 +563,7 @@ class TCPServer:
 
     def _overrides(self, name: str) -> bool:
         """Whether there is a method of the user's with this name, in a subclass or on the instance."""
-        return getattr(getattr(self, name), "__func__", None) is not getattr(TCPServer, name)
+        return is_overridden(self, TCPServer, name)
 
     def _need_handler(self) -> None:
         if not self._overrides("handle_stream"):
@@ -572,17 +573,7 @@ class TCPServer:
         self._check_handler()
 
     def _check_handler(self) -> None:
-        handler = self.handle_stream
-        if not callable(handler):
-            raise OptionError("handle_stream", handler, "must be a function of (stream, address)")
-        try:
-            signature = inspect.signature(handler)
-        except (TypeError, ValueError):
-            return  # some builtins don't tell
-        try:
-            signature.bind(None, None)
-        except TypeError:
-            raise OptionError("handle_stream", handler, f"must take (stream, address), takes {signature}") from None
+        check_function("handle_stream", self.handle_stream, ("stream", "address"))
 
     # ---- certificates
 

@@ -1,4 +1,4 @@
-"""Certificates for development and tests, made here: without files, tools or waiting."""
+"""Certificates for development and tests, made without files or tools."""
 
 import datetime
 import ipaddress
@@ -12,18 +12,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..runtime.clock import real_wall_time
+from ..runtime.exports import set_module
 
 __all__ = ["CertificateAuthority", "KeyPair", "self_signed"]
 
 LOCALHOST = ("localhost", "127.0.0.1", "::1")
 
 COMMON_NAME_LENGTH = 64
-"""Most that X.509 has room for; whoever verifies looks at the alternative names."""
+"""The longest common name that X.509 allows. Clients verify the alternative names only."""
 
 CLOCK_SKEW = datetime.timedelta(minutes=5)
-"""How far another machine's clock may be behind: a certificate that starts now is valid there, too."""
+"""How far another machine's clock may be behind, so that a new certificate is valid there as well."""
 
 
+@set_module("iostreamsrv.certificates")
 @dataclass(frozen=True)
 class KeyPair:
     """A certificate and its private key. ::
@@ -60,8 +62,9 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
     new.replace(path)
 
 
+@set_module("iostreamsrv.certificates")
 def self_signed(*names: str, days: float = 365, starts_in: float = 0) -> KeyPair:
-    """A certificate for development that vouches for itself: clients trust it by having it as ``ca_certs``. ::
+    """A self-signed certificate for development. Clients trust it if they have it as ``ca_certs``. ::
 
         options = self_signed("echo.example", "10.0.0.7").write("/tmp/echo")
         server = EchoServer(ssl_options=options)
@@ -71,7 +74,7 @@ def self_signed(*names: str, days: float = 365, starts_in: float = 0) -> KeyPair
         and ``::1``.
     :param days: how long it is valid.
     :param starts_in: days from now until it is valid; below 0 is in the past: ``days=1, starts_in=-2`` has expired.
-    :raises ValueError: a name that cannot be in a certificate.
+    :raises ValueError: a name is invalid in a certificate.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     names = names or LOCALHOST
@@ -79,8 +82,9 @@ def self_signed(*names: str, days: float = 365, starts_in: float = 0) -> KeyPair
     return _pair(_for(builder, names, ExtendedKeyUsageOID.SERVER_AUTH).sign(key, hashes.SHA256()), key)
 
 
+@set_module("iostreamsrv.certificates")
 class CertificateAuthority:
-    """A small authority for development: who trusts its ``certificate`` trusts what it issues. ::
+    """A certificate authority for development. Clients that trust its ``certificate`` trust all that it issues. ::
 
         authority = CertificateAuthority()
         Path("ca.pem").write_bytes(authority.certificate)
@@ -105,13 +109,13 @@ class CertificateAuthority:
         self.certificate = _pem(builder.sign(self._key, hashes.SHA256()))
 
     def issue(self, *names: str, days: float = 365, starts_in: float = 0, client: bool = False) -> KeyPair:
-        """A certificate that this authority vouches for.
+        """A certificate signed by this authority.
 
-        :param names: whom it is for: see `self_signed`; of a client any name, an e-mail address as well.
+        :param names: host names and IP addresses, see `self_signed`; for a client any name or e-mail address.
         :param days: how long it is valid.
         :param starts_in: days from now until it is valid; below 0 is in the past.
-        :param client: whether it is for a client, to show to servers, and not for a server.
-        :raises ValueError: a name that cannot be in a certificate.
+        :param client: whether it is a client's certificate instead of a server's.
+        :raises ValueError: a name is invalid in a certificate.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         names = names or LOCALHOST
@@ -128,7 +132,7 @@ def _builder(
     days: float,
     starts_in: float,
 ) -> x509.CertificateBuilder:
-    """What all certificates have. (Without the identifiers of both keys Python 3.13 verifies none.)"""
+    """The fields that all certificates have. (Python 3.13 verifies none that lacks the identifiers of both keys.)"""
     start = datetime.datetime.fromtimestamp(real_wall_time(), datetime.UTC) + datetime.timedelta(days=starts_in)
     return (
         x509.CertificateBuilder()
@@ -146,7 +150,7 @@ def _builder(
 def _for(
     builder: x509.CertificateBuilder, names: tuple[str, ...], usage: x509.ObjectIdentifier
 ) -> x509.CertificateBuilder:
-    """What the certificate of a server or a client has."""
+    """Add the extensions of a server's or a client's certificate."""
     return (
         builder.add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -174,7 +178,7 @@ def _subject(name: str) -> x509.Name:
 
 
 def _general(name: str) -> x509.GeneralName:
-    """An alternative name: an IP address, an e-mail address, else one of the DNS."""
+    """An alternative name: an IP address, an e-mail address or a DNS name."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:

@@ -1,7 +1,7 @@
-"""Certificates and private keys in files: OpenSSL reads them and decides; what it refuses is read here, to say why.
+"""Certificates and private keys in files. OpenSSL reads them; what it refuses is parsed here, to find the reason.
 
-OpenSSL's errors name neither the file nor the fault ("PEM lib"). But a reader that went first would refuse what OpenSSL
-serves, and would check each key a second time, which takes 300 ms where OpenSSL takes 1.
+OpenSSL's errors name neither the file nor the fault ("PEM lib"). To parse the files here first would be wrong: it would
+refuse files that OpenSSL accepts, and check each key twice, which takes 300 ms where OpenSSL takes 1.
 """
 
 import binascii
@@ -38,13 +38,13 @@ class Pair:
 
     @classmethod
     def all_of(cls, options: dict[str, Any], prefix: str = "") -> "list[Pair]":
-        """The pairs that checked options name, of which ``certfile``, ``keyfile`` and ``password`` are lists."""
+        """The pairs in checked options, where ``certfile``, ``keyfile`` and ``password`` are lists."""
         certfiles, keyfiles = options.get("certfile"), options.get("keyfile")
         if certfiles is None and keyfiles is not None:
             problem = "is a key without a certificate: certfile is missing"
             raise CertificateError(f"{prefix}keyfile", _one_or_all(keyfiles), problem)
         if certfiles is None:
-            raise CertificateError(f"{prefix}certfile", None, "is missing: there is no certificate to be served")
+            raise CertificateError(f"{prefix}certfile", None, "is missing: there is no certificate to serve")
         if keyfiles is not None and len(keyfiles) != len(certfiles):
             problem = f"there must be as many as there are of certfile: {len(certfiles)}"
             raise CertificateError(f"{prefix}keyfile", _one_or_all(keyfiles), problem)
@@ -61,7 +61,7 @@ class Pair:
     def load_into(self, context: ssl.SSLContext) -> None:
         """Have OpenSSL read the files.
 
-        :raises CertificateError: it does not take them, or the chain ends in the middle of a certificate.
+        :raises CertificateError: OpenSSL refuses them, or the chain ends in the middle of a certificate.
         """
         try:  # a function, as without a password OpenSSL would ask the terminal for one
             context.load_cert_chain(self.certfile, self.keyfile, lambda: self.password or b"")
@@ -70,7 +70,7 @@ class Pair:
         _check_end(self.certfile_option, self.certfile)
 
     def _explained(self, error: Exception) -> CertificateError:
-        """What is wrong with the files, which OpenSSL has refused."""
+        """Find out why OpenSSL refused the files."""
         try:
             certificates = _certificates(self.certfile_option, self.certfile)
             key = _private_key(self.keyfile_option, self.keyfile, self.password)
@@ -85,9 +85,9 @@ class Pair:
 
 
 def trust(context: ssl.SSLContext, option: str, path: str) -> None:
-    """Have OpenSSL read a file with authorities, to verify peers by.
+    """Have OpenSSL read a file with certificate authorities, to verify peers.
 
-    :raises CertificateError: it does not take the file, or there is none in it.
+    :raises CertificateError: OpenSSL refuses the file, or it contains no certificate.
     """
     _load(context, option, path, "certificate", b"CERTIFICATE")
     if not context.cert_store_stats()["x509"]:
@@ -95,9 +95,9 @@ def trust(context: ssl.SSLContext, option: str, path: str) -> None:
 
 
 def revoke(context: ssl.SSLContext, option: str, path: str) -> None:
-    """Have OpenSSL read a file with lists of revoked certificates (CRLs), and refuse these and what they issued.
+    """Have OpenSSL read a file with certificate revocation lists (CRLs), and verify whole chains against them.
 
-    :raises CertificateError: it does not take the file, or there is something else in it.
+    :raises CertificateError: OpenSSL refuses the file, or it contains anything but CRLs.
     """
     trusted = context.cert_store_stats()["x509"]
     _load(context, option, path, "CRL", b"X509 CRL")
@@ -109,7 +109,7 @@ def revoke(context: ssl.SSLContext, option: str, path: str) -> None:
 
 
 def crls_in(option: str, path: str) -> list[x509.CertificateRevocationList]:
-    """The CRLs in a file that OpenSSL has taken, as far as they can be read here."""
+    """The CRLs in a file that OpenSSL has accepted, except those that cryptography cannot parse."""
     crls = []
     for block in blocks_in(option, path, b"X509 CRL"):
         with contextlib.suppress(ValueError):
@@ -131,7 +131,7 @@ def _one_or_all(values: list[str]) -> object:
 
 
 def _secrets(passwords: list[Any] | None, count: int, prefix: str) -> list[bytes | None]:
-    """The password of each pair: one is for all of them."""
+    """The password of each pair. A single password applies to all of them."""
     if passwords is None:
         return [None] * count
     if len(passwords) not in (1, count):
@@ -152,7 +152,7 @@ def _secret(password: Any, prefix: str) -> bytes | None:
     return password.encode() if isinstance(password, str) else None if password is None else bytes(password)
 
 
-# ---- what is wrong
+# ---- the reasons
 
 
 def _certificates(option: str, path: str) -> list[x509.Certificate]:
@@ -168,7 +168,7 @@ def _certificates(option: str, path: str) -> list[x509.Certificate]:
 def _belongs(key: Any, certificate: x509.Certificate) -> bool:
     try:
         return bool(key.public_key() == certificate.public_key())
-    except (ValueError, UnsupportedAlgorithm):  # a public key that is damaged, or of a kind that nobody here knows
+    except (ValueError, UnsupportedAlgorithm):  # a public key that is damaged, or of an unknown kind
         return False
 
 
@@ -197,12 +197,12 @@ class Block(NamedTuple):
 
     @property
     def pem(self) -> bytes:
-        """The block in a form that all readers take."""
+        """The block in a form that every parser accepts."""
         return b"\n".join([b"-----BEGIN %b-----" % self.label, *self.lines, b"-----END %b-----" % self.label, b""])
 
     @property
     def der(self) -> bytes:
-        """What is in it. (A TRUSTED CERTIFICATE has more behind it: what it is trusted for.)"""
+        """The decoded content. (In a TRUSTED CERTIFICATE more data follows: its trust settings.)"""
         der = binascii.a2b_base64(b"".join(self.lines))
         more = der[1] & 0x7F if der[1:2] >= b"\x80" else 0  # how many bytes the length takes
         return der[: 2 + more + int.from_bytes(der[2 : 2 + more] if more else der[1:2])]
@@ -214,9 +214,9 @@ INCOMPLETE = "is incomplete: it has half of a PEM block"
 
 
 def blocks_in(option: str, path: str, kind: bytes) -> list[Block]:
-    """The PEM blocks of a file that are of this kind, which is how their label ends. It reads as OpenSSL does.
+    """The PEM blocks of a file whose label ends with ``kind``, found in the same way as OpenSSL finds them.
 
-    :raises CertificateError: it cannot be read, or has half of a block.
+    :raises CertificateError: the file cannot be read, or contains half of a block.
     """
     lines = _read(option, path).split(b"\n")
     blocks = []
@@ -240,8 +240,8 @@ def blocks_in(option: str, path: str, kind: bytes) -> list[Block]:
 
 
 def _check_end(option: str, path: str) -> None:
-    """See whether a file that OpenSSL has taken ends within the first line of a block, which it skips as a comment."""
-    if not Path(path).is_file():  # a pipe gives what it has once
+    """Raise if a file that OpenSSL accepted ends within the first line of a block, which it skips as a comment."""
+    if not Path(path).is_file():  # a pipe can be read only once
         return
     last = _read(option, path).rpartition(b"\n")[2]
     if last and any(start.startswith(last) for start in STARTS):

@@ -8,12 +8,16 @@ import socket
 from asyncio import TimerHandle
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
 
 from tornado.ioloop import IOLoop
 
+from ..errors import OptionError
 from ..events import UNOWNED_EVENTS, Event, Events
 from ..runtime.clock import clock_of
+from ..runtime.exports import set_module
+from ..runtime.loops import asyncio_loop, current_loop
 
 ACCEPTS_PER_TURN = 16
 """Connections taken before the loop has its turn: enough to work off a rush, few enough for those who are in
@@ -127,7 +131,7 @@ class Acceptor:
         if not self._watching:
             return
         inherited, self._watching = self._inherited, False
-        if self._io_loop is None or _is_closed(self._io_loop):
+        if self._io_loop is None or asyncio_loop(self._io_loop).is_closed():
             return
         if inherited:  # the loop forgets the listener, but not its epoll, which is the parent's as well
             self._io_loop.handlers.pop(self._fd, None)  # type: ignore[attr-defined]
@@ -203,7 +207,7 @@ class Acceptor:
 
     def _rest(self, error: OSError) -> None:
         assert self._io_loop is not None
-        loop = self._io_loop.asyncio_loop  # type: ignore[attr-defined]
+        loop = asyncio_loop(self._io_loop)
         now = clock_of(loop)()
         if now >= self._quiet_until:
             self._quiet_until = now + QUIET
@@ -237,5 +241,38 @@ class Acceptor:
             self._reserve = -1
 
 
-def _is_closed(io_loop: IOLoop) -> bool:
-    return bool(io_loop.asyncio_loop.is_closed())  # type: ignore[attr-defined]
+@set_module("iostreamsrv.netutil")
+def add_accept_handler(sock: socket.socket, callback: Callable[[socket.socket, Any], None]) -> Callable[[], None]:
+    """Accept on a listening socket while the current loop runs. ::
+
+        (listener,) = bind_sockets(8888, "127.0.0.1")
+        remove = add_accept_handler(listener, lambda connection, address: connection.close())
+
+    :param sock: a listening socket. It becomes non-blocking; closing it remains the caller's job.
+    :param callback: is called with each connection, a `socket.socket`, and its address as ``accept`` returns it. An
+        exception in it is logged, and does not stop accepting. Each call runs in a copy of the current context.
+    :returns: a function that stops accepting; calling it again does nothing.
+    :raises OptionError: if ``sock`` is not a listening stream socket.
+    """
+    if (problem := why_not_listening(sock)) is not None:
+        raise OptionError("sock", sock, problem)
+    acceptor = Acceptor(sock, partial(_call_in_copy, copy_context(), callback))
+    acceptor.start(current_loop())
+    return acceptor.stop
+
+
+def _call_in_copy(context: Context, callback: Callable[..., None], *arguments: Any) -> None:
+    context.copy().run(callback, *arguments)
+
+
+def why_not_listening(listener: object) -> str | None:
+    """Why a server cannot accept on ``listener``; None if it can."""
+    if not isinstance(listener, socket.socket):
+        return "must be a listening socket"
+    if listener.fileno() < 0:
+        return "is closed"
+    if listener.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM:
+        return "is not a stream socket"
+    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "is not listening"
+    return None

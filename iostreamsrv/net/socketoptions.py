@@ -1,4 +1,4 @@
-"""What a server's options ask of the kernel."""
+"""The socket options that follow from a server's options."""
 
 import socket
 import struct
@@ -9,12 +9,12 @@ _TCP_KEEPIDLE = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE",
 
 
 def set_socket_options(sock: socket.socket, options: ServerOptions) -> None:
-    """Have ``sock``, a listener or a connection, as ``options`` want it.
+    """Set the socket options of a listener or a connection.
 
-    A TCP connection inherits all of this from its listener, on Linux, BSD, macOS and Windows alike, so that it costs
-    nothing for each client.
+    On Linux, BSD, macOS and Windows a TCP connection inherits all of them from its listener, so they cost nothing per
+    client.
 
-    :raises OSError: the kernel does not take it.
+    :raises OSError: the kernel refuses a value.
     """
     if options.send_buffer_size is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer_size)
@@ -25,7 +25,7 @@ def set_socket_options(sock: socket.socket, options: ServerOptions) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, options.nodelay)
     _set_keepalive(sock, options.keepalive)
     if not options.linger:
-        # Only to have closes reset the connection: with more seconds than 0 the kernel's lingering blocks.
+        # Only 0, which makes close() reset the connection: with a longer time the kernel's close() blocks.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 

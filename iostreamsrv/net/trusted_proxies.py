@@ -1,4 +1,4 @@
-"""The networks whose word is trusted: from which a PROXY header is taken."""
+"""The networks of proxies whose PROXY header is trusted."""
 
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
 
@@ -8,21 +8,21 @@ ANY = "any"
 UNIX = "unix"
 
 MAPPED = IPv6Address("::ffff:0:0")
-"""Where IPv4 addresses are among IPv6's: a socket that listens on both has its IPv4 clients there."""
+"""The IPv6 range of IPv4-mapped addresses: those of IPv4 clients on a socket that listens for both."""
 
 
 class TrustedNetworks:
-    """The peers whose PROXY header is believed, as ``proxy_protocol`` names them. ::
+    """The peers whose PROXY header is trusted, from the option ``proxy_protocol``. ::
 
         trusted = TrustedNetworks(["10.0.0.0/8", "2001:db8::7", "unix"])
         assert ("10.1.2.3", 40000) in trusted and ("::ffff:10.1.2.3", 40000, 0, 0) in trusted
         assert ("192.0.2.1", 40000) not in trusted
 
-    Whoever is trusted can pretend to be any client, so the list should be as short as can be.
+    A trusted peer can pretend to be any client, so keep the list short.
 
     :param networks: a list or tuple of strings, at least one: networks as ``"10.0.0.0/8"``, single addresses as
-        ``"10.0.0.5"``, ``"unix"`` for whoever may connect to a Unix socket, and ``"any"`` for every IPv4 and IPv6
-        address, which is right only where a firewall lets nobody but the proxy in.
+        ``"10.0.0.5"``, ``"unix"`` for all that may connect to a Unix socket, and ``"any"`` for every IPv4 and IPv6
+        address, which is safe only where a firewall admits nothing but the proxy.
     :raises OptionError: anything else: no network, set host bits, ``0.0.0.0/0`` and ``::/0`` (say ``"any"``), and a
         network with IPv4-mapped addresses and a prefix below 96, as in ``::ffff:10.0.0.0/8``.
     """
@@ -55,17 +55,17 @@ class TrustedNetworks:
 
 
 def _network(name: str) -> IPv4Network | IPv6Network:
-    """:raises ValueError: the message says what is wrong with it."""
+    """:raises ValueError: it is no network; the message says why."""
     address, slash, prefix = name.partition("/")
     try:
-        if "%" in address or (slash and not prefix.isdecimal()):  # a mask: there is one way to write a network
+        if "%" in address or (slash and not prefix.isdecimal()):  # no netmasks: a network is written in one way
             raise ValueError
         interface = ip_interface(name)
     except ValueError:
         raise ValueError(f"{name!r} is no network such as '10.0.0.0/8' or '2001:db8::/32'") from None
     ip, network = interface.ip, interface.network
     if not network.prefixlen:
-        raise ValueError(f"{name!r} is everybody; say {ANY!r} where that is meant")
+        raise ValueError(f"{name!r} is every address; say {ANY!r} if you mean that")
     if network.prefixlen < 96 and MAPPED in network:
         raise ValueError(f"{name!r} has IPv4-mapped addresses and a prefix below 96; name the IPv4 network instead")
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:

@@ -20,32 +20,32 @@ except ImportError:  # Windows has none, and no Unix sockets either
     fcntl = None
 
 LONGEST_PATH = 107 if sys.platform == "linux" else 103
-"""Bytes of a path: what the kernel's ``sun_path`` has room for, without the zero at its end."""
+"""Most bytes of a path: the size of the kernel's ``sun_path`` without the final zero."""
 
 LOCK_WAIT = 1.0
 LOCK_POLL = 0.01
-"""Seconds to wait for a directory's lock, and between tries. A server that starts holds it for less than one try; who
-holds it longer is none (programs lock directories to keep cleaners away), and must not keep a server from starting.
+"""Seconds to wait for a directory's lock, and between attempts. A server that starts holds it for less than that.
+A longer holder is another program (some lock directories against cleaners), which must not keep a server from starting.
 """
 
 
 class UnixListener(socket.socket):
-    """A Unix socket that takes its file with it when it is closed by the process that bound it."""
+    """A Unix socket that removes its file when the process that bound it closes it."""
 
     _file: Path | None = None
     _identity: tuple[int, int] | None = None
     _process = 0
 
     def own(self, file: Path) -> None:
-        """This is the socket's file."""
+        """Remember the socket's file, to remove it later."""
         self._identity = _identity(file)
         self._process = os.getpid()
-        self._file = file.absolute()  # the process may go to another directory
+        self._file = file.absolute()  # the process may change its directory
 
     def close(self) -> None:
-        """Close it, and remove the file if it is still there and this process has made it."""
-        # The file first: whoever starts meanwhile finds a server at work or no file, so nobody puts another one in its
-        # place between the look and the removal.
+        """Close the socket, and remove its file if this process made it and it is still there."""
+        # The file first: a server that starts meanwhile finds either a listening server or no file, so it does not
+        # replace the file between the check and the removal.
         if self._file is not None and self.fileno() >= 0 and self._process == os.getpid():
             with contextlib.suppress(OSError):
                 if _identity(self._file) == self._identity:
@@ -59,9 +59,9 @@ def _identity(file: Path) -> tuple[int, int]:
 
 
 def bind(path: str, mode: int, backlog: int) -> socket.socket:
-    """A listening socket, in the place of one that a dead server left.
+    """A listening socket. It replaces one that a dead server left.
 
-    :raises OSError: it cannot be bound; nothing is left, and what was there is untouched.
+    :raises OSError: it cannot be bound; nothing is left bound, and an existing file is untouched.
     """
     if not hasattr(socket, "AF_UNIX"):
         raise OSError(errno.EAFNOSUPPORT, "this platform has no Unix sockets")
@@ -80,7 +80,7 @@ def bind(path: str, mode: int, backlog: int) -> socket.socket:
 
 def _check_length(path: str) -> None:
     length = len(os.fsencode(path))
-    if length > LONGEST_PATH + path.startswith("\0"):  # an abstract name has no zero at its end
+    if length > LONGEST_PATH + path.startswith("\0"):  # an abstract name has no final zero
         raise OSError(
             errno.ENAMETOOLONG, f"a Unix socket's path has at most {LONGEST_PATH} bytes, this one has {length}"
         )
@@ -90,18 +90,18 @@ def _bind_file(listener: UnixListener, path: str, mode: int, backlog: int) -> No
     file = Path(path)
     with _locked(file.parent):
         _remove_stale(file)
-        listener.bind(str(file))  # not path, which may say the same with a "/" at its end
+        listener.bind(str(file))  # not path, which may end with "/"
         listener.own(file)
-        file.chmod(mode)  # before it listens: until then all are refused
+        file.chmod(mode)  # before it listens: until then clients are refused
         listener.listen(backlog)
 
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Keep others who bind in ``directory`` from taking a socket that doesn't listen yet for a stale one."""
+    """Lock ``directory``, so that another server does not take a socket that does not listen yet for a stale one."""
     try:
         number = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except PermissionError:  # it may be written to and searched all the same
+    except PermissionError:  # it may be writable and searchable nevertheless
         yield
         return
     except FileNotFoundError:
@@ -122,13 +122,13 @@ def _lock(number: int) -> None:
         except BlockingIOError:
             sleep(LOCK_POLL)
         except OSError:
-            return  # some network file systems have no locks for directories
+            return  # some network file systems cannot lock directories
 
 
 def _remove_stale(file: Path) -> None:
     """Remove the socket that a dead server left.
 
-    :raises OSError: what is there is something else.
+    :raises OSError: a server is listening there, or the file is no socket.
     """
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(file.lstat().st_mode):
@@ -146,8 +146,8 @@ def _is_served(file: Path) -> bool:
         except ConnectionRefusedError:
             return False
         except BlockingIOError:
-            pass  # more clients wait than it accepts at the moment
+            pass  # its queue is full
         except OSError as error:
-            if error.errno != errno.EPROTOTYPE:  # which says that there is one, of datagrams
+            if error.errno != errno.EPROTOTYPE:  # EPROTOTYPE: it is a datagram socket, which is in use
                 raise
     return True

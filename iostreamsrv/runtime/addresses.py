@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from ..errors import OptionError
+from .checks import is_int
 from .text import printable
 
 
@@ -19,7 +20,7 @@ def check_port(name: str, port: int | str) -> int | str:
                 return int(port)
         elif port and "\0" not in port and not port.strip(" +-").isdigit():
             return port
-    elif isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= 65535:
+    elif is_int(port, 0, 65535):
         return port
     raise OptionError(name, port, "must be an integer from 0 to 65535 or the name of a service")
 

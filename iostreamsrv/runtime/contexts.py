@@ -1,15 +1,15 @@
-"""Whose context variables (`contextvars`) a callback sees.
+"""Which context variables (`contextvars`) a callback sees.
 
-asyncio runs a callback in a copy of the context in which it was registered. A server registers most of its callbacks
-while it works for some client: it accepts again because one has gone, it opens the hub's epoll for the first one. If
-these kept the context they were made in, what that client's handler had set would be seen by all later ones. So:
+asyncio runs a callback in the context in which it was registered. A server registers most of its callbacks while it
+works for one client: it accepts again because a client has gone, or opens the hub's epoll for the first one. With that
+context, a variable set by this client's handler would be visible to all later clients. Therefore:
 
-- A server takes its context once, where it is told to listen, and accepts in it.
-- Each client has a copy of it, made when it is accepted (``BaseIOStream._callback_context``). All that users write for
-  this client runs in that one context: the handler's task has it, and :func:`run_in` enters it for the rest.
-- Whatever the package registers for itself, timers, the hub's readers, tasks that close streams, has an empty context:
-  ``call_soon(..., context=Context())``, or ``Context().run(...)`` where the callee takes no context. An empty context
-  is never shared, so nothing can be left in it for somebody else.
+- A server copies the current context once, when it begins to listen, and accepts in this copy.
+- Each client gets a copy of that, made when it is accepted (``BaseIOStream.callback_context``). All user code for the
+  client runs in this one context: the handler's task has it, and :func:`run_in` enters it for other callbacks.
+- What the package registers for itself (timers, the hub's readers, tasks that close streams) gets an empty context:
+  ``call_soon(..., context=Context())``, or ``Context().run(...)`` where the callee takes no context. Each of these is
+  new, so no variable can pass from one client to another.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ _MARK: ContextVar[None] = ContextVar("iostreamsrv_mark")
 
 
 class HasContext(Protocol):
-    """A stream, as far as this module needs it."""
+    """The part of a stream that this module uses."""
 
-    _callback_context: Context | None
+    callback_context: Context | None
 
 
 def is_current(context: Context) -> bool:
-    """Whether this code runs in ``context`` itself, not in a copy of it."""
+    """Whether ``context`` itself is the current context, not merely a copy of it."""
     token = _MARK.set(None)
     try:
         return _MARK in context
@@ -35,11 +35,11 @@ def is_current(context: Context) -> bool:
 
 
 def run_in(context: Context, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``function`` in ``context``, and give what it returns.
+    """Call ``function`` in ``context``, and return its result.
 
-    A context can be entered once at a time. Where this code runs in it already, the function is just called. Where code
-    further up the stack does (one client's handler has ended another client, whose callback ends the first one), the
-    function runs in a copy.
+    A context can be entered only once at a time. If it is the current context, the function is simply called. If code
+    further up the stack has entered it (one client's handler closes another client, whose callback closes the first
+    one), the function runs in a copy.
     """
     if is_current(context):
         return function(*arguments)
@@ -51,8 +51,8 @@ def run_in(context: Context, function: Callable[..., Any], *arguments: Any) -> A
 
 
 def run_for(stream: HasContext, function: Callable[..., Any], *arguments: Any) -> Any:
-    """:func:`run_in` the context of a stream's callbacks; without one, where this code runs."""
-    context = stream._callback_context
+    """:func:`run_in` the context of a stream's callbacks; if it has none, in the current context."""
+    context = stream.callback_context
     return function(*arguments) if context is None else run_in(context, function, *arguments)
 
 

@@ -1,16 +1,17 @@
-"""What the modules with Tornado's names export besides their own: every public name of Tornado's module.
+"""What public modules export.
 
-So code moves here by a change of its imports, also where it imports what this package leaves to Tornado, such as
-``PeriodicCallback``, or what Tornado's module merely imports itself.
+Those with Tornado's names also export every public name of Tornado's module. So a program moves here by changing its
+imports, even where it uses what this package leaves to Tornado, such as ``PeriodicCallback``, or a name that Tornado's
+module only imports itself.
 """
 
 import importlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 MODULES = ("iostream", "ioloop", "tcpserver", "tcpclient", "netutil", "httpserver")
-"""Those that this package and Tornado both have."""
+"""The module names that this package and Tornado share."""
 
 OURS = {f"tornado.{name}": f"iostreamsrv.{name}" for name in MODULES}
 
@@ -43,3 +44,19 @@ def _ours(name: str, value: Any, where: ModuleType) -> Any:
     if home in OURS and home != where.__name__:
         return getattr(importlib.import_module(OURS[home]), name)
     return value
+
+
+Public = TypeVar("Public", bound=Callable[..., Any])
+
+
+def set_module(name: str) -> Callable[[Public], Public]:
+    """Say that a class or function belongs to a public module, wherever in the package it is written.
+
+    That is the name which ``repr``, `pickle` and the documentation show, and users should import from.
+    """
+
+    def decorate(named: Public) -> Public:
+        named.__module__ = name
+        return named
+
+    return decorate

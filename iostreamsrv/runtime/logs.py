@@ -1,9 +1,9 @@
-"""The loggers: each has a name of this package, and the one that Tornado has for such lines.
+"""The loggers. Each has a name in this package, and acts for Tornado's logger of the same purpose as well.
 
-``iostreamsrv.application`` is for what users' code did wrong, ``iostreamsrv.general`` for all else. Programs that were
-written for Tornado, and its own suites, filter, silence or redirect ``tornado.application`` and ``tornado.general``:
-each line passes both loggers' filters, and goes to the handlers of both, once. So nobody has to choose. A line that a
-`logging.Filter` selects by Tornado's name has that name.
+``iostreamsrv.application`` is for errors in user code, ``iostreamsrv.general`` for everything else. Programs written
+for Tornado, and its test suite, filter, silence or redirect ``tornado.application`` and ``tornado.general``. Therefore
+each line passes the filters of both loggers, and goes to the handlers of both, once. A line that a `logging.Filter`
+selects by Tornado's name has that name.
 """
 
 import copy
@@ -13,17 +13,19 @@ from typing import Any
 
 from tornado import log
 
-__all__ = ["application", "general"]
+from .clock import Clock, current_time
+
+__all__ = ["LogRateLimit", "application", "general"]
 
 
 class TwoNames(logging.Logger):
-    """A logger of this package, to which all applies that is set on Tornado's (``tornado``) or on one above either.
+    """A logger of this package that also obeys the settings of Tornado's logger (``tornado``) and of both parents.
 
-    - A level that is set on either side counts; if there is one on both, a line has to reach both; else the root's.
-    - A filter on either of the two loggers may drop a line.
-    - Handlers on both sides get it, and those of the root logger, unless one side does not propagate.
-    - Where a `logging.Filter` selects Tornado's name, on a handler or on that logger, the line has that name.
-    - It is ``disabled`` if both are: `logging.config` disables all loggers that a configuration does not name.
+    - Levels: the higher of those set on both sides; if only one side has a level, that one; else the root's.
+    - Filters: a filter on either of the two loggers may drop a line.
+    - Handlers: those of both sides get it, and those of the root logger, unless one side does not propagate.
+    - Name: Tornado's, for a handler or logger whose `logging.Filter` selects that name.
+    - ``disabled``: if both are. (`logging.config` disables all loggers that a configuration does not name.)
     """
 
     tornado: logging.Logger
@@ -62,7 +64,7 @@ class TwoNames(logging.Logger):
                 handler.handle(self._as_selected_by(handler, record))
 
     def _as_selected_by(self, filterer: logging.Filterer, record: logging.LogRecord) -> logging.LogRecord:
-        """The record; under Tornado's name, if it is for one who wants those of that name only."""
+        """The record, under Tornado's name if ``filterer`` selects only that name."""
         if filterer.filters and any(_wants_only(each, self.tornado.name) for each in filterer.filters):
             record = copy.copy(record)
             record.name = self.tornado.name
@@ -70,26 +72,26 @@ class TwoNames(logging.Logger):
 
 
 def _wants_only(filter_: Any, name: str) -> bool:
-    """Whether a filter lets pass those of this name, or of names above, and no others."""
+    """Whether a filter passes only this name, or one of its parents' names."""
     if getattr(type(filter_), "filter", None) is not logging.Filter.filter or not filter_.name:
         return False
     return name == filter_.name or name.startswith(f"{filter_.name}.")
 
 
 def _above(logger: logging.Logger | None) -> Iterator[logging.Logger]:
-    """A logger, and those above it."""
+    """A logger and its parents."""
     while logger is not None:
         yield logger
         logger = logger.parent
 
 
 def _own_level(logger: logging.Logger) -> int:
-    """The level that was set on a logger or above it, but not on the root; 0 if none was."""
+    """The level set on a logger or on its parents, except the root; 0 if none is set."""
     return next((each.level for each in _above(logger) if each.level and each.parent is not None), 0)
 
 
 def _propagating(logger: logging.Logger) -> Iterator[logging.Logger]:
-    """Those whose handlers get what is logged to ``logger``."""
+    """The loggers whose handlers get the records of ``logger``."""
     for each in _above(logger):
         yield each
         if not each.propagate:
@@ -97,7 +99,7 @@ def _propagating(logger: logging.Logger) -> Iterator[logging.Logger]:
 
 
 def _with_two_names(name: str, tornado: logging.Logger) -> logging.Logger:
-    # It may exist already: somebody has configured it before this was imported.
+    # It may exist already, if it was configured before this module was imported.
     logger = logging.getLogger(name)
     if not isinstance(logger, TwoNames):
         disabled = vars(logger).pop("disabled")
@@ -110,3 +112,32 @@ def _with_two_names(name: str, tornado: logging.Logger) -> logging.Logger:
 
 application = _with_two_names("iostreamsrv.application", log.app_log)
 general = _with_two_names("iostreamsrv.general", log.gen_log)
+
+
+# ---- clients cannot flood the log
+
+BURST = 10
+PER_SECOND = 1.0
+"""Lines at once, and per second in the long run: enough to see what happens, too few to fill a disk."""
+
+
+class LogRateLimit:
+    """Limits the rate of log lines, and counts those that are dropped, for the next line to say."""
+
+    def __init__(self, clock: Clock = current_time) -> None:
+        self._clock = clock
+        self._tokens = float(BURST)
+        self._at = clock()
+        self._dropped = 0
+
+    def admit(self) -> int | None:
+        """For one line: None to drop it, else the number of lines dropped since the last one that was admitted."""
+        now = self._clock()
+        self._tokens = min(float(BURST), self._tokens + max(0.0, now - self._at) * PER_SECOND)
+        self._at = now
+        if self._tokens < 1:
+            self._dropped += 1
+            return None
+        self._tokens -= 1
+        dropped, self._dropped = self._dropped, 0
+        return dropped

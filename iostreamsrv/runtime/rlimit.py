@@ -1,4 +1,4 @@
-"""How many descriptors this process may have, and so how many connections."""
+"""The limit of open descriptors (RLIMIT_NOFILE), and the number of connections that follows from it."""
 
 import contextlib
 from types import ModuleType
@@ -9,46 +9,46 @@ try:
 except ImportError:  # Windows has no such limit
     resource = None
 
-OTHERS = 64
-"""Descriptors that are left for whatever else a server has open: its log, its epoll, its database."""
+RESERVED_FDS = 64
+"""Descriptors kept free for everything else that a server opens: its log, its epoll, its database."""
 
 PER_LISTENER = 2
-"""Descriptors of a listener: its own, and one in reserve for when there are none left."""
+"""Descriptors of a listener: the socket, and one in reserve for when none is left."""
 
-MOST = 10_000
-"""Connections that are taken by default, however many descriptors there are: some 20 MB, some 200 MB under TLS."""
+DEFAULT_MAX_CONNECTIONS = 10_000
+"""The default limit of connections, however many descriptors are available: about 20 MB, about 200 MB with TLS."""
 
 
 def default_connections(listeners: int = 0, doubles: int = 0) -> int:
-    """How many connections a server may have that was not told: so many that accept() never finds the descriptors used
-    up, as HAProxy does it.
+    """The default of ``max_connections``: as many as the descriptors allow, so that accept() never runs out of them.
+    (HAProxy does the same.)
 
-    :param listeners: how many there are.
-    :param doubles: how many more descriptors connections may take at a time: a second one, or that of a client who is
-        told that there is no place.
+    :param listeners: number of listeners.
+    :param doubles: number of further descriptors that connections may need at a time: a second one for a client, or
+        that of a client that is being rejected.
     """
     if resource is None:
-        return MOST
+        return DEFAULT_MAX_CONNECTIONS
     soft: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if soft == resource.RLIM_INFINITY:
-        return MOST
+        return DEFAULT_MAX_CONNECTIONS
     free = soft - PER_LISTENER * listeners
-    free = max(free - OTHERS, free // 2)
-    return max(1, min(MOST, max(free - doubles, free // 2)))
+    free = max(free - RESERVED_FDS, free // 2)
+    return max(1, min(DEFAULT_MAX_CONNECTIONS, max(free - doubles, free // 2)))
 
 
 def raise_limit(connections: float | None, doubles: int = 0) -> None:
-    """Raise the soft limit of descriptors, as far as the hard one allows, so that there are enough for so many.
+    """Raise the soft limit of descriptors for this many connections, as far as the hard limit allows.
 
-    :param connections: None: for :data:`MOST`.
+    :param connections: None for :data:`DEFAULT_MAX_CONNECTIONS`.
     :param doubles: as for :func:`default_connections`.
     """
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = int(min(connections or MOST, 1 << 20)) + doubles + OTHERS
+    wanted = int(min(connections or DEFAULT_MAX_CONNECTIONS, 1 << 20)) + doubles + RESERVED_FDS
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(ValueError, OSError):  # some systems have a limit of their own below the hard one
+        with contextlib.suppress(ValueError, OSError):  # some systems have another limit, below the hard one
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -12,10 +12,10 @@ from tornado.ioloop import IOLoop
 
 from ..errors import OptionError
 from ..events import Event, Events
-from ..net.acceptor import Acceptor
-from ..netutil import why_not_listening
+from ..net.acceptor import Acceptor, why_not_listening
 from ..runtime.addresses import show
 from ..runtime.clock import wall_clock_of
+from ..runtime.loops import asyncio_loop
 from .handshake import Greeter
 from .limits import Permits
 
@@ -96,7 +96,7 @@ class Listeners:
         self._greeters.update(greeter for _, greeter in listeners)
         for acceptor in acceptors:
             self._start(acceptor, io_loop)
-        self._look_for_expiry(io_loop.asyncio_loop)  # type: ignore[attr-defined]
+        self._look_for_expiry(asyncio_loop(io_loop))
         for address in [acceptor.listener.getsockname() for acceptor in acceptors]:  # a subscriber may stop the server
             self._events.emit(Event("listen", f"listening on {show(address)}", address=address))
 

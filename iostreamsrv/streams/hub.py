@@ -35,8 +35,7 @@ from typing import Any, Protocol
 from tornado.ioloop import IOLoop
 
 from ..runtime.clock import clock_of, real_time, wall_clock_of
-from ..runtime.loglimit import LogLimit
-from ..runtime.logs import general
+from ..runtime.logs import LogRateLimit, general
 from .donefuture import done_future_type
 
 # Events as epoll numbers them, which are IOLoop.READ and IOLoop.WRITE as well.
@@ -324,7 +323,7 @@ class EpollHub(Hub):
         self._epoll: select.epoll | None = None
         self._streams: dict[int, Dispatched] = {}
         self._stale = False  # the epoll may have entries that cannot be removed, as their descriptors were closed
-        self._warnings = LogLimit()
+        self._warnings = LogRateLimit()
 
     def fileno(self) -> int:
         """The epoll's descriptor, for the loop."""
@@ -410,7 +409,7 @@ class EpollHub(Hub):
         them exists elsewhere: it goes on to report them, and nobody can have it stop, as entries are removed by number.
         """
         self._stale = False
-        left_out = self._warnings.take()
+        left_out = self._warnings.admit()
         if left_out is not None:
             more = f" (and {left_out} times before)" if left_out else ""
             general.warning("a stream's descriptor was closed by somebody else: all streams get another epoll%s", more)

@@ -1,19 +1,21 @@
 """A server that calls functions when a client connects, sends data or disconnects."""
 
-import inspect
 import logging
 from asyncio import Future
 from collections.abc import Awaitable, Iterable
 from contextvars import Context, copy_context
-from inspect import isawaitable
+from inspect import isawaitable, signature
 from types import EllipsisType
 from typing import Any
 
-from ..errors import CloseReason, OptionError, StreamClosedError
+from tornado.ioloop import IOLoop
+
+from ..errors import CloseReason, StreamClosedError
 from ..events import Event
-from ..ioloop import IOLoop, current_loop
 from ..iostream import IOStream
 from ..options import Full, check_optional_timeout
+from ..runtime.callables import check_function, is_overridden
+from ..runtime.loops import current_loop
 from ..server.groups import Slow
 from ..tcpserver import TCPServer
 from .session import Session
@@ -71,7 +73,7 @@ class CallbackServer(TCPServer):
                 raise TypeError(f"no such callback: {name!r} (there are {', '.join(CALLBACKS)})")
             setattr(self, name, keywords.pop(name))
         for name in CALLBACKS:
-            _check_callback(name, getattr(self, name))
+            check_function(name, getattr(self, name), CALLBACKS[name])
         super().__init__(*arguments, **keywords)
         interval = self.tick_interval if tick_interval is None else tick_interval
         self.tick_interval = check_optional_timeout("tick_interval", interval)
@@ -161,7 +163,7 @@ class CallbackServer(TCPServer):
         """For the server: serve one client by calls of the callbacks."""
         if stream.closed():  # before on_connect
             return
-        reports_writes = getattr(self.on_write, "__func__", None) is not CallbackServer.on_write
+        reports_writes = is_overridden(self, CallbackServer, "on_write")
         session = self._client_sessions[stream.id] = Session(self, stream, reports_writes, self._forget)
         if self.tick_interval is not None and self._ticking is None:
             self._tick_later(stream.io_loop, self.tick_interval)
@@ -218,22 +220,8 @@ class CallbackServer(TCPServer):
 
 
 CALLBACKS = {
-    name: tuple(inspect.signature(method).parameters)[1:]
+    name: tuple(signature(method).parameters)[1:]
     for name, method in vars(CallbackServer).items()
     if name.startswith("on_")
 }
 """The names of the callbacks, each with those of its parameters."""
-
-
-def _check_callback(name: str, callback: Any) -> None:
-    if not callable(callback):
-        raise OptionError(name, callback, "must be a function")
-    try:
-        signature = inspect.signature(callback)
-    except (TypeError, ValueError):
-        return  # some builtins have no signature
-    try:
-        signature.bind(*CALLBACKS[name])
-    except TypeError:
-        wanted = ", ".join(CALLBACKS[name])
-        raise OptionError(name, callback, f"must take ({wanted}), takes {signature}") from None

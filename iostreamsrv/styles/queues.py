@@ -18,10 +18,15 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
+from tornado.ioloop import IOLoop
+
 from ..errors import OptionError, StreamBufferFullError, StreamClosedError, of_stream
-from ..ioloop import IOLoop, cancel_the_rest, handle_signal, signals_restored
 from ..iostream import IOStream
+from ..runtime.callables import takes
+from ..runtime.cleanup import cancel_remaining_tasks
+from ..runtime.loops import asyncio_loop
 from ..runtime.rlimit import raise_limit
+from ..runtime.signals import handle_signal, signals_restored
 from ..tcpserver import TCPServer
 from .outbox import Outbox, closed_error
 
@@ -168,7 +173,7 @@ class QueueServer:
             self._runner = threading.current_thread()
             if self._stopping:
                 return
-        loop: asyncio.AbstractEventLoop = self._io_loop.asyncio_loop
+        loop = asyncio_loop(self._io_loop)
         in_main = threading.current_thread() is threading.main_thread()
         with signals_restored() if in_main else contextlib.nullcontext():
             try:
@@ -192,7 +197,7 @@ class QueueServer:
         await self._server.close_all_connections()
         for stream in self._server.streams:
             stream.abort()  # without a loop, it could not deliver its queued data
-        await cancel_the_rest()
+        await cancel_remaining_tasks()
 
     def stop(self) -> None:
         """End :meth:`run`, and wait until it has returned; in the callback, do not wait. Queued data is still sent, if
@@ -256,18 +261,8 @@ def _with_address(callback: Any) -> Callable[[Any, SendQueue, bytes], object]:
     """Return ``callback`` as a function of three arguments: (address, queue, data)."""
     if not callable(callback) or inspect.iscoroutinefunction(callback):
         raise OptionError("callback", callback, "must be a plain function of (queue, data) or (address, queue, data)")
-    if _takes_arguments(callback, 2):
+    if takes(callback, 2):
         return lambda address, sending, data: callback(sending, data)
-    if _takes_arguments(callback, 3):
+    if takes(callback, 3):
         return callback  # type: ignore[no-any-return]
     raise OptionError("callback", callback, "must take (queue, data) or (address, queue, data)")
-
-
-def _takes_arguments(function: Any, count: int) -> bool:
-    try:
-        inspect.signature(function).bind(*[None] * count)
-    except TypeError:
-        return False
-    except ValueError:  # some builtins have no signature
-        return True
-    return True

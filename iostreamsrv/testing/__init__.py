@@ -10,9 +10,9 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
-from ..errors import OptionError
 from ..iostream import IOStream
-from ..netutil import bind_sockets
+from ..net.bind import bind_sockets
+from ..runtime.checks import check_int
 from ..streams.memory import CAPACITY, MemorySocket, MemoryStream
 from ..tcpserver import TCPServer
 from .mockclock import MockClock
@@ -37,8 +37,7 @@ def memory_stream_pair(*, capacity: int = CAPACITY, **options: Any) -> tuple[IOS
     :returns: both streams. Their addresses are ``("memory", 1)`` and ``("memory", 2)``.
     :raises OptionError: an option is invalid.
     """
-    if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
-        raise OptionError("capacity", capacity, "must be a number of bytes, 1 or more")
+    check_int("capacity", capacity, 1, what="a number of bytes")
     one, other = MemorySocket.pair(capacity)
     return MemoryStream(cast(socket.socket, one), **options), MemoryStream(cast(socket.socket, other), **options)
 

@@ -2,7 +2,7 @@
 
 **How it works.** An asyncio loop calls its ``time()`` to find the timers that are due, and passes the seconds until the
 next timer to its selector's ``select()``. The clock replaces both functions of one loop while it is installed. The
-selector still waits for real sockets, and everything else of the loop is unchanged.
+selector still waits for real sockets.
 
 **Why a jump takes steps.** When a server finds one of its timers 60 s late, it assumes that the process was stopped,
 and does not count that time against its clients. With plain `asyncio` it is similar: a repeating timer would run only
@@ -23,6 +23,7 @@ from contextvars import Context
 from typing import Any, Self
 
 from ..errors import OptionError
+from ..runtime.checks import is_number
 from ..runtime.clock import clock_of, real_time, wall_clock_of
 from ..streams.hub import follow_clock
 
@@ -88,8 +89,8 @@ class MockClock:
 
     :param rate: seconds that pass per real second; default 0: the clock stands still.
     :param autojump_threshold: real seconds after which an idle loop jumps to its next timer; default ``math.inf``:
-        never. 0 suits streams in memory. With sockets, use 0.01, which leaves the kernel time to deliver data. A busy
-        thread does not prevent a jump.
+        never. 0 suits streams in memory. With sockets, use 0.01, which leaves the kernel time to deliver data, or 0.05,
+        which also covers a delayed ACK. A busy thread does not prevent a jump.
     :raises OptionError: a parameter is negative or not a number.
 
     :ivar rate: as the parameter; may be set.
@@ -255,7 +256,7 @@ class MockClock:
 
 
 def _checked(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+    if not is_number(value) or not value >= 0:
         raise OptionError(name, value, "must be a number, 0 or more")
     return float(value)
 

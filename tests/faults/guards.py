@@ -15,7 +15,7 @@ from iostreamsrv.errors import CloseReason
 from iostreamsrv.events import Event
 from iostreamsrv.iostream import IOStream
 from iostreamsrv.net.acceptor import Acceptor
-from iostreamsrv.runtime import loglimit
+from iostreamsrv.runtime.logs import LogRateLimit
 from iostreamsrv.sansio.buffers import ReadBuffer
 from iostreamsrv.server.connections import Clients
 from iostreamsrv.server.handshake import Greeter
@@ -65,7 +65,7 @@ def search_from_the_start() -> None:
 
 def log_without_limit() -> None:
     """Every line is logged."""
-    loglimit.LogLimit.take = lambda self: 0  # type: ignore[method-assign]
+    LogRateLimit.admit = lambda self: 0  # type: ignore[method-assign]
 
 
 def leave_failed_handshakes_open() -> None:
@@ -115,7 +115,7 @@ def receive_while_stuck() -> None:
 
 def serve_who_asks_again() -> None:
     """A shutdown waits for whoever asks again at once."""
-    Clients._asks_again = lambda self, stream: False  # type: ignore[method-assign]
+    Clients.close_if_answered = lambda self, stream: False  # type: ignore[method-assign]
 
 
 def close_at_once() -> None:

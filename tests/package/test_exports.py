@@ -1,6 +1,8 @@
 """The modules with Tornado's names have every public name of Tornado's."""
 
+import asyncio
 import importlib
+import pickle
 import subprocess
 import sys
 from types import ModuleType
@@ -10,6 +12,8 @@ import pytest
 import tornado.ioloop
 import tornado.netutil
 
+import iostreamsrv
+from iostreamsrv.certificates import Certificates, KeyPair
 from iostreamsrv.runtime import exports
 from tests.support.programs import PROJECT
 
@@ -57,6 +61,21 @@ def test_no_module_gives_tornados_object_where_there_is_one_of_ours(name: str) -
         if id(getattr(theirs, each)) in counterparts
         and getattr(ours, each) is not counterparts[id(getattr(theirs, each))]
     ] == []
+
+
+@pytest.mark.parametrize("name", ["certificates", "ioloop", "netutil"])
+def test_what_a_public_module_re_exports_says_that_it_is_from_there(name: str) -> None:
+    module = importlib.import_module(f"iostreamsrv.{name}")
+    homes = {getattr(getattr(module, each), "__module__", None) for each in module.__all__}
+    others = {None, "iostreamsrv.errors", "tornado.ioloop"}  # a constant, and what has its home elsewhere
+    assert homes - others == {f"iostreamsrv.{name}"}
+
+
+def test_what_is_re_exported_can_be_pickled() -> None:
+    (endpoint,) = asyncio.run(iostreamsrv.resolve("127.0.0.1", 80))
+    pair = KeyPair(b"certificate", b"key")
+    for each in endpoint, pair, iostreamsrv.run, iostreamsrv.bind_sockets, Certificates:
+        assert pickle.loads(pickle.dumps(each)) == each
 
 
 def test_the_imports_of_programs_for_tornado_work() -> None:

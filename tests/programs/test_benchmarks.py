@@ -23,8 +23,8 @@ from benchmarks.peers import ALL, COPYING, LIMITED, OURS, PEERS, PROTOCOL, TORNA
 from benchmarks.results import Results, Run
 from benchmarks.servers import MeasurementError, Server
 from benchmarks.workloads import WORKLOADS, Figures, Rate, percentile
+from iostreamsrv.options import REPLACEABLE, ServerOptions
 from iostreamsrv.options import UNLIMITED as ENDLESS
-from iostreamsrv.options import WHILE_RUNNING, ServerOptions
 
 pytestmark = pytest.mark.alone
 
@@ -112,7 +112,7 @@ def test_no_limits_are_none_and_all_limits_are_all() -> None:
     before_the_handler = {"handshake_timeout", "proxy_header_timeout"}
     in_a_shutdown = {"drain_timeout", "drain_idle"}
     how = {"when_full", "min_rate_window", "read_chunk_size"}
-    assert set(NO_LIMITS) == WHILE_RUNNING - before_the_handler - in_a_shutdown - how
+    assert set(NO_LIMITS) == REPLACEABLE - before_the_handler - in_a_shutdown - how
     none, every = ServerOptions.of(NO_LIMITS), ServerOptions.of(ALL_LIMITS)
     endless = {getattr(none, name) for name in NO_LIMITS}
     assert endless == {None, ENDLESS}

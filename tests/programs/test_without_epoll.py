@@ -73,7 +73,7 @@ async def main():
 
 server = EchoServer(ssl_options=self_signed("localhost").write(sys.argv[1]))
 server.listen(0, "127.0.0.1")
-iostreamsrv.ioloop.current_loop().call_later(0.1, server.stop)
+iostreamsrv.IOLoop.current().call_later(0.1, server.stop)
 iostreamsrv.run(server)
 asyncio.run(main())
 """

@@ -311,7 +311,7 @@ def test_what_is_neither_a_dict_nor_a_context_raises(ssl_options: Any) -> None:
     "more, said",
     [
         ({"certfile": None}, "keyfile='{keyfile}': is a key without a certificate: certfile is missing"),
-        ({"certfile": None, "keyfile": None}, "certfile=None: is missing: there is no certificate to be served"),
+        ({"certfile": None, "keyfile": None}, "certfile=None: is missing: there is no certificate to serve"),
         ({"keyfile": None}, "certfile='{certfile}': holds no private key in PEM, and there is no keyfile"),
         ({"certfile": "{keyfile}"}, "certfile='{keyfile}': holds no certificate in PEM"),
         ({"keyfile": "{certfile}"}, "keyfile='{certfile}': holds no private key in PEM"),
@@ -630,7 +630,7 @@ def test_a_context_whose_minimum_version_nobody_has_set_is_raised_to_tls_1_2_wit
             assert Certificates(context).context is context
             assert context.minimum_version == ssl.TLSVersion.TLSv1_2
     (line,) = errors(caplog, logging.INFO)
-    assert line == f"{context} has no minimum_version: it is TLS 1.2 from now on (allow_legacy_tls=True leaves it)"
+    assert line == f"{context} has no minimum_version: set to TLS 1.2 (allow_legacy_tls=True leaves it)"
     assert handshake(context)[1].version() == "TLSv1.3"
 
 

@@ -1,6 +1,6 @@
 """A log that cannot be flooded."""
 
-from iostreamsrv.runtime.loglimit import BURST, LogLimit
+from iostreamsrv.runtime.logs import BURST, LogRateLimit
 
 
 class Clock:
@@ -12,18 +12,18 @@ class Clock:
 
 def test_a_few_lines_pass_and_the_rest_is_counted() -> None:
     clock = Clock()
-    limit = LogLimit(clock)
-    assert [limit.take() for _ in range(BURST + 7)] == [0] * BURST + [None] * 7
+    limit = LogRateLimit(clock)
+    assert [limit.admit() for _ in range(BURST + 7)] == [0] * BURST + [None] * 7
     clock.now += 1
-    assert limit.take() == 7
-    assert limit.take() is None
+    assert limit.admit() == 7
+    assert limit.admit() is None
 
 
 def test_after_a_quiet_time_as_many_pass_as_at_first() -> None:
     clock = Clock()
-    limit = LogLimit(clock)
+    limit = LogRateLimit(clock)
     passed = 0
     for _ in range(3):
-        passed += sum(limit.take() is not None for _ in range(2 * BURST))
+        passed += sum(limit.admit() is not None for _ in range(2 * BURST))
         clock.now += 1000
     assert passed == 3 * BURST

@@ -128,7 +128,7 @@ REFUSED = {
         *("10.0.0.0/255.0.0.0", "10.0.0.0/0.255.255.255", " 10.0.0.0/8", "10.0.0.0/8 ", "10.0.0.0,10.0.0.1"),
         *("010.0.0.0/8", "10.0.0.256", "10.0.0.1:80", "10.0.0.0-10.0.0.9", "fe80::%1/64", "fe80::1%eth0"),
     ],
-    "is everybody; say 'any' where that is meant": [
+    "is every address; say 'any' if you mean that": [
         *("0.0.0.0/0", "::/0", "10.0.0.0/0", "0.0.0.0/00", "2001:db8::/0", "::ffff:0:0/0"),
     ],
     "has IPv4-mapped addresses and a prefix below 96; name the IPv4 network instead": [
@@ -150,7 +150,7 @@ def test_a_network_that_cannot_be_is_named(name: str, problem: str) -> None:
 
 @pytest.mark.parametrize(
     "name, problem",
-    [("::ffff:0:0/96", "'0.0.0.0/0' is everybody"), ("::ffff:10.0.0.1/104", "'10.0.0.1/8' has host bits set")],
+    [("::ffff:0:0/96", "'0.0.0.0/0' is every address"), ("::ffff:10.0.0.1/104", "'10.0.0.1/8' has host bits set")],
 )
 def test_an_ipv4_mapped_network_is_refused_for_what_the_ipv4_network_would_be(name: str, problem: str) -> None:
     with pytest.raises(OptionError, match=problem):

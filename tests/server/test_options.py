@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOStream, OptionError, ServerOptions, TCPServer
-from iostreamsrv.options import NAMES, UNLIMITED, WHILE_RUNNING
+from iostreamsrv.options import NAMES, REPLACEABLE, UNLIMITED
 
 
 class Silent(TCPServer):
@@ -237,7 +237,7 @@ def test_limits_and_timeouts_can_be_replaced_and_the_rest_stays() -> None:
     assert server.options.max_connections == 5
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - WHILE_RUNNING))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - REPLACEABLE))
 def test_what_a_listener_or_a_context_was_made_with_cannot_be_replaced(name: str) -> None:
     server = Silent()
     before = server.options

@@ -1,6 +1,5 @@
 """An event loop that other threads call functions in, and wait for the results."""
 
-import asyncio
 import errno
 import os
 import threading
@@ -10,7 +9,10 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
-from ...ioloop import IOLoop, cancel_the_rest
+from tornado.ioloop import IOLoop
+
+from ...runtime.cleanup import cancel_remaining_tasks
+from ...runtime.loops import asyncio_loop
 
 POLL_INTERVAL = 0.05
 """Seconds after which a thread that waits while another one runs the loop checks whether it must run it itself."""
@@ -83,7 +85,7 @@ class LoopThread:
 
     def __init__(self, on_run: Callable[[], None]) -> None:
         self.io_loop = IOLoop(make_current=False)
-        self.loop: asyncio.AbstractEventLoop = self.io_loop.asyncio_loop
+        self.loop = asyncio_loop(self.io_loop)
         self._calls: deque[Callable[[], object]] = deque()
         self._woken = False
         self._lock = threading.RLock()  # reentrant: a signal handler may call stop() from within call()
@@ -232,13 +234,7 @@ async def _run_last(coroutine: Callable[[], Coroutine[Any, Any, Any]]) -> None:
     try:
         await coroutine()
     finally:
-        await cancel_the_rest()
-
-
-def set_done(future: "Future[None]") -> None:
-    """Set the result, unless the future is done or cancelled."""
-    if not future.done():
-        future.set_result(None)
+        await cancel_remaining_tasks()
 
 
 def stopped_error() -> ConnectionAbortedError:

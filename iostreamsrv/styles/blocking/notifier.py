@@ -12,8 +12,8 @@ from enum import StrEnum
 from ...errors import CloseReason
 from ...events import Event
 from ...runtime.addresses import show
+from ...runtime.futures import set_result
 from .handle import Handle
-from .loop_thread import set_done
 
 
 class Notice(StrEnum):
@@ -69,7 +69,7 @@ class Notifier:
         :returns: done when ``notify`` has returned.
         """
         delivered = asyncio.get_running_loop().create_future()
-        self._queue.put(functools.partial(self._deliver, handle, notice, functools.partial(set_done, delivered)))
+        self._queue.put(functools.partial(self._deliver, handle, notice, functools.partial(set_result, delivered)))
         self._on_added()
         return delivered
 

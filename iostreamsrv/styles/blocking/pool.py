@@ -18,9 +18,9 @@ from ...iostream import IOStream
 from ...options import ServerOptions
 from ...runtime.addresses import show
 from ...runtime.clock import real_time
+from ...runtime.futures import set_result
 from ...runtime.logs import general
 from ...streams.sockets import unsent
-from .loop_thread import set_done
 
 Serve = Callable[[Any, Any], None]
 
@@ -95,7 +95,7 @@ class ClientSocket(socket.socket):
         self.stream = stream
         self.closed: Future[None] = asyncio.get_running_loop().create_future()
         self.timeout_error: StreamTimeoutError | None = None
-        self._report_closed: Callable[[], None] | None = partial(call_soon, partial(set_done, self.closed))
+        self._report_closed: Callable[[], None] | None = partial(call_soon, partial(set_result, self.closed))
         self.settimeout(None)
         self._rate = None if options.min_rate is None else ReadRate(options.min_rate, options.min_rate_window)
         self._read_timeout = _shortest(options.idle_timeout, options.read_timeout)

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from ...errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError
 from ...iostream import IOStream
 from ...options import Full, check_count
+from ...runtime.callables import is_overridden
 from ...runtime.clock import real_time
 from ...runtime.logs import general
 from ...runtime.rlimit import default_connections, raise_limit
@@ -86,7 +87,7 @@ class BlockingServer:
         self._extra_descriptors = 0 if serve is None else threads  # ClientSocket duplicates the descriptor
 
     def _overrides(self, name: str) -> bool:
-        return getattr(getattr(self, name), "__func__", None) is not getattr(BlockingServer, name)
+        return is_overridden(self, BlockingServer, name)
 
     # ---- what users override
 
