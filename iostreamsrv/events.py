@@ -5,8 +5,8 @@
 
     server.events.subscribe(count, "close")
 
-The log is one subscriber, the first of each server: it writes what went wrong to the loggers of
-:mod:`iostreamsrv.logs`, at a limited rate.
+The log is one subscriber, the first of each server: it writes what went wrong to the loggers
+``iostreamsrv.application`` and ``iostreamsrv.general``, at a limited rate.
 """
 
 import logging
