@@ -153,7 +153,7 @@ class Events:
 
     def emit(self, event: Event) -> None:
         """Tell those who want to know: of a client, in the context of its callbacks."""
-        context: Context | None = getattr(event.stream, "_callback_context", None)
+        context: Context | None = getattr(event.stream, "callback_context", None)
         if context is None:
             self._tell(event)
         else:

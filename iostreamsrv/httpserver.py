@@ -150,7 +150,7 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
         websocket = self._websockets.get(stream.id)
         if websocket is not None and websocket.ws_connection is not None:
             if websocket.ws_connection.is_closing():
-                return stream.write_idle_time >= GOODBYE and not stream._unsent()
+                return stream.write_idle_time >= GOODBYE and not stream.unacknowledged()
             websocket.close(GOING_AWAY, "the server is shutting down")
             return False  # Tornado closes it when the client has answered
         return not self._has_request(stream)

@@ -481,7 +481,7 @@ class TCPServer:
 
     def _asks_nothing(self, stream: IOStream) -> bool:
         """Whether a stream merely waits for its client to begin with a request, as far as bytes tell."""
-        return stream._merely_waits()
+        return stream.is_waiting()
 
     def _may_end(self, stream: IOStream) -> bool:
         """Whether a shutdown may close a stream whose handler has answered, as far as bytes tell, and reads again."""

@@ -5,7 +5,7 @@ works for one client: it accepts again because a client has gone, or opens the h
 context, a variable set by this client's handler would be visible to all later clients. Therefore:
 
 - A server copies the current context once, when it begins to listen, and accepts in this copy.
-- Each client gets a copy of that, made when it is accepted (``BaseIOStream._callback_context``). All user code for the
+- Each client gets a copy of that, made when it is accepted (``BaseIOStream.callback_context``). All user code for the
   client runs in this one context: the handler's task has it, and :func:`run_in` enters it for other callbacks.
 - What the package registers for itself (timers, the hub's readers, tasks that close streams) gets an empty context:
   ``call_soon(..., context=Context())``, or ``Context().run(...)`` where the callee takes no context. Each of these is
@@ -22,7 +22,7 @@ _MARK: ContextVar[None] = ContextVar("iostreamsrv_mark")
 class HasContext(Protocol):
     """The part of a stream that this module uses."""
 
-    _callback_context: Context | None
+    callback_context: Context | None
 
 
 def is_current(context: Context) -> bool:
@@ -52,7 +52,7 @@ def run_in(context: Context, function: Callable[..., Any], *arguments: Any) -> A
 
 def run_for(stream: HasContext, function: Callable[..., Any], *arguments: Any) -> Any:
     """:func:`run_in` the context of a stream's callbacks; if it has none, in the current context."""
-    context = stream._callback_context
+    context = stream.callback_context
     return function(*arguments) if context is None else run_in(context, function, *arguments)
 
 

@@ -17,11 +17,13 @@ import tornado.iostream
 from tornado import gen
 
 from ..errors import CloseReason, FramingError, StreamClosedError
-from ..events import Event, Events
+from ..events import Event, EventKind, Events
 from ..iostream import BaseIOStream, IOStream
 from ..options import ServerOptions
+from ..runtime.addresses import show
 from ..runtime.cleanup import given_up
 from ..runtime.contexts import run_for
+from ..streams.served import loop_of
 from .deadlines import Deadlines
 from .faults import fault
 from .groups import Groups
@@ -139,9 +141,10 @@ class Clients:
             else:
                 connection.close()
             return
-        stream = IOStream._of_client(connection, address, self.options, self, context.copy())
-        if self.deadlines.run(stream._hub.loop) and self._may_block:
-            watch(stream._hub.loop, self)
+        stream = IOStream.for_client(connection, address, self.options, self, context.copy())
+        loop = loop_of(stream)
+        if self.deadlines.run(loop) and self._may_block:
+            watch(loop, self)
         if self.permits.is_free() or self._make_room_for(address):
             self.open[stream.id] = stream
         elif not self._reject(stream, address, "max_connections"):
@@ -177,7 +180,7 @@ class Clients:
         event = Event("reject", text, logging.INFO, stream, address, CloseReason.REJECTED)
         self.events.emit(event)
         if stream.closed() or not self._rejects() or len(self._rejected) >= GOODBYES:  # closed by who was told
-            stream._close(CloseReason.REJECTED)
+            stream.terminate(CloseReason.REJECTED)
             return False
         self._rejected[stream.id] = stream
         self.permits.offer()
@@ -201,7 +204,7 @@ class Clients:
         return not stream.closed() and self.deadlines.end(stream)
 
     def _call(self, name: str, stream: IOStream, address: Any) -> None:
-        context = stream._callback_context
+        context = stream.callback_context
         assert context is not None
         try:
             result = context.run(getattr(self._server, name), stream, address)
@@ -210,11 +213,11 @@ class Clients:
             coroutine = _coroutine(result)
             if stream.id in self._rejected:
                 coroutine = _goodbye(coroutine)
-            handling = stream._hub.loop.create_task(coroutine, context=context)
+            handling = loop_of(stream).create_task(coroutine, context=context)
         except (Exception, asyncio.CancelledError) as error:
             return self._handler_failed(self._successor(stream), name, error)
         self._handling[handling] = stream
-        self._successor(stream)._has_handler = True
+        self._successor(stream).has_handler = True
         handling.add_done_callback(self._on_handled, context=context)
 
     def _successor(self, stream: IOStream) -> IOStream:
@@ -224,36 +227,36 @@ class Clients:
     def _returned(self, stream: IOStream) -> None:
         """A plain function has: it may have left the stream to others, but not that of a client who is not to stay."""
         if stream.id in self._rejected:
-            self._retire(stream, CloseReason.REJECTED)
+            self.close_gracefully(stream, CloseReason.REJECTED)
 
     def _handled(self, handling: "asyncio.Future[Any]") -> None:
         """A handler has ended."""
         stream = self._successor(self._handling.pop(handling))
-        stream._has_handler = False
+        stream.has_handler = False
         rejected = stream.id in self._rejected
         if handling.cancelled() and isinstance(handling, asyncio.Task) and handling.cancelling():
-            self._retire(stream, self._end)
+            self.close_gracefully(stream, self._end)
         elif (error := _error_of(handling)) is not None:
             self._handler_failed(stream, "handle_reject" if rejected else "handle_stream", error)
         elif rejected:
-            self._retire(stream, CloseReason.REJECTED)
+            self.close_gracefully(stream, CloseReason.REJECTED)
         elif self.options.close_on_return:
             self._retire_unless_read(stream)
         if not (stream.id in self.open or stream.id in self._rejected):
-            stream._callback_context = None
+            stream.callback_context = None
 
     def _retire_unless_read(self, stream: IOStream) -> None:
         """Close ``stream``, whose handler has returned, unless somebody reads it: then look again when that is over."""
-        if stream.closed() or stream._close_callback is not None:
+        if stream.closed() or stream.has_close_callback():
             return
         if stream.reading():
-            stream._when_read(lambda: self._retire_unless_read(self._successor(stream)))
+            stream.when_read_done(lambda: self._retire_unless_read(self._successor(stream)))
         else:
-            self._retire(stream, CloseReason.LOCAL)
+            self.close_gracefully(stream, CloseReason.LOCAL)
 
     def _handler_failed(self, stream: IOStream, name: str, error: BaseException) -> None:
         if type(error) is StreamClosedError and error.stream_id == stream.id:  # how most handlers end
-            return self._retire(stream, CloseReason.LOCAL)
+            return self.close_gracefully(stream, CloseReason.LOCAL)
         reason, telling = fault(stream, error)
         if reason is CloseReason.HANDLER_ERROR:
             self._raised(name, stream, error)
@@ -261,11 +264,11 @@ class Clients:
             self._complain("limit", stream, f"closing {client(stream)}: {telling}", reason, telling)
         elif isinstance(telling, FramingError):
             self._complain("error", stream, f"closing {client(stream)}: {telling}", reason, telling, logging.INFO)
-        self._retire(stream, reason)
+        self.close_gracefully(stream, reason)
 
     def _complain(
         self,
-        kind: Any,
+        kind: EventKind,
         stream: IOStream,
         text: str,
         reason: CloseReason,
@@ -279,6 +282,25 @@ class Clients:
         text = f"Exception in callback {name} for {client(stream)}"
         self._complain("error", stream, text, CloseReason.HANDLER_ERROR, error, logging.ERROR)
 
+    def report(
+        self,
+        stream: IOStream,
+        kind: EventKind,
+        level: int,
+        text: str,
+        reason: CloseReason | None,
+        error: BaseException | None,
+    ) -> None:
+        """A stream reports a problem."""
+        address = stream.remote_address
+        text = f"{text} ({show(address) or 'a client of a Unix socket'})"
+        self.events.emit(Event(kind, text, level, stream, address, reason, error))
+
+    @property
+    def write_timeout(self) -> float | None:
+        """For streams that have none of their own."""
+        return self.options.write_timeout
+
     # ---- watched
 
     @property
@@ -290,6 +312,10 @@ class Clients:
         """The stream that ``task`` serves as its handler."""
         return self._handling.get(task)
 
+    def has(self, stream: BaseIOStream) -> bool:
+        """Whether ``stream`` is open."""
+        return (self.open.get(stream.id) or self._rejected.get(stream.id)) is stream
+
     def blocked(self, stream: IOStream, where: str, seconds: float) -> None:
         """What serves ``stream`` has blocked the loop for so long."""
         stream = self._successor(stream)
@@ -298,26 +324,24 @@ class Clients:
 
     # ---- finished
 
-    def _retire(self, stream: IOStream, reason: CloseReason) -> None:
-        """Close a stream in order, so that its client reads all that was written and then the end."""
-        if not stream.closed() and stream._closing is None:
-            stream._begin_closing(reason)
-            closing = stream._hub.loop.create_task(stream._finish_closing(), context=Context())
-            # A task that is cancelled before its first step, as at the end of a loop, closes nothing.
-            closing.add_done_callback(lambda _: None if stream._closed else stream._end_now(reason), context=Context())
+    def close_gracefully(self, stream: IOStream, reason: CloseReason) -> None:
+        """Close a stream in order, so that its client reads all that was written and then EOF."""
+        closing = stream.close_in_background(reason)
+        if closing is not None:
             self._keep(closing)
 
     def _keep(self, task: "asyncio.Task[Any]") -> None:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard, context=Context())
 
-    def _replace(self, stream: IOStream) -> None:
-        (self._rejected if stream.id in self._rejected else self.open)[stream.id] = stream
-        self.groups.replace(stream)
+    def stream_replaced(self, old: IOStream, new: IOStream) -> None:
+        """TLS has started: ``new`` has the ``id`` of ``old``."""
+        (self._rejected if new.id in self._rejected else self.open)[new.id] = new
+        self.deadlines.replaced(new)
+        self.groups.replace(new)
 
-    def _finish(self, stream: BaseIOStream) -> None:
+    def stream_closed(self, stream: IOStream) -> None:
         """The only exit: every accepted stream comes by, once, when its descriptor has been closed."""
-        assert isinstance(stream, IOStream)
         before_handler = self.deadlines.forget(stream)
         if self.open.pop(stream.id, None) is None:
             self._rejected.pop(stream.id, None)
@@ -329,7 +353,9 @@ class Clients:
             self._tell_of_ends()
         self.permits.offer()
         if self._queued:
-            stream._call_soon(self._accept_queued)
+            loop = loop_of(stream)
+            if not loop.is_closed():
+                loop.call_soon(self._accept_queued, context=Context())
 
     def _accept_queued(self) -> None:
         while self._queued and self.permits.may_accept():
@@ -347,9 +373,9 @@ class Clients:
                     self._tell_of_close(stream)
                 if handled and self._closes():
                     run_for(stream, self._call_handle_close, stream)
-                if not stream._has_handler:
+                if not stream.has_handler:
                     # Nothing runs there any more, and a variable may keep the stream.
-                    stream._callback_context = None
+                    stream.callback_context = None
         finally:
             self._telling = False
 
@@ -364,7 +390,7 @@ class Clients:
             result = self._server.handle_close(stream, stream.close_reason)
             if result is not None:
                 handling = _coroutine(result)
-                closed = stream._hub.loop.create_task(self._closed(stream, handling))
+                closed = loop_of(stream).create_task(self._closed(stream, handling))
                 # A task that is cancelled before its first step, as at the end of a loop, would never await it.
                 closed.add_done_callback(lambda _: handling.close())
                 self._keep(closed)
@@ -413,18 +439,18 @@ class Clients:
         """It is over: whoever is left goes on as before."""
         self.draining = self._ends_answered = False
         for stream in self.open.values():
-            stream._written_before = None
+            stream.track_answers(False)
 
     def note_written(self) -> None:
         """See who answers from now on."""
         for stream in self.open.values():
-            stream._note_written()
+            stream.track_answers(True)
 
     def end_lingering(self, seconds: float) -> None:
         """Close the streams whose client has had all for so long, and has not ended its side."""
         for stream in [*self.open.values(), *self._rejected.values()]:
-            if stream._closing is not None and stream._lingers(seconds):
-                stream._close(CloseReason.SHUTDOWN)
+            if stream.has_lingered(seconds):
+                stream.terminate(CloseReason.SHUTDOWN)
 
     def end_waiting(self, idle: float) -> None:
         """Close the streams that merely wait for their client, and those who have not begun with their handshake; from
@@ -433,24 +459,25 @@ class Clients:
         for stream in list(self.open.values()):
             if self.deadlines.in_phase(stream):
                 if stream.idle_time >= idle:
-                    stream._close(CloseReason.SHUTDOWN)
-            elif stream._closing is not None or not self._asks_nothing(stream):
+                    stream.terminate(CloseReason.SHUTDOWN)
+            elif stream.close_reason is not None or not self._asks_nothing(stream):
                 continue
-            elif stream.idle_time >= idle or not stream._is_unanswered():
+            elif stream.idle_time >= idle or not stream.is_unanswered():
                 self._end_waiting(stream)
 
     def _end_waiting(self, stream: IOStream) -> None:
         if not self._may_end(stream):
             return
-        if stream._unsent():
-            self._retire(stream, CloseReason.SHUTDOWN)
+        if stream.unacknowledged():
+            self.close_gracefully(stream, CloseReason.SHUTDOWN)
         else:
-            stream._close(CloseReason.SHUTDOWN)
+            stream.terminate(CloseReason.SHUTDOWN)
 
-    def _asks_again(self, stream: IOStream) -> bool:
+    def close_if_answered(self, stream: IOStream) -> bool:
+        """The handler has answered, and reads again: whether its stream is closed for that."""
         if not self._ends_answered or not self._may_end(stream):
             return False
-        self._retire(stream, CloseReason.SHUTDOWN)
+        self.close_gracefully(stream, CloseReason.SHUTDOWN)
         return True
 
     def count(self) -> int:
@@ -482,10 +509,10 @@ class Clients:
             await _wait(closing, CANCEL_PATIENCE - SHUTDOWN_LINGER)
         for stream in [*self.open.values(), *self._rejected.values()]:
             if gently:
-                stream._end_now(reason)
-                stream._give_up_owed()
+                stream.close_or_abort(reason)
+                stream.discard_output()
             else:
-                stream._close(reason)
+                stream.terminate(reason)
         self._end = CloseReason.SHUTDOWN
         late |= await _wait([*{*ending, *self._closing - spared} - late])
         given_up.update(await _wait([*late], LAST_TURNS))

@@ -22,6 +22,7 @@ from ..errors import CloseReason, Operation, StreamTimeoutError, of_stream
 from ..iostream import IOStream
 from ..options import ServerOptions, Timeouts
 from ..runtime.clock import clock_of
+from ..streams.served import loop_of
 
 LOOKS = 8
 """Looks within the shortest timeout: one that is due is found at most an eighth late."""
@@ -54,6 +55,13 @@ class Window(NamedTuple):
     received: int
 
 
+class Sent(NamedTuple):
+    """What had been sent of a queue at the last look, None if there was none; and the look at which that was new."""
+
+    progress: int | None
+    since: float
+
+
 class Deadlines:
     """Closes those of ``streams`` whose time is up.
 
@@ -68,6 +76,7 @@ class Deadlines:
         self._streams = streams
         self._phases: dict[int, Phase] = {}
         self._windows: dict[int, Window] = {}
+        self._sent: dict[int, Sent] = {}  # of streams that had something queued since bytes last came
         self._timer: TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._due = 0.0
@@ -78,10 +87,11 @@ class Deadlines:
 
     def begin(self, stream: IOStream, reason: CloseReason, operation: Operation, seconds: float | None) -> None:
         """``stream`` is in a phase that is to be over in so many seconds, or else it is closed with ``reason``."""
-        now = stream._hub.time()
+        loop = loop_of(stream)
+        now = clock_of(loop)()
         self._phases[stream.id] = Phase(reason, operation, now, seconds)
         if seconds is not None and self._due > now + _between_looks(seconds):  # never later: newcomers may be many
-            self._schedule(stream._hub.loop, now, seconds)
+            self._schedule(loop, now, seconds)
 
     def end(self, stream: IOStream) -> bool:
         """Its phase is over; whether it was in one."""
@@ -94,7 +104,12 @@ class Deadlines:
     def forget(self, stream: IOStream) -> bool:
         """It is closed; whether it was still in a phase."""
         self._windows.pop(stream.id, None)
+        self._sent.pop(stream.id, None)
         return self.end(stream)
+
+    def replaced(self, stream: IOStream) -> None:
+        """It has begun to count its bytes anew."""
+        self._sent.pop(stream.id, None)
 
     # ---- the clock
 
@@ -132,7 +147,7 @@ class Deadlines:
         options = self.options
         timeouts = [*options.timeouts, options.min_rate_window if options.min_rate else None]
         timeouts += [phase.seconds for phase in self._phases.values()]
-        timeouts += [seconds for stream in self._all() for seconds in (stream._timeouts or {}).values()]
+        timeouts += [seconds for stream in self._all() for seconds in (stream.own_timeouts or {}).values()]
         return min((seconds for seconds in timeouts if seconds is not None), default=math.inf)
 
     def _all(self) -> Iterator[IOStream]:
@@ -164,9 +179,9 @@ class Deadlines:
             return min(now, since + (passed if since > looked else forgiven))
 
         for stream in streams:
-            stream._received_at = later(stream._received_at)
-            stream._read_since = later(stream._read_since)
-            stream._sent_since = later(stream._sent_since)
+            stream.shift_times(later)
+        for id, sent in self._sent.items():
+            self._sent[id] = Sent(sent.progress, later(sent.since))
         for id, phase in self._phases.items():
             self._phases[id] = phase._replace(since=later(phase.since))
         for id, window in self._windows.items():
@@ -178,21 +193,51 @@ class Deadlines:
             if phases and stream.id in phases:
                 overdue = self._overdue_phase(phases[stream.id], now)
             else:
-                own = stream._timeouts
-                overdue = _overdue(stream, timeouts if own is None else timeouts._replace(**own), now)
+                own = stream.own_timeouts
+                overdue = self._overdue(stream, timeouts if own is None else timeouts._replace(**own), now)
                 if rate is not None and overdue is None:
                     overdue = self._overdue_rate(stream, rate, now)
-            if overdue is not None and not _is_to_be_received(stream, overdue[1].operation):
+            if overdue is not None and not _is_input_pending(stream, overdue[1].operation):
                 self._close(stream, *overdue)
 
     def _close(self, stream: IOStream, reason: CloseReason, error: StreamTimeoutError) -> None:
         of_stream(error, stream.id)
         if reason is CloseReason.WRITE_TIMEOUT:
-            stream._cut(reason, error)
+            stream.abort_with(reason, error)
             return
-        stream._close(reason, error)
+        stream.terminate(reason, error)
         if reason in HOPELESS:
-            stream._give_up_owed()
+            stream.discard_output()
+
+    def _overdue(self, stream: IOStream, timeouts: Timeouts, now: float) -> "Overdue | None":
+        """Which of its timeouts has passed, if any."""
+        idle, read, write = timeouts
+        if stream.close_reason is not None:
+            return None  # the stream itself watches over its end
+        received_at, _, read_since, pending = stream.activity()
+        sent = self._sent.get(stream.id)
+        if stream.queued:
+            progress = stream.send_progress()
+            if sent is None or progress != sent.progress:
+                sent = self._sent[stream.id] = Sent(progress, now)
+            elif write is not None and now - sent.since > write:
+                text = f"the peer took nothing for {write:g} s"
+                return CloseReason.WRITE_TIMEOUT, StreamTimeoutError("write", write, text)
+        elif sent is not None:
+            if sent.since <= received_at:
+                del self._sent[stream.id]
+            else:
+                sent = self._sent[stream.id] = Sent(None, sent.since)
+        reading = pending is not None and not pending.done()
+        if read is not None and reading and now - read_since > read:
+            return CloseReason.READ_TIMEOUT, StreamTimeoutError("read", read)
+        active_at = received_at if sent is None else max(received_at, sent.since)
+        if idle is not None and now - active_at > idle:
+            if not reading and stream.has_pending_input():  # it is the handler that is busy
+                stream.count_as_received()
+                return None
+            return CloseReason.IDLE_TIMEOUT, StreamTimeoutError("read", idle, f"idle for {idle:g} s")
+        return None
 
     def _overdue_phase(self, phase: Phase, now: float) -> "Overdue | None":
         if phase.seconds is None or now - phase.since <= phase.seconds:
@@ -201,22 +246,22 @@ class Deadlines:
 
     def _overdue_rate(self, stream: IOStream, rate: float, now: float) -> "Overdue | None":
         """Over each window, what has come of a read that has begun to come."""
-        read = stream._read_future
-        if read is None or not stream.reading() or stream._closing is not None or not stream._has_begun():
+        read = stream.activity().read
+        if read is None or read.done() or stream.close_reason is not None or not stream.read_has_begun():
             self._windows.pop(stream.id, None)
             return None
         window = self._windows.get(stream.id)
         if window is None or window.read is not read:
-            self._windows[stream.id] = Window(read, now, stream._received())
+            self._windows[stream.id] = Window(read, now, stream.receive_progress())
             return None
         seconds = now - window.since
         if seconds < self.options.min_rate_window:
             return None
-        came = stream._received() - window.received
+        came = stream.receive_progress() - window.received
         if came < rate * seconds:
             text = f"{came} bytes in {seconds:.1f} s are less than {rate:g} per second"
             return CloseReason.MIN_RATE, StreamTimeoutError("read", seconds, text)
-        self._windows[stream.id] = Window(read, now, stream._received())
+        self._windows[stream.id] = Window(read, now, stream.receive_progress())
         return None
 
 
@@ -227,30 +272,6 @@ def _between_looks(shortest: float) -> float:
     return min(max(shortest / LOOKS, SHORTEST), LONGEST)
 
 
-def _is_to_be_received(stream: IOStream, operation: Operation | None) -> bool:
+def _is_input_pending(stream: IOStream, operation: Operation | None) -> bool:
     """Whether it is the server that is late: what is waited for has come, and handlers keep the loop from taking it."""
-    return (operation == "handshake" or (operation == "read" and stream.reading())) and stream._has_input()
-
-
-def _overdue(stream: IOStream, timeouts: Timeouts, now: float) -> Overdue | None:
-    """Which of its timeouts has passed, if any."""
-    idle, read, write = timeouts
-    if stream._closing is not None or stream._closed:
-        return None  # the stream itself watches over its end
-    if stream.queued:
-        progress = stream._progress()
-        if progress != stream._sent_before:
-            stream._sent_before, stream._sent_since = progress, now
-        elif write is not None and now - stream._sent_since > write:
-            text = f"the peer took nothing for {write:g} s"
-            return CloseReason.WRITE_TIMEOUT, StreamTimeoutError("write", write, text)
-    else:
-        stream._sent_before = None
-    if read is not None and stream.reading() and now - stream._read_since > read:
-        return CloseReason.READ_TIMEOUT, StreamTimeoutError("read", read)
-    if idle is not None and now - max(stream._received_at, stream._sent_since) > idle:
-        if not stream.reading() and stream._has_input():  # it is the handler that is busy
-            stream._received_at = now
-            return None
-        return CloseReason.IDLE_TIMEOUT, StreamTimeoutError("read", idle, f"idle for {idle:g} s")
-    return None
+    return (operation == "handshake" or (operation == "read" and stream.reading())) and stream.has_pending_input()

@@ -85,9 +85,10 @@ def _late(stream: BaseIOStream, error: BaseException) -> CloseReason | None:
     """The reason to close ``stream`` if ``error`` is a timeout of somebody who waited for it."""
     if type(error) not in _TIMEOUTS or getattr(error, "errno", None) is not None:  # the kernel's have one
         return None
-    if any(_has_instead(future, error) for _, future, _ in stream._unsent_futures or ()):
+    if any(_has_instead(future, error) for future in stream.queued_writes()):
         return CloseReason.WRITE_TIMEOUT
-    if stream._read_future is not None and _has_instead(stream._read_future, error):
+    read = stream.activity().read
+    if read is not None and _has_instead(read, error):
         return CloseReason.READ_TIMEOUT
     cancel = error.__cause__ or error.__context__  # before Python 3.11.3 only the latter is set
     if not isinstance(cancel, asyncio.CancelledError):
@@ -113,22 +114,24 @@ def _error_of(future: "asyncio.Future[Any]") -> BaseException | None:
 
 
 def _is_of_cancelled_read(stream: BaseIOStream, cancel: asyncio.CancelledError) -> bool:
-    if not stream._read_was_cancelled():
+    _, _, read_since, read = stream.activity()
+    if read is None or not read.cancelled():
         return False
     values = _values_where_raised(cancel)
     cancelled = [value for value in values if _is_future(value) and value.cancelled()]
     if cancelled:  # asyncio.wait_for and asyncio.gather have one
-        return any(stream._read_future in (each, *getattr(each, "_children", ())) for each in cancelled)
+        return any(read in (each, *getattr(each, "_children", ())) for each in cancelled)
     streams = _streams_at_hand(values)
-    return stream in streams and not any(_was_used_since(stream._read_since, each) for each in streams - {stream})
+    return stream in streams and not any(_was_used_since(read_since, each) for each in streams - {stream})
 
 
 def _was_used_since(began: float, stream: BaseIOStream) -> bool:
     """Whether what was cancelled may have been a wait for this one. A read that is pending was not."""
-    read = not stream.reading() and (
-        stream._read_since > began or (stream._read_since == began and stream._read_was_cancelled())
-    )
-    return read or stream._sent_at > began
+    _, sent_at, read_since, read = stream.activity()
+    cancelled = read is not None and read.cancelled()
+    pending = read is not None and not read.done()
+    has_read = not pending and (read_since > began or (read_since == began and cancelled))
+    return has_read or sent_at > began
 
 
 def _values_where_raised(error: BaseException) -> list[Any]:

@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any, Literal, get_args
 from weakref import WeakValueDictionary
 
-from ..errors import OptionError, StreamBufferFullError, StreamClosedError
+from ..errors import CloseReason, OptionError, StreamBufferFullError, StreamClosedError
 from ..iostream import IOStream
+from ..streams.served import loop_of
 
 Slow = Literal["drop", "kick", "wait"]
 """What becomes of a stream whose queue has no room for a broadcast: it misses this one, it is closed, or the broadcast
@@ -108,7 +109,7 @@ class Groups:
     def join(self, group: Group, stream: IOStream) -> None:
         """See `Group.join`."""
         if stream.closed():
-            raise stream._closed_error("write")
+            raise StreamClosedError(stream.error, "write", stream.close_reason or CloseReason.LOCAL, stream.id)
         if self._streams.get(stream.id) is not stream:
             raise ValueError(f"{stream} is not a stream of this server")
         group._streams[stream.id] = stream
@@ -156,7 +157,7 @@ class Groups:
                 full.append(stream)
                 continue
             try:
-                stream._write_shared(data)
+                stream.write_shared(data)
             except StreamBufferFullError:
                 full.append(stream)
             except StreamClosedError:
@@ -175,7 +176,7 @@ class Groups:
         return done
 
     def _write_later(self, stream: IOStream, data: bytes) -> "asyncio.Task[bool]":
-        task = stream._hub.loop.create_task(_write_later(self._waiting.get(stream.id), stream, data), context=Context())
+        task = loop_of(stream).create_task(_write_later(self._waiting.get(stream.id), stream, data), context=Context())
         self._waiting[stream.id] = task
         task.add_done_callback(partial(self._written, stream.id), context=Context())
         return task
@@ -194,7 +195,7 @@ async def _write_later(previous: "asyncio.Task[bool] | None", stream: IOStream, 
         try:
             # Something must leave in any case: of many small writes the queue counts more than their bytes.
             await stream.drain(max(0, min(limit - len(data), stream.queued - 1)))
-            stream._write_shared(data)
+            stream.write_shared(data)
         except StreamBufferFullError:
             continue  # somebody was faster
         except StreamClosedError:

@@ -14,6 +14,7 @@ from ..iostream import IOStream, SSLIOStream
 from ..net.trusted_proxies import TrustedNetworks
 from ..runtime.addresses import show
 from ..sansio.proxy import ProxyError, parse_header
+from ..streams.served import loop_of
 from .deadlines import Deadlines
 
 
@@ -55,7 +56,7 @@ class Greeter:
         if address not in self._trusted:
             self._refuse(stream, address, "a connection that is not from a trusted proxy", logging.INFO)
         else:
-            task = stream._hub.loop.create_task(self._read_header(stream, address), context=Context())
+            task = loop_of(stream).create_task(self._read_header(stream, address), context=Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard, context=Context())
 
@@ -82,14 +83,12 @@ class Greeter:
             stream.close()
         else:
             self._deadlines.end(stream)
-            stream.proxy = info
-            if info.source is not None:  # else it is the proxy itself that has come
-                stream._remote_address = address = info.source
-            self._go_on(stream, address)
+            stream.set_proxied(info)
+            self._go_on(stream, address if info.source is None else info.source)
 
     def _refuse(self, stream: IOStream, address: Any, why: str, level: int) -> None:
         self._complain(stream, address, why, level)
-        stream._close(CloseReason.PROXY_ERROR)
+        stream.terminate(CloseReason.PROXY_ERROR)
 
     def _complain(self, stream: IOStream, address: Any, why: str, level: int) -> None:
         """At WARNING of a proxy that is trusted, and so is set up wrongly; strangers are nothing special."""
@@ -103,7 +102,7 @@ class Greeter:
             return self._serve(stream, address)
         seconds = self._deadlines.options.handshake_timeout
         self._deadlines.begin(stream, CloseReason.HANDSHAKE_TIMEOUT, "handshake", seconds)
-        handshake = stream._start_tls(self.certificates.context, True, None, None)
+        handshake = stream.start_tls(True, self.certificates, timeout=None)
         handshake.add_done_callback(partial(self._secured, address), context=Context())
 
     def _secured(self, address: Any, handshake: "asyncio.Future[SSLIOStream]") -> None:

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from ipaddress import IPv6Address
-from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from ..errors import CloseReason
@@ -126,12 +126,12 @@ class Permits:
         for _ in range(2):
             while self._candidates:
                 stream, since = self._candidates.pop()
-                if not stream.closed() and stream._received_at == since and keeps_waiting(stream):
-                    stream._close(CloseReason.EVICTED)
-                    stream._give_up_owed()
+                if not stream.closed() and stream.activity().received_at == since and keeps_waiting(stream):
+                    stream.terminate(CloseReason.EVICTED)
+                    stream.discard_output()
                     return True
-            waiting = sorted(filter(keeps_waiting, self._streams.values()), key=lambda each: each._received_at)
-            self._candidates = [(each, each._received_at) for each in islice(waiting, CANDIDATES)][::-1]
+            waiting = [(each, each.activity().received_at) for each in self._streams.values() if keeps_waiting(each)]
+            self._candidates = sorted(waiting, key=itemgetter(1))[:CANDIDATES][::-1]
         return False
 
 

@@ -46,6 +46,9 @@ class Watched(Protocol):
     def client_of(self, task: Any) -> Any:
         """The stream that ``task`` serves as its handler; None if there is none."""
 
+    def has(self, stream: Any) -> bool:
+        """Whether ``stream`` is one of them, and not closed yet."""
+
     def blocked(self, stream: Any, where: str, seconds: float) -> None:
         """What serves ``stream`` has blocked the loop."""
 
@@ -138,19 +141,19 @@ def _client_of(task: Any, callers: list[types.FrameType], clients: list[Any]) ->
             callers.append(frame)
     for frame in callers:
         if frame.f_code.co_filename.startswith((OURS, TORNADOS)):
-            stream, owner = _stream_of(frame.f_locals)
+            stream, caller = _stream_of(frame.f_locals)
             if stream is not None:
-                return next((each for each in clients if each is owner), None), stream
+                return next((each for each in clients if each is caller or each.has(stream)), None), stream
     return None, None
 
 
 def _stream_of(variables: Any) -> tuple[Any, Any]:
-    """The stream that a method of ours or of Tornado's is about, and its server's clients, as far as they are known."""
+    """The stream that a method of ours or of Tornado's is about, and whose method it is."""
     itself = variables.get("self")
     connection = _field(_field(itself, "request"), "connection")  # of Tornado's RequestHandler
     for stream in variables.get("stream"), itself, _field(itself, "stream"), _field(connection, "stream"):
         if isinstance(stream, BaseIOStream):
-            return stream, getattr(stream, "_owner", None) or itself  # a closed one has left its server
+            return stream, itself
     return None, None
 
 

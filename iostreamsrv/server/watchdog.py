@@ -119,7 +119,7 @@ def _tell(seen: Seen, seconds: float) -> None:
     if seen.clients is not None:
         seen.clients.blocked(seen.stream, seen.where, seconds)
     else:
-        address = None if seen.stream is None else seen.stream._peer_address()
+        address = None if seen.stream is None else getattr(seen.stream, "remote_address", None)
         whom = f", for {show(address)}" if address else ""
         text = f"{seen.where} has blocked the loop for {seconds:.1f} s, and all clients with it{whom}"
         WITHOUT_SERVER.emit(Event("error", text, logging.WARNING, seen.stream, address))

@@ -6,20 +6,19 @@ from asyncio import Future, TimerHandle
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import tornado.iostream
 from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason, Operation, StreamClosedError, StreamError, of_stream
-from ..events import WITHOUT_SERVER, Event, EventKind, Events
-from ..options import ServerOptions
-from ..runtime.addresses import show
+from ..events import WITHOUT_SERVER, Event, EventKind
 from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.reads import Read
 from .file_region import FileRegion
 from .hub import URGENT, Hub, hub_of
 from .progress import ProgressWatch
+from .served import StreamOwner
 
 INLINE = 16
 """Reads and writes in a row that are done at once before a look at the clock: when the loop's turn is old, the next one
@@ -50,41 +49,11 @@ def _leave_alone() -> None:
     """What closes a descriptor that is not the stream's any more."""
 
 
-class Owner(Protocol):
-    """Who has made a stream, and wants to know of its end: a server.
-
-    :ivar events: who is told of what goes wrong.
-    :ivar options: has the timeouts of streams that have none of their own.
-    :ivar closes_in_order: whether ``close()`` of a stream is to do what ``aclose()`` does.
-    """
-
-    events: Events
-    options: ServerOptions
-    closes_in_order: bool
-
-    async def wait_draining(self) -> None:
-        """Return when the server begins to shut down."""
-
-    def _retire(self, stream: Any, reason: CloseReason) -> None:
-        """Close the stream in order."""
-
-    def _asks_again(self, stream: Any) -> bool:
-        """While the server shuts down: the handler has written since its last read, and reads again. Whether the stream
-        is closed for that."""
-
-    def _finish(self, stream: Any) -> None:
-        """The stream's descriptor has been closed."""
-
-    def _replace(self, stream: Any) -> None:
-        """``stream`` goes on in the place of the one that had its ``id``."""
-
-
 class StreamCore(tornado.iostream.BaseIOStream):
     """What there is of a stream before it can read or write. Tornado's class is the base for ``isinstance`` only."""
 
     __slots__ = (
         "_buffer",
-        "_callback_context",
         "_close_callback",
         "_closed",
         "_closing",
@@ -95,7 +64,6 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_end_timer",
         "_eof",
         "_hangup",
-        "_has_handler",
         "_hub",
         "_inline",
         "_leaving",
@@ -112,9 +80,6 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "_received_at",
         "_sending_eof",
         "_sent_at",
-        "_sent_before",
-        "_sent_since",
-        "_timeouts",
         "_unsent_futures",
         "_untried",
         "_write_buffer",
@@ -122,9 +87,11 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "allow_half_open",
         "bytes_read",
         "bytes_written",
+        "callback_context",
         "close_reason",
         "cork",
         "error",
+        "has_handler",
         "hub_key",
         "id",
         "io_loop",
@@ -132,6 +99,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         "max_buffer_size",
         "max_write_buffer_size",
         "opened_at",
+        "own_timeouts",
         "read_chunk_size",
     )
 
@@ -204,18 +172,16 @@ class StreamCore(tornado.iostream.BaseIOStream):
         # what waits for bytes_written to come that far, and the file, if it is one's last byte
         self._unsent_futures: deque[tuple[int, Future[Any], FileRegion | None]] | None = None
         self._sending_eof = False
-        # for the server's clock
-        self._timeouts: dict[str, float | None] | None = None  # in place of the server's
-        self._sent_before: int | None = None  # what had been sent at the clock's last look, if something was queued
-        self._sent_since = 0.0  # when it was first seen that nothing more had been
+        # while there is a server
+        self.own_timeouts: dict[str, float | None] | None = None  # in place of the server's
         self._written_before: int | None = None  # while the server shuts down: as of the last read's end
         # the ends
         self._connect_future: Future[Any] | None = None
         # with the context that it is to be called in
         self._close_callback: tuple[Context, Callable[[], None]] | None = None  # type: ignore[assignment]
-        self._callback_context: Context | None = None  # what a server's client has; see the module contexts
-        self._has_handler = False  # a task of the server's is at work for it
-        self._owner: Owner | None = None
+        self.callback_context: Context | None = None  # what a server's client has; see the module contexts
+        self.has_handler = False  # a task of the server's is at work for it
+        self._owner: StreamOwner | None = None
         self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
         self._leaving = False  # close() was called, and does what aclose() does
         self._closed = False
@@ -234,7 +200,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         """For the hub: somebody else has closed the descriptor, and another one may have its number by now."""
         self._forget_descriptor()
         self._corked = self._write_buffer = None
-        self._close(CloseReason.LOCAL, OSError(errno.EBADF, "the descriptor was closed by somebody else"))
+        self.terminate(CloseReason.LOCAL, OSError(errno.EBADF, "the descriptor was closed by somebody else"))
 
     def _forget_descriptor(self) -> None:
         """Have the number left alone by :meth:`close_fd`."""
@@ -344,17 +310,11 @@ class StreamCore(tornado.iostream.BaseIOStream):
     def _report(
         self, kind: EventKind, level: int, text: str, reason: CloseReason | None, error: BaseException | None
     ) -> None:
-        """Have it said that something went wrong, by the server, if there is one."""
+        """Report a problem as an event: of the owner's, if there is one."""
         if self._owner is None:
             WITHOUT_SERVER.emit(Event(kind, text, level, self, None, reason, error))
         else:
-            address = self._peer_address()
-            text = f"{text} ({show(address) or 'a client of a Unix socket'})"
-            self._owner.events.emit(Event(kind, text, level, self, address, reason, error))
-
-    def _peer_address(self) -> Any:
-        """Who is at the other end, as far as that is known."""
-        return None
+            self._owner.report(self, kind, level, text, reason, error)
 
     def _call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         if not self._hub.loop.is_closed():
@@ -377,7 +337,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
         self._corked = self._write_buffer = None
         self._corked_size = 0
 
-    def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
+    def terminate(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""
         raise NotImplementedError
 

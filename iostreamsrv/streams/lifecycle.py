@@ -9,7 +9,7 @@ import errno
 import logging
 import sys
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from types import EllipsisType, TracebackType
 
 from tornado.ioloop import IOLoop
@@ -17,10 +17,10 @@ from tornado.ioloop import IOLoop
 from ..errors import CloseReason, KickedError, StreamTimeoutError, of_stream, without_frames
 from ..options import LINGER, READ_CHUNK_SIZE, WRITE_TIMEOUT, check_flag, check_optional_timeout, check_size
 from ..sansio.reads import Discard
-from .core import Owner
 from .hub import BROKEN, READABLE, WRITABLE
 from .progress import ProgressWatch
 from .reading import ReadSide
+from .served import StreamOwner
 
 MAX_BUFFER_SIZE = 100 * 1024 * 1024
 """Tornado's default for a stream made by hand. `TCPServer` gives its streams 1 MiB."""
@@ -116,7 +116,7 @@ class BaseIOStream(ReadSide):
         if callback is None:
             self._close_callback = None
             return
-        self._close_callback = self._callback_context or copy_context(), callback
+        self._close_callback = self.callback_context or copy_context(), callback
         if self._closed or self._leaving:
             self._run_close_callback()
         elif self._connect_future is None:
@@ -157,13 +157,13 @@ class BaseIOStream(ReadSide):
         if owner is not None and owner.closes_in_order and error is None and self._hub.loop.is_running():
             self._leave(owner)
         else:
-            self._close(CloseReason.LOCAL, error)
+            self.terminate(CloseReason.LOCAL, error)
 
-    def _leave(self, owner: Owner) -> None:
+    def _leave(self, owner: StreamOwner) -> None:
         """Be closed from now on, as far as anybody sees, and do in the background what ``aclose()`` does."""
         if self._closed or self._leaving:
             return
-        owner._retire(self, CloseReason.LOCAL if self._written_before is None else CloseReason.SHUTDOWN)
+        owner.close_gracefully(self, CloseReason.LOCAL if self._written_before is None else CloseReason.SHUTDOWN)
         self._leaving = True
         if self._close_callback is not None:
             self._run_close_callback()
@@ -188,7 +188,7 @@ class BaseIOStream(ReadSide):
         """
         timeout = check_optional_timeout("timeout", timeout)
         if self._hub.inherited:
-            return self._close(CloseReason.LOCAL)
+            return self.terminate(CloseReason.LOCAL)
         if self._closed:
             return
         if self._closing is None:
@@ -207,6 +207,16 @@ class BaseIOStream(ReadSide):
         self.close_reason = reason
         self._fail_read(self._closed_error("read"))
 
+    def close_in_background(self, reason: CloseReason) -> "asyncio.Task[None] | None":
+        """See `ServedStream`."""
+        if self.close_reason is not None:
+            return None
+        self._begin_closing(reason)
+        task = self._hub.loop.create_task(self._finish_closing(), context=Context())
+        # A task that is cancelled before its first step, as at the end of a loop, closes nothing.
+        task.add_done_callback(lambda _: None if self._closed else self.close_or_abort(reason), context=Context())
+        return task
+
     async def _finish_closing(self, timeout: float | None = None) -> None:
         try:
             async with asyncio.timeout(timeout):
@@ -216,7 +226,7 @@ class BaseIOStream(ReadSide):
         except OSError:
             pass
         finally:
-            self._end_now(CloseReason.LOCAL)
+            self.close_or_abort(CloseReason.LOCAL)
 
     async def _deliver(self) -> None:
         """Send what is queued and the end, and let the peer read it."""
@@ -237,7 +247,7 @@ class BaseIOStream(ReadSide):
         discard = Discard(self._buffer, LINGER_BYTES)
         late = self._hub.time() + LINGER_TIME
         while not self._closed:
-            received = self._received()
+            received = self.receive_progress()
             try:
                 await self._begin_read(discard, self.linger)
                 return
@@ -245,10 +255,10 @@ class BaseIOStream(ReadSide):
                 if self._is_sending():
                     self._watch_progress()
                     late = self._hub.time() + LINGER_TIME
-                elif self._received() == received or self._hub.time() > late:
+                elif self.receive_progress() == received or self._hub.time() > late:
                     return
 
-    def _lingers(self, seconds: float) -> bool:
+    def has_lingered(self, seconds: float) -> bool:
         """Whether the peer has had all, and not ended its side, for so long."""
         return (
             isinstance(self._read, Discard) and self._hub.time() - self._read_since > seconds and not self._is_sending()
@@ -256,22 +266,22 @@ class BaseIOStream(ReadSide):
 
     def _is_sending(self) -> bool:
         """Whether the peer has not taken all yet."""
-        return self._write_buffer is not None or self._unsent() > 0
+        return self._write_buffer is not None or self.unacknowledged() > 0
 
     def _end_late(self, seconds: float) -> None:
         """An ``aclose()`` has not been done in its time."""
         error = StreamTimeoutError("write", seconds, f"not sent within {seconds:g} s") if self._loses_bytes() else None
         if error is not None:
-            self._cut(CloseReason.WRITE_TIMEOUT, error)
+            self.abort_with(CloseReason.WRITE_TIMEOUT, error)
         else:
-            self._close(CloseReason.LOCAL)
+            self.terminate(CloseReason.LOCAL)
 
-    def _end_now(self, reason: CloseReason) -> None:
+    def close_or_abort(self, reason: CloseReason) -> None:
         """Close the stream; if something that was written is lost by that, so that the peer notices."""
         if self._loses_bytes():
-            self._cut(self.close_reason or reason)
+            self.abort_with(self.close_reason or reason)
         else:
-            self._close(reason)
+            self.terminate(reason)
 
     def _watch_progress(self) -> None:
         if self._progress_watch is None:
@@ -279,22 +289,22 @@ class BaseIOStream(ReadSide):
 
     def _write_timeout(self) -> float | None:
         """For the watch."""
-        if self._timeouts is not None and "write" in self._timeouts:
-            return self._timeouts["write"]
-        return WRITE_TIMEOUT if self._owner is None else self._owner.options.write_timeout
+        if self.own_timeouts is not None and "write" in self.own_timeouts:
+            return self.own_timeouts["write"]
+        return WRITE_TIMEOUT if self._owner is None else self._owner.write_timeout
 
     def _give_up(self, reason: CloseReason, error: StreamTimeoutError) -> None:
         """For the watch: end a stream that was closed in order, or closed and owes something still."""
         text = f"closing a connection before its peer has all that was sent: {error}"
         self._report("limit", logging.WARNING, text, reason, error)
-        self._cut(reason, error)
+        self.abort_with(reason, error)
 
     def abort(self) -> None:
         """Close the stream now and throw away what is queued; a TCP peer gets a reset. Reason ``aborted``."""
         self._hub.check()
-        self._cut(CloseReason.ABORTED)
+        self.abort_with(CloseReason.ABORTED)
 
-    def _cut(self, reason: CloseReason, error: BaseException | None = None) -> None:
+    def abort_with(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """End the stream now, with a reset where the transport has one: the peer must not take it for the end."""
         self._corked = None
         self._ask_for_reset()
@@ -302,9 +312,9 @@ class BaseIOStream(ReadSide):
             self.close_reason = reason  # it was to end in another way, and did not
         if self._closed:
             self.error = self.error or error
-            return self._give_up_owed()
+            return self.discard_output()
         self._write_buffer = None
-        self._close(reason, error)
+        self.terminate(reason, error)
 
     def kick(self, message: str = "") -> None:
         """Close the stream now, as :meth:`close` does; reason ``kicked``. ::
@@ -314,7 +324,7 @@ class BaseIOStream(ReadSide):
         :param message: why; it becomes the text of the stream's ``error``, a `KickedError`, and so of what a pending
             read raises.
         """
-        self._close(CloseReason.KICKED, of_stream(KickedError(message), self.id))
+        self.terminate(CloseReason.KICKED, of_stream(KickedError(message), self.id))
 
     def set_timeouts(
         self,
@@ -336,7 +346,7 @@ class BaseIOStream(ReadSide):
         self._hub.check()
         given = {"idle": idle, "read": read, "write": write}
         changes = {name: check_optional_timeout(name, value) for name, value in given.items() if value is not ...}
-        self._timeouts = {**(self._timeouts or {}), **changes}
+        self.own_timeouts = {**(self.own_timeouts or {}), **changes}
 
     async def wait_draining(self) -> None:
         """Return when the stream's server begins to shut down (`TCPServer.shutdown`), for a protocol that says goodbye.
@@ -349,7 +359,7 @@ class BaseIOStream(ReadSide):
         self._hub.check()
         await (asyncio.Event().wait() if self._owner is None else self._owner.wait_draining())
 
-    def _close(self, reason: CloseReason, error: BaseException | None = None) -> None:
+    def terminate(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Every stream ends here, whoever ended it."""
         self._hub.check()
         if self._hub.inherited:
@@ -395,4 +405,4 @@ class BaseIOStream(ReadSide):
         finally:
             if self._owner is not None:
                 owner, self._owner = self._owner, None
-                owner._finish(self)
+                owner.stream_closed(self)

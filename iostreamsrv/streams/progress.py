@@ -32,7 +32,7 @@ class Ending(Protocol):
     def _write_timeout(self) -> float | None:
         """Seconds without progress after which the stream is given up."""
 
-    def _progress(self) -> int:
+    def send_progress(self) -> int:
         """Grows with what the peer takes."""
 
     def _is_sending(self) -> bool:
@@ -50,7 +50,7 @@ class ProgressWatch:
     def __init__(self, stream: Any) -> None:
         self._stream: Ending = stream
         self._timeout = stream._write_timeout()
-        self._seen = self._rated = stream._progress()
+        self._seen = self._rated = stream.send_progress()
         self._seen_at = self._rated_at = self._stream._hub.time()
         self._timer: TimerHandle
         self._schedule(self._seen_at)
@@ -76,7 +76,7 @@ class ProgressWatch:
             self._stream._give_up(*overdue)
 
     def _overdue(self, now: float) -> tuple[CloseReason, StreamTimeoutError] | None:
-        progress = self._stream._progress()
+        progress = self._stream.send_progress()
         if not self._stream._is_sending():
             self._rated, self._rated_at = progress, now
         if progress != self._seen or self._rated_at == now:

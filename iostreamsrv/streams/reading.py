@@ -37,6 +37,7 @@ from ..sansio.reads import (
 )
 from .core import INLINE, fail
 from .hub import BROKEN, ENDED, HANGUP, READABLE, WRITABLE, complete, waiter_of
+from .served import Activity
 from .writing import WriteSide
 
 RECEIVES_PER_TURN = 4
@@ -81,7 +82,7 @@ class ReadSide(WriteSide):
         """Whether a read is pending."""
         return self._read_future is not None and not self._read_future.done()
 
-    def _when_read(self, look: Callable[[], None]) -> None:
+    def when_read_done(self, look: Callable[[], None]) -> None:
         """Call ``look`` some turns of the loop after the pending read is done: whoever waited for it may have begun
         another one by then. Or, if a task awaits it, when that has ended: the stream is the task's."""
         future = self._read_future
@@ -98,36 +99,47 @@ class ReadSide(WriteSide):
         else:
             look()
 
-    def _read_was_cancelled(self) -> bool:
-        """Whether the last read was cancelled while it was pending, and nothing has come since."""
-        return self._read_future is not None and self._read_future.cancelled()
+    def activity(self) -> Activity:
+        """See `ServedStream`."""
+        return Activity(self._received_at, self._sent_at, self._read_since, self._read_future)
 
-    def _has_begun(self) -> bool:
+    def shift_times(self, later: Callable[[float], float]) -> None:
+        """See `ServedStream`."""
+        self._received_at = later(self._received_at)
+        self._read_since = later(self._read_since)
+
+    def count_as_received(self) -> None:
+        """See `ServedStream`."""
+        self._received_at = self._hub.time()
+
+    def read_has_begun(self) -> bool:
         """Whether something has come of what the pending read waits for."""
         begun = isinstance(self._read, ReadInto) and self._read.filled > 0
         return begun or self._buffer.size > 0 or self._received_at > self._read_since
 
-    def _received(self) -> int:
+    def receive_progress(self) -> int:
         """Grows with whatever comes."""
         return self.bytes_read
 
-    def _merely_waits(self) -> bool:
+    def is_waiting(self) -> bool:
         """Whether all there is to do is to wait for a message of which nothing has come yet."""
-        return self.reading() and not self._has_begun() and not self.writing() and not self._has_input()
+        return self.reading() and not self.read_has_begun() and not self.writing() and not self.has_pending_input()
 
     def _written(self) -> int:
         """Bytes that were written so far."""
         return self.bytes_written + self.queued
 
-    def _note_written(self) -> None:
+    def track_answers(self, on: bool) -> None:
         """While the server shuts down, now and then: begin to note what is written between two reads. What is written
         while a read waits is no answer to it; a read that goes on and on has no end where that could be noted."""
-        if isinstance(self._read, ReadMatch) or (self._written_before is None and not self.reading()):
+        if not on:
+            self._written_before = None
+        elif isinstance(self._read, ReadMatch) or (self._written_before is None and not self.reading()):
             self._written_before = self._written()
         elif self._written_before is None:
             self._written_before = ALL_ANSWERED
 
-    def _is_unanswered(self) -> bool:
+    def is_unanswered(self) -> bool:
         """While the server shuts down: whether something was read since that began, and no answer to it written."""
         return self._written_before == self._written() and not isinstance(self._read, ReadMatch)
 
@@ -137,9 +149,13 @@ class ReadSide(WriteSide):
         before, self._written_before = self._written_before, self._written()
         if self._written_before == before or self._closed or self._closing is not None or self._owner is None:
             return False
-        return self._owner._asks_again(self)
+        return self._owner.close_if_answered(self)
 
-    def _has_input(self) -> bool:
+    def has_close_callback(self) -> bool:
+        """See `ServedStream`."""
+        return self._close_callback is not None
+
+    def has_pending_input(self) -> bool:
         """Whether bytes wait in the kernel that are still to be dispatched."""
         return False
 
@@ -427,7 +443,7 @@ class ReadSide(WriteSide):
     def _receive_failed(self, error: OSError) -> None:
         self._readable = False
         reason = reason_for(error)
-        self._close(reason, without_frames(of_stream(error, self.id)))
+        self.terminate(reason, without_frames(of_stream(error, self.id)))
         if reason not in (CloseReason.RESET, CloseReason.TLS_ERROR):
             raise error
 
@@ -489,7 +505,7 @@ class ReadSide(WriteSide):
         It is called by dispatches and by the loop, so no task is running whose context could not be entered.
         """
         callbacks = future._callbacks
-        context = callbacks[0][1] if callbacks else self._callback_context
+        context = callbacks[0][1] if callbacks else self.callback_context
         return function(*arguments) if context is None else context.run(function, *arguments)
 
     def _expect_no_read(self) -> None:
@@ -550,7 +566,7 @@ class ReadSide(WriteSide):
             if isinstance(error, StreamBufferFullError):
                 self._close_for_limit(error)
             self._report("error", logging.WARNING, f"error on read: {error}", reason_for(error), error)
-            self._close(reason_for(error), without_frames(error))
+            self.terminate(reason_for(error), without_frames(error))
 
     def _close_for_limit(self, error: UnsatisfiableReadError | StreamBufferFullError) -> None:
         of_stream(error, self.id)
@@ -559,7 +575,7 @@ class ReadSide(WriteSide):
         else:
             level, text = logging.ERROR, str(error)
         self._report("limit", level, text, CloseReason.BUFFER_FULL, error)
-        self._close(CloseReason.BUFFER_FULL, without_frames(error))
+        self.terminate(CloseReason.BUFFER_FULL, without_frames(error))
 
     # ---- the end of the input
 
@@ -634,7 +650,7 @@ class ReadSide(WriteSide):
             error = problem
         if error is not None:
             self._rescue_input()
-            self._close(reason_for(error), without_frames(error))
+            self.terminate(reason_for(error), without_frames(error))
 
     def _look_for_end_later(self) -> None:
         if self._readable or not self._reads_watched:

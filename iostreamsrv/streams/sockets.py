@@ -14,12 +14,11 @@ from typing import Any, Self, cast
 from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason, ConcurrentConnectError, of_stream, reason_for, without_frames
-from ..options import ServerOptions
 from ..sansio.buffers import WriteBuffer
-from .core import Owner
 from .file_region import FileRegion
 from .hub import READABLE, WRITABLE
 from .lifecycle import BaseIOStream
+from .served import StreamOwner, StreamSettings
 from .writing import FILE_CHUNK
 
 fcntl: ModuleType | None
@@ -61,16 +60,15 @@ class SocketStream(BaseIOStream):
         )
 
     @classmethod
-    def _of_client(
+    def for_client(
         cls,
         connection: socket.socket,
         address: Any,
-        options: ServerOptions,
-        owner: Owner,
+        settings: StreamSettings,
+        owner: StreamOwner,
         context: Context,
     ) -> Self:
-        """A stream for a server's client, whose callbacks run in ``context``. What the constructor checks, the options
-        have checked."""
+        """See `ServedStream`. What the constructor checks, the options have checked."""
         stream = cls.__new__(cls)
         stream.socket = connection
         connection.setblocking(False)
@@ -78,16 +76,22 @@ class SocketStream(BaseIOStream):
         stream.proxy = None
         stream._start(
             IOLoop.current(),
-            options.max_buffer_size,
-            options.read_chunk_size,
-            options.max_write_buffer_size,
-            options.cork,
-            options.allow_half_open,
-            options.linger,
+            settings.max_buffer_size,
+            settings.read_chunk_size,
+            settings.max_write_buffer_size,
+            settings.cork,
+            settings.allow_half_open,
+            settings.linger,
         )
         stream._owner = owner
-        stream._callback_context = context
+        stream.callback_context = context
         return stream
+
+    def set_proxied(self, info: Any) -> None:
+        """See `ServedStream`."""
+        self.proxy = info
+        if info.source is not None:  # else it is the proxy itself that has come
+            self._remote_address = info.source
 
     def _leave_to(self, stream: "SocketStream") -> None:
         """``stream`` has the socket from now on, and the place of this one."""
@@ -97,15 +101,15 @@ class SocketStream(BaseIOStream):
         self._readable = False
         self.close_reason = CloseReason.LOCAL
         stream._close_callback, self._close_callback = self._close_callback, None
-        stream._callback_context, self._callback_context = self._callback_context, None
-        stream._has_handler = self._has_handler
+        stream.callback_context, self.callback_context = self.callback_context, None
+        stream.has_handler = self.has_handler
         stream.id = self.id
         stream._data = self._data
-        stream._timeouts = self._timeouts
+        stream.own_timeouts = self.own_timeouts
         stream.proxy = self.proxy
         stream._owner, self._owner = self._owner, None
         if stream._owner is not None:
-            stream._owner._replace(stream)
+            stream._owner.stream_replaced(self, stream)
 
     def fileno(self) -> int:
         return -1 if self.socket is None else self.socket.fileno()
@@ -178,17 +182,14 @@ class SocketStream(BaseIOStream):
                 pass
         return self._remote_address
 
-    def _has_input(self) -> bool:
+    def has_pending_input(self) -> bool:
         return has_bytes(self.socket)
 
-    def _peer_address(self) -> Any:
-        return self.remote_address
-
-    def _progress(self) -> int:
+    def send_progress(self) -> int:
         # The kernel has room for megabytes, and says so only when a third of it is free: what counts is what has left.
         return self.bytes_written - unsent(self.fileno())
 
-    def _unsent(self) -> int:
+    def unacknowledged(self) -> int:
         return unsent(self.fileno()) if self._is_tcp() else 0  # of a Unix socket the peer has it already
 
     def set_nodelay(self, value: bool) -> None:
@@ -229,7 +230,7 @@ class SocketStream(BaseIOStream):
             pass
         except OSError as error:
             self._connect_future = future
-            self._close(reason_for(error), without_frames(error))
+            self.terminate(reason_for(error), without_frames(error))
             return future
         self._connect_future = future
         self._readable = False
@@ -248,7 +249,7 @@ class SocketStream(BaseIOStream):
             else:
                 error = self._connected_to_itself()
         if error is not None:
-            return self._close(reason_for(error), without_frames(error))
+            return self.terminate(reason_for(error), without_frames(error))
         self._established(events)
 
     def _established(self, events: int) -> None:

@@ -258,7 +258,7 @@ class TLSStream(SocketStream):
         try:
             done = self._advance_handshake()
         except EOFError:
-            self._close(CloseReason.EOF)
+            self.terminate(CloseReason.EOF)
         except OSError as error:
             self._handshake_failed(error)
         else:
@@ -305,11 +305,11 @@ class TLSStream(SocketStream):
     def _handshake_failed(self, error: Exception) -> None:
         if isinstance(error, ssl.SSLError):
             self._report("error", logging.WARNING, f"SSL Error: {error}", CloseReason.TLS_ERROR, error)
-        self._close(reason_for(error), without_frames(of_stream(error, self.id)))
+        self.terminate(reason_for(error), without_frames(of_stream(error, self.id)))
 
     def _handshake_timed_out(self) -> None:
         self._handshake_timer = None
-        self._close(CloseReason.HANDSHAKE_TIMEOUT)
+        self.terminate(CloseReason.HANDSHAKE_TIMEOUT)
 
     def _stop_handshake_timer(self) -> None:
         if self._handshake_timer is not None:
@@ -382,13 +382,13 @@ class TLSStream(SocketStream):
             self._hub.dispatch_again(self)
         return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    def _received(self) -> int:
+    def receive_progress(self) -> int:
         return self.bytes_read + (0 if self._tls is None else self._tls.undecrypted)
 
-    def _has_begun(self) -> bool:
-        return SocketStream._has_begun(self) or (self._tls is not None and self._tls.undecrypted > 0)
+    def read_has_begun(self) -> bool:
+        return SocketStream.read_has_begun(self) or (self._tls is not None and self._tls.undecrypted > 0)
 
-    def _has_input(self) -> bool:
+    def has_pending_input(self) -> bool:
         return (self._tls is not None and self._tls.has_input) or has_bytes(self._raw)
 
     def _how_input_ended(self) -> CloseReason:
@@ -414,9 +414,9 @@ class TLSStream(SocketStream):
             if sent >= len(data) or sent >= SENT_AT_ONCE:
                 return sent
 
-    def _progress(self) -> int:
+    def send_progress(self) -> int:
         # Of a large write all is counted at its end only.
-        return SocketStream._progress(self) + self._accepted - len(self._ciphertext)
+        return SocketStream.send_progress(self) + self._accepted - len(self._ciphertext)
 
     def _send_ciphertext(self) -> bool:
         """Send what the engine has for the peer; whether all of it could be."""

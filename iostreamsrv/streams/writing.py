@@ -153,7 +153,7 @@ class WriteSide(StreamCore):
             text = f"Reached maximum write buffer size: {queued} of {limit} bytes are queued"
             raise of_stream(StreamBufferFullError(text, "write"), self.id)
 
-    def _write_shared(self, data: bytes) -> None:
+    def write_shared(self, data: bytes) -> None:
         """:meth:`write` for somebody who writes the same to many streams and waits for none: what waits costs each of
         them a reference."""
         if self._write_buffer is None or self._closed or self._sending_eof or self._closing is not None:
@@ -161,6 +161,10 @@ class WriteSide(StreamCore):
         else:
             self._check_room(self._write_buffer, len(data))
             self._write_buffer.append(data)
+
+    def queued_writes(self) -> list[Future[Any]]:
+        """See `ServedStream`."""
+        return [future for _, future, _ in self._unsent_futures or ()]
 
     def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> "Future[int]":
         """Send a part of a file, after all that was written before and ahead of all that is written later.
@@ -258,7 +262,7 @@ class WriteSide(StreamCore):
             if self._write_buffer is None and not self._closed:
                 self._try_shutdown_writes()
                 if not self._closed and self._eof is not None and self._write_buffer is None:
-                    self._close(self._eof)
+                    self.terminate(self._eof)
                     return self._hub.done()
         return self.drain()
 
@@ -285,7 +289,7 @@ class WriteSide(StreamCore):
             self._report("error", logging.WARNING, f"Write error on {self.fileno()}: {error}", reason, error)
         self._rescue_input()
         self._corked = self._write_buffer = None
-        self._close(reason, without_frames(error))
+        self.terminate(reason, without_frames(error))
 
     def _rescue_input(self) -> None:
         """Bytes that came before the connection broke are still to be read."""
@@ -398,11 +402,11 @@ class WriteSide(StreamCore):
         self._inline = INLINE
         _set_done(future, result)
 
-    def _progress(self) -> int:
+    def send_progress(self) -> int:
         """Grows whenever the kernel takes something of what is queued."""
         return self.bytes_written
 
-    def _unsent(self) -> int:
+    def unacknowledged(self) -> int:
         """Bytes that the kernel has taken, and that would be lost if the peer broke the connection now."""
         return 0
 
@@ -424,7 +428,7 @@ class WriteSide(StreamCore):
         if self._eof is None or self._write_buffer is not None or self._closing is not None:
             return
         if self._sending_eof or not self.allow_half_open:
-            self._close(self._eof)
+            self.terminate(self._eof)
 
     def _try_shutdown_writes(self) -> None:
         try:
@@ -433,10 +437,10 @@ class WriteSide(StreamCore):
             # ENOTCONN: the connection is gone. (Elsewhere it may also mean that there never was one.)
             reason = CloseReason.RESET if error.errno == errno.ENOTCONN else reason_for(error)
             self._rescue_input()
-            self._close(reason, without_frames(error))
+            self.terminate(reason, without_frames(error))
 
     def _fail_writes(self) -> None:
-        futures = [future for _, future, _ in self._unsent_futures or ()]
+        futures = self.queued_writes()
         self._unsent_futures = None
         if self._connect_future is not None:
             futures.append(self._connect_future)
@@ -482,7 +486,7 @@ class WriteSide(StreamCore):
     def _ask_for_reset(self) -> None:
         """Have the descriptor's close tell the peer that something is missing, where there is a way to."""
 
-    def _give_up_owed(self) -> None:
+    def discard_output(self) -> None:
         """Of a closed stream: close the descriptor, whatever is still to be sent."""
         if self._write_buffer is not None:
             if self._write_buffer.size:

@@ -2,7 +2,7 @@
 
 **How.** An asyncio loop asks its own ``time()`` which timers are due, and gives its selector the seconds until the next
 one. The clock stands in for both functions, of one loop, for a while. What is real goes on: the selector still waits
-for sockets, and nothing else of the loop is touched.
+for sockets.
 
 **Why a jump takes steps.** A server that finds one of its timers 60 s late takes the process to have been stopped, and
 forgives its clients that time. That is also what users of `asyncio` see: a timer that repeats would run once. So a jump
@@ -87,7 +87,8 @@ class MockClock:
     :param rate: seconds that pass per real second; 0 stands still.
     :param autojump_threshold: real seconds after which a loop that has nothing to do jumps to its next timer;
         ``math.inf`` never does. 0 is right for streams in memory. With sockets 0.01 is better: it leaves the kernel
-        time to deliver. A thread that is at work does not keep the loop from jumping.
+        time to deliver, and 0.05 covers an ACK that it puts off. A thread that is at work does not keep the loop from
+        jumping.
     :raises OptionError: one of them is negative or not a number.
 
     :ivar rate: as the parameter; may be set.
@@ -139,8 +140,8 @@ class MockClock:
             await clock.jump(60)
 
         It moves when the loop is idle, from one timer to the next, so that each runs at its own time and in order, with
-        all that comes of it. (Trio's moves at once, as :meth:`block` does.) Call it
-        in the loop's thread, or before the loop runs.
+        all that comes of it. (Trio's moves at once, as :meth:`block` does.) Call it in the loop's thread, or before the
+        loop runs.
 
         :param seconds: how far, on top of jumps that are under way.
         :returns: done when the time is reached, and everything due has run.

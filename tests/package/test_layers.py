@@ -156,6 +156,102 @@ def test_every_read_of_a_clock_is_seen(source: str, seen: set[str]) -> None:
     assert reads_of_a_clock(source) == seen
 
 
+FOREIGN = {
+    "asyncio": {"_callbacks", "_children", "_get_running_loop", "_log_destroy_pending"},
+    "sys": {"_current_frames", "_getframe"},
+    "tornado": {"_disconnect_on_finish", "_ioloop_for_asyncio", "_request_start_line", "_run_callback"},
+}
+"""Private names of others that the package uses, as there is no public way:
+
+- asyncio: who waits for a future, and for which others it waits; the loop that runs here, if any, without a
+  `RuntimeError`; no complaint of a task that is given up.
+- sys: the watchdog looks at the stack of another thread, and at that of its own.
+- tornado: `HTTPServer` has a connection closed after the answer in hand, and asks whether there is a request in hand; a
+  close callback is run as any other callback of the loop; the `IOLoop` of an asyncio loop, if it has one.
+"""
+
+MAY_USE_FOREIGN = {
+    "ioloop": {"_default_executor", "_local", "_loop", "_threads"},
+    "testing.mockclock": {"_scheduled", "_timer_cancelled_count"},
+}
+"""More of them, for single modules. ioloop: whether this thread has a loop already, without making one; the threads of
+a loop's executor. mockclock: the timers of a loop whose clock a test moves."""
+
+WITHIN_STREAMS = {
+    "iostream": {"_begin_handshake", "_prepare", "_remote_address", "_start"},
+    "streams.reading": {"_hub"},
+    "streams.writing": {"_hub"},
+    "streams.sockets": {"_data", "_start"},
+}
+"""What is still used of another stream, or by the parts of one."""
+
+
+def given_to_itself(node: ast.AST) -> list[str]:
+    """What a function, a class variable, a field that is set, or ``__slots__`` gives to a class."""
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            return [node.name]
+        case ast.Attribute(ast.Name("self" | "cls"), name, ast.Store()):
+            return [name]
+        case ast.ClassDef():
+            variables = [each for each in node.body if isinstance(each, ast.Assign | ast.AnnAssign)]
+            return [name.id for each in variables for name in ast.walk(each) if isinstance(name, ast.Name)]
+        case ast.Assign([ast.Name("__slots__")], names):
+            return [name.value for name in ast.walk(names) if isinstance(name, ast.Constant)]
+    return []
+
+
+def private_of_others(source: str) -> set[str]:
+    """The private names that a module uses of objects that are not ``self`` or ``cls``, and that its own classes do not
+    give themselves. ``super()._x`` and ``Base._x(self)`` count as ``self``'s; ``_replace`` is a named tuple's method.
+    """
+    tree = ast.parse(source)
+    own = {name for node in ast.walk(tree) for name in given_to_itself(node)}
+    bases = {ast.unparse(base) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for base in node.bases}
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(owner, name):
+                pass
+            case ast.Call(ast.Name("getattr" | "setattr" | "hasattr"), [owner, ast.Constant(str(name)), *_]):
+                pass
+            case _:
+                continue
+        itself = ast.unparse(owner) in {"self", "cls", "super()"} | bases
+        if is_private(name) and name not in own | {"_replace"} and not itself:
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("name", inside)
+def test_no_module_uses_a_private_name_of_another_object(name: str) -> None:
+    allowed = set.union(*FOREIGN.values(), MAY_USE_FOREIGN.get(name, set()), WITHIN_STREAMS.get(name, set()))
+    assert private_of_others(inside[name].read_text()) - allowed == set()
+
+
+def test_no_private_name_is_allowed_that_nobody_uses() -> None:
+    used = {name: private_of_others(path.read_text()) for name, path in inside.items()}
+    assert set.union(*FOREIGN.values()) - set.union(*used.values()) == set()
+    for name, allowed in (MAY_USE_FOREIGN | WITHIN_STREAMS).items():
+        assert allowed - used[name] == set(), name
+
+
+@pytest.mark.parametrize(
+    "source, seen",
+    [
+        ("stream._buffer", {"_buffer"}),
+        ("self._stream._buffer = 1", {"_buffer"}),
+        ("self._buffer, cls._buffers, super()._buffer", set()),
+        ("class S(Base):\n    def stop(self):\n        Base._stop(self)", set()),
+        ("class S:\n    def stop(self, other):\n        self._stopped = other._stopped", set()),
+        ("asyncio._get_running_loop()._ready", {"_get_running_loop", "_ready"}),
+        ("getattr(stream, '_buffer', None)", {"_buffer"}),
+    ],
+)
+def test_every_private_name_of_another_is_seen(source: str, seen: set[str]) -> None:
+    assert private_of_others(source) == seen
+
+
 def private_names(source: str) -> set[str]:
     """The names with an underscore that a module gives, to classes and to ``self``."""
     nodes = list(ast.walk(ast.parse(source)))

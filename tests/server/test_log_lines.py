@@ -536,6 +536,7 @@ async def main():
 WALKED = """
 import inspect, os, socket, ssl
 from iostreamsrv.iostream import PipeIOStream, SSLIOStream
+from iostreamsrv.streams.served import ServedStream
 
 ARGUMENTS = {
     "connect": [("127.0.0.1", 1)],
@@ -554,6 +555,7 @@ LOOKS = {"at_eof", "closed", "fileno", "reading", "writing"}  # they tell how it
 HOOKS = {  # the stream and its hub call them; whoever overrides one is called in the loop
     *("close_fd", "dispatch", "forget_output", "get_fd_error", "lose_descriptor", "read_from_fd", "uncork"),
     "write_to_fd",
+    *vars(ServedStream),  # a server calls them
 }
 NONE_AT_ALL = {SSLIOStream: {"start_tls"}, PipeIOStream: {"send_eof", "set_nodelay"}}  # never more than an error
 

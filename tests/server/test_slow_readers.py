@@ -18,7 +18,7 @@ from iostreamsrv.testing import MockClock
 from tests.support.engines import on_every_loop
 from tests.support.peers import Cut, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts
 from tests.support.servers import Serving
-from tests.support.waiting import eventually, fill
+from tests.support.waiting import eventually, fill, turns
 
 pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]
 
@@ -146,6 +146,7 @@ async def test_a_pause_of_the_process_is_not_the_peers_fault(
     closing = asyncio.create_task(stream.aclose())
     await asyncio.sleep(0)
     (time.sleep if clock is None else clock.block)(2 * WRITE_TIMEOUT)
+    await turns()  # the look that is late comes before the peer takes more
     assert len(await peer.receive_all()) == count
     peer.close()
     await closing
@@ -388,11 +389,11 @@ async def test_a_stream_under_tls_counts_progress_in_bytes_that_left() -> None:
     peer = TLSPeer(end)
     await eventually(lambda: end.handshake() and stream.wait_for_handshake().done())
     stream.write(bytes(SIZE)).add_done_callback(lambda future: future.exception())
-    seen = [stream._progress()]
+    seen = [stream.send_progress()]
     received = 0
     while received < SIZE:
         received += len(await peer.receive_some(100_000))
-        seen.append(stream._progress())
+        seen.append(stream.send_progress())
     steps = [later - earlier for earlier, later in itertools.pairwise(seen)]
     assert min(steps) > -16_384, "but for what each record adds"
     assert seen[-1] > SIZE - 100_000

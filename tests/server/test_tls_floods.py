@@ -269,7 +269,7 @@ async def test_answers_that_nobody_reads_count_as_queued_and_stop_the_receiving_
         received, queued = stream.bytes_read, stream.queued
         for _ in range(20):
             client.socket.sendall(piece(client))
-        await eventually(stream._has_input)  # type: ignore[attr-defined]
+        await eventually(stream.has_pending_input)  # type: ignore[attr-defined]
         for _ in range(20):
             await asyncio.sleep(0.005)
         assert (stream.bytes_read, stream.queued) == (received, queued)

@@ -246,8 +246,8 @@ async def test_a_read_whose_record_waits_inside_does_not_merely_wait(make_tls_pa
     while reading.done():  # until it has had enough for one turn
         reading = stream.read_until(b"\n")
     assert not stream.buffered
-    assert stream._has_input()
-    assert not stream._merely_waits()
+    assert stream.has_pending_input()
+    assert not stream.is_waiting()
     assert await reading == LINE
 
 
