@@ -1,1 +1,1 @@
-"""What the process gives (loops, signals, clocks, logs, contexts, the limit of descriptors), and checks of arguments."""
+"""What the process gives: loops, signals, clocks, logs, contexts, the limit of descriptors. Checks of arguments."""
