@@ -30,11 +30,11 @@ from .runtime.checks import is_int
 from .runtime.exports import names_of
 from .runtime.logs import application
 from .runtime.loops import current_loop, existing_loop
-from .server.connections import Clients
+from .server.connection import ConnectionSetup
+from .server.connections import Connections
 from .server.groups import Group, Slow, Streams
-from .server.handshake import Greeter
 from .server.listeners import Listeners
-from .server.shutdown import drain
+from .server.shutdown import cancel_all, drain
 
 __all__ = ["Streams", "TCPServer"]
 
@@ -96,26 +96,25 @@ class TCPServer:
         self.ssl_options = ssl_options
         networks = self.options.proxy_protocol
         self._trusted = None if networks is None else TrustedNetworks(networks)
-        self._clients = Clients(
+        self._clients = Connections(
             self,
             self.options,
-            closes=partial(self._overrides, "handle_close"),
-            rejects=partial(self._overrides, "handle_reject"),
-            asks_nothing=self._asks_nothing,
-            may_end=self._may_end,
+            overrides=self._overrides,
+            is_idle=self._is_stream_idle,
+            may_close=self._may_close_stream,
             closes_in_order=self._closes_in_order,
             may_block=self._may_block,
-            on_place=self._go_on,
+            on_capacity=self._resume_accepting,
         )
         self.events: Events = self._clients.events
-        self._listeners = Listeners(self._accepted, self._clients.permits, self.events)
-        self._greeter = self._make_greeter(ssl_options)
+        self._listeners = Listeners(self._accepted, self._clients.limits, self.events)
+        self._connection_setup = self._make_connection_setup(ssl_options)
         self._io_loop = io_loop
         self._started = False
         self._on_stop: asyncio.Event | None = None
         self._ending: Future[None] | None = None  # a shutdown is under way; done when it is over
         self._cancelled = False  # serve_forever() was, so that another cancel ends all at once
-        self._told_no_handler = False
+        self._warned_no_handler = False
         if self._overrides("handle_stream"):
             self._check_handler()
 
@@ -225,9 +224,9 @@ class TCPServer:
         :raises NotImplementedError: there is no ``handle_stream``.
         """
         self._need_handler()
-        greeter = self._greeter_for(ssl_options)
+        setup = self._connection_setup_for(ssl_options)
         sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
-        self._accept_on([(each, greeter) for each in sockets])
+        self._accept_on([(each, setup) for each in sockets])
 
     def bind(
         self,
@@ -247,12 +246,12 @@ class TCPServer:
         Parameters and errors are those of :meth:`listen`.
         """
         self._need_handler()
-        greeter = self._greeter_for(ssl_options)
+        setup = self._connection_setup_for(ssl_options)
         sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
         if self._started:
-            self._accept_on([(each, greeter) for each in sockets])
+            self._accept_on([(each, setup) for each in sockets])
         else:
-            self._listeners.hold(sockets, greeter)
+            self._listeners.hold(sockets, setup)
 
     def start(self, num_processes: int | None = 1, max_restarts: int | None = None) -> None:
         """Accept on all that was bound. ::
@@ -307,16 +306,16 @@ class TCPServer:
         :param ssl_options: TLS options for their clients; None for those of the server, False for plain connections.
         :raises OptionError: one is closed, is not listening, or was added before; none of them is added then.
         """
-        greeter = self._greeter_for(ssl_options)
-        self._accept_on([(listener, greeter) for listener in sockets])
+        setup = self._connection_setup_for(ssl_options)
+        self._accept_on([(listener, setup) for listener in sockets])
 
-    def _accept_on(self, listeners: list[tuple[socket.socket, Greeter]]) -> None:
+    def _accept_on(self, listeners: list[tuple[socket.socket, ConnectionSetup]]) -> None:
         prepare = partial(set_socket_options, options=self.options)
-        self._clients.permits.listeners = len(self._listeners.addresses) + len(listeners)
-        self._clients.permits.count_places()
+        self._clients.limits.listeners = len(self._listeners.addresses) + len(listeners)
+        self._clients.limits.refresh_capacity()
         self._listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
 
-    def _make_greeter(self, ssl_options: SSLOptions) -> Greeter:
+    def _make_connection_setup(self, ssl_options: SSLOptions) -> ConnectionSetup:
         if ssl_options is None or ssl_options is False or isinstance(ssl_options, Certificates):
             certificates = ssl_options or None
         else:
@@ -324,11 +323,10 @@ class TCPServer:
             certificates = Certificates(
                 ssl_options, strict_validity=options.strict_validity, allow_legacy_tls=options.allow_legacy_tls
             )
-        clients = self._clients
-        return Greeter(certificates, self._trusted, clients.deadlines, clients.events, clients.known, clients.greeted)
+        return ConnectionSetup(certificates, self._trusted)
 
-    def _greeter_for(self, ssl_options: SSLOptions) -> Greeter:
-        return self._greeter if ssl_options is None else self._make_greeter(ssl_options)
+    def _connection_setup_for(self, ssl_options: SSLOptions) -> ConnectionSetup:
+        return self._connection_setup if ssl_options is None else self._make_connection_setup(ssl_options)
 
     def add_socket(self, socket: socket.socket, ssl_options: SSLOptions = None) -> None:
         """:meth:`add_sockets` for one."""
@@ -376,7 +374,7 @@ class TCPServer:
         self._need_handler()
         if not self._listeners:
             raise RuntimeError("the server is not listening: call listen(), or bind() and start(), first")
-        self._clients.permits.count_places()
+        self._clients.limits.refresh_capacity()
         self._listeners.move_to(IOLoop.current())
         stopped = self._on_stop = self._on_stop or asyncio.Event()
         try:
@@ -420,12 +418,12 @@ class TCPServer:
         :raises OptionError: not a number of seconds above 0.
         """
         seconds = self.options.drain_timeout if timeout is ... else check_optional_timeout("timeout", timeout)
-        asking = asyncio.current_task()
-        self._clients.asking.add(asking)
+        caller = asyncio.current_task()
+        self._clients.shutdown_callers.add(caller)
         try:
             await (self._shut_down(seconds) if self._ending is None else asyncio.shield(self._ending))
         finally:
-            self._clients.asking.discard(asking)
+            self._clients.shutdown_callers.discard(caller)
 
     async def _shut_down(self, timeout: float | None) -> None:
         self._ending = asyncio.get_running_loop().create_future()
@@ -434,12 +432,12 @@ class TCPServer:
         try:
             self._listeners.accept_queued()
             self.stop()
-            self._tell_of_shutdown(timeout)
+            self._announce_shutdown(timeout)
             if not await drain(clients, self.options.drain_idle, timeout):
                 if count := clients.count():
                     text = f"shutting down: {_clients(count)} not done within {timeout:g} s, and cut off"
                     self.events.emit(Event("shutdown", text, logging.WARNING, reason=CloseReason.DRAIN_TIMEOUT))
-                await clients.end_all(self._greeters(), CloseReason.DRAIN_TIMEOUT, gently=True)
+                await cancel_all(clients, CloseReason.DRAIN_TIMEOUT, graceful=True)
         except asyncio.CancelledError:
             self.stop()
             await self.close_all_connections()
@@ -449,7 +447,7 @@ class TCPServer:
             self._ending.set_result(None)
             self._ending = None
 
-    def _tell_of_shutdown(self, timeout: float | None) -> None:
+    def _announce_shutdown(self, timeout: float | None) -> None:
         limit = "as long as they take" if timeout is None else f"up to {timeout:g} s"
         hint = "; again to end at once" if self._cancelled else ""
         text = f"shutting down: {_clients(self._clients.count())} may finish, {limit}{hint}"
@@ -471,19 +469,19 @@ class TCPServer:
 
         Listening goes on, unless :meth:`stop` was called before.
         """
-        await self._clients.end_all(self._greeters(), CloseReason.SHUTDOWN)
+        await cancel_all(self._clients, CloseReason.SHUTDOWN)
 
-    def _greeters(self) -> list[Greeter]:
-        return [self._greeter, *(self._listeners.greeters - {self._greeter})]
+    def _connection_setups(self) -> list[ConnectionSetup]:
+        return [self._connection_setup, *(self._listeners.setups - {self._connection_setup})]
 
-    def _go_on(self) -> None:
-        self._listeners.go_on()
+    def _resume_accepting(self) -> None:
+        self._listeners.resume_accepting()
 
-    def _asks_nothing(self, stream: IOStream) -> bool:
-        """Whether a stream merely waits for its client to begin with a request, as far as bytes tell."""
+    def _is_stream_idle(self, stream: IOStream) -> bool:
+        """Whether a stream only waits for its client to begin with a request, as far as bytes tell."""
         return stream.is_waiting()
 
-    def _may_end(self, stream: IOStream) -> bool:
+    def _may_close_stream(self, stream: IOStream) -> bool:
         """Whether a shutdown may close a stream whose handler has answered, as far as bytes tell, and reads again."""
         return True
 
@@ -580,7 +578,7 @@ class TCPServer:
     @property
     def certificates(self) -> list[Certificates]:
         """The certificates of the server and of its listeners; none, if all of it is plain."""
-        certificates = [greeter.certificates for greeter in self._greeters() if greeter.certificates is not None]
+        certificates = [setup.certificates for setup in self._connection_setups() if setup.certificates is not None]
         return list(dict.fromkeys(certificates))
 
     def reload_certificates(self) -> bool:
@@ -600,17 +598,17 @@ class TCPServer:
 
     # ---- clients
 
-    def _accepted(self, greeter: Greeter, context: Context, connection: socket.socket, address: Any) -> None:
+    def _accepted(self, setup: ConnectionSetup, context: Context, connection: socket.socket, address: Any) -> None:
         if self._overrides("handle_stream"):
-            self._clients.accepted(greeter, context, connection, address)
+            self._clients.accepted(setup, context, connection, address)
         else:
             self._refuse_unhandled(connection)
 
     def _refuse_unhandled(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             connection.close()
-        if not self._told_no_handler:
-            self._told_no_handler = True
+        if not self._warned_no_handler:
+            self._warned_no_handler = True
             application.error("%s has no handle_stream: its clients are closed", type(self).__name__)
 
 
