@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import logging
 import socket
 import ssl
-import threading
 from asyncio import Future
 from collections.abc import Awaitable, Iterable
 from contextvars import Context
@@ -14,7 +12,6 @@ from types import EllipsisType
 from typing import Any, Literal, Self
 
 import tornado.tcpserver
-from tornado import process
 from tornado.ioloop import IOLoop
 
 from .certs.certificates import Certificates
@@ -23,18 +20,18 @@ from .events import Event, Events
 from .iostream import IOStream
 from .net.bind import BACKLOG, bind_sockets
 from .net.socketoptions import set_socket_options
-from .net.trusted_proxies import TrustedNetworks
 from .options import REPLACEABLE, ServerOptions, check_optional_timeout
 from .runtime.callables import check_function, is_overridden
 from .runtime.checks import is_int
 from .runtime.exports import names_of
 from .runtime.logs import application
-from .runtime.loops import current_loop, existing_loop
+from .runtime.loops import current_loop
 from .server.connection import ConnectionSetup
 from .server.connections import Connections
+from .server.forking import fork_workers
 from .server.groups import Group, Slow, Streams
 from .server.listeners import Listeners
-from .server.shutdown import cancel_all, drain
+from .server.shutdown import cancel_all, drain_or_cancel
 
 __all__ = ["Streams", "TCPServer"]
 
@@ -94,8 +91,6 @@ class TCPServer:
         keywords |= {name: value for name, value in given.items() if value is not None}
         self._options = self._default_options(options).replaced(keywords)
         self.ssl_options = ssl_options
-        networks = self.options.proxy_protocol
-        self._trusted = None if networks is None else TrustedNetworks(networks)
         self._clients = Connections(
             self,
             self.options,
@@ -107,8 +102,8 @@ class TCPServer:
             on_capacity=self._resume_accepting,
         )
         self.events: Events = self._clients.events
-        self._listeners = Listeners(self._accepted, self._clients.limits, self.events)
-        self._connection_setup = self._make_connection_setup(ssl_options)
+        setup = ConnectionSetup.of(ssl_options, self.options)
+        self._listeners = Listeners(self._accepted, self._clients.limits, self.events, setup)
         self._io_loop = io_loop
         self._started = False
         self._on_stop: asyncio.Event | None = None
@@ -224,7 +219,7 @@ class TCPServer:
         :raises NotImplementedError: there is no ``handle_stream``.
         """
         self._need_handler()
-        setup = self._connection_setup_for(ssl_options)
+        setup = self._listeners.setup_for(ssl_options, self.options)
         sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
         self._accept_on([(each, setup) for each in sockets])
 
@@ -246,7 +241,7 @@ class TCPServer:
         Parameters and errors are those of :meth:`listen`.
         """
         self._need_handler()
-        setup = self._connection_setup_for(ssl_options)
+        setup = self._listeners.setup_for(ssl_options, self.options)
         sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
         if self._started:
             self._accept_on([(each, setup) for each in sockets])
@@ -276,27 +271,9 @@ class TCPServer:
         if max_restarts is not None and not is_int(max_restarts, 0):
             raise OptionError("max_restarts", max_restarts, "must be 0 or more, or None for 100")
         if num_processes != 1:
-            self._fork(num_processes, max_restarts)
+            fork_workers(num_processes, max_restarts, self.stop)
         self._started = True
         self._accept_on(self._listeners.take_held())
-
-    def _fork(self, num_processes: int | None, max_restarts: int | None) -> None:
-        """Return in each of the workers; the first process is in here until they have ended, and exits."""
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("start() with more than one process forks, which only the main thread may do")
-        if process.task_id() is not None:
-            raise RuntimeError("start() with more than one process forks, and this process is a worker: start(1) here")
-        loop = existing_loop()
-        if loop is not None:
-            raise RuntimeError(
-                f"start() with more than one process forks, and there is a loop already, which the workers would share:"
-                f" {loop}. Call bind() and start() before whatever makes it (listen(), a stream, asyncio.run())"
-            )
-        try:
-            process.fork_processes(num_processes, max_restarts)
-        except BaseException:  # SystemExit, as a rule; only the first process comes by
-            self.stop()
-            raise
 
     def add_sockets(self, sockets: Iterable[socket.socket], ssl_options: SSLOptions = None) -> None:
         """Accept on listening sockets that exist; they belong to the server and are closed by :meth:`stop`. ::
@@ -306,7 +283,7 @@ class TCPServer:
         :param ssl_options: TLS options for their clients; None for those of the server, False for plain connections.
         :raises OptionError: one is closed, is not listening, or was added before; none of them is added then.
         """
-        setup = self._connection_setup_for(ssl_options)
+        setup = self._listeners.setup_for(ssl_options, self.options)
         self._accept_on([(listener, setup) for listener in sockets])
 
     def _accept_on(self, listeners: list[tuple[socket.socket, ConnectionSetup]]) -> None:
@@ -314,19 +291,6 @@ class TCPServer:
         self._clients.limits.listeners = len(self._listeners.addresses) + len(listeners)
         self._clients.limits.refresh_capacity()
         self._listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
-
-    def _make_connection_setup(self, ssl_options: SSLOptions) -> ConnectionSetup:
-        if ssl_options is None or ssl_options is False or isinstance(ssl_options, Certificates):
-            certificates = ssl_options or None
-        else:
-            options = self.options
-            certificates = Certificates(
-                ssl_options, strict_validity=options.strict_validity, allow_legacy_tls=options.allow_legacy_tls
-            )
-        return ConnectionSetup(certificates, self._trusted)
-
-    def _connection_setup_for(self, ssl_options: SSLOptions) -> ConnectionSetup:
-        return self._connection_setup if ssl_options is None else self._make_connection_setup(ssl_options)
 
     def add_socket(self, socket: socket.socket, ssl_options: SSLOptions = None) -> None:
         """:meth:`add_sockets` for one."""
@@ -427,31 +391,19 @@ class TCPServer:
 
     async def _shut_down(self, timeout: float | None) -> None:
         self._ending = asyncio.get_running_loop().create_future()
-        clients = self._clients
-        clients.begin_draining()
+        self._clients.begin_draining()
         try:
             self._listeners.accept_queued()
             self.stop()
-            self._announce_shutdown(timeout)
-            if not await drain(clients, self.options.drain_idle, timeout):
-                if count := clients.count():
-                    text = f"shutting down: {_clients(count)} not done within {timeout:g} s, and cut off"
-                    self.events.emit(Event("shutdown", text, logging.WARNING, reason=CloseReason.DRAIN_TIMEOUT))
-                await cancel_all(clients, CloseReason.DRAIN_TIMEOUT, graceful=True)
+            await drain_or_cancel(self._clients, timeout, "; again to end at once" if self._cancelled else "")
         except asyncio.CancelledError:
             self.stop()
             await self.close_all_connections()
             raise
         finally:
-            clients.end_draining()
+            self._clients.end_draining()
             self._ending.set_result(None)
             self._ending = None
-
-    def _announce_shutdown(self, timeout: float | None) -> None:
-        limit = "as long as they take" if timeout is None else f"up to {timeout:g} s"
-        hint = "; again to end at once" if self._cancelled else ""
-        text = f"shutting down: {_clients(self._clients.count())} may finish, {limit}{hint}"
-        self.events.emit(Event("shutdown", text, logging.INFO, reason=CloseReason.SHUTDOWN))
 
     @property
     def draining(self) -> bool:
@@ -470,9 +422,6 @@ class TCPServer:
         Listening goes on, unless :meth:`stop` was called before.
         """
         await cancel_all(self._clients, CloseReason.SHUTDOWN)
-
-    def _connection_setups(self) -> list[ConnectionSetup]:
-        return [self._connection_setup, *(self._listeners.setups - {self._connection_setup})]
 
     def _resume_accepting(self) -> None:
         self._listeners.resume_accepting()
@@ -578,7 +527,7 @@ class TCPServer:
     @property
     def certificates(self) -> list[Certificates]:
         """The certificates of the server and of its listeners; none, if all of it is plain."""
-        certificates = [setup.certificates for setup in self._connection_setups() if setup.certificates is not None]
+        certificates = [setup.certificates for setup in self._listeners.setups if setup.certificates is not None]
         return list(dict.fromkeys(certificates))
 
     def reload_certificates(self) -> bool:
@@ -610,7 +559,3 @@ class TCPServer:
         if not self._warned_no_handler:
             self._warned_no_handler = True
             application.error("%s has no handle_stream: its clients are closed", type(self).__name__)
-
-
-def _clients(count: int) -> str:
-    return "1 client" if count == 1 else f"{count} clients"

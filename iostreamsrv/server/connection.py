@@ -59,6 +59,20 @@ class ConnectionSetup:
         self.trusted = trusted
         self.reading_headers = 0
 
+    @classmethod
+    def of(cls, ssl_options: Any, options: ServerOptions) -> "ConnectionSetup":
+        """For the TLS options of a listener, None or False for plain connections.
+
+        :raises CertificateError: they cannot be used.
+        """
+        certificates = None if ssl_options is False else ssl_options
+        if certificates is not None and not isinstance(certificates, Certificates):
+            certificates = Certificates(
+                certificates, strict_validity=options.strict_validity, allow_legacy_tls=options.allow_legacy_tls
+            )
+        networks = options.proxy_protocol
+        return cls(certificates, None if networks is None else TrustedNetworks(networks))
+
 
 class ConnectionOwner(Protocol):
     """What a connection uses of its server's `Connections`; see there."""

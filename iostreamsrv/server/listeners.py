@@ -13,6 +13,7 @@ from tornado.ioloop import IOLoop
 from ..errors import OptionError
 from ..events import Event, Events
 from ..net.acceptor import Acceptor, why_not_listening
+from ..options import ServerOptions
 from ..runtime.addresses import show
 from ..runtime.clock import wall_clock_of
 from ..runtime.loops import asyncio_loop
@@ -30,9 +31,11 @@ class Listeners:
 
     :param accepted: is given each connection, with its setup, and the context that its client's is a copy of.
     :param limits: whether one more may be accepted.
+    :param default: the setup of listeners without TLS options of their own.
     """
 
-    def __init__(self, accepted: Accepted, limits: ConnectionLimits, events: Events) -> None:
+    def __init__(self, accepted: Accepted, limits: ConnectionLimits, events: Events, default: ConnectionSetup) -> None:
+        self._default = default
         self._setups: set[ConnectionSetup] = set()  # of what is bound
         self._retired: weakref.WeakSet[ConnectionSetup] = (
             weakref.WeakSet()
@@ -56,9 +59,17 @@ class Listeners:
         return [listener.getsockname() for listener in sockets]
 
     @property
-    def setups(self) -> set[ConnectionSetup]:
-        """Those of what is bound, and those of before with a client that still sends its header."""
-        return self._setups | {setup for setup in self._retired if setup.reading_headers}
+    def setups(self) -> list[ConnectionSetup]:
+        """The default, those of what is bound, and those of before with a client that still sends its header."""
+        others = self._setups | {setup for setup in self._retired if setup.reading_headers}
+        return [self._default, *(others - {self._default})]
+
+    def setup_for(self, ssl_options: Any, options: ServerOptions) -> ConnectionSetup:
+        """The setup for TLS options of a listener: None for the default, False for plain connections.
+
+        :raises CertificateError: they cannot be used.
+        """
+        return self._default if ssl_options is None else ConnectionSetup.of(ssl_options, options)
 
     def hold(self, sockets: list[socket.socket], setup: ConnectionSetup) -> None:
         """Let clients wait in the backlog of these until :meth:`take_held`."""

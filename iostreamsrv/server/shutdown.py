@@ -1,10 +1,12 @@
 """The end of a server: wait for its clients to finish, or cancel them."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import CloseReason
+from ..events import Event
 from ..iostream import IOStream
 from ..runtime.cleanup import given_up
 from ..runtime.clock import clock_of
@@ -23,6 +25,26 @@ CANCEL_GRACE = 1.0
 
 LAST_TURNS = 0.1
 """Seconds that handlers have to notice that their streams are closed, when they have had their time after a cancel."""
+
+
+async def drain_or_cancel(connections: Connections, timeout: float | None, hint: str) -> None:
+    """Let the clients finish, and cut off those that are left after ``timeout`` seconds; None for no limit.
+
+    :param hint: what to do about it, for the log.
+    """
+    limit = "as long as they take" if timeout is None else f"up to {timeout:g} s"
+    text = f"shutting down: {_clients(connections.count())} may finish, {limit}{hint}"
+    connections.events.emit(Event("shutdown", text, logging.INFO, reason=CloseReason.SHUTDOWN))
+    if await drain(connections, connections.options.drain_idle, timeout):
+        return
+    if count := connections.count():
+        text = f"shutting down: {_clients(count)} not done within {timeout:g} s, and cut off"
+        connections.events.emit(Event("shutdown", text, logging.WARNING, reason=CloseReason.DRAIN_TIMEOUT))
+    await cancel_all(connections, CloseReason.DRAIN_TIMEOUT, graceful=True)
+
+
+def _clients(count: int) -> str:
+    return "1 client" if count == 1 else f"{count} clients"
 
 
 async def drain(connections: Connections, idle: float, timeout: float | None) -> bool:
