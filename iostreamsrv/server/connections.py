@@ -9,8 +9,9 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 from ..errors import CloseReason
@@ -18,9 +19,9 @@ from ..events import Event, EventKind, Events
 from ..iostream import BaseIOStream, IOStream
 from ..options import ServerOptions
 from ..runtime.addresses import show
-from ..runtime.contexts import run_for
 from ..streams.served import loop_of
-from .connection import Connection, ConnectionSetup, Handlers, as_coroutine, client_name, report_raised
+from .closing import CloseReports
+from .connection import Connection, ConnectionSetup, Handlers, client_name
 from .deadlines import Deadlines
 from .groups import Groups
 from .limits import ConnectionLimits, host_of
@@ -88,8 +89,7 @@ class Connections:
         self._may_block = may_block
         self._overrides = overrides
         self._draining_waiters: set[asyncio.Future[None]] = set()
-        self._closed_queue: deque[tuple[IOStream, bool]] = deque()  # to be reported, and whether it had a handler
-        self._reporting = False
+        self._reports = CloseReports(server, self.events, partial(overrides, "handle_close"), self._keep)
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self.on_handler_done: Callable[[asyncio.Future[Any]], None] = self._handler_done
 
@@ -266,56 +266,12 @@ class Connections:
             before_handler = True
         self.limits.discount(stream)
         self.groups.forget(stream)
-        self._closed_queue.append((stream, not before_handler))
-        if not self._reporting:
-            self._report_closed()
+        self._reports.add(stream, had_handler=not before_handler)
         self.limits.wake_waiting()
         if self.queued:
             loop = loop_of(stream)
             if not loop.is_closed():
                 loop.call_soon(self._accept_queued, context=Context())
-
-    def _report_closed(self) -> None:
-        """Report closed streams one after the other, never one within another: a callback may write to all the others,
-        find them broken, and so close them. A hundred such calls within each other are more than Python's stack takes.
-        """
-        self._reporting = True
-        try:
-            while self._closed_queue:
-                stream, had_handler = self._closed_queue.popleft()
-                if self.events.wanted("close"):
-                    self._emit_close(stream)
-                if had_handler and self._overrides("handle_close"):
-                    run_for(stream, self._call_handle_close, stream)
-                if not stream.has_handler:
-                    # Nothing runs there any more, and a variable may keep the stream.
-                    stream.callback_context = None
-        finally:
-            self._reporting = False
-
-    def _emit_close(self, stream: IOStream) -> None:
-        reason, address = stream.close_reason, stream.remote_address
-        text = f"{client_name(stream)} is closed: {reason}{f' ({stream.error})' if stream.error else ''}"
-        self.events.emit(Event("close", text, logging.DEBUG, stream, address, reason, stream.error))
-
-    def _call_handle_close(self, stream: IOStream) -> None:
-        assert stream.close_reason is not None
-        try:
-            result = self.server.handle_close(stream, stream.close_reason)
-            if result is not None:
-                handling = as_coroutine(result)
-                closed = loop_of(stream).create_task(self._await_handle_close(stream, handling))
-                # A task that is cancelled before its first step, as at the end of a loop, would never await it.
-                closed.add_done_callback(lambda _: handling.close())
-                self._keep(closed)
-        except (Exception, asyncio.CancelledError) as error:
-            report_raised(self.events, "handle_close", stream, error)
-
-    async def _await_handle_close(self, stream: IOStream, handling: Awaitable[None]) -> None:
-        try:
-            await handling
-        except Exception as error:
-            report_raised(self.events, "handle_close", stream, error)
 
     # ---- while the server shuts down
 
