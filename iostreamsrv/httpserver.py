@@ -145,10 +145,10 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
         finally:
             self.conn_params.no_keep_alive = before
 
-    def _asks_nothing(self, stream: IOStream) -> bool:
-        return super()._asks_nothing(stream) and not self._has_request(stream)
+    def _is_stream_idle(self, stream: IOStream) -> bool:
+        return super()._is_stream_idle(stream) and not self._has_request(stream)
 
-    def _may_end(self, stream: IOStream) -> bool:
+    def _may_close_stream(self, stream: IOStream) -> bool:
         websocket = self._websockets.get(stream.id)
         if websocket is not None and websocket.ws_connection is not None:
             if websocket.ws_connection.is_closing():

@@ -17,8 +17,8 @@ from iostreamsrv.iostream import IOStream
 from iostreamsrv.net.acceptor import Acceptor
 from iostreamsrv.runtime.logs import LogRateLimit
 from iostreamsrv.sansio.buffers import ReadBuffer
-from iostreamsrv.server.connections import Clients
-from iostreamsrv.server.handshake import Greeter
+from iostreamsrv.server.connection import Connection
+from iostreamsrv.server.connections import Connections
 from iostreamsrv.server.listeners import Listeners
 from iostreamsrv.streams.tls import TLSStream
 
@@ -40,10 +40,10 @@ def shut_down_without_the_queue() -> None:
 def leave_failed_handlers_open() -> None:
     """The stream of a handler that raised stays open."""
 
-    def complain(self: Any, stream: Any, name: str, error: BaseException) -> None:
-        app_log.error("%s of %s failed", name, stream, exc_info=error)
+    def complain(self: Any, name: str, error: BaseException) -> None:
+        app_log.error("%s of %s failed", name, self.stream, exc_info=error)
 
-    Clients._handler_failed = complain  # type: ignore[method-assign]
+    Connection._handler_failed = complain  # type: ignore[method-assign]
 
 
 def search_from_the_start() -> None:
@@ -93,14 +93,14 @@ def reload_in_place() -> None:
 
 def forget_what_follows_the_header() -> None:
     """What came with a PROXY header is not given to the handshake."""
-    go_on = Greeter._go_on
+    start_tls = Connection._start_tls
 
-    def forgetful(self: Any, stream: Any, address: Any) -> None:
-        if stream.proxy is not None:
-            stream._buffer.take(stream._buffer.size)
-        go_on(self, stream, address)
+    async def forgetful(self: Any, certificates: Any) -> bool:
+        if self.stream.proxy is not None:
+            self.stream._buffer.take(self.stream._buffer.size)
+        return await start_tls(self, certificates)
 
-    Greeter._go_on = forgetful  # type: ignore[method-assign]
+    Connection._start_tls = forgetful  # type: ignore[method-assign]
 
 
 def work_off_all_records_at_once() -> None:
@@ -115,7 +115,7 @@ def receive_while_stuck() -> None:
 
 def serve_who_asks_again() -> None:
     """A shutdown waits for whoever asks again at once."""
-    Clients.close_if_answered = lambda self, stream: False  # type: ignore[method-assign]
+    Connections.close_if_answered = lambda self, stream: False  # type: ignore[method-assign]
 
 
 def close_at_once() -> None:

@@ -242,7 +242,7 @@ async def test_a_read_in_the_middle_of_a_request_goes_on(serving: Serving, insid
     peer.send(b"6\nabc")
     await header.wait()
     await asyncio.sleep(0.6)
-    assert server._clients._ends_answered, "drain_idle has passed"
+    assert server._clients.closes_answered, "drain_idle has passed"
     go_on.set()
     await turns(20)  # the read that waits for the rest of the body has begun
     peer.send(b"def")

@@ -1208,7 +1208,7 @@ async def test_close_all_connections_ends_what_shakes_hands_and_no_handler_begin
     await server.close_all_connections()
     await turns()
     assert all(each.closed() for each in handled)
-    assert not server._clients._handling
+    assert not server._clients.handling
     assert len(server.streams) == 0
     silent.close()
     end.drop()
