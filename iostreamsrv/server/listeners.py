@@ -34,9 +34,8 @@ class Listeners:
     def __init__(self, accepted: Accepted, limits: ConnectionLimits, events: Events, default: ConnectionSetup) -> None:
         self._default = default
         self._setups: set[ConnectionSetup] = set()  # of what is bound
-        self._retired: weakref.WeakSet[ConnectionSetup] = (
-            weakref.WeakSet()
-        )  # of before; a client may still send its header
+        # of what was bound before: a client may still be sending its header
+        self._retired: weakref.WeakSet[ConnectionSetup] = weakref.WeakSet()
         self.suspended = False
         self._accepted = accepted
         self._limits = limits
