@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import tornado.iostream
 from tornado import gen
 
-from ..certificates import Certificates
+from ..certs.certificates import Certificates
 from ..errors import CloseReason, FramingError, StreamClosedError
 from ..events import Event, EventKind, Events
 from ..iostream import IOStream
