@@ -1,6 +1,5 @@
 """The bound sockets of a server, and their acceptors."""
 
-import asyncio
 import socket
 import weakref
 from collections.abc import Callable
@@ -10,18 +9,16 @@ from typing import Any
 
 from tornado.ioloop import IOLoop
 
+from ..certs.certificates import Certificates
+from ..certs.expiry import ExpiryTimer
 from ..errors import OptionError
 from ..events import Event, Events
 from ..net.acceptor import Acceptor, why_not_listening
 from ..options import ServerOptions
 from ..runtime.addresses import show
-from ..runtime.clock import wall_clock_of
 from ..runtime.loops import asyncio_loop
 from .connection import ConnectionSetup
 from .limits import ConnectionLimits
-
-DAY = 86400.0
-"""Seconds between two checks of how long certificates are still valid."""
 
 Accepted = Callable[[ConnectionSetup, Context, socket.socket, Any], None]
 
@@ -46,7 +43,7 @@ class Listeners:
         self._events = events
         self._acceptors: list[Acceptor] = []
         self._pending: list[tuple[socket.socket, ConnectionSetup]] = []
-        self._expiry_timer: asyncio.TimerHandle | None = None
+        self._expiry = ExpiryTimer(self._certificates)
 
     def __bool__(self) -> bool:
         """Whether any of them is accepted on, or would be if the server were not suspended."""
@@ -112,7 +109,7 @@ class Listeners:
         self._setups.update(setup for _, setup in listeners)
         for acceptor in acceptors:
             self._start(acceptor, io_loop)
-        self._check_expiry(asyncio_loop(io_loop))
+        self._expiry.start(asyncio_loop(io_loop))
         for address in [acceptor.listener.getsockname() for acceptor in acceptors]:  # a subscriber may stop the server
             self._events.emit(Event("listen", f"listening on {show(address)}", address=address))
 
@@ -158,17 +155,10 @@ class Listeners:
         self._retired.update(self._setups)
         self._setups.clear()
         self.suspended = False
-        if self._expiry_timer is not None:
-            self._expiry_timer.cancel()
-            self._expiry_timer = None
+        self._expiry.stop()
 
-    def _check_expiry(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Check certificate expiry once a day."""
-        for certificates in [setup.certificates for setup in self.setups if setup.certificates is not None]:
-            certificates.warn_of_expiry(wall_clock_of(loop)())
-            if self._expiry_timer is not None:
-                self._expiry_timer.cancel()
-            self._expiry_timer = loop.call_later(DAY, self._check_expiry, loop, context=Context())
+    def _certificates(self) -> list[Certificates]:
+        return [setup.certificates for setup in self.setups if setup.certificates is not None]
 
 
 def _check_listener(listener: socket.socket, known: set[int]) -> None:

@@ -12,7 +12,7 @@ import tornado.iostream
 from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason, Operation, StreamClosedError, StreamError, of_stream
-from ..events import WITHOUT_SERVER, Event, EventKind
+from ..events import UNOWNED_EVENTS, Event, EventKind
 from ..sansio.buffers import ReadBuffer, WriteBuffer
 from ..sansio.reads import Read
 from .file_region import FileRegion
@@ -312,7 +312,7 @@ class StreamCore(tornado.iostream.BaseIOStream):
     ) -> None:
         """Report a problem as an event: of the owner's, if there is one."""
         if self._owner is None:
-            WITHOUT_SERVER.emit(Event(kind, text, level, self, None, reason, error))
+            UNOWNED_EVENTS.emit(Event(kind, text, level, self, None, reason, error))
         else:
             self._owner.report(self, kind, level, text, reason, error)
 

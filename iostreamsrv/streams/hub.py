@@ -14,7 +14,7 @@ gap between completion and wake-up, in which a cancelled task would lose the byt
 **Fairness.** A run of the hub returns to the loop after :data:`SLICE` seconds and goes on in the loop's next turn.
 
 **Whose context variables a dispatch sees.** Nobody's: a hub works for all streams of its loop, so it registers itself
-in an empty context, not in that of the client it happens to be opened for (see :mod:`iostreamsrv.contexts`).
+in an empty context, not in that of the client it happens to be opened for (see :mod:`iostreamsrv.runtime.contexts`).
 
 **Where there is no epoll** the :class:`LoopHub` does the same through ``IOLoop.add_handler``, level-triggered.
 """

@@ -29,7 +29,7 @@ def accept_without_pause() -> None:
     def complain(self: Any, error: OSError) -> None:
         self._events.emit(Event("limit", f"accept: {error}", logging.ERROR, error=error))
 
-    Acceptor._rest = complain  # type: ignore[method-assign]
+    Acceptor._back_off = complain  # type: ignore[method-assign]
 
 
 def shut_down_without_the_queue() -> None:

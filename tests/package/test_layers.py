@@ -171,11 +171,12 @@ FOREIGN = {
 """
 
 MAY_USE_FOREIGN = {
-    "ioloop": {"_default_executor", "_local", "_loop", "_threads"},
+    "runtime.cleanup": {"_default_executor", "_threads"},
+    "runtime.loops": {"_local", "_loop"},
     "testing.mockclock": {"_scheduled", "_timer_cancelled_count"},
 }
-"""More of them, for single modules. ioloop: whether this thread has a loop already, without making one; the threads of
-a loop's executor. mockclock: the timers of a loop whose clock a test moves."""
+"""More of them, for single modules. cleanup: the threads of a loop's executor. loops: whether this thread has a loop
+already, without making one. mockclock: the timers of a loop whose clock a test moves."""
 
 WITHIN_STREAMS = {
     "iostream": {"_begin_handshake", "_prepare", "_remote_address", "_start"},

@@ -488,7 +488,7 @@ async def test_a_thread_that_has_answered_and_receives_again_learns_of_the_end()
         reader, writer = await asyncio.open_connection(*server.addresses[0], ssl=tls[1], server_hostname="localhost")
         writer.write(b"one")
         assert await reader.readexactly(3) == b"one"
-        ending = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(inner.shutdown(), inner._crossing.loop))
+        ending = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(inner.shutdown(), inner._loop_thread.loop))
         count = 1
         with contextlib.suppress(asyncio.IncompleteReadError):
             while True:

@@ -366,6 +366,7 @@ class Adds(TCPServer):
         await stream.read_until_close()
 
 
+@pytest.mark.alone  # with less than a quarter of a core, the process is taken to have been stopped
 @pytest.mark.gen_test
 async def test_a_call_that_lets_no_other_thread_run_is_named_as_well(serving: Serving) -> None:
     event, address = await warning_of(serving.started(Adds()), serving, LINE)
