@@ -1,13 +1,11 @@
 """The server you subclass."""
 
 import asyncio
-import contextlib
 import socket
 import ssl
 from asyncio import Future
 from collections.abc import Awaitable, Iterable
-from contextvars import Context
-from functools import cached_property, partial
+from functools import cached_property
 from types import EllipsisType
 from typing import Any, Literal, Self
 
@@ -16,22 +14,17 @@ from tornado.ioloop import IOLoop
 
 from .certs.certificates import Certificates
 from .errors import CloseReason, OptionError
-from .events import Event, Events
+from .events import Event
 from .iostream import IOStream
 from .net.bind import BACKLOG, bind_sockets
-from .net.socketoptions import set_socket_options
 from .options import REPLACEABLE, ServerOptions, check_optional_timeout
-from .runtime.callables import check_function, is_overridden
+from .runtime.callables import is_overridden
 from .runtime.checks import is_int
 from .runtime.exports import names_of
-from .runtime.logs import application
-from .runtime.loops import current_loop
-from .server.connection import ConnectionSetup
-from .server.connections import Connections
+from .server.base import ServerBase
 from .server.forking import fork_workers
 from .server.groups import Group, Slow, Streams
-from .server.listeners import Listeners
-from .server.shutdown import cancel_all, drain_or_cancel
+from .server.shutdown import cancel_all
 
 __all__ = ["Streams", "TCPServer"]
 
@@ -40,7 +33,7 @@ __getattr__, __dir__ = names_of(tornado.tcpserver, globals())
 SSLOptions = dict[str, Any] | ssl.SSLContext | Certificates | Literal[False] | None
 
 
-class TCPServer:
+class TCPServer(ServerBase):
     """A TCP server: subclass it and write :meth:`handle_stream`, or assign ``handle_stream`` on the instance. ::
 
         class Echo(TCPServer):
@@ -89,36 +82,7 @@ class TCPServer:
             raise OptionError("io_loop", io_loop, "must be an IOLoop, or None")
         given = {"max_buffer_size": max_buffer_size, "read_chunk_size": read_chunk_size}
         keywords |= {name: value for name, value in given.items() if value is not None}
-        self._options = self._default_options(options).replaced(keywords)
-        self.ssl_options = ssl_options
-        self._clients = Connections(
-            self,
-            self.options,
-            overrides=self._overrides,
-            is_idle=self._is_stream_idle,
-            may_close=self._may_close_stream,
-            closes_in_order=self._closes_in_order,
-            may_block=self._may_block,
-            on_capacity=self._resume_accepting,
-        )
-        self.events: Events = self._clients.events
-        setup = ConnectionSetup.of(ssl_options, self.options)
-        self._listeners = Listeners(self._accepted, self._clients.limits, self.events, setup)
-        self._io_loop = io_loop
-        self._started = False
-        self._on_stop: asyncio.Event | None = None
-        self._ending: Future[None] | None = None  # a shutdown is under way; done when it is over
-        self._cancelled = False  # serve_forever() was, so that another cancel ends all at once
-        self._warned_no_handler = False
-        if self._overrides("handle_stream"):
-            self._check_handler()
-
-    def _default_options(self, options: ServerOptions | None) -> ServerOptions:
-        if options is None:
-            return ServerOptions.of_class(type(self))
-        if not isinstance(options, ServerOptions):
-            raise OptionError("options", options, "must be a ServerOptions, or None")
-        return options
+        super().__init__(ssl_options, io_loop, self._default_options(options).replaced(keywords))
 
     # ---- what users override
 
@@ -285,12 +249,6 @@ class TCPServer:
         setup = self._listeners.setup_for(ssl_options, self.options)
         self._accept_on([(listener, setup) for listener in sockets])
 
-    def _accept_on(self, listeners: list[tuple[socket.socket, ConnectionSetup]]) -> None:
-        prepare = partial(set_socket_options, options=self.options)
-        self._clients.limits.listeners = len(self._listeners.addresses) + len(listeners)
-        self._clients.limits.refresh_capacity()
-        self._listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
-
     def add_socket(self, socket: socket.socket, ssl_options: SSLOptions = None) -> None:
         """:meth:`add_sockets` for one."""
         self.add_sockets([socket], ssl_options)
@@ -388,22 +346,6 @@ class TCPServer:
         finally:
             self._clients.shutdown_callers.discard(caller)
 
-    async def _shut_down(self, timeout: float | None) -> None:
-        self._ending = asyncio.get_running_loop().create_future()
-        self._clients.begin_draining()
-        try:
-            self._listeners.accept_queued()
-            self.stop()
-            await drain_or_cancel(self._clients, timeout, "; again to end at once" if self._cancelled else "")
-        except asyncio.CancelledError:
-            self.stop()
-            await self.close_all_connections()
-            raise
-        finally:
-            self._clients.end_draining()
-            self._ending.set_result(None)
-            self._ending = None
-
     @property
     def draining(self) -> bool:
         """Whether :meth:`shutdown` is running."""
@@ -421,23 +363,6 @@ class TCPServer:
         Listening goes on, unless :meth:`stop` was called before.
         """
         await cancel_all(self._clients, CloseReason.SHUTDOWN)
-
-    def _resume_accepting(self) -> None:
-        self._listeners.resume_accepting()
-
-    def _is_stream_idle(self, stream: IOStream) -> bool:
-        """Whether a stream only waits for its client to begin with a request, as far as bytes tell."""
-        return stream.is_waiting()
-
-    def _may_close_stream(self, stream: IOStream) -> bool:
-        """Whether a shutdown may close a stream whose handler has answered, as far as bytes tell, and reads again."""
-        return True
-
-    _may_block = True
-    """Whether handlers run in the loop, and so may block it."""
-
-    _closes_in_order = False
-    """Whether ``close()`` of a client's stream is to do what ``aclose()`` does."""
 
     # ---- what there is
 
@@ -505,21 +430,8 @@ class TCPServer:
     def read_chunk_size(self, value: int | None) -> None:
         self.replace_options(read_chunk_size=value)
 
-    # ---- the handler
-
     def _overrides(self, name: str) -> bool:
-        """Whether users have written the method of this name, in a subclass or on the instance."""
         return is_overridden(self, TCPServer, name)
-
-    def _need_handler(self) -> None:
-        if not self._overrides("handle_stream"):
-            raise NotImplementedError(
-                f"{type(self).__name__} has no handle_stream(stream, address): override it, or assign it on the server"
-            )
-        self._check_handler()
-
-    def _check_handler(self) -> None:
-        check_function("handle_stream", self.handle_stream, ("stream", "address"))
 
     # ---- certificates
 
@@ -543,18 +455,3 @@ class TCPServer:
         for outcome in outcomes:
             self.events.emit(Event("reload", outcome.text, outcome.level, error=outcome.error))
         return all(outcome.done for outcome in outcomes)
-
-    # ---- clients
-
-    def _accepted(self, setup: ConnectionSetup, context: Context, connection: socket.socket, address: Any) -> None:
-        if self._overrides("handle_stream"):
-            self._clients.accepted(setup, context, connection, address)
-        else:
-            self._refuse_unhandled(connection)
-
-    def _refuse_unhandled(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            connection.close()
-        if not self._warned_no_handler:
-            self._warned_no_handler = True
-            application.error("%s has no handle_stream: its clients are closed", type(self).__name__)

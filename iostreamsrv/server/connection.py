@@ -138,7 +138,7 @@ class Connection:
         return self._owner.set_up(self.serve(address), self._stream)
 
     async def serve(self, address: Any) -> None:
-        """What comes before the handler, and its call. Whoever has no header was admitted at the accept."""
+        """Do what comes before the handler, and call it. A client without a header was admitted at the accept."""
         if self._setup.trusted is not None:
             if not await self._read_header(address):
                 return
@@ -260,7 +260,7 @@ class Connection:
             stream.callback_context = None
 
     def _close_unless_read(self) -> None:
-        """Close the stream unless somebody reads it; then look again when that read is done."""
+        """Close the stream unless a read is pending; then decide again when that is done."""
         stream = self.stream
         if stream.closed() or stream.has_close_callback():
             return
@@ -309,7 +309,7 @@ def as_coroutine(result: Any) -> Coroutine[Any, Any, None]:
 
 
 async def _wait_for(result: Any) -> None:
-    """A coroutine of one stream's own: a future may be anybody's, even one that several handlers return."""
+    """A coroutine for one stream: the future itself may be one that several handlers return."""
     await gen.convert_yielded(result)
 
 

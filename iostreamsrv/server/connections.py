@@ -195,7 +195,7 @@ class Connections:
         return True
 
     def set_up(self, serving: Coroutine[Any, Any, None], stream: IOStream) -> None:
-        """Run ``serve`` of a connection, in a context of nobody."""
+        """Run ``serve`` of a connection in a task, in an empty context."""
         task = loop_of(stream).create_task(serving, context=Context())
         self.starting.add(task)
         task.add_done_callback(self.starting.discard, context=Context())

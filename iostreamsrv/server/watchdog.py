@@ -9,8 +9,9 @@ asyncio, Tornado. A thread beside the loop costs nothing per client and per mess
 seconds, it looks at each tick what runs there (:mod:`iostreamsrv.server.stacks`). When the loop turns again, it says,
 in its own thread, what has blocked it. The time is measured from the last sign of life, so it is up to a tick too long.
 
-**Many short callbacks** in one turn of the loop keep it as long as one that blocks, and are nobody's fault. So the time
-counts from when the same task, or the same callback for the same client, was seen: a task makes one step in a turn.
+**Many short callbacks** in one turn of the loop keep it as long as one that blocks, and no one of them is at fault. So
+the time counts from when the same task, or the same callback for the same client, was seen: a task makes one step in a
+turn.
 
 **When the process itself was stopped** (SIGSTOP, a suspended machine), the thread wakes late as well. That alone proves
 nothing: a regular expression can keep Python's interpreter lock all the time. But that takes CPU time.
