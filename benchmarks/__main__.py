@@ -54,7 +54,7 @@ class Benchmark:
                 self._take(number, workload, peer)
 
     def manner(self) -> str:
-        """How it is measured, for the table."""
+        """A description of how it is measured, for the report."""
         server, load = self.cores
         tls = self._loads[True]
         ciphers = f", TLS with {', '.join(sorted(tls.ciphers))}" if tls and tls.ciphers else ""
@@ -156,13 +156,13 @@ def main() -> int:
 
 
 def compiled(workloads: Sequence[Workload], folder: Path) -> tuple[Load | None, Load | None]:
-    """The load generators, the second for TLS; those that nobody needs, or that cannot be, are None."""
+    """The load generators, the second one for TLS. One that is not needed or not available is None."""
     plain, tls = (any(isinstance(w, Loaded) and w.tls is under for w in workloads) for under in (False, True))
     return Load.compiled(folder) if plain else None, Load.compiled(folder, tls=True) if tls else None
 
 
 def run(benchmark: Benchmark, wanted: Sequence[Workload]) -> bool:
-    """Whether all that is wanted was measured; what was not, and why, is said."""
+    """Print what was not measured and why; return whether everything was measured."""
     left_out = [workload for workload in wanted if workload not in benchmark.workloads]
     if left_out:
         why = NO_OPENSSL if all(workload.tls for workload in left_out) and shutil.which("cc") else NO_COMPILER

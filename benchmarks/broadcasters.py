@@ -1,4 +1,4 @@
-"""Servers that send each line of a client to all clients: by ``server.broadcast``, elsewhere by a loop.
+"""Servers that send each line of a client to all clients: by ``server.broadcast``, others use a loop.
 
 None of them waits for a write: who says the next line has waited until all had the one before.
 """

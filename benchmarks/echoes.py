@@ -21,7 +21,7 @@ LONGEST = 64 << 20
 
 
 def tornado_like(base: type, closed: type[Exception], mode: Mode) -> Any:
-    """A server class with the handler that is the same, word for word, for Tornado and for iostreamsrv."""
+    """A server class with the same handler, word for word, for Tornado and for iostreamsrv."""
 
     async def handle_stream(_self: Any, stream: Any, _address: Any) -> None:
         stream.set_nodelay(True)
@@ -89,7 +89,7 @@ async def start_streams(listener: socket.socket, mode: Mode, context: SSLContext
 
 
 class Chunks(asyncio.Protocol):
-    """Echoes what comes, and does not read while the client does not."""
+    """Echoes all data, and stops reading while the client does not read."""
 
     transport: asyncio.Transport
 
@@ -107,7 +107,7 @@ class Chunks(asyncio.Protocol):
 
 
 class Lines(Chunks):
-    """A Protocol has no lines, so they are cut here."""
+    """Echoes lines. A Protocol has no lines, so it splits them here."""
 
     rest = b""
 
@@ -158,4 +158,4 @@ VARIANTS: dict[str, Callable[..., Any]] = {
     "iostreamsrv, no limits": partial(start_iostreamsrv, **NO_LIMITS),
     "iostreamsrv, all limits": partial(start_iostreamsrv, **ALL_LIMITS),
 }
-"""The same with other limits and timeouts than the default ones: with none, and with all that there are."""
+"""The same servers without limits and timeouts, and with all of them."""

@@ -31,14 +31,14 @@ def write_certificate(folder: Path) -> None:
 
 
 def server_context(folder: str) -> ssl.SSLContext:
-    """With what `write_certificate` has put there."""
+    """The server's context, with the files of `write_certificate`."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(Path(folder, CERTIFICATE), Path(folder, KEY))
     return context
 
 
 def client_context() -> ssl.SSLContext:
-    """For clients that need not know whom they talk to."""
+    """A context for clients that do not verify the server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""File servers: the example, and the same with a loop that reads and writes in place of ``sendfile``."""
+"""File servers: the example, and a variant that reads and writes in a loop instead of ``sendfile``."""
 
 import importlib
 import socket

@@ -1,4 +1,4 @@
-"""TCP forwarders: ``examples/proxy.py``, and what does the same elsewhere.
+"""TCP forwarders: ``examples/proxy.py``, and the same with the other libraries.
 
 Each reads at most a chunk ahead of what the other side has room for, passes an end on where its API has a half-close,
 and drops both sides where one breaks.
@@ -65,7 +65,7 @@ async def start_streams(listener: socket.socket, port: int) -> object:
 
 
 class Early(asyncio.Transport):
-    """Keeps what a client sends before the connection to the other server is there, which takes but a moment."""
+    """Keeps what a client sends until the connection to the other server is made."""
 
     def __init__(self) -> None:
         self._written: list[Any] = []
@@ -90,7 +90,7 @@ class Early(asyncio.Transport):
 
 
 class End(asyncio.Protocol):
-    """One end of what is forwarded: it writes to the other, and does not read while that one has no room."""
+    """One end of a forwarded connection. It writes to the other end, and stops reading while that one has no room."""
 
     other: "End"
     ended = False
@@ -123,7 +123,7 @@ class End(asyncio.Protocol):
 
 
 class ClientEnd(End):
-    """The end that was accepted."""
+    """The end that the forwarder accepted."""
 
     def __init__(self, port: int) -> None:
         super().__init__()

@@ -44,7 +44,7 @@ SERVERS: dict[str, Any] = {
 
 @contextlib.contextmanager
 def started(name: str, core: int) -> Iterator[tuple[int, int]]:
-    """A server in a process of its own; gives its process id and its port."""
+    """Start a server in a separate process; yield its process id and its port."""
     command = [sys.executable, "-m", "benchmarks.http", "--serve", name]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         os.sched_setaffinity(process.pid, {core})
@@ -64,7 +64,7 @@ def measure(name: str, seconds: int, core: int) -> Figures:
 
 
 def load(port: int, seconds: int) -> tuple[int, float]:
-    """Have it asked for so long; how often, and how often in a second."""
+    """Run wrk for some seconds; return the number of requests, and the requests per second."""
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", f"http://127.0.0.1:{port}/"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     requests, rate = re.search(r"(\d+) requests in", said), re.search(r"Requests/sec: +([\d.]+)", said)

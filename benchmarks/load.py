@@ -1,4 +1,4 @@
-"""The load generator: ``load.c``, compiled when needed, for one in Python would be slower than what it measures."""
+"""The load generator: ``load.c``, compiled on demand. One in Python would be slower than the servers."""
 
 import shutil
 import socket
@@ -18,7 +18,7 @@ PATIENCE = 30.0
 
 
 class Counted(NamedTuple):
-    """What came back, between which instants of the monotonic clock, and the CPU seconds it took on either side."""
+    """One measurement: what was echoed, the start and end on the monotonic clock, and the CPU seconds of both sides."""
 
     bytes: int
     start: float
@@ -32,7 +32,7 @@ class Counted(NamedTuple):
 
 
 class Target(Protocol):
-    """What is put under load: a process that serves a port."""
+    """The target of the load: a process that serves a port."""
 
     @property
     def port(self) -> int: ...
@@ -42,7 +42,7 @@ class Target(Protocol):
 
     @property
     def upstream(self) -> socket.socket | None:
-        """Where it forwards to, if it is a forwarder: the load accepts the connections, and echoes."""
+        """For a forwarder: the listener it forwards to. The load generator accepts these connections and echoes."""
 
 
 class Load:
@@ -58,7 +58,7 @@ class Load:
 
     @classmethod
     def compiled(cls, folder: Path, *, tls: bool = False) -> "Load | None":
-        """One that is put into ``folder``; None where there is no C compiler, or it fails and says why.
+        """Compile it into ``folder``; None if there is no C compiler, or if it fails, which is printed.
 
         :param tls: whether it speaks TLS, which takes OpenSSL to compile.
         """
@@ -86,7 +86,7 @@ class Load:
         return Counted(int(count), float(start), float(end), float(server_cpu), float(load_cpu))
 
     def _note(self, cipher: str = "") -> None:
-        """Servers that encrypt differently cannot be compared."""
+        """Check the cipher: figures of servers with different ciphers are not comparable."""
         if cipher:
             self.ciphers.add(cipher)
         if len(self.ciphers) > 1:

@@ -1,4 +1,4 @@
-"""The machine: what it is, its cores, and how busy others keep them."""
+"""The machine: its properties, its cores, and their use by other processes."""
 
 import importlib.metadata
 import os
@@ -15,20 +15,20 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Cores(NamedTuple):
-    """Where the server runs and where all else does."""
+    """The core of the server, and the core for everything else."""
 
     server: int
     load: int
 
     @classmethod
     def pick(cls) -> "Cores":
-        """Two of those this process may use; both are the same one if there is no other."""
+        """Pick two cores that this process may use; the same one twice if there is only one."""
         cores = sorted(os.sched_getaffinity(0))
         return cls(cores[0], cores[-1])
 
 
 def allow_files() -> int:
-    """Have this process open as many files as it is ever allowed to; say how many those are."""
+    """Raise this process's limit of open files to the maximum, and return it."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most
@@ -42,7 +42,7 @@ def avoid_pacing(sock: socket.socket) -> None:
 
 
 def busy_seconds(cores: Cores) -> float:
-    """CPU seconds spent on these cores since boot, whatever for: also what a hypervisor took."""
+    """CPU seconds used on these cores since boot by all processes and by the hypervisor."""
     total = 0
     for line in Path("/proc/stat").read_text().splitlines():
         name, *fields = line.split()
@@ -72,7 +72,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def describe() -> dict[str, str]:
-    """What figures depend on, and so must stand beside them."""
+    """The properties of the machine that figures depend on, for the report."""
     found = {
         "CPU": f"{_cpu_model()}, {os.cpu_count()} cores",
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",

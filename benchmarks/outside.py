@@ -1,4 +1,4 @@
-"""What measurements with load generators of others have in common: servers in turns, and what is shown of them."""
+"""Common parts of the measurements with external load generators: run the servers in turn, and report."""
 
 import argparse
 import asyncio
@@ -18,19 +18,19 @@ REFERENCE = "Tornado"
 
 
 class Figures(NamedTuple):
-    """Of one run."""
+    """The figures of one run."""
 
     rate: float
-    """Requests a second."""
+    """Requests per second."""
     cost: float
-    """CPU seconds of the server for one."""
+    """The server's CPU seconds per request."""
 
 
 Servers = Mapping[str, Callable[[], Any]]
 
 
 def parser(about: str | None, servers: Servers) -> argparse.ArgumentParser:
-    """The command line, to which a measurement adds how long a run is."""
+    """The common command-line options; a measurement adds the length of a run."""
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     made.add_argument("--serve", choices=servers, help=argparse.SUPPRESS)
@@ -38,7 +38,7 @@ def parser(about: str | None, servers: Servers) -> argparse.ArgumentParser:
 
 
 def begin(arguments: argparse.Namespace, servers: Servers, tool: str, package: str) -> Cores | None:
-    """The cores to measure on, the load's for this process; None if this is one of the servers, which has ended."""
+    """Pick the cores, and move this process to the load's core. In a server process: serve, then return None."""
     allow_files()
     if arguments.serve:
         logging.disable(logging.WARNING)
@@ -52,7 +52,7 @@ def begin(arguments: argparse.Namespace, servers: Servers, tool: str, package: s
 
 
 async def serve(make: Callable[[], Any]) -> None:
-    """Say the port of a server, and serve until standard input ends."""
+    """Print the port of a server, and serve until EOF on standard input."""
     listener = listen()
     server = make()
     server.add_socket(listener)
@@ -63,7 +63,7 @@ async def serve(make: Callable[[], Any]) -> None:
 
 
 def in_turns(names: Iterable[str], rounds: int, measure: Callable[[str], Figures]) -> dict[str, list[Figures]]:
-    """Each server in every round, the order turned round from one to the next."""
+    """Yield each server in every round, in reverse order in every second round."""
     runs: dict[str, list[Figures]] = {name: [] for name in names}
     for number in range(rounds):
         for name in runs if number % 2 else reversed(runs):
@@ -72,7 +72,7 @@ def in_turns(names: Iterable[str], rounds: int, measure: Callable[[str], Figures
 
 
 def lines(runs: dict[str, list[Figures]]) -> Iterator[str]:
-    """The median of each server, and of its relation to the reference in the same round."""
+    """The median of each server, and of its ratio to the reference in the same round."""
     for name, measured in runs.items():
         pairs = list(zip(measured, runs[REFERENCE], strict=True))
         rate, cost = (median(column) for column in zip(*measured, strict=True))

@@ -1,4 +1,4 @@
-"""The servers that are compared. A process runs one of them:
+"""The servers that are compared. Each process runs one of them:
 
 ``python -m benchmarks.peers NAME LOOP MODE CORE [TARGET]``
 
@@ -59,7 +59,7 @@ MODULES = {
     "iostreamsrv, no limits": "iostreamsrv",
     "iostreamsrv, all limits": "iostreamsrv",
 }
-"""What each of them needs."""
+"""The module that each of them needs."""
 
 OURS, TORNADO, STREAMS, PROTOCOL, COPYING, UNLIMITED, LIMITED = (Peer(name) for name in MODULES)
 PEERS = tuple(Peer(name, loop) for loop in ("asyncio", "uvloop") for name in ECHOES)
@@ -67,7 +67,7 @@ ALL = (*PEERS, COPYING, UNLIMITED, LIMITED)
 
 
 class Ticker:
-    """A 10 ms timer that writes down when it fired (monotonic clock) and how late that was, in seconds."""
+    """A 10 ms timer that records when it fired (monotonic clock) and how late, in seconds."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.seen: list[tuple[float, float]] = []
@@ -109,7 +109,7 @@ async def start(name: str, mode: Mode, listener: socket.socket, target: str) -> 
 
 
 async def serve(name: str, mode: Mode, target: str) -> None:
-    """Serve until standard input ends, be it that the measuring process is done or that it died."""
+    """Serve until EOF on standard input: the measuring process is done, or has died."""
     listener = listen()
     server = await start(name, mode, listener, target)
     loop = asyncio.get_running_loop()

@@ -45,7 +45,7 @@ length, MAX_LINE, MAX_WORDS, MAX_VALUE = example.length, example.MAX_LINE, examp
 
 
 async def read_in_steps(_server: Any, stream: Any) -> list[bytes]:
-    """The words of the next command, by what Tornado's streams have. An inline command is no matter here."""
+    """The words of the next command, read with Tornado's methods only. Inline commands are not supported."""
     words = []
     line = await stream.read_until(b"\n", MAX_LINE)
     for _ in range(length(line, MAX_WORDS, "invalid multibulk length")):
@@ -87,7 +87,7 @@ SERVERS = {"iostreamsrv": ours, "iostreamsrv, Tornado's reads": ours_in_steps, R
 
 @contextlib.contextmanager
 def started(name: str, core: int) -> Iterator[tuple[int, int]]:
-    """A server in a process of its own; gives its process id and its port."""
+    """Start a server in a separate process; yield its process id and its port."""
     with contextlib.ExitStack() as stack:
         command = [sys.executable, "-m", "benchmarks.resp", "--serve", name]
         if name == REDIS:
@@ -132,7 +132,7 @@ def measure(name: str, command: str, depth: int, requests: int, core: int) -> Fi
 
 
 def load(port: int, command: str, depth: int, requests: int) -> float:
-    """Have a command given so often; how often in a second."""
+    """Run a number of commands; return how many per second."""
     options = f"-h 127.0.0.1 -p {port} -c {CONNECTIONS} -P {depth} -n {requests} -t {command.lower()} --csv"
     ran = subprocess.run(["redis-benchmark", *options.split()], capture_output=True, text=True, check=True)
     last = ran.stdout.splitlines()[-1].split(",")

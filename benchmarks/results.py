@@ -1,4 +1,4 @@
-"""What was measured, and what follows from it: medians, ratios, growth."""
+"""The measured figures, and those computed from them: medians, ratios, growth."""
 
 import math
 from statistics import linear_regression, median
@@ -8,14 +8,14 @@ from .peers import TORNADO, Peer
 from .workloads import Figures
 
 MOST_FOREIGN = 0.10
-"""Of a core: more CPU time that others took makes a run doubtful."""
+"""Share of a core: if other processes use more, the run is repeated."""
 
 LOAD_SPENT = 0.95
-"""Of its core: with more, the load generator may be what limits a figure."""
+"""Share of its core: if the load generator uses more, it may be what limits a figure."""
 
 
 class Run(NamedTuple):
-    """One run: its figures, and how much of a core was taken by what has no part in it."""
+    """One run: its figures, and the share of a core that unrelated processes used."""
 
     figures: Figures
     foreign: float
@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
 
 class Results:
-    """Every run, by workload and peer, in the order of the rounds; and the failures."""
+    """All runs by workload and peer, in the order of the rounds; and the failures."""
 
     def __init__(self) -> None:
         self.runs: dict[tuple[str, Peer], list[Run]] = {}
@@ -51,12 +51,12 @@ class Results:
         return median(self.all(workload, peer, figure))
 
     def ratio(self, workload: str, peer: Peer, figure: str, base: Peer = TORNADO) -> float:
-        """The median of the rounds' ratios: what slows a whole round down is in both and falls out."""
+        """The median of the rounds' ratios. A disturbance of a whole round is in both figures and cancels out."""
         pairs = zip(self.all(workload, peer, figure), self.all(workload, base, figure), strict=False)
         return median(ours / theirs for ours, theirs in pairs)
 
     def growth(self, workload: str, peer: Peer) -> float:
-        """The exponent k where cost grows as size to the k: 1 is in proportion. Least squares, both on a log scale."""
+        """The exponent k of cost ~ size^k, so 1 is linear; a least-squares fit on log scales."""
         sizes = list(self.runs[workload, peer][0].figures)
         costs = [self.median(workload, peer, size) for size in sizes]
         return linear_regression([math.log(int(size)) for size in sizes], [math.log(cost) for cost in costs]).slope

@@ -1,4 +1,4 @@
-"""A peer at work: its process, from its start to what its timer saw."""
+"""The process of a peer, from its start to the report of its timer."""
 
 import contextlib
 import json
@@ -17,17 +17,17 @@ START_TIMEOUT = 10.0
 STOP_TIMEOUT = 5.0
 REPOSITORY = Path(__file__).parent.parent
 FILE_SIZE = 16 << 20
-"""So large that only sending it counts, and so small that it stays in memory."""
+"""Large enough that sending dominates the cost, small enough to stay in the page cache."""
 
 
 class MeasurementError(Exception):
-    """A figure could not be taken."""
+    """A measurement failed."""
 
 
 class Server:
-    """A peer in a process of its own, on a core of its own, that was seen to answer right.
+    """A peer in a separate process, on a separate core, that was checked to answer correctly.
 
-    :ivar upstream: what a forwarder forwards to: a listener, whose connections somebody has to accept and to echo.
+    :ivar upstream: the listener that a forwarder connects to. The load generator accepts these connections and echoes.
     """
 
     upstream: socket.socket | None = None
@@ -53,7 +53,7 @@ class Server:
             raise
 
     def _target(self) -> str:
-        """What a forwarder, a file server or a server under TLS needs around it."""
+        """The files and listeners that a forwarder, a file server or a TLS server needs."""
         if self._mode == "forward":
             self.upstream = self._surroundings.enter_context(socket.create_server(("127.0.0.1", 0), backlog=BACKLOG))
             self.upstream.settimeout(START_TIMEOUT)
@@ -92,7 +92,7 @@ class Server:
             raise MeasurementError(f"the server answered {got!r}, not {wanted!r}")
 
     def connect(self) -> socket.socket:
-        """A client that sends what it is given at once, under TLS where the server is."""
+        """A client socket without Nagle's delay, with TLS if the server uses it."""
         client = socket.create_connection(("127.0.0.1", self.port), timeout=START_TIMEOUT)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self._tls.wrap_socket(client) if self._tls else client
@@ -108,7 +108,7 @@ class Server:
         return resident_bytes(self.pid)
 
     def stop(self) -> list[tuple[float, float]]:
-        """End the process; what a ``timed`` one's timer saw: instants, and seconds late. Again: the same."""
+        """End the process. Returns the records of the timer: times, and seconds late. May be called repeatedly."""
         if self._seen is None:
             self._seen = []
             try:
@@ -124,7 +124,7 @@ class Server:
 
 
 def echo_once(listener: socket.socket) -> None:
-    """Accept a connection, and send back what comes first."""
+    """Accept a connection, and echo the first data."""
     connection, _ = listener.accept()
     with connection:
         connection.settimeout(START_TIMEOUT)

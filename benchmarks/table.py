@@ -1,4 +1,4 @@
-"""The results in words and figures: Markdown, for the terminal and for the docs."""
+"""The report: Markdown tables of the results, for the terminal and for the docs."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,10 +16,13 @@ END = "<!-- measured: end -->"
 
 
 def report(results: Results, machine: dict[str, str], manner: str) -> str:
-    """Everything there is to say, in Markdown. ``manner``: how it was measured, in a few words."""
+    """The whole report in Markdown.
+
+    :param manner: a short description of how it was measured.
+    """
     sections = [
         "\n".join([*(f"- {name}: {value}" for name, value in machine.items()), f"- {manner}"]),
-        _asked(results),
+        _targets(results),
         *_rates(results, "Speed", "server's CPU time", lambda w: w.mode != "forward" and not w.tls),
         *_rates(results, "Speed under TLS", "server's CPU time under TLS", lambda w: w.tls),
         *_rates(results, "Speed through a forwarder", "forwarder's CPU time", lambda w: w.mode == "forward"),
@@ -30,9 +33,9 @@ def report(results: Results, machine: dict[str, str], manner: str) -> str:
 
 
 def write_docs(text: str, path: Path = DOCS) -> None:
-    """Put ``text`` between the marks in the docs.
+    """Replace the text between the marks in the docs by ``text``.
 
-    :raises ValueError: the marks are not there.
+    :raises ValueError: the marks are missing.
     """
     page = path.read_text(encoding="utf-8")
     before, begin, rest = page.partition(BEGIN)
@@ -43,16 +46,16 @@ def write_docs(text: str, path: Path = DOCS) -> None:
 
 
 class Column(NamedTuple):
-    """A column: what heads it, the workload it is about, and its text for a peer."""
+    """A column: its head, its workload, and the function that makes its text for a peer."""
 
     head: str
     workload: str
     text: Callable[[Peer], str]
 
 
-def _asked(results: Results) -> str:
+def _targets(results: Results) -> str:
     rows = [_threshold(threshold, results) for threshold in THRESHOLDS if threshold.measured(results)]
-    return _section(f"Asked of {OURS} on asyncio, and reached", ("", "asked", "reached", "by CPU", ""), rows)
+    return _section(f"Targets for {OURS} on asyncio", ("", "target", "measured", "by CPU", ""), rows)
 
 
 def _threshold(threshold: Threshold, results: Results) -> list[str]:
@@ -66,7 +69,7 @@ def _threshold(threshold: Threshold, results: Results) -> list[str]:
 
 
 def _rates(results: Results, speeds: str, costs: str, of_them: Callable[[Workload], bool]) -> list[str]:
-    """Speed, and beside it the server's CPU time, which tells servers apart where the load is the slower side."""
+    """Speed, and the server's CPU time, which shows differences even if the load generator is the slower side."""
     rates = [w for w in WORKLOADS.values() if isinstance(w, Rate) and of_them(w) and results.has(w.name, TORNADO)]
     speed = [Column(rate.title, rate.name, partial(_speed, results, rate.name)) for rate in rates]
     cpu = [Column(rate.title, rate.name, partial(_thrift, results, rate.name)) for rate in rates]
@@ -138,7 +141,9 @@ def _times_unlimited(results: Results, workload: str, peer: Peer) -> str:
 def _notes(results: Results) -> str:
     notes = [f"- {peer}, {workload}: {why}" for (workload, peer), why in results.failures.items()]
     if any(results.disturbed(*key) for key in results.runs):
-        notes.append(f"- `!`: others took more than {MOST_FOREIGN:.0%} of a core, and again when the run was repeated.")
+        notes.append(
+            f"- `!`: other processes used more than {MOST_FOREIGN:.0%} of a core, also when the run was repeated."
+        )
     if any(results.load_spent(*key) for key in results.runs):
         notes.append(
             f"- `^`: the load used its core to {LOAD_SPENT:.0%} or more, so the server may have been waiting for it:"
@@ -148,7 +153,7 @@ def _notes(results: Results) -> str:
 
 
 def _table(title: str, results: Results, columns: Sequence[Column], last: Sequence[str] = ()) -> str:
-    """A row for each peer that has a figure in it, and perhaps a last one; nothing if there are no figures."""
+    """A table with a row for each peer that has figures, and an optional ``last`` row; "" if there are no figures."""
     peers = [peer for peer in ALL if any(results.has(column.workload, peer) for column in columns)]
     rows = [[str(peer), *(_cell(results, column, peer) for column in columns)] for peer in peers]
     return _section(title, ("", *(column.head for column in columns)), [*rows, last] if rows and last else rows)
@@ -166,7 +171,7 @@ def _marks(results: Results, workload: str, peer: Peer) -> str:
 
 
 def _section(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table under its title; nothing if there are no rows."""
+    """A table under its title; "" if there are no rows."""
     if not rows:
         return ""
     lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]

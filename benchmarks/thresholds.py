@@ -1,4 +1,4 @@
-"""What is asked of iostreamsrv on the asyncio loop, in figures."""
+"""The performance targets of iostreamsrv on the asyncio loop."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,10 +9,11 @@ from .workloads import MEGABYTE
 
 
 class Threshold(NamedTuple):
-    """A figure that is asked, as least or most.
+    """A target: the lowest or highest permitted value of a figure.
 
-    :ivar by_cpu: the same by the server's CPU time, where there is that: true also where the load is the slower side.
-    :ivar against: whom else it takes to tell.
+    :ivar by_cpu: the same figure by the server's CPU time, if available. It is also valid if the load generator is the
+        slower side.
+    :ivar against: the other servers that must be measured, too.
     """
 
     what: str
@@ -43,7 +44,7 @@ def _faster(what: str, workload: str, limit: float, base: Peer = TORNADO, times:
 
 
 def _limits_cost(what: str, peer: Peer) -> Threshold:
-    """By the server's CPU time: of a small difference the rate tells less."""
+    """Measured by the server's CPU time, because the rate is too inexact for a small difference."""
 
     def cost(results: Results) -> float:
         return results.ratio("defaults", peer, "cpu", UNLIMITED)

@@ -1,4 +1,4 @@
-"""What is measured: each workload is a kind of traffic and the figures taken while a server has it."""
+"""The workloads: each is a kind of traffic, and the figures that are measured under it."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ SETTLE = 0.3  # seconds until a server has nothing left to do
 PATIENCE = 30.0
 
 TLS_PEERS = (OURS, TORNADO, STREAMS, PROTOCOL, Peer(PROTOCOL.name, "uvloop"))
-"""Of those on uvloop, which has a TLS of its own, only the fastest, as all of them would take minutes."""
+"""Of the peers on uvloop, which has another TLS implementation, only the fastest: all would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Workload:
 
     @property
     def tls(self) -> bool:
-        """Whether all of it is under TLS."""
+        """Whether the workload uses TLS."""
         return self.mode in UNDER_TLS
 
     def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
@@ -75,7 +75,7 @@ class Loaded(Workload):
 
 @dataclass(frozen=True)
 class Rate(Loaded):
-    """How much comes back in a second, what CPU time that takes the server, and how much of its core the load."""
+    """Messages echoed per second, the server's CPU time for them, and the load generator's share of its core."""
 
     unit: ClassVar[str] = "/s"
 
@@ -95,14 +95,14 @@ class Rate(Loaded):
 
 @dataclass(frozen=True)
 class Churn(Rate):
-    """How many connections are served in a second."""
+    """Connections served per second."""
 
     kind: ClassVar[Kind] = "churn"
 
 
 @dataclass(frozen=True)
 class Bulk(Rate):
-    """How many megabytes (10⁶) come back in a second."""
+    """Megabytes (10⁶ bytes) echoed per second."""
 
     mode: ClassVar[Mode] = "chunks"
     kind: ClassVar[Kind] = "bulk"
@@ -115,14 +115,14 @@ class Bulk(Rate):
 
 @dataclass(frozen=True)
 class ProxyRate(Rate):
-    """How much comes back through a forwarder from an echo server, which the load has in it."""
+    """Messages echoed per second through a forwarder. The load generator contains the echo server."""
 
     mode: ClassVar[Mode] = "forward"
 
 
 @dataclass(frozen=True)
 class ProxyBulk(Bulk):
-    """How many megabytes (10⁶) come back through a forwarder in a second."""
+    """Megabytes (10⁶ bytes) echoed per second through a forwarder."""
 
     mode: ClassVar[Mode] = "forward"
     kind: ClassVar[Kind] = "flow"
@@ -130,7 +130,7 @@ class ProxyBulk(Bulk):
 
 @dataclass(frozen=True)
 class Files(Bulk):
-    """How many megabytes (10⁶) of a file are sent in a second."""
+    """Megabytes (10⁶ bytes) of a file sent per second."""
 
     mode: ClassVar[Mode] = "file"
     kind: ClassVar[Kind] = "file"
@@ -139,7 +139,7 @@ class Files(Bulk):
 
 @dataclass(frozen=True)
 class Broadcast(Rate):
-    """How many streams are reached in a second by what is sent to all."""
+    """Copies of broadcast messages delivered per second."""
 
     mode: ClassVar[Mode] = "broadcast"
     kind: ClassVar[Kind] = "broadcast"
@@ -166,7 +166,7 @@ class Held(Rate):
 
 @dataclass(frozen=True)
 class Defaults(Rate):
-    """What the limits and timeouts cost that are there by default: beside it none, and all there are."""
+    """The cost of the default limits and timeouts, compared with none and with all."""
 
     peers: ClassVar[Sequence[Peer]] = (UNLIMITED, OURS, LIMITED)
     longer: ClassVar[int] = 3  # because the difference is small
@@ -174,7 +174,7 @@ class Defaults(Rate):
 
 @dataclass(frozen=True)
 class Fairness(Loaded):
-    """How late a 10 ms timer of the server fires, in milliseconds."""
+    """The lateness of a 10 ms timer in the server, in milliseconds."""
 
     mode: ClassVar[Mode] = "timed"
     peers: ClassVar[Sequence[Peer]] = (OURS, TORNADO, STREAMS, PROTOCOL)
@@ -191,7 +191,7 @@ class Fairness(Loaded):
 
 @dataclass(frozen=True)
 class Idle(Workload):
-    """What a connection that waits costs in resident memory, in bytes: the server's process, not the kernel."""
+    """Resident memory of the server process per idle connection, in bytes; without the kernel's."""
 
     connections: int
 
@@ -212,7 +212,7 @@ class Idle(Workload):
 
 @dataclass(frozen=True)
 class TLSRate(Rate):
-    """How much comes back in a second under TLS."""
+    """Messages echoed per second under TLS."""
 
     mode: ClassVar[Mode] = "tls-lines"
     peers: ClassVar[Sequence[Peer]] = TLS_PEERS
@@ -220,7 +220,7 @@ class TLSRate(Rate):
 
 @dataclass(frozen=True)
 class TLSChurn(Churn):
-    """How many connections are served in a second, each with a handshake that nothing is known from before for."""
+    """Connections served per second, each with a full TLS handshake (no resumption)."""
 
     mode: ClassVar[Mode] = "tls-lines"
     peers: ClassVar[Sequence[Peer]] = TLS_PEERS
@@ -228,7 +228,7 @@ class TLSChurn(Churn):
 
 @dataclass(frozen=True)
 class TLSBulk(Bulk):
-    """How many megabytes (10⁶) come back in a second under TLS."""
+    """Megabytes (10⁶ bytes) echoed per second under TLS."""
 
     mode: ClassVar[Mode] = "tls-chunks"
     peers: ClassVar[Sequence[Peer]] = TLS_PEERS
@@ -236,7 +236,7 @@ class TLSBulk(Bulk):
 
 @dataclass(frozen=True)
 class TLSIdle(Idle):
-    """What a connection that waits costs under TLS."""
+    """Memory per idle connection under TLS."""
 
     mode: ClassVar[Mode] = "tls-lines"
     peers: ClassVar[Sequence[Peer]] = TLS_PEERS
@@ -244,7 +244,7 @@ class TLSIdle(Idle):
 
 @dataclass(frozen=True)
 class Drip(Workload):
-    """What lines that come in pieces cost the server, in CPU seconds, by the line's length.
+    """The server's CPU seconds for lines that arrive in pieces, by the line's length.
 
     :ivar sizes: lengths of the lines, in bytes.
     :ivar piece: bytes written at once.
@@ -281,7 +281,7 @@ class Drip(Workload):
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that ``share`` of all are not above."""
+    """The smallest value that is not exceeded by ``share`` of all values."""
     return ordered[math.ceil(share * len(ordered)) - 1]
 
 

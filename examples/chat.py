@@ -1,6 +1,6 @@
-"""A chat for a few people: the first line one sends is one's name, each other line goes to everybody.
+"""A chat for a few people: the first line of a client is its name, every further line is sent to all others.
 
-Lines end with CR LF. "quit" ends one's connection; on SIGTERM or Ctrl-C everybody is told, and the server ends.
+Lines end with CR LF. "quit" ends a connection. On SIGTERM or Ctrl-C, the server tells everyone and stops.
 """
 
 import argparse
@@ -13,12 +13,12 @@ CONTROL = bytes([*range(32), 127])
 
 
 class ChatServer(iostreamsrv.TCPServer):
-    allow_half_open = True  # who has sent the last line still reads the answer
+    allow_half_open = True  # a client that half-closes after its last line still gets the reply
 
     def __init__(self, max_people=5):
         super().__init__()
         self.max_people = max_people
-        self.names = {}  # of those who are in; None before they have told it
+        self.names = {}  # of each client; None until the client has sent it
 
     async def handle_stream(self, stream, address):
         if len(self.names) >= self.max_people:
@@ -37,7 +37,7 @@ class ChatServer(iostreamsrv.TCPServer):
         while True:
             line = await self.read_line(stream)
             if stream not in self.names:
-                return  # all is over, and this line came too late
+                return  # the server is shutting down, so this line is too late
             text = line.removesuffix(b"\r\n").translate(None, delete=CONTROL)
             name = self.names[stream]
             if name is None:
@@ -50,7 +50,7 @@ class ChatServer(iostreamsrv.TCPServer):
                 await stream.write(b"You wrote: %s\r\n" % text)
 
     async def read_line(self, stream):
-        """A line, or what there is of one at the end."""
+        """Read a line, or an incomplete one at EOF."""
         try:
             return await stream.read_until(b"\r\n")
         except iostreamsrv.StreamClosedError as error:
@@ -75,14 +75,14 @@ class ChatServer(iostreamsrv.TCPServer):
 
     def tell(self, stream, line):
         try:
-            stream.write(line)  # not awaited: nobody waits for the slowest
+            stream.write(line)  # not awaited, or everyone would wait for the slowest client
         except iostreamsrv.StreamBufferFullError:
-            stream.abort()  # who does not read what the others write
+            stream.abort()  # this client does not read
         except iostreamsrv.StreamClosedError:
-            pass  # who is just leaving
+            pass  # this client is just leaving
 
     async def shutdown(self, *timeout):
-        """Tell all that it is over, and nobody who else leaves."""
+        """Tell everyone that the server stops, without further messages about who leaves."""
         self.stop()
         people, self.names = self.names, {}
         for stream in people:
@@ -96,14 +96,14 @@ async def main(arguments):
     server.listen(arguments.port, arguments.host)
     for host, port, *_ in server.addresses:
         print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)
-    async with server:  # which ends with its shutdown()
+    async with server:  # at the end, this calls shutdown()
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
+    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
     try:
         iostreamsrv.run(main(parser.parse_args()))
     except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:

@@ -1,6 +1,6 @@
-"""Line client, in the manner of nc: sends the lines of stdin, prints what the server answers.
+"""Line client, similar to nc: sends the lines of stdin, and prints what the server replies.
 
-When stdin ends, it tells the server that nothing more will come, and prints the rest.
+At EOF on stdin it half-closes the connection and prints the remaining replies.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import iostreamsrv
 
 
 def send_stdin(stream, loop):
-    """Runs in a thread, as reading stdin blocks. Not by way of sys.stdin, which would be waited for at the exit."""
+    """Runs in a thread, because reading stdin blocks. Not with sys.stdin, for which the exit would wait."""
 
     async def send(data):
         await (stream.write(data) if data else stream.send_eof())
@@ -24,7 +24,7 @@ def send_stdin(stream, loop):
         try:
             asyncio.run_coroutine_threadsafe(send(data), loop).result()
         except Exception:
-            return  # the connection, or the program, has ended; the main thread says why
+            return  # the connection or the program has ended; the main thread reports why
 
 
 async def print_answers(stream):
@@ -48,7 +48,7 @@ if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1", help="a name or an address; default: %(default)s")
     parser.add_argument("--port", type=int, default=8888, help="default: %(default)s")
-    parser.add_argument("--timeout", type=float, default=10, help="seconds to connect in; default: %(default)s")
+    parser.add_argument("--timeout", type=float, default=10, help="seconds to connect; default: %(default)s")
     try:
         iostreamsrv.run(main(parser.parse_args()))
     except (OSError, iostreamsrv.OptionError) as error:

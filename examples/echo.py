@@ -1,4 +1,4 @@
-"""Echo server: sends back every line it gets."""
+"""Echo server: sends back every line that it receives."""
 
 import argparse
 import sys
@@ -22,7 +22,7 @@ async def main(arguments):
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
+parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
 try:
     iostreamsrv.run(main(parser.parse_args()))
 except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:

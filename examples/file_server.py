@@ -1,7 +1,7 @@
-"""File server: the client sends a line with a file's name, and gets "SIZE n" and then the n bytes, or "ERR reason".
+"""File server: a client sends a line with a file name, and gets "SIZE n" and the n bytes, or "ERR reason".
 
-More names may follow on the same connection, also without waiting. Names are of regular files in the directory or
-deeper in it; nothing else can be reached, neither by ".." nor by an absolute name nor through a symbolic link.
+More names may follow on the same connection, also without waiting. Only regular files in the directory and its
+subdirectories are available: not with "..", nor with an absolute name, nor through a symbolic link.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 import iostreamsrv
 
 MAX_LINE = 4096
-"""Bytes of a line: as long as a path can be on Linux. A client that sends more is closed."""
+"""Most bytes of a line: the longest path on Linux. A client that sends more is closed."""
 
 
 class FileServer(iostreamsrv.TCPServer):
@@ -36,13 +36,13 @@ class FileServer(iostreamsrv.TCPServer):
     async def answer(self, stream, file, size):
         await stream.write(b"SIZE %d\n" % size)
         if await stream.sendfile(file, count=size) < size:
-            stream.abort()  # it has become shorter, and whatever came next would be taken for its bytes
+            stream.abort()  # the file was shortened, so the client would take the next reply for its data
 
 
 def open_beneath(directory, name):
-    """Open a regular file in a directory, which is a descriptor, or deeper.
+    """Open a regular file in a directory, given as a descriptor, or in its subdirectories.
 
-    Step by step, because a name that was looked at and is then opened can lead elsewhere by that time.
+    Done folder by folder: between a check of the whole name and its use, the name could be changed to lead elsewhere.
     """
     *folders, last = name.split(b"/")
     if b"\0" in name or not {b"", b".", b".."}.isdisjoint((*folders, last)):
@@ -55,7 +55,7 @@ def open_beneath(directory, name):
 
 
 def open_regular(directory, name):
-    def opener(name, flags):  # a pipe without a writer would block
+    def opener(name, flags):  # O_NONBLOCK: a pipe without a writer would block
         return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
 
     file = open(name, "rb", buffering=0, opener=opener)  # noqa: SIM115
@@ -76,8 +76,8 @@ async def main(arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
-    parser.add_argument("--directory", default=".", help="the only one that files are sent from; default: the current")
+    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
+    parser.add_argument("--directory", default=".", help="the directory of the files; default: the current one")
     try:
         iostreamsrv.run(main(parser.parse_args()))
     except OSError as error:  # a ListenError, or there is no such directory

@@ -1,4 +1,4 @@
-"""Gateway between two networks: devices report lines on one address, and whoever watches on the other one gets them."""
+"""Gateway between two networks: devices send lines to one address, and clients of the other one receive them."""
 
 import argparse
 import contextlib
@@ -18,18 +18,18 @@ def notify(watcher, notice):
     elif notice is Notice.DISCONNECT:
         watchers.discard(watcher)
     else:
-        watcher.recv(4096)  # whatever it says
+        watcher.recv(4096)  # what a watcher sends is ignored
 
 
 def report(line):
     for watcher in list(watchers):
         try:
             watcher.sendall(line, timeout=1)
-        except OSError:  # it is gone, or has stopped reading
+        except OSError:  # it has disconnected, or does not read
             watcher.close()
 
 
-def serve(device):  # in a thread of its own
+def serve(device):  # in a separate thread
     with contextlib.suppress(ConnectionError), device, device.makefile("rb") as lines:
         for line in lines:
             report(line)
@@ -50,8 +50,10 @@ def main(arguments):
 
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--host", nargs=2, default=["127.0.0.1", "127.0.0.2"], help="of devices, and of those who watch")
-parser.add_argument("--port", type=int, default=8888, help="0: any free ones; default: %(default)s")
+parser.add_argument(
+    "--host", nargs=2, default=["127.0.0.1", "127.0.0.2"], help="address for devices, address for watchers"
+)
+parser.add_argument("--port", type=int, default=8888, help="0: free ones; default: %(default)s")
 try:
     main(parser.parse_args())
 except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:

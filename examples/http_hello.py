@@ -1,6 +1,6 @@
-"""An HTTP/1.1 server in a page: h11 knows the protocol, the stream moves the bytes.
+"""An HTTP/1.1 server in one page: h11 handles the protocol, the stream moves the bytes.
 
-It answers every request with a greeting, keeps connections alive, and says in HTTP what is wrong with a request.
+It answers every request with a greeting, keeps connections alive, and reports invalid requests in HTTP.
 """
 
 import argparse
@@ -11,11 +11,11 @@ import h11
 import iostreamsrv
 
 MAX_BODY = 1_000_000
-"""Bytes of a request's body, which is read and thrown away."""
+"""Most bytes of a request's body, which is read and discarded."""
 
 
 class HelloServer(iostreamsrv.TCPServer):
-    read_timeout = 30  # nobody may take longer for the next piece of a request
+    read_timeout = 30  # seconds for each piece of a request
     max_connections = 10_000
 
     async def handle_stream(self, stream, address):
@@ -33,7 +33,7 @@ class HelloServer(iostreamsrv.TCPServer):
             connection.start_next_cycle()
 
     async def read_request(self, stream, connection):
-        """Its method, when all of it has come."""
+        """Read a whole request; return its method."""
         method, size = b"GET", 0
         while True:
             event = connection.next_event()
@@ -70,7 +70,7 @@ async def main(arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
+    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
     try:
         iostreamsrv.run(main(parser.parse_args()))
     except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:

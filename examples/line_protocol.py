@@ -1,4 +1,4 @@
-"""A store of values that speaks a line protocol: one command a line, one line of answer.
+"""A key-value store with a line protocol: one command per line, one line of reply.
 
     SET key value    OK
     GET key          VALUE value, or NONE
@@ -6,8 +6,8 @@
     COUNT            VALUE number
     QUIT             BYE, and the connection ends
 
-A command that cannot be done is answered "ERR reason", and the next one may follow. Who sends no line in time, or one
-that is too long, is told so in the same way before the connection ends.
+The reply to an invalid command is "ERR reason"; the next command may follow. A client that sends no line in time, or
+one that is too long, gets the same kind of reply, and then the connection ends.
 """
 
 import argparse
@@ -16,22 +16,22 @@ import sys
 import iostreamsrv
 
 MAX_LINE = 1000
-"""Bytes of a line, its newline included: all that one client can make the server hold."""
+"""Most bytes of a line with its newline, so the most memory that one client can use."""
 
 MAX_KEYS = 10_000
-"""Values in the store: all that the clients together can make it hold."""
+"""Most values in the store, so the most memory that all clients together can use."""
 
 
 class CommandError(Exception):
-    """The command cannot be done; the next one can."""
+    """The command is invalid. The next one may follow."""
 
 
 class LineTooLong(Exception):
-    """Nobody knows where the next command begins."""
+    """The line is too long, so the start of the next command is unknown."""
 
 
 def next_line(buffer):
-    """Take one line, for `read_until_match`: a `read_until` would close the stream where we want to answer."""
+    """Take one line, for `read_until_match`. (`read_until` would close the stream, and we want to reply.)"""
     end = buffer.find(b"\n", 0, MAX_LINE)
     if end >= 0:
         return end + 1, bytes(buffer[:end])
@@ -45,7 +45,7 @@ class StoreServer(iostreamsrv.TCPServer):
         super().__init__()
         self.timeout = timeout
         self.values = {}
-        # by name: what does it, and how many words it takes; the last word may have spaces
+        # the method of each command, and its number of words; the last word may contain spaces
         self.commands = {
             b"SET": (self.set, 2),
             b"GET": (self.get, 1),
@@ -54,7 +54,7 @@ class StoreServer(iostreamsrv.TCPServer):
         }
 
     async def handle_stream(self, stream, address):
-        """Serve one client. However it ends, the server delivers the last answer and closes the stream."""
+        """Serve one client. In every case, the server delivers the last reply and closes the stream."""
         try:
             while (line := await self.read_command(stream)).upper() != b"QUIT":
                 await stream.write(self.answer(line) + b"\n")
@@ -117,8 +117,8 @@ async def main(arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
-    parser.add_argument("--timeout", type=seconds, default=60, help="to send a line in; default: %(default)s")
+    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
+    parser.add_argument("--timeout", type=seconds, default=60, help="seconds to send a line; default: %(default)s")
     try:
         iostreamsrv.run(main(parser.parse_args()))
     except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:

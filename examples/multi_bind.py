@@ -1,4 +1,4 @@
-"""One server on several addresses and ports; each client is told by which of them it came, then its lines are echoed.
+"""One server on several addresses and ports. It tells each client which of them it connected to, then echoes lines.
 
 Two ports on every host: --port, and the one after it. Try --host 127.0.0.1 ::1, or a name with several addresses.
 """
@@ -34,7 +34,7 @@ async def main(arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", nargs="+", default=["127.0.0.1"], help="one or more; default: 127.0.0.1")
-    parser.add_argument("--port", type=int, default=8888, help="0: any free ones; default: %(default)s")
+    parser.add_argument("--port", type=int, default=8888, help="0: free ones; default: %(default)s")
     try:
         iostreamsrv.run(main(parser.parse_args()))
     except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:

@@ -1,4 +1,4 @@
-"""Takes packets, <pkt>…</pkt>, out of what comes in pieces, and answers each: "got …". What is none is skipped."""
+"""Finds packets, <pkt>…</pkt>, in data that arrives in pieces, and replies "got …" to each. Other data is skipped."""
 
 import argparse
 import sys
@@ -10,20 +10,20 @@ BEGIN, END = b"<pkt>", b"</pkt>"
 
 
 def on_data(stream, data):
-    """Consume one packet, or what belongs to none. What is left is offered again, with what has come."""
+    """Consume one packet, or data that belongs to none. What is left is passed again, with new data."""
     skipped = begin_of_packet(data)
     if skipped:
         stream.write(b"skipped %d bytes\n" % skipped)
         return skipped
     end = data.find(END)
     if end < 0:
-        return 0  # there is more to come
+        return 0  # the packet is incomplete
     stream.write(b"got %s\n" % data[len(BEGIN) : end])
     return end + len(END)
 
 
 def begin_of_packet(data):
-    """Where a packet begins, or may begin as soon as more has come."""
+    """The position where a packet begins, or may begin when more data arrives."""
     begin = data.find(BEGIN)
     if begin >= 0:
         return begin
@@ -45,7 +45,7 @@ async def main(arguments):
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
+parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
 try:
     iostreamsrv.run(main(parser.parse_args()))
 except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:

@@ -1,7 +1,7 @@
-"""TCP forwarder: connects each client to another server, and sends on what either side sends.
+"""TCP forwarder: connects each client to another server, and forwards data in both directions.
 
-An end is passed on as an end, and the other direction goes on; a reset is passed on as a reset. Nothing more is read
-before what was read is written, so whoever sends is slowed down to the speed of the other side.
+EOF is forwarded as EOF while the other direction continues; a reset is forwarded as a reset. The next data is read only
+after the last was written, so a fast sender is slowed down to the speed of the other side.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 import iostreamsrv
 
 CHUNK = 512 * 1024
-"""Most bytes read at once, and held in each direction for a side that does not read. More need fewer calls."""
+"""Most bytes per read, and most bytes held per direction if one side does not read. More bytes mean fewer calls."""
 
 
 class Proxy(iostreamsrv.TCPServer):
@@ -24,7 +24,7 @@ class Proxy(iostreamsrv.TCPServer):
 
     async def handle_stream(self, stream, address):
         try:
-            upstream = await self.tcp_client.connect(*self.to, timeout=10)  # the kernel would try for minutes
+            upstream = await self.tcp_client.connect(*self.to, timeout=10)  # else the kernel would try for minutes
         except OSError as error:
             return logging.getLogger("proxy").warning("proxy: turned a client away: %s", error)
         upstream.allow_half_open = True
@@ -35,13 +35,13 @@ class Proxy(iostreamsrv.TCPServer):
 
 
 async def forward(source, sink):
-    """Send on what comes, and then the end. If either of them breaks, so does the other."""
+    """Forward data, then EOF. If one of the connections is reset, reset the other."""
     try:
         await copy(source, sink)
         await sink.send_eof()
-        source.set_close_callback(sink.abort)  # it is not read any more, but it can still break
+        source.set_close_callback(sink.abort)  # nothing reads it now, but it may still be reset
     except iostreamsrv.StreamClosedError as error:
-        for stream in (source, sink):  # a shutdown is no trouble of theirs
+        for stream in (source, sink):  # after a shutdown of this server, close instead of reset
             (stream.close if error.reason == "shutdown" else stream.abort)()
 
 
@@ -72,7 +72,7 @@ async def main(arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8889, help="0: any free one; default: %(default)s")
+    parser.add_argument("--port", type=int, default=8889, help="0: a free one; default: %(default)s")
     parser.add_argument("--to", type=endpoint, default="127.0.0.1:8888", help="HOST:PORT; default: %(default)s")
     try:
         iostreamsrv.run(main(parser.parse_args()))

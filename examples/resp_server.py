@@ -1,7 +1,7 @@
-"""A key-value store that speaks RESP, the protocol of Redis: redis-cli and redis-benchmark are its clients.
+"""A key-value store that speaks RESP, the protocol of Redis, for clients such as redis-cli and redis-benchmark.
 
-It keeps everything in memory, and nothing when it ends. A command that it does not know, or cannot do, is answered with
-an error, and the next one may follow. What is no RESP is answered with an error, too, and is the last that is read.
+It keeps everything in memory and saves nothing. The reply to an unknown or invalid command is an error, and the next
+command may follow. The reply to data that is not RESP is also an error, and then the connection ends.
 """
 
 import argparse
@@ -15,24 +15,24 @@ MAX_LINE = 1000
 MAX_WORDS = 100
 MAX_VALUE = 512 << 10
 MAX_COMMAND = 1 << 20
-"""Of one command: bytes of a line, words, bytes of a word and of them all. A command that comes byte by byte is looked
-at again with each of them, so it cannot have many words."""
+"""Limits of a command: bytes of a line, words, bytes of a word, bytes in all. A command that arrives byte by byte is
+parsed from the start at each byte, so the number of words must be small."""
 
 MAX_STORE = 256 << 20
 PER_VALUE = 250
-"""Bytes of the store, and what each value takes there beside its key and itself."""
+"""Most bytes of the store, and the overhead of each value in addition to its key and data."""
 
 
 class ProtocolError(Exception):
-    """What came is no RESP; nobody knows where the next command begins."""
+    """The data is not RESP, so the start of the next command is unknown."""
 
 
 class CommandError(Exception):
-    """A command cannot be done; the next one can."""
+    """The command is invalid. The next one may follow."""
 
 
 def command_in(buffer):
-    """Take the words of one command, for `read_until_match`: an array of RESP, or a line, as people type it."""
+    """Take the words of one command, for `read_until_match`: a RESP array, or a line as typed by a person."""
     end = line_end(buffer, 0, "too big inline request")
     if not end:
         return None
@@ -59,16 +59,16 @@ def command_in(buffer):
 
 
 def line_end(buffer, begin, problem):
-    """Where the line ends that begins there; 0 if its end has not come yet."""
+    """The end of the line that starts at ``begin``; 0 if it has not arrived yet."""
     end = buffer.find(b"\n", begin, begin + MAX_LINE) + 1
     if not end and len(buffer) >= begin + MAX_LINE:
         raise ProtocolError(problem)
     return end
 
 
-@functools.lru_cache(10_000)  # most are seen again and again
+@functools.lru_cache(10_000)  # the same lines come again and again
 def length(line, most, problem):
-    """The number behind the first byte of a line."""
+    """The number after the first byte of a line."""
     digits = line[1:].removesuffix(b"\n").removesuffix(b"\r")
     if not digits.isdigit() or len(digits) > 9 or int(digits) > most:
         raise ProtocolError(problem)
@@ -80,14 +80,14 @@ def bulk(value):
 
 
 class Store:
-    """Values by their keys, and the commands for them, which give their answer."""
+    """The values by their keys, and the commands, which return their replies."""
 
     def __init__(self):
         self.values = {}
         self.size = 0
 
     def answer(self, name, *arguments):
-        """What a command is answered."""
+        """The reply to a command."""
         command, least, most = COMMANDS.get(name.upper(), (None, 0, 0))
         try:
             if command is None:
@@ -140,7 +140,7 @@ class Store:
         return b":%d\r\n" % len(self.values)
 
     def config(self, *words):
-        return b"*0\r\n"  # redis-benchmark asks
+        return b"*0\r\n"  # for redis-benchmark
 
     def quit(self):
         return b"+OK\r\n"
@@ -158,7 +158,7 @@ COMMANDS = {
     b"CONFIG": (Store.config, 1, MAX_WORDS),
     b"QUIT": (Store.quit, 0, 0),
 }
-"""By name: what does it, and how many arguments it takes at least and at most."""
+"""The method of each command, and its least and greatest number of arguments."""
 
 
 class RespServer(iostreamsrv.TCPServer):
@@ -179,7 +179,7 @@ class RespServer(iostreamsrv.TCPServer):
             await stream.write(b"-ERR Protocol error: %b\r\n" % str(error).encode())
 
     def read_command(self, stream):
-        """The words of the next command; none for an empty line."""
+        """Read the next command; return its words, none for an empty line."""
         return stream.read_until_match(command_in)
 
 
@@ -194,7 +194,7 @@ async def main(arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
+    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
     try:
         iostreamsrv.run(main(parser.parse_args()))
     except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:

@@ -1,6 +1,6 @@
-"""A mail server that takes every message, prints who sent it to whom, and keeps nothing. It offers STARTTLS.
+"""A mail server that accepts every message, prints its sender and recipients, and discards it. It supports STARTTLS.
 
-For trying programs that send mail. Its certificate is made for the occasion.
+For tests of programs that send mail. It creates a self-signed certificate at its start.
 """
 
 import argparse
@@ -16,18 +16,18 @@ MAX_LINE = 998
 MAX_MESSAGE = 1 << 20
 MAX_RECIPIENTS = 100
 MAX_ERRORS = 10
-"""Bytes of a line and of a message, recipients of one, and what one client may do wrong."""
+"""Limits: bytes of a line, bytes of a message, recipients of a message, errors of a client."""
 
 ENDLESS = 4 * MAX_MESSAGE
-"""Bytes of a message whose end is not waited for."""
+"""Bytes after which the server closes the connection instead of waiting for the end of the message."""
 
 
 class Farewell(Exception):
-    """The client is told this, and the connection ends."""
+    """Send this reply to the client, then end the connection."""
 
 
 class Session:
-    """One client: what it has said so far."""
+    """The state of one client."""
 
     def __init__(self, stream, certificates):
         self.certificates = certificates
@@ -36,8 +36,8 @@ class Session:
         self.begin(stream)
 
     def begin(self, stream):
-        """Begin with the client as if it had said nothing yet."""
-        # A bare \n ends no line: what one server takes for a line and the next one does not, can smuggle messages.
+        """Start from the beginning, as for a new client."""
+        # A bare \n does not end a line: if servers disagree about that, a client can smuggle messages.
         self.lines = Delimited(stream, b"\r\n", MAX_LINE)
         self.greeted = False
         self.forget()
@@ -58,7 +58,7 @@ class Session:
             await self.lines.write(b"500 line too long, good bye")
 
     async def obey(self, line):
-        """Do what the client says; whether it may go on."""
+        """Execute a command; return whether the connection continues."""
         verb, _, rest = line.rstrip().partition(b" ")
         verb = verb.upper()
         if verb == b"STARTTLS" and not rest and not self.secure:
@@ -72,10 +72,10 @@ class Session:
 
     async def start_tls(self):
         await self.lines.write(b"220 go ahead")
-        # What the client has sent behind its command already is taken for TLS, and so ends the connection.
+        # Data that the client has sent right after the command is taken for TLS, so it ends the connection.
         stream = await self.lines.stream.start_tls(True, self.certificates)
         self.secure = True
-        self.begin(stream)  # what was said in the clear, by whomever, does not count
+        self.begin(stream)  # what was sent before TLS may be forged, so it is forgotten
 
     def answers(self, verb, rest):
         if verb == b"HELO" or verb == b"EHLO":
@@ -126,7 +126,7 @@ class Session:
         await self.lines.write(b"354 end with a dot")
         size = 0
         while (line := await self.lines.read()) != b".":
-            size += len(line.removeprefix(b".")) + 2  # a line that begins with a dot was given one more
+            size += len(line.removeprefix(b".")) + 2  # undo the dot-stuffing
             if size > ENDLESS:
                 raise Farewell("552 too large, good bye")
         if size > MAX_MESSAGE:
@@ -139,7 +139,7 @@ class Session:
 
 
 def address_in(keyword, rest):
-    """The address and the parameters in ``FROM:<somebody@example.org> SIZE=100``; (None, b"") if that is none."""
+    """The address and the parameters in ``FROM:<alice@example.org> SIZE=100``; (None, b"") if it is invalid."""
     match = re.fullmatch(keyword + rb": ?<([!-;=?-~]*)>((?: [!-~]+)*)", rest, re.IGNORECASE)
     return (match[1].decode(), match[2]) if match else (None, b"")
 
@@ -168,7 +168,7 @@ async def main(arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
+    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
     try:
         iostreamsrv.run(main(parser.parse_args()))
     except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:

@@ -1,7 +1,7 @@
-"""Echo server over TLS: sends back every line it gets, and logs the address of each client.
+"""Echo server over TLS: sends back every line that it receives, and logs the address of each client.
 
-Without --certfile it makes a certificate that is good for trying only. SIGHUP loads the files again, and whoever is
-connected stays connected. Behind a proxy, --proxy-from says where it is: its clients' own addresses are logged then.
+Without --certfile it creates a self-signed certificate, for tests only. SIGHUP reloads the files; existing connections
+continue. Behind a proxy, set --proxy-from to the proxy's network: then the addresses of the real clients are logged.
 """
 
 import argparse
@@ -52,10 +52,10 @@ async def main(arguments):
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
-parser.add_argument("--certfile", help="the certificate and those between it and the root; default: one made for a try")
-parser.add_argument("--keyfile", help="its private key; default: it is in --certfile, too")
-parser.add_argument("--proxy-from", nargs="+", metavar="NETWORK", help="networks whose clients send a PROXY header")
+parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
+parser.add_argument("--certfile", help="the certificate and its intermediates; default: a self-signed one")
+parser.add_argument("--keyfile", help="the private key; default: also in --certfile")
+parser.add_argument("--proxy-from", nargs="+", metavar="NETWORK", help="networks of proxies that send a PROXY header")
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 try:
     iostreamsrv.run(main(parser.parse_args()))

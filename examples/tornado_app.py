@@ -1,6 +1,6 @@
-"""A Tornado application with a WebSocket, on iostreamsrv: only the import of HTTPServer is another one.
+"""A Tornado application with a WebSocket on iostreamsrv. Only the import of HTTPServer differs.
 
-Open it in a browser: what one page says all pages show.
+Open it in several browser windows: each shows the messages of all.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Lines(tornado.websocket.WebSocketHandler):
         self.pages.add(self)
 
     async def on_message(self, message):
-        await asyncio.gather(*(page.show(message) for page in self.pages))  # as fast as the slowest takes it
+        await asyncio.gather(*(page.show(message) for page in self.pages))  # waits for the slowest
 
     async def show(self, message):
         with contextlib.suppress(tornado.websocket.WebSocketClosedError):  # on_close() is about to be called
@@ -65,7 +65,7 @@ async def main(arguments):
     application = tornado.web.Application(
         [("/", Page), ("/lines", Lines, {"pages": set()})], websocket_max_message_size=10_000
     )
-    # A page that takes nothing is closed after 5 seconds, and until then the others wait for it.
+    # A page that accepts no data is closed after 5 seconds; until then the others wait for it.
     server = HTTPServer(application, max_connections=1000, idle_timeout=600, write_timeout=5)
     server.listen(arguments.port, arguments.host)
     for host, port, *_ in server.addresses:
@@ -76,7 +76,7 @@ async def main(arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
+    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
     try:
         iostreamsrv.run(main(parser.parse_args()))
     except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:

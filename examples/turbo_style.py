@@ -1,6 +1,6 @@
-"""Turbo's TCPServer in Python: its arguments by their names, bind and start. Sends back every line, and ends on "quit".
+"""Turbo's TCPServer in Python, with the same names of arguments, bind and start. Echoes lines until "quit".
 
-With --cert-file and --key-file it does so under TLS.
+With --cert-file and --key-file it uses TLS.
 """
 
 import argparse
@@ -17,7 +17,7 @@ class LineServer(iostreamsrv.TCPServer):
     async def handle_stream(self, stream, address):
         while (line := await stream.read_until(b"\n")) != b"quit\n":
             await stream.write(line)
-        await stream.write(b"good bye\n")  # all of it arrives: a handler that returns closes in order
+        await stream.write(b"good bye\n")  # it arrives: when a handler returns, the stream is closed gracefully
 
 
 async def main(arguments):
@@ -34,7 +34,7 @@ async def main(arguments):
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--host", default="127.0.0.1", help="IPv4; default: %(default)s")
-parser.add_argument("--port", type=int, default=8888, help="0: any free one; default: %(default)s")
+parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
 parser.add_argument("--cert-file", help="the certificate, for TLS")
 parser.add_argument("--key-file", help="its key")
 try:

@@ -1,6 +1,6 @@
-"""Echo server on a Unix socket: greets, and sends back every line it gets.
+"""Echo server on a Unix socket: sends a greeting, and sends back every line that it receives.
 
-For programs on the same machine: there is no port, and the file's mode says who may connect.
+For programs on the same machine: there is no port, and the mode of the file controls which users may connect.
 """
 
 import argparse
@@ -31,7 +31,9 @@ async def main(arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", default="echo.sock", help="default: %(default)s")
-    parser.add_argument("--mode", type=octal, default="600", help="of the file, octal; default: %(default)s, you alone")
+    parser.add_argument(
+        "--mode", type=octal, default="600", help="octal mode of the file; default: %(default)s, only you"
+    )
     try:
         iostreamsrv.run(main(parser.parse_args()))
     except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:

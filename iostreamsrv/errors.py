@@ -1,6 +1,6 @@
-"""Every exception iostreamsrv raises, and the reasons a stream can end with.
+"""The exceptions of iostreamsrv, and the reasons why a stream closes.
 
-The tree, with the classes of Tornado and of Python that each also is::
+The class tree, with the additional base classes from Tornado and Python::
 
     StreamError                       operation, reason, stream_id
     ├── StreamClosedError             tornado.iostream.StreamClosedError, OSError
@@ -16,8 +16,8 @@ The tree, with the classes of Tornado and of Python that each also is::
     ListenError                       OSError
     ResolveError                      socket.gaierror, OSError
 
-So ``except tornado.iostream.StreamClosedError`` keeps working after a change of imports. errno values become reasons
-in one place, :func:`reason_for`. Every exception can be copied and pickled, with its fields.
+So ``except tornado.iostream.StreamClosedError`` keeps working after a change of imports. errno values are translated to
+reasons in one place, :func:`reason_for`. Every exception can be copied and pickled with its attributes.
 """
 
 import errno
@@ -52,49 +52,49 @@ __all__ = [
 ]
 
 Operation = Literal["read", "write", "connect", "handshake", "accept"]
-"""What a stream was asked to do, or was being done to it, when an error arose."""
+"""What a stream was doing when an error occurred."""
 
 
 class CloseReason(StrEnum):
-    """Why a stream ended. Members are strings: ``stream.close_reason == "eof"``.
+    """Why a stream was closed. Members are strings: ``stream.close_reason == "eof"``.
 
-    The first reason given is the one that stays.
+    A stream keeps the first reason.
     """
 
     LOCAL = "local"
     """This side called ``close()`` or ``aclose()``, or its handler returned."""
     EOF = "eof"
-    """The peer closed its side in order."""
+    """The peer closed its side in an orderly way."""
     RESET = "reset"
-    """The peer's host refused, reset or lost the connection."""
+    """The connection was refused, reset or lost by the peer's host or the network."""
     TRUNCATED = "truncated"
-    """TLS: the peer's side ended without saying so (no close_notify), so the end of what it sent may be missing."""
+    """TLS: EOF without a close_notify from the peer, so the end of its data may be missing."""
     TLS_ERROR = "tls_error"
-    """TLS: what arrived is none, or the two sides do not agree: version, ciphers, certificates."""
+    """TLS: invalid data, or no agreement about version, ciphers or certificates."""
     PROXY_ERROR = "proxy_error"
-    """The PROXY header is missing, wrong or late, or came from a peer that is not trusted to send one."""
+    """The PROXY header is missing, invalid or late, or its sender is not trusted."""
     HANDSHAKE_TIMEOUT = "handshake_timeout"
-    """The TLS handshake was not finished within ``handshake_timeout``."""
+    """The TLS handshake did not finish within ``handshake_timeout``."""
     IDLE_TIMEOUT = "idle_timeout"
-    """For ``idle_timeout`` nothing came in, and nothing that is queued went out."""
+    """For ``idle_timeout``, no data arrived and no queued data was sent."""
     BUFFER_FULL = "buffer_full"
     """A size limit was reached: ``max_buffer_size``, ``max_write_buffer_size`` or a read's ``max_bytes``."""
     READ_TIMEOUT = "read_timeout"
-    """A read took longer than ``read_timeout``, or than its own ``timeout`` and the handler did not catch that."""
+    """A read exceeded ``read_timeout``; or its ``timeout`` argument, and the handler did not catch the error."""
     WRITE_TIMEOUT = "write_timeout"
-    """For ``write_timeout`` the peer took nothing of what is queued."""
+    """For ``write_timeout``, the peer accepted no queued data."""
     MIN_RATE = "min_rate"
-    """What a read waited for came more slowly than ``min_rate``."""
+    """The data for a read arrived more slowly than ``min_rate``."""
     HANDLER_ERROR = "handler_error"
-    """``handle_stream`` raised."""
+    """``handle_stream`` raised an exception."""
     SHUTDOWN = "shutdown"
-    """The server ended while the stream was open."""
+    """The server shut down while the stream was open."""
     DRAIN_TIMEOUT = "drain_timeout"
-    """The server ended, and the handler had not finished within ``drain_timeout``."""
+    """The server shut down, and the handler did not finish within ``drain_timeout``."""
     REJECTED = "rejected"
-    """The server was full, or had enough connections of this client."""
+    """The server was full, or this client already had its maximum of connections."""
     EVICTED = "evicted"
-    """The server was full, and of those who keep it waiting this client had done so for the longest time."""
+    """The server was full, and of all clients that it waits for, this one had kept it waiting longest."""
     KICKED = "kicked"
     """This side called ``kick()``."""
     ABORTED = "aborted"
@@ -102,13 +102,13 @@ class CloseReason(StrEnum):
 
     @property
     def by_peer(self) -> bool:
-        """True where the other side ended the connection."""
+        """Whether the peer or its host ended the connection: EOF, RESET or TRUNCATED."""
         return self in (CloseReason.EOF, CloseReason.RESET, CloseReason.TRUNCATED)
 
 
-# What the kernel reports when the connection ended elsewhere. EPROTOTYPE is what macOS says when a send meets a
-# teardown; ETIMEDOUT, EHOSTUNREACH and their kin come from keepalive and retransmission giving up, and from
-# what routers report (ICMP), EHOSTDOWN, ENONET and EPROTO among them.
+# What the kernel reports when the connection was ended elsewhere. macOS reports EPROTOTYPE for a send during a
+# teardown. ETIMEDOUT, EHOSTUNREACH and the like come from expired keepalive and retransmission timers, and from routers
+# (ICMP); EHOSTDOWN, ENONET and EPROTO are among the latter.
 _PEER_GONE = frozenset(
     {
         errno.ECONNRESET,
@@ -129,7 +129,7 @@ _PEER_GONE = frozenset(
 
 
 def reason_for(error: BaseException | None) -> CloseReason:
-    """The reason that ``error``, raised by an operating system call on a stream, amounts to."""
+    """The close reason for ``error``, an exception of an operating system call on a stream."""
     if isinstance(error, tornado.iostream.StreamBufferFullError | tornado.iostream.UnsatisfiableReadError):
         return CloseReason.BUFFER_FULL
     if isinstance(error, ssl.SSLError):
@@ -140,7 +140,8 @@ def reason_for(error: BaseException | None) -> CloseReason:
 
 
 def without_frames(error: BaseException) -> BaseException:
-    """``error`` itself, to be kept by a stream: its traceback would keep the stream and its buffers in turn."""
+    """Remove the traceback of ``error``, and return it. A stream keeps its error, and the traceback would keep the
+    stream and its buffers."""
     error.__context__ = None
     return error.with_traceback(None)
 
@@ -149,27 +150,31 @@ Error = TypeVar("Error", bound=BaseException)
 
 
 def of_stream(error: Error, stream_id: int) -> Error:
-    """``error`` itself, with the ``stream_id`` of the stream that raises it. One that has an id keeps it."""
+    """Set ``error.stream_id``, unless the error has one, and return the error.
+
+    :param error: an exception that code raises for a stream.
+    :param stream_id: the ``id`` of that stream.
+    """
     if getattr(error, "stream_id", None) is None:
         error.stream_id = stream_id  # type: ignore[attr-defined]  # also of an ssl.SSLError
     return error
 
 
 def _without_init(cls: type[Error], args: tuple[Any, ...]) -> Error:
-    """For copies: an exception whose constructor takes something else than ``args``."""
+    """Make a copy of an exception whose constructor has other parameters than ``args``."""
     error = cls.__new__(cls)
     error.args = args
     return error
 
 
 class StreamError(Exception):
-    """Base of what a stream raises.
+    """Base class of the exceptions of a stream.
 
-    :ivar operation: what was being done, an :data:`Operation`; ``None`` where no operation was under way.
-    :ivar reason: the :class:`CloseReason` of the stream, or ``None`` while the stream stays open.
-    :ivar stream_id: the ``id`` of the stream that raised it, also of an `ssl.SSLError` of its handshake; ``None`` where
-        there is no stream, as when no connection could be made. A server's handler tells by it whether its client
-        failed, or another peer::
+    :ivar operation: the :data:`Operation` in progress; ``None`` if there was none.
+    :ivar reason: the :class:`CloseReason` of the stream; ``None`` if the stream stays open.
+    :ivar stream_id: the ``id`` of the stream that raised it; an `ssl.SSLError` of a handshake has it, too. ``None`` if
+        there is no stream, for example when no connection could be made. With it, a handler can distinguish a failure
+        of its client from one of another peer::
 
             except StreamClosedError as error:
                 if error.stream_id == upstream.id:
@@ -188,16 +193,16 @@ class StreamError(Exception):
 
 
 class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
-    """The stream is closed: the operation cannot be done, now or later. ::
+    """The stream is closed, so the operation is not possible. ::
 
         try:
             line = await stream.read_until(b"\\n")
         except StreamClosedError as error:
             if error.reason == "eof":
-                line = await stream.read_bytes(stream.buffered)  # the last one had no newline
+                line = await stream.read_bytes(stream.buffered)  # the last line had no newline
 
     :ivar real_error: the error that closed the stream (often an `OSError`), or ``None`` after an orderly close.
-    :ivar errno: that of ``real_error``, or ``None``.
+    :ivar errno: the ``errno`` of ``real_error``, or ``None``.
     """
 
     def __init__(
@@ -214,7 +219,7 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
         self.stream_id = stream_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # OSError keeps its errno elsewhere. What the kernel said is all that it says of it.
+        # OSError does not keep errno in __dict__.
         return _without_init, (type(self), self.args), {**vars(self), "errno": self.errno}
 
     def __str__(self) -> str:
@@ -233,17 +238,17 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
 
 
 class StreamTimeoutError(TimeoutError, StreamError):
-    """A time limit passed: the ``timeout`` of a read, or of `TCPClient.connect`. After a read the stream goes on, with
-    all bytes. ::
+    """A timeout passed: that of a read, of `TCPClient.connect`, or of a server. After the ``timeout`` of a read, the
+    stream stays open and keeps all bytes. ::
 
         try:
             line = await stream.read_until(b"\\n", timeout=60)
         except StreamTimeoutError:
             await stream.write(b"good bye\\n")
 
-    Of a stream that a server closed for one of its own timeouts it is the ``error``.
+    When a server closes a stream because of a server timeout, this is the stream's ``error``.
 
-    :ivar operation: "read", "write", "connect" or "handshake".
+    :ivar operation: "read", "write", "connect", "handshake" or "accept".
     """
 
     def __init__(self, operation: Operation, seconds: float, message: str | None = None) -> None:
@@ -254,21 +259,21 @@ class StreamTimeoutError(TimeoutError, StreamError):
 
 
 class KickedError(StreamError):
-    """Somebody on this side called ``stream.kick(message)``, which is the text of it.
+    """This side called ``stream.kick(message)``; the message is the error's text.
 
-    It is never raised by itself: it is the stream's ``error``, and the ``real_error`` of the `StreamClosedError` that
-    its handler gets.
+    It is never raised itself: it is the stream's ``error``, and the ``real_error`` of the handler's
+    `StreamClosedError`.
     """
 
     reason: CloseReason | None = CloseReason.KICKED
 
 
 class FramingError(StreamError, ValueError):
-    """What came is no message of its framing, or what is to be sent cannot be one; see :mod:`iostreamsrv.framing`.
+    """Received data is not a message of the framing, or a message to be sent is invalid: :mod:`iostreamsrv.framing`.
 
-    A handler that leaves one of its client's stream uncaught has its client closed, without a traceback: the client
-    caused it. If ``operation`` is "write" it did not, and there is one; nor is it known of an error that was raised by
-    hand, for which :func:`of_stream` is there::
+    If a handler does not catch an error of reading from its client, the client is closed and no traceback is logged,
+    because the client caused the error. With ``operation`` "write" it did not, so the traceback is logged. It is also
+    logged for an error that your code raises, unless :func:`of_stream` says that the client caused it::
 
         raise of_stream(FramingError("the checksum is wrong"), stream.id)
     """
@@ -277,10 +282,10 @@ class FramingError(StreamError, ValueError):
 
 
 class StreamBufferFullError(tornado.iostream.StreamBufferFullError, StreamError):
-    """A buffer's limit was reached.
+    """The size limit of a buffer was reached.
 
-    A write raises it, takes nothing and leaves the stream open. A read raises `StreamClosedError` instead, whose
-    ``real_error`` this is: the stream was closed. ::
+    A write that raises it has queued nothing, and the stream stays open. A read closes the stream and raises a
+    `StreamClosedError` with this as its ``real_error``. ::
 
         try:
             stream.write(news)
@@ -306,7 +311,7 @@ class UnsatisfiableReadError(tornado.iostream.UnsatisfiableReadError, StreamErro
 
 
 class ConcurrentReadError(AssertionError, StreamError):
-    """A read was started while another one is pending; the pending one is unharmed."""
+    """A read was started while another one is pending. The pending read continues."""
 
     operation: Operation | None = "read"
 
@@ -315,7 +320,7 @@ class ConcurrentReadError(AssertionError, StreamError):
 
 
 class ConcurrentConnectError(AssertionError, StreamError):
-    """A stream was told to connect while it is connecting; that goes on unharmed."""
+    """``connect`` was called on a stream that is connecting. The first call continues."""
 
     operation: Operation | None = "connect"
 
@@ -324,7 +329,7 @@ class ConcurrentConnectError(AssertionError, StreamError):
 
 
 class OptionError(ValueError):
-    """An option has a value it cannot have. Raised before anything is bound. ::
+    """The value of an option or argument is invalid. Raised before any socket is bound. ::
 
         try:
             server.listen(arguments.port, arguments.host)
@@ -345,29 +350,29 @@ class OptionError(ValueError):
 
 
 class CertificateError(OptionError, KeyError):
-    """Something in ``ssl_options`` cannot be used: a file, or what an option asks for. ::
+    """Something in ``ssl_options`` is invalid: a file, or the value of an option. ::
 
         try:
             server = EchoServer(ssl_options={"certfile": "/etc/echo/cert.pem", "keyfile": "/etc/echo/key.pem"})
         except CertificateError as error:
             sys.exit(str(error))  # keyfile='/etc/echo/key.pem': No such file or directory
 
-    :ivar option: what is wrong: "certfile", "keyfile", "ciphers"…; that of a name ``sni['example.org'].certfile``.
-    :ivar value: its value: the path of the file. Passwords are not shown.
+    :ivar option: the option: "certfile", "keyfile", "ciphers"…; for a server name, ``sni['example.org'].certfile``.
+    :ivar value: its value, for example the path of the file. Passwords are not shown.
     """
 
-    __str__ = OptionError.__str__  # KeyError's would put it into quotes
+    __str__ = OptionError.__str__  # KeyError's would add quotes
 
 
 class ListenError(OSError):
-    """An address cannot be listened on. ``str()`` names the address. ::
+    """The server could not listen on an address. ``str()`` names the address. ::
 
         try:
             server.listen(8888)
         except ListenError as error:
             sys.exit(str(error))  # cannot listen on 0.0.0.0:8888: Address already in use
 
-    :ivar errno: the operating system's; for a name that does not resolve one of `socket`'s ``EAI_*``.
+    :ivar errno: the operating system's error number; one of `socket`'s ``EAI_*`` if a name was not resolved.
     """
 
     def __str__(self) -> str:
@@ -375,7 +380,7 @@ class ListenError(OSError):
 
 
 class ResolveError(socket.gaierror):
-    """A host or a service has no address. ``str()`` names both. ::
+    """A host or a service name was not resolved. ``str()`` has both. ::
 
         try:
             stream = await client.connect(host, port)

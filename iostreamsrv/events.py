@@ -1,12 +1,12 @@
-"""What happens to a server's connections, as data, for whoever wants to know. ::
+"""Events: what happens to a server's connections, as objects for subscribers. ::
 
     def count(event):
         closed[event.reason] += 1
 
     server.events.subscribe(count, "close")
 
-The log is one subscriber, the first of each server: it writes what went wrong to the loggers of
-:mod:`iostreamsrv.logs`, at a limited rate.
+The log is the first subscriber of each server. It writes errors and limits to the loggers ``iostreamsrv.general`` and
+``iostreamsrv.application``, at a limited rate.
 """
 
 import logging
@@ -28,31 +28,32 @@ from .runtime.text import printable
 __all__ = ["Event", "EventKind", "Events", "Log"]
 
 EventKind = Literal["listen", "open", "close", "reject", "error", "limit", "reload", "shutdown"]
-"""``listen``: clients are accepted at an address. ``open``: a client is given to its handler. ``close``: its descriptor
-is closed; also that of one who did not get as far as a handler. ``reject``: a client was turned away, as the server is
-full. ``error``: something went wrong, in a handler, in TLS, in a PROXY header, or with a system call. ``limit``: one
-was reached, of a stream's buffer, of connections, of descriptors, or of how slowly a client may take what a stream that
-is being closed still has for it. ``reload``: certificates were read again; the level is ``INFO`` where they are in
-force, and ``error`` says why they are not. ``shutdown``: the server begins to shut down, or cuts off clients that are
-not done in time."""
+"""``listen``: the server accepts clients at an address. ``open``: a client is passed to its handler. ``close``: a
+client's descriptor was closed, also if the client never reached a handler. ``reject``: a client was rejected because
+the server is full. ``error``: an error in a handler, in TLS, in a PROXY header, or of a system call. ``limit``: a limit
+was reached, of a stream's buffer, of connections or of descriptors; or a client receives the rest of the data too
+slowly while its stream is being closed. ``reload``: certificates were read again; with the level ``INFO`` they are in
+use, otherwise ``error`` is the reason why not. ``shutdown``: the server starts to shut down, or closes clients that did
+not finish in time."""
 
 KINDS: tuple[EventKind, ...] = get_args(EventKind)
-ROUTINE: tuple[EventKind, ...] = ("listen", "open", "close")
+DEBUG_KINDS: tuple[EventKind, ...] = ("listen", "open", "close")
+"""Kinds that belong to normal operation, and are logged at the level ``DEBUG``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened.
+    """One event.
 
-    :ivar kind: what sort of thing, an :data:`EventKind`.
-    :ivar text: what, for people; it names the client. What a peer has put into it and cannot be printed is escaped.
-    :ivar level: how bad that is, as `logging` has it.
-    :ivar stream: whose it is; None where it is the server's. Its counters, times and unread bytes are still there when
-        it is closed: ``bytes_read``, ``bytes_written``, ``opened_at``, ``buffered``.
-    :ivar address: the client's, as the handler got it; None where there is no client.
-    :ivar reason: why the stream was closed, or is about to be; None where it goes on.
-    :ivar error: the exception behind it, if there is one.
-    :ivar at: when, `time.time`.
+    :ivar kind: the kind of event, an :data:`EventKind`.
+    :ivar text: a description with the client's address. Characters from a peer that are not printable are escaped.
+    :ivar level: the severity, as in `logging`.
+    :ivar stream: the client's stream; None for an event of the server. The counters, times and unread bytes of a closed
+        stream are still available: ``bytes_read``, ``bytes_written``, ``opened_at``, ``buffered``.
+    :ivar address: the client's address as passed to the handler; None if there is no client.
+    :ivar reason: why the stream was or will be closed; None if it stays open.
+    :ivar error: the exception that caused the event, or None.
+    :ivar at: the time of the event, in seconds since the epoch as `time.time`.
     """
 
     kind: EventKind
@@ -72,13 +73,14 @@ Listener = Callable[[Event], object]
 
 
 class Log:
-    """Writes events to the loggers: what a handler raised to ``iostreamsrv.application``, with its traceback, all else
-    to ``iostreamsrv.general``.
+    """Writes events to the loggers: exceptions of a handler with their traceback to ``iostreamsrv.application``, all
+    others to ``iostreamsrv.general``.
 
-    The records have the fields ``event`` (the kind), ``peer`` (the client's address, for people), ``reason`` and
-    ``stream_id``; None where there is none.
+    The log records have the attributes ``event`` (the kind), ``peer`` (the client's address as text), ``reason`` and
+    ``stream_id``; each may be None.
 
-    :param limited: whether lines of one kind may come ten at once and one a second, and more of them are only counted.
+    :param limited: whether to limit the rate: ten lines of one kind at once, then one per second. Lines above the limit
+        are only counted.
     """
 
     def __init__(self, limited: bool) -> None:
@@ -105,7 +107,7 @@ class Log:
         )
 
     def _left_out(self, event: Event) -> int | None:
-        if self._limits is None or event.kind in ROUTINE or event.kind == "reload":  # which no client can cause
+        if self._limits is None or event.kind in DEBUG_KINDS or event.kind == "reload":  # a client cannot cause these
             return 0
         key = event.kind, event.reason, event.level
         if key not in self._limits:
@@ -114,9 +116,9 @@ class Log:
 
 
 class Events:
-    """Who is told of what. A server has one, as ``server.events``.
+    """The event subscriptions of a server: ``server.events``.
 
-    :param limited: whether its log is; see `Log`.
+    :param limited: whether to limit the rate of the log; see `Log`.
     :ivar log: the subscriber that writes the log. ``events.unsubscribe(events.log)`` silences the server.
     """
 
@@ -125,12 +127,13 @@ class Events:
         self._listeners: dict[EventKind, tuple[Listener, ...]] = dict.fromkeys(KINDS, (self.log,))
 
     def subscribe(self, listener: Listener, *kinds: EventKind) -> None:
-        """Call ``listener`` with each `Event` of these kinds; of all, if none is named.
+        """Call ``listener`` with each `Event` of the given kinds; without kinds, of all kinds.
 
-        It is called at once, in the loop's thread, so it had better be short. What it raises is logged. What happens to
-        a client it is told of in that client's context (`contextvars`).
+        The call is immediate and in the loop's thread, so the listener should be fast. Its exceptions are logged. For
+        an event of a client, it is called in that client's context (`contextvars`).
 
-        :raises OptionError: there is no such kind.
+        :param listener: a plain function of one argument, the event.
+        :raises OptionError: a kind does not exist.
         """
         for kind in kinds:
             if kind not in KINDS:
@@ -140,26 +143,27 @@ class Events:
                 self._listeners[kind] += (listener,)
 
     def unsubscribe(self, listener: Listener) -> None:
-        """No longer call ``listener``; nothing, if it is not called."""
+        """Stop calling ``listener``. Does nothing if it is not subscribed."""
         for kind, listeners in self._listeners.items():
             self._listeners[kind] = tuple(each for each in listeners if each != listener)
 
     def wanted(self, kind: EventKind) -> bool:
-        """Whether anybody would see such an event: what comes with every connection is not made for nobody."""
+        """Whether an event of this kind has a subscriber. Events of every connection are not created without one; the
+        log counts as one only if it logs ``DEBUG``."""
         listeners = self._listeners[kind]
-        if listeners == (self.log,) and kind in ROUTINE:
+        if listeners == (self.log,) and kind in DEBUG_KINDS:
             return general.isEnabledFor(logging.DEBUG)
         return bool(listeners)
 
     def emit(self, event: Event) -> None:
-        """Tell those who want to know: of a client, in the context of its callbacks."""
+        """Call the listeners, for an event of a client in the context of its callbacks."""
         context: Context | None = getattr(event.stream, "callback_context", None)
         if context is None:
-            self._tell(event)
+            self._call_listeners(event)
         else:
-            run_in(context, self._tell, event)
+            run_in(context, self._call_listeners, event)
 
-    def _tell(self, event: Event) -> None:
+    def _call_listeners(self, event: Event) -> None:
         for listener in self._listeners[event.kind]:
             try:
                 listener(event)
@@ -169,5 +173,5 @@ class Events:
                 self.log(Event("error", text, logging.ERROR, event.stream, event.address, raised, error))
 
 
-WITHOUT_SERVER = Events(limited=False)
-"""Of streams and sockets that no server has."""
+UNOWNED_EVENTS = Events(limited=False)
+"""The events of streams and sockets that belong to no server."""

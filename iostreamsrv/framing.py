@@ -1,4 +1,4 @@
-"""Messages over a stream: where one ends and the next begins. ::
+"""Framings: they define where the messages on a stream begin and end. ::
 
     from iostreamsrv.framing import JSONLines
 
@@ -8,12 +8,12 @@
             async for request in requests:
                 await requests.write({"sum": sum(request["numbers"])})
 
-Each framing reads and writes one kind of message, and has a limit for its size. ``async for`` ends when the peer ends
-between two messages. A read that is cancelled or times out has taken nothing.
+Each framing reads and writes one kind of message, and limits its size. ``async for`` ends at EOF between two messages.
+A read that is cancelled or times out has consumed nothing.
 
-**One's own** is a subclass of `Framing` with two functions of bytes, which can be tested without a stream::
+**To define a framing**, subclass `Framing` and write two functions of bytes. They can be tested without a stream::
 
-    class Chunks(Framing[bytes]):  # a length byte, then so many bytes
+    class Chunks(Framing[bytes]):  # a length byte, then the message
         def decode(self, buffer):
             if len(buffer) < 1 + buffer[0]:
                 return None
@@ -46,67 +46,70 @@ __all__ = [
 ]
 
 MAX_SIZE = 65536
-"""Default limit of a message: one receive. Less than the 1 MiB a server's stream can hold."""
+"""Default limit of a message: what one receive may bring. It is less than the 1 MiB that a server's stream can hold."""
 
 Message = TypeVar("Message")
 
 
 class Framing(Generic[Message]):
-    """Messages over ``stream``; the base of all framings, and of one's own.
+    """Reads and writes messages on ``stream``. The base class of all framings.
 
-    :param stream: to read from and to write to; what else is read from it is read between the messages.
-    :param max_size: most bytes of a message, without what frames it; 65536. A larger one raises `FramingError`, on
-        both sides. It should be less than the stream's ``max_buffer_size``, beyond which the stream itself is closed.
-    :raises OptionError: not a number of bytes.
+    :param stream: the stream. Between two messages, it may be read directly.
+    :param max_size: the most bytes of a message without its framing; default 65536. A larger message raises
+        `FramingError`, in a read and in a write. It should be less than the stream's ``max_buffer_size``: beyond that,
+        the stream is closed.
+    :raises OptionError: ``max_size`` is not a number of bytes.
     """
 
     overhead = 64
-    """Most bytes that frame a message: it has ``max_size + overhead`` at most, as it is sent."""
+    """The most bytes that the framing adds to a message: on the wire it has at most ``max_size + overhead`` bytes."""
 
     def __init__(self, stream: BaseIOStream, max_size: float = MAX_SIZE) -> None:
         self.stream = stream
         self.max_size = check_size("max_size", max_size) or MAX_SIZE
 
-    # ---- what a subclass writes
+    # ---- for subclasses to implement
 
     def decode(self, buffer: bytearray) -> tuple[int, Message] | None:
-        """The first message in ``buffer``, which has at least a byte, and how many bytes it takes there; None if it is
-        not there as a whole. ``buffer`` must be neither changed nor kept.
+        """Decode the first message in ``buffer``. Must neither change nor keep the buffer.
 
-        :raises FramingError: there can be no message, whatever comes.
+        :param buffer: the received bytes, at least one.
+        :returns: the size of the encoded message in bytes, and the message; None if the message is incomplete.
+        :raises FramingError: the bytes are not a message, whatever follows.
         """
         raise NotImplementedError
 
     def encode(self, message: Message) -> bytes:
-        """A message as it is sent.
+        """Encode a message as the bytes to send.
 
-        :raises FramingError: it cannot be sent.
+        :raises FramingError: the message is invalid or too large.
         """
         raise NotImplementedError
 
-    # ---- what it gets
+    # ---- reading and writing
 
     def read(self, *, timeout: float | None = None) -> "Future[Message]":
-        """The next message.
+        """Read the next message.
 
-        :param timeout: seconds; None for no limit.
-        :raises FramingError: from the future: what came is no message, or too large. Its bytes stay, as nobody knows
-            where the next one begins: answer, and close.
-        :raises StreamClosedError: the stream has ended, or was closed.
-        :raises StreamTimeoutError: from the future. The stream goes on, with all bytes.
+        :param timeout: seconds; None, the default: no limit.
+        :returns: a future with the message.
+        :raises FramingError: from the future: the data is not a message, or too large. It stays in the buffer, because
+            the start of the next message is unknown: reply, then close.
+        :raises StreamClosedError: EOF, or the stream was closed.
+        :raises StreamTimeoutError: from the future: the timeout passed. The stream stays open and keeps all bytes.
         """
         return self.stream.read_until_match(self._match, timeout=timeout)
 
     def write(self, message: Message) -> "Future[None]":
-        """Write a message; otherwise as `BaseIOStream.write`.
+        """Write a message. See `BaseIOStream.write` for the future and the other errors.
 
-        :raises FramingError: it is larger than ``max_size``, or cannot be a message. Nothing was written.
+        :raises FramingError: the message is invalid, or larger than ``max_size``. Nothing was written.
         """
         try:
             data = self.encode(message)
             self._check_whole(len(data))
         except FramingError as error:
-            error.operation = "write"  # the fault is on this side
+            error.operation = "write"  # marks it as an error of this side
             of_stream(error, self.stream.id)
             raise
         return self.stream.write(data)
@@ -127,17 +130,17 @@ class Framing(Generic[Message]):
 
     def _match(self, buffer: bytearray) -> tuple[int, Message] | None:
         found = self.decode(buffer)
-        # The same for a message that is here as a whole as for one that comes in pieces.
+        # A complete message and an incomplete one have the same limit.
         self._check_whole(len(buffer) + 1 if found is None else found[0])
         return found
 
     def _check_whole(self, size: int) -> None:
-        """Refuse a message that has, with what frames it, at least so many bytes."""
+        """Raise an error if ``size``, the size of a message with its framing, exceeds the limit."""
         if size > self.max_size + self.overhead:
             raise self._too_large(size)
 
     def _check(self, size: int) -> None:
-        """Refuse a message of so many bytes."""
+        """Raise an error if ``size``, the size of a message without its framing, exceeds the limit."""
         if size > self.max_size:
             raise self._too_large(size)
 
@@ -146,9 +149,9 @@ class Framing(Generic[Message]):
 
 
 class Delimited(Framing[bytes]):
-    """Messages that end with a delimiter, which they do not contain: lines.
+    """Messages that end with a delimiter, such as lines.
 
-    :param delimiter: one byte or more; a newline. It is not part of the messages.
+    :param delimiter: one byte or more; default ``b"\\n"``. The messages do not contain it.
     """
 
     def __init__(self, stream: BaseIOStream, delimiter: bytes = b"\n", max_size: float = MAX_SIZE) -> None:
@@ -157,8 +160,8 @@ class Delimited(Framing[bytes]):
             raise OptionError("delimiter", delimiter, "must be bytes, at least one")
         self.delimiter = delimiter
         self.overhead = len(delimiter)
-        self._begin = -1  # where in the stream the message begins that was searched last
-        self._searched = 0  # how many of its bytes have no delimiter
+        self._begin = -1  # position in the stream where the message begins that was searched last
+        self._searched = 0  # how many of its bytes were searched without success
 
     def decode(self, buffer: bytearray) -> tuple[int, bytes] | None:
         return self._decode_from(buffer, 0)
@@ -175,7 +178,7 @@ class Delimited(Framing[bytes]):
         if begin != self._begin:
             self._begin, self._searched = begin, 0
         found = self._decode_from(buffer, self._searched)
-        if found is None:  # but it may have begun
+        if found is None:  # but the delimiter may have begun in the last bytes
             self._searched = max(0, len(buffer) - len(self.delimiter) + 1)
             self._check_whole(len(buffer) + 1)
         return found
@@ -189,9 +192,9 @@ class Delimited(Framing[bytes]):
 
 
 class JSONLines(Framing[Any]):
-    """One JSON value in each line (https://jsonlines.org): in UTF-8, with ``\\n``, or ``\\r\\n``, at its end.
+    """One JSON value per line (https://jsonlines.org), in UTF-8. A line ends with ``\\n`` or ``\\r\\n``.
 
-    ``NaN`` and ``Infinity``, which Python's `json` takes otherwise, are no JSON. Nor is what could be read, but not be
+    ``NaN`` and ``Infinity``, which Python's `json` accepts, are errors here. So are values that could be read but not
     written again: a number too large for a float (``1e999``), and half of a surrogate pair (``"\\ud800"``).
     """
 
@@ -212,7 +215,7 @@ class JSONLines(Framing[Any]):
             line = str(found[1], "utf-8")
             value = json.loads(line, parse_constant=_no_json, parse_float=_finite)
             if _SURROGATE.search(line):
-                _dumps(value)  # fails if it is but a half
+                _dumps(value)  # fails if it is half of a pair
             return found[0], value
         except (ValueError, RecursionError) as error:
             raise FramingError(f"the line is not JSON: {error}") from None
@@ -221,12 +224,12 @@ class JSONLines(Framing[Any]):
         try:
             line = _dumps(message)
         except (TypeError, ValueError, RecursionError) as error:
-            raise FramingError(f"the message cannot be JSON: {error}") from None
+            raise FramingError(f"the message has no JSON form: {error}") from None
         return self._lines.encode(line)
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-"""Half of a pair, as an escape. In UTF-8 there can be none."""
+"""An escape that is half of a surrogate pair. Unescaped, UTF-8 has none."""
 
 
 def _dumps(value: Any) -> bytes:
@@ -234,7 +237,7 @@ def _dumps(value: Any) -> bytes:
 
 
 def _no_json(word: str) -> None:
-    raise ValueError(f"there is no {word}")
+    raise ValueError(f"{word} is not allowed")
 
 
 def _finite(digits: str) -> float:
@@ -245,16 +248,18 @@ def _finite(digits: str) -> float:
 
 
 class LengthPrefixed(Framing[bytes]):
-    """Messages with their length in front.
+    """Messages with a length prefix.
 
-    :param format: of the length, as `struct` has it: one unsigned integer; ``"!I"``, four bytes in network order.
+    :param format: the format of the prefix as for `struct`, one integer; default ``"!I"``: four bytes, unsigned, in
+        network byte order.
+    :raises OptionError: ``format`` is invalid.
     """
 
     def __init__(self, stream: BaseIOStream, format: str = "!I", max_size: float = MAX_SIZE) -> None:
         super().__init__(stream, max_size)
         self._prefix = _layout(format)
         if [type(value) for value in self._prefix.unpack(bytes(self._prefix.size))] != [int]:
-            raise OptionError("format", format, "must be one integer, as struct has it")
+            raise OptionError("format", format, "must be a struct format of one integer")
         self.overhead = self._prefix.size
 
     def decode(self, buffer: bytearray) -> tuple[int, bytes] | None:
@@ -262,8 +267,8 @@ class LengthPrefixed(Framing[bytes]):
         if len(buffer) < begin:
             return None
         (size,) = self._prefix.unpack_from(buffer)
-        if size < 0:  # it may be of a signed type
-            raise FramingError(f"{size} is no length")
+        if size < 0:  # the prefix may be a signed type
+            raise FramingError(f"the length is negative: {size}")
         self._check(size)
         return None if len(buffer) < begin + size else (begin + size, bytes(buffer[begin : begin + size]))
 
@@ -272,14 +277,14 @@ class LengthPrefixed(Framing[bytes]):
         try:
             return self._prefix.pack(len(message)) + message
         except struct.error:
-            raise FramingError(f"{len(message)} bytes are more than the prefix can say") from None
+            raise FramingError(f"{len(message)} bytes are more than the length prefix can hold") from None
 
 
 class Netstrings(Framing[bytes]):
     """Netstrings (https://cr.yp.to/proto/netstrings.txt): ``5:hello,``."""
 
     digits = 10
-    """Most digits of a length."""
+    """The most digits of a length."""
     overhead = digits + 2
 
     def decode(self, buffer: bytearray) -> tuple[int, bytes] | None:
@@ -293,9 +298,9 @@ class Netstrings(Framing[bytes]):
         return end + 1, bytes(buffer[colon + 1 : end])
 
     def _size(self, digits: bytes) -> int:
-        """A length, or what has come of one."""
+        """Parse a length, or the beginning of one."""
         if not digits.isdigit() or len(digits) > self.digits or (len(digits) > 1 and digits.startswith(b"0")):
-            raise FramingError(f"{digits!r} is no length of a netstring")
+            raise FramingError(f"{digits!r} is not a netstring's length")
         self._check(int(digits))
         return int(digits)
 
@@ -305,9 +310,10 @@ class Netstrings(Framing[bytes]):
 
 
 class FixedSize(Framing[bytes]):
-    """Messages that have all the same size.
+    """Messages of a fixed size.
 
-    :param size: in bytes.
+    :param size: the size in bytes, 1 or more.
+    :raises OptionError: ``size`` is invalid.
     """
 
     overhead = 0
@@ -327,12 +333,13 @@ class FixedSize(Framing[bytes]):
 
 
 class Structs(Framing[tuple[Any, ...]]):
-    """Records of a fixed layout, as tuples. ::
+    """Records of a fixed layout, read and written as tuples. ::
 
         async for device, value in Structs(stream, "!Hd"):
             ...
 
-    :param format: the layout, as `struct` has it.
+    :param format: the layout, as for `struct`.
+    :raises OptionError: ``format`` is invalid.
     """
 
     overhead = 0
@@ -356,7 +363,7 @@ def _layout(format: str) -> struct.Struct:
     try:
         layout = struct.Struct(format)
     except (struct.error, TypeError, ValueError) as error:
-        raise OptionError("format", format, f"must be a layout as struct has it: {error}") from None
+        raise OptionError("format", format, f"must be a struct format: {error}") from None
     if not layout.size:
-        raise OptionError("format", format, "must have a byte or more")
+        raise OptionError("format", format, "must describe at least one byte")
     return layout

@@ -6,8 +6,8 @@
     server.listen(8888)
     iostreamsrv.run(server)
 
-What speaks HTTP is Tornado's, and so are applications, handlers and templates. What is below it, streams, limits,
-timeouts, TLS with its reloads, PROXY headers and the shutdown, is what every `TCPServer` here has.
+The HTTP code is Tornado's, and so are applications, handlers and templates. Everything below is that of every
+`TCPServer` in this package: streams, limits, timeouts, TLS with reload, PROXY headers and shutdown.
 """
 
 import inspect
@@ -34,64 +34,66 @@ __all__ = ["HTTPServer"]
 
 __getattr__, __dir__ = names_of(tornado.httpserver, globals())
 
-THEIRS = tuple(inspect.signature(TornadoHTTPServer.initialize).parameters)[2:]
+TORNADO_OPTIONS = tuple(inspect.signature(TornadoHTTPServer.initialize).parameters)[2:]
 """The keywords of Tornado's server."""
 
-OURS = ("io_loop", "options", *NAMES)
+SERVER_OPTIONS = ("io_loop", "options", *NAMES)
+"""The keywords of `TCPServer`, except ``ssl_options``, which both have."""
 
 GOING_AWAY = 1001
-"""What RFC 6455 has a server say to a WebSocket when it shuts down."""
+"""The close code that RFC 6455 defines for a server that shuts down."""
 
-GOODBYE = 1.0
-"""Seconds that a shutdown waits for the answer to that."""
+CLOSE_TIMEOUT = 1.0
+"""Seconds that a shutdown waits for a client's answer to a WebSocket close frame."""
 
 
 class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
     """An HTTP server for a `tornado.web.Application`, or any other request callback.
 
-    It is used as Tornado's. Where that is made by others, `tornado.web.Application.listen` for one, this one is put in
-    its place with ``tornado.httpserver.HTTPServer.configure("iostreamsrv.httpserver.HTTPServer")``.
+    Use it like Tornado's. To replace Tornado's server where other code creates it, such as
+    `tornado.web.Application.listen`, call
+    ``tornado.httpserver.HTTPServer.configure("iostreamsrv.httpserver.HTTPServer")``.
 
     :param request_callback: the application.
     :param keywords: those of `tornado.httpserver.HTTPServer` (``xheaders``, ``max_body_size``, ``max_header_size``…)
-        and those of `TCPServer` (``max_connections``, ``drain_timeout``, ``proxy_protocol``…), its class attributes and
-        ``options`` included. ``chunk_size`` is another name for ``read_chunk_size``.
-    :raises OptionError: an option cannot have this value.
-    :raises TypeError: there is no such keyword; the nearest one is suggested.
+        and those of `TCPServer` (``max_connections``, ``drain_timeout``, ``proxy_protocol``…), including its class
+        attributes and ``options``. ``chunk_size`` is another name for ``read_chunk_size``.
+    :raises OptionError: an option is invalid.
+    :raises TypeError: a keyword does not exist; the message suggests the most similar one.
 
-    ``max_buffer_size``, which limits a body too unless ``max_body_size`` does, and ``max_write_buffer_size`` are 100
-    MiB here, as applications for Tornado expect, unless keywords, ``options`` or the class say otherwise (there 1 MiB,
-    the default of other servers, says nothing).
+    ``max_write_buffer_size`` and ``max_buffer_size``, which also limits a body without a ``max_body_size``, are 100 MiB
+    here, as applications for Tornado expect. Keywords, ``options`` or class attributes override that, except with 1
+    MiB, the default of other servers, in ``options`` or a class attribute.
 
-    Tornado's hour in which a request's headers must have come, ``idle_connection_timeout``, is there only where it is
-    given: ``idle_timeout`` and ``read_timeout`` take no timer for each request. A body that drips is a matter of
-    ``body_timeout``, as it is read in pieces.
+    Tornado's limit of one hour for a request's headers, ``idle_connection_timeout``, applies only if you set it: it
+    costs a timer for each request, and ``idle_timeout`` and ``read_timeout`` do not. Against a body that arrives slowly
+    use ``body_timeout``, because a body is read in pieces.
 
-    With ``proxy_protocol`` the ``remote_ip`` of a request is that of the real client. :meth:`shutdown` lets requests
-    finish that are in hand, has all answers from then on say ``Connection: close``, and ends connections that wait for
-    the next request; a WebSocket gets the close code 1001 ("going away").
+    With ``proxy_protocol``, the ``remote_ip`` of a request is the real client's. :meth:`shutdown` lets current requests
+    finish, answers them with ``Connection: close``, and closes connections that wait for the next request. A WebSocket
+    is closed with code 1001 ("going away").
 
-    Connections are closed in order, as `IOStream.aclose` does it, wherever Tornado's code closes one: an answer that
-    comes while the client still sends its body, such as "413 Request Entity Too Large", is not lost.
+    Where Tornado's code closes a connection, it is closed gracefully, as by `IOStream.aclose`. So a reply is not lost
+    that is sent while the client still sends its body, such as "413 Request Entity Too Large".
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        """All is done by :meth:`initialize`: Tornado's server is `Configurable`, and calls both."""
+        """Does nothing: Tornado's server is `Configurable`, which also calls :meth:`initialize`."""
 
     def initialize(self, request_callback: Any, **keywords: Any) -> None:  # type: ignore[override]
-        """Tornado's constructor; see the class."""
+        """The constructor, as Tornado's `Configurable` has it. See the class for the parameters."""
         _check_names(keywords)
         chunk_size = keywords.pop("chunk_size", None)
         if chunk_size is not None:
             keywords.setdefault("read_chunk_size", chunk_size)
-        ours = {name: keywords.pop(name) for name in OURS if name in keywords}
+        ours = {name: keywords.pop(name) for name in SERVER_OPTIONS if name in keywords}
         ssl_options = keywords.get("ssl_options")
         TCPServer.__init__(self, ssl_options, **ours)
         keywords |= {"max_buffer_size": self.options.max_buffer_size, "chunk_size": self.options.read_chunk_size}
         TornadoHTTPServer.initialize(self, request_callback, **keywords)
         if not keywords.get("idle_connection_timeout"):
-            self.conn_params.header_timeout = None  # Tornado's hour is a timer for each request: a sixth of its time
-        # By the stream's id: the request in hand, or to come, and what handles it; and what it has become.
+            self.conn_params.header_timeout = None  # Tornado's default is a timer for each request: a sixth of its time
+        # By the stream's id: the current or next request with its delegate; and the WebSocket it was upgraded to.
         self._requests: dict[int, tuple[HTTP1Connection, HTTPMessageDelegate]] = {}
         self._websockets: WeakValueDictionary[int, WebSocketHandler] = WeakValueDictionary()
 
@@ -102,12 +104,12 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
 
     @classmethod
     def configurable_base(cls) -> type[Any]:
-        """For Tornado: ``HTTPServer.configure()`` is about this class, and leaves Tornado's alone."""
+        """For Tornado: ``HTTPServer.configure()`` applies to this class, not to Tornado's."""
         return HTTPServer
 
     @classmethod
     def configurable_default(cls) -> type[Any]:
-        """For Tornado: what a call of the class makes unless configured otherwise."""
+        """For Tornado: the class to create unless another one was configured."""
         return HTTPServer
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:  # type: ignore[override]
@@ -118,13 +120,13 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
         connection.start_serving(self)
 
     def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
-        """For Tornado: another request may come."""
+        """For Tornado: the connection waits for another request."""
         delegate = super().start_request(server_conn, request_conn)
         self._requests[server_conn.stream.id] = request_conn, delegate
         return delegate
 
     def on_close(self, server_conn: Any) -> None:
-        """For Tornado: no more requests come by this connection."""
+        """For Tornado: the connection has no more requests."""
         request, delegate = self._requests.pop(server_conn.stream.id, (None, None))
         if request is not None and request.stream is None:
             handler = _handler_of(delegate)
@@ -143,41 +145,40 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
         finally:
             self.conn_params.no_keep_alive = before
 
-    def _asks_nothing(self, stream: IOStream) -> bool:
-        return super()._asks_nothing(stream) and not self._has_request(stream)
+    def _is_stream_idle(self, stream: IOStream) -> bool:
+        return super()._is_stream_idle(stream) and not self._has_request(stream)
 
-    def _may_end(self, stream: IOStream) -> bool:
+    def _may_close_stream(self, stream: IOStream) -> bool:
         websocket = self._websockets.get(stream.id)
         if websocket is not None and websocket.ws_connection is not None:
             if websocket.ws_connection.is_closing():
-                return stream.write_idle_time >= GOODBYE and not stream.unacknowledged()
+                return stream.write_idle_time >= CLOSE_TIMEOUT and not stream.unacknowledged()
             websocket.close(GOING_AWAY, "the server is shutting down")
             return False  # Tornado closes it when the client has answered
         return not self._has_request(stream)
 
     def _has_request(self, stream: IOStream) -> bool:
-        # A body is read in pieces, each of which may keep the server waiting in the middle of a request, perhaps after
-        # it has written "100 Continue".
+        # A body is read in pieces, so a stream that waits for data may be in the middle of a request, perhaps after it
+        # has written "100 Continue".
         request, _ = self._requests.get(stream.id, (None, None))
         return request is not None and request._request_start_line is not None
 
     async def close_all_connections(self) -> None:
-        """End all connections now, WebSockets included, reason ``shutdown``; return when what served them has ended."""
+        """Close all connections now, WebSockets too, with reason ``shutdown``. Return when all handlers have ended."""
         await TCPServer.close_all_connections(self)
         await TornadoHTTPServer.close_all_connections(self)
 
 
 def _handler_of(delegate: Any) -> Any:
-    """What an application has made to answer the request that ``delegate`` was told of; None if there is none."""
+    """The request handler that an application has made for the request of ``delegate``, or None."""
     while (inner := getattr(delegate, "delegate", None)) is not None:
         delegate = inner
     return getattr(delegate, "handler", None)
 
 
 class _Client(_HTTPRequestContext):
-    """Who asks. Tornado's tells from the family of the socket what an address is; but one from a PROXY header may be of
-    another family than the proxy's.
-    """
+    """The client of a request. Tornado takes the family of the client's address from the socket, but an address from a
+    PROXY header may have another family than the proxy's."""
 
     def __init__(self, stream: IOStream, address: Any, protocol: str | None, trusted: list[str] | None) -> None:
         super().__init__(stream, None, protocol, trusted)  # type: ignore[arg-type]
@@ -193,7 +194,7 @@ class _Client(_HTTPRequestContext):
 
 
 def _check_names(keywords: dict[str, Any]) -> None:
-    known = (*THEIRS, *OURS)
+    known = (*TORNADO_OPTIONS, *SERVER_OPTIONS)
     for name in keywords:
         if name not in known:
             raise TypeError(f"no such keyword of an HTTP server: {name!r} ({did_you_mean(name, known)})")

@@ -1,7 +1,7 @@
 """Streams: what a handler reads from and writes to.
 
 The names and meanings are Tornado's, and so are the base classes, for ``isinstance``; none of their code or fields is
-used. The work is done in :mod:`iostreamsrv.engine`.
+used. The work is done in :mod:`iostreamsrv.streams`.
 """
 
 import errno

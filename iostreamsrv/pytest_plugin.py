@@ -1,15 +1,15 @@
-"""Fixtures for pytest, to be asked for: ``pytest_plugins = ["iostreamsrv.pytest_plugin"]`` in the top folder's
-conftest.py.
+"""Fixtures for pytest. To use them, write ``pytest_plugins = ["iostreamsrv.pytest_plugin"]`` in the conftest.py of the
+top folder.
 
-They work on the loop that runs the test, whatever started it: pytest-asyncio (1.1 or newer, both modes), anyio's plugin
-on asyncio, pytest-tornado, or a plain test that calls ``asyncio.run``. They need none of these plugins.
+They use the loop that runs the test: that of pytest-asyncio (1.1 or newer, both modes), of anyio's plugin on asyncio,
+of pytest-tornado, or of ``asyncio.run`` in a plain test. They require none of these plugins.
 """
 
 # A fixture is set up before the loop of its test runs, and may be torn down after that loop is closed: pytest-asyncio,
-# anyio and `asyncio.run` make the loop and close it in between. So a fixture takes the loop when the test calls it, and
-# what has to end on that loop is a task that ends when it is cancelled. Whoever is first cancels it: the fixture, or
-# the runner of the loop, as each of them cancels all tasks before it closes the loop. pytest-tornado's `io_loop` does
-# not: it merely closes the loop. So we ask for `io_loop` first, and thus are torn down before it.
+# anyio and `asyncio.run` create and close the loop in between. So a fixture finds the loop when the test uses it, and
+# what must be cleaned up on that loop is a task that cleans up when it is cancelled. Either the fixture cancels it, or
+# the runner of the loop, which cancels all tasks before it closes the loop. pytest-tornado's `io_loop` only closes the
+# loop. So we request `io_loop` first, and are therefore torn down before it.
 
 import asyncio
 import inspect
@@ -30,16 +30,16 @@ __all__ = ["memory_streams", "serve", "unused_port"]
 
 @pytest.fixture
 def memory_streams(request: pytest.FixtureRequest) -> Iterator[Sequence[IOStream]]:
-    """Two streams that are connected in memory, see `memory_stream_pair`; closed when the test ends. ::
+    """Two streams connected in memory, see `memory_stream_pair`. They are closed after the test. ::
 
         async def test_it_arrives(memory_streams):
             ours, theirs = memory_streams
             await ours.write(b"hello\\n")
             assert await theirs.read_until(b"\\n") == b"hello\\n"
 
-    They are made when the test unpacks them, on the loop that runs then.
+    They are created when the test unpacks them, on the loop that runs then.
 
-    :raises RuntimeError: they are unpacked where no loop runs.
+    :raises RuntimeError: the test unpacks them while no loop runs.
     """
     pair = _MemoryStreams(_io_loop(request))
     yield pair
@@ -48,7 +48,7 @@ def memory_streams(request: pytest.FixtureRequest) -> Iterator[Sequence[IOStream
 
 @pytest.fixture
 def unused_port() -> Iterator[tuple[socket.socket, int]]:
-    """A listening socket and its port, see `bind_unused_port`; closed when the test ends."""
+    """A listening socket and its port, see `bind_unused_port`. The socket is closed after the test."""
     listener, port = bind_unused_port()
     yield listener, port
     listener.close()
@@ -56,15 +56,15 @@ def unused_port() -> Iterator[tuple[socket.socket, int]]:
 
 @pytest.fixture
 def serve(request: pytest.FixtureRequest) -> Iterator[Callable[[TCPServer], Any]]:
-    """A function that has a server listen on a free port of 127.0.0.1, and returns its address: ``(host, port)``. ::
+    """A function that starts a server on a free port of 127.0.0.1 and returns its address: ``(host, port)``. ::
 
         async def test_it_echoes(serve):
             stream = await TCPClient().connect(*serve(EchoServer()))
 
-    The server serves on the loop that runs when the function is called. When the test ends, or that loop is closed,
-    it is stopped, and its handlers and streams are ended.
+    The server uses the loop that runs when the function is called. When the test ends, or that loop is closed, the
+    server is stopped, its handlers are cancelled and its streams closed.
 
-    :raises RuntimeError: the function is called where no loop runs.
+    :raises RuntimeError: the function is called while no loop runs.
     """
     io_loop = _io_loop(request)
     serving: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
@@ -82,7 +82,7 @@ def serve(request: pytest.FixtureRequest) -> Iterator[Callable[[TCPServer], Any]
 
 
 async def _serve(server: TCPServer) -> None:
-    """Serve until the server is stopped, or until cancelled: then it ends at once, and lets no client finish."""
+    """Serve until the server is stopped. If this task is cancelled, stop the server without waiting for clients."""
     serving = asyncio.ensure_future(server.serve_forever())
     try:
         await asyncio.wait([serving])
@@ -91,13 +91,13 @@ async def _serve(server: TCPServer) -> None:
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:
-    """Cancel a task that was made before this one, and so has begun even if the loop has never run before."""
+    """Cancel a task that was created before this one, and so has started even if the loop has never run before."""
     task.cancel()
     await asyncio.wait([task])
 
 
 class _MemoryStreams(Sequence[IOStream]):
-    """A pair of streams that is made when it is first looked at."""
+    """A pair of streams that is created when an item is first used."""
 
     def __init__(self, io_loop: IOLoop | None) -> None:
         self._io_loop = io_loop
@@ -119,26 +119,26 @@ class _MemoryStreams(Sequence[IOStream]):
         return self._pair[index]
 
     def abort(self) -> None:
-        """Close both, if they were made."""
+        """Abort both streams, if they were created."""
         for stream in self._pair:
             stream.abort()
 
 
 def _io_loop(request: pytest.FixtureRequest) -> IOLoop | None:
-    """The fixture ``io_loop``, if there is one, but for coroutines that something else than pytest-tornado runs."""
+    """The fixture ``io_loop``, if it exists; None for a coroutine that is not run by pytest-tornado."""
     if inspect.iscoroutinefunction(request.function) and not request.node.get_closest_marker("gen_test"):
         return None
     try:
         io_loop: IOLoop = request.getfixturevalue("io_loop")
     except pytest.FixtureLookupError as error:
-        if error.argname != "io_loop":  # one that io_loop asks for
+        if error.argname != "io_loop":  # a fixture that io_loop requests is missing
             raise
         return None
     return io_loop
 
 
 def _loop(io_loop: IOLoop | None) -> asyncio.AbstractEventLoop:
-    """The loop that runs, or will: pytest-tornado's is current before it runs."""
+    """The running loop, or pytest-tornado's, which may not be running yet."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

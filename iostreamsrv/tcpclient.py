@@ -1,9 +1,9 @@
-"""Connections to a server: :class:`TCPClient`.
+"""Connect to servers: :class:`TCPClient`.
 
-A host has several addresses as a rule, of IPv4 and of IPv6, and some of them lead nowhere without an error that would
-say so. Trying one after the other would have the user wait for minutes, so the attempts overlap (RFC 8305, "happy
-eyeballs"): each has a short head start on the next one, and the first to succeed ends the others. `_Race` does this
-with the futures of the streams and one timer; the only task is that of the caller.
+Most hosts have several addresses, of IPv4 and IPv6, and some of these may not answer at all. Trying one after the other
+could take minutes, so the attempts overlap (RFC 8305, "happy eyeballs"): each has a short head start before the next
+one, and the first to succeed ends the others. `_Race` does this with the futures of the streams and one timer, without
+a task besides the caller's.
 """
 
 import asyncio
@@ -36,18 +36,19 @@ __all__ = ["TCPClient"]
 __getattr__, __dir__ = names_of(tornado.tcpclient, globals())
 
 HEAD_START = 0.25
-"""Seconds that an attempt has before the next one begins, if it does not fail before: what RFC 8305 recommends."""
+"""Seconds between the start of an attempt and the next one, unless it fails earlier; the value that RFC 8305
+recommends."""
 
 Address = tuple[int, Any]
-"""What a resolver gives: the family, and what `socket.socket.connect` takes."""
+"""An address from a resolver: the family, and the argument of `socket.socket.connect`."""
 
 Attempt = tuple[IOStream, "Future[IOStream]"]
 
 
 class TCPClient:
-    """Connects to servers, by name or by address.
+    """Connects to servers by name or by address.
 
-    One client makes any number of connections::
+    One client can make any number of connections::
 
         client = iostreamsrv.TCPClient()
         stream = await client.connect("localhost", 8888, timeout=10)
@@ -55,9 +56,9 @@ class TCPClient:
         print(await stream.read_until(b"\\n"))
         await stream.aclose()
 
-    :param resolver: an object with Tornado's interface of a resolver, ``await resolver.resolve(host, port, family)``
-        for a list of (family, address). Default (None): `tornado.netutil.Resolver`, which asks the operating system in
-        a thread, unless it was configured otherwise.
+    :param resolver: an object with the interface of Tornado's resolvers: ``await resolver.resolve(host, port, family)``
+        returns a list of (family, address). Default (None): `tornado.netutil.Resolver`, which asks the operating system
+        in a thread unless configured otherwise.
     """
 
     def __init__(self, resolver: tornado.netutil.Resolver | None = None) -> None:
@@ -65,7 +66,7 @@ class TCPClient:
         self._owns_resolver = resolver is None
 
     def close(self) -> None:
-        """Close the resolver, if it is the client's own. Its connections stay open."""
+        """Close the resolver, unless it was passed to the constructor. Connections stay open."""
         if self._owns_resolver:
             self.resolver.close()
 
@@ -80,28 +81,28 @@ class TCPClient:
         source_port: int | None = None,
         timeout: float | datetime.timedelta | None = None,
     ) -> IOStream:
-        """Connect to the first address of a host that answers.
+        """Connect to a host: to the first of its addresses that answers.
 
-        The addresses are tried in the resolver's order, the families taking turns. The next attempt begins when one
-        fails, or when none has for 250 ms; those before it go on. When one succeeds the others are closed.
+        The addresses are tried in the resolver's order, alternating between IPv4 and IPv6. The next attempt starts when
+        one fails, or 250 ms after the last start; earlier attempts continue. When one succeeds, the others are closed.
 
-        :param host: a name, or an IP address.
-        :param port: 0 to 65535, or the name of a service if the resolver knows such.
-        :param af: ``AF_INET`` or ``AF_INET6`` for only these.
-        :param ssl_options: for TLS: a dict, {} for defaults that verify the certificate and its ``host``, or an
-            `ssl.SSLContext`; see :func:`iostreamsrv.certificates.client_context`. None: a plain connection.
-        :param max_buffer_size: most bytes the stream holds unread; default (None) 100 MiB, see `BaseIOStream`.
-        :param source_ip: the IP address of this host to connect from; those of another family are not connected to.
-            None: the kernel chooses.
+        :param host: a name or an IP address.
+        :param port: 0 to 65535, or the name of a service if the resolver supports names.
+        :param af: ``AF_INET`` or ``AF_INET6`` to use only addresses of that family; the default is both.
+        :param ssl_options: for TLS: a dict, where {} means defaults that verify the certificate and its ``host``, or an
+            `ssl.SSLContext`; see :func:`iostreamsrv.certificates.client_context`. None, the default: no TLS.
+        :param max_buffer_size: most unread bytes that the stream holds; default (None) 100 MiB, see `BaseIOStream`.
+        :param source_ip: the IP address of this host to connect from; addresses of another family are not tried. None:
+            the kernel chooses.
         :param source_port: the port to connect from, 0 to 65535; 0 or None: the kernel chooses.
-        :param timeout: seconds, or a `datetime.timedelta`, for all of it; None for no limit but the system's own. With
-            0 or less the time has passed already, as with Tornado: nothing is tried.
-        :returns: the stream, connected.
-        :raises OptionError: an argument that cannot be.
-        :raises ResolveError: the host has no address, or the port's name no number.
-        :raises StreamClosedError: all attempts failed. ``real_error`` is an `OSError` that says why for each address;
+        :param timeout: seconds or a `datetime.timedelta`, for the whole call; None: only the system's limits. With 0 or
+            less nothing is tried, and the call times out at once, as in Tornado.
+        :returns: the connected stream.
+        :raises OptionError: an argument is invalid.
+        :raises ResolveError: the host has no address, or the service name has no port.
+        :raises StreamClosedError: all attempts failed. ``real_error`` is an `OSError` with the reason for each address;
             its ``errno`` is that of the first attempt that failed.
-        :raises StreamTimeoutError: the ``timeout`` passed. The text says during what; nothing is left open.
+        :raises StreamTimeoutError: the ``timeout`` passed. The message names the step; nothing is left open.
         """
         _check_host(host, af)
         port = check_port("port", port)
@@ -120,7 +121,7 @@ class TCPClient:
                 return stream if context is None else await stream.start_tls(False, context, host, timeout=None)
         except TimeoutError:  # nothing else raises one
             assert seconds is not None
-            where = f"while resolving {host}" if race is None else f"while connecting to {race.under_way()}"
+            where = f"while resolving {host}" if race is None else f"while connecting to {race.pending()}"
             if stream is not None:
                 where = f"during TLS handshake with {show((host, port))}"
             raise StreamTimeoutError("connect", seconds, f"Timeout {where}") from None
@@ -130,7 +131,7 @@ class TCPClient:
             found = await self.resolver.resolve(host, port, family)  # type: ignore[arg-type]  # by name: some can
             if not found:
                 raise socket.gaierror(socket.EAI_NONAME, "it has no address")
-        except (OSError, UnicodeError) as error:  # the latter of a name that cannot be encoded
+        except (OSError, UnicodeError) as error:  # UnicodeError: the name has no encoding in IDNA
             number = getattr(error, "errno", None) or socket.EAI_FAIL
             raise ResolveError(number, f"cannot resolve {show((host, port))}: {_reason(error)}") from error
         return found
@@ -143,7 +144,7 @@ class TCPClient:
         source_ip: str | None = None,
         source_port: int | None = None,
     ) -> Attempt:
-        """Begin to connect to one address: the stream, and the future that tells when it is connected."""
+        """Start to connect to one address. Returns the stream, and the future of its ``connect``."""
         made: Any = socket.socket(af)
         try:
             if source_ip or source_port:
@@ -156,7 +157,11 @@ class TCPClient:
 
 
 class _Race:
-    """Attempts to connect to ``addresses``, begun by ``attempt(family, address)``; the first to succeed wins."""
+    """Connects to one of ``addresses``: the first attempt to succeed wins.
+
+    :param target: the host and port for error messages.
+    :param attempt: ``attempt(family, address)`` starts an attempt.
+    """
 
     def __init__(self, target: str, addresses: list[Address], attempt: Callable[[int, Any], Attempt]) -> None:
         self._target = target
@@ -170,9 +175,9 @@ class _Race:
         self._winner: Future[IOStream | None] = self._loop.create_future()
 
     async def winner(self) -> IOStream:
-        """The stream that was connected first. However this ends, no other one is open then.
+        """Run the race, and return the stream that was connected first. All others are closed, also after an error.
 
-        :raises StreamClosedError: there is none.
+        :raises StreamClosedError: all attempts failed.
         """
         winner = None
         try:
@@ -187,19 +192,19 @@ class _Race:
             raise self._error()
         return winner
 
-    def under_way(self) -> str:
-        """The addresses that have neither been connected to nor failed, for people."""
+    def pending(self) -> str:
+        """The addresses of the attempts in progress, as text."""
         return ", ".join(sorted(map(show, self._running.values())))
 
     def _begin_next(self) -> None:
-        """Begin the next attempt that can be begun. Where there is none and all have failed, the race is over."""
+        """Start the next attempt, and the timer for the one after it. The race ends if all attempts have failed."""
         self._stop_timer()
         while self._waiting:
             family, address = self._waiting.popleft()
             try:
                 stream, connected = self._attempt(family, address)
-            except Exception as error:  # whatever is wrong with this address, the next one may be better
-                self._note(address, error)
+            except Exception as error:  # the next address may still work
+                self._record_failure(address, error)
                 continue
             self._running[stream] = address
             connected.add_done_callback(partial(self._ended, stream))
@@ -215,7 +220,7 @@ class _Race:
         if error is None:
             self._winner.set_result(stream)
             return
-        self._note(self._running.pop(stream), error)
+        self._record_failure(self._running.pop(stream), error)
         stream.close()
         self._begin_next()
 
@@ -224,7 +229,7 @@ class _Race:
             self._timer.cancel()
             self._timer = None
 
-    def _note(self, address: Any, error: BaseException) -> None:
+    def _record_failure(self, address: Any, error: BaseException) -> None:
         shown = show(address)
         reason = _reason(error)
         self._reasons.append(reason if shown == self._target else f"{shown}: {reason}")
@@ -236,7 +241,7 @@ class _Race:
 
 
 def interleaved(addresses: list[Address]) -> list[Address]:
-    """The addresses in the order to try them in: the families take turns, each in the order that it has."""
+    """The addresses in the order in which to try them: alternating between families, else in the given order."""
     families: dict[int, list[Address]] = {}
     for address in addresses:
         families.setdefault(address[0], []).append(address)
@@ -244,12 +249,12 @@ def interleaved(addresses: list[Address]) -> list[Address]:
 
 
 def _bind(connection: socket.socket, ip: str | None, port: int) -> None:
-    """Choose the source of a connection; without ``ip`` its port only."""
+    """Bind the source address of a connection; without ``ip``, only its port."""
     shown = show((ip or "*", port))
     if ip is not None and _IP_VERSIONS.get(connection.family) != ipaddress.ip_address(ip).version:
         raise OSError(errno.EAFNOSUPPORT, f"the source {shown} is of another family")
     if port and os.name != "nt":
-        # Attempts that overlap have the same port, and so may connections of a moment ago.
+        # Overlapping attempts use the same port, and recent connections may have used it.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         connection.bind((ip or "", port))
@@ -272,7 +277,7 @@ def _check_source(ip: object, port: object) -> None:
         check_int("source_port", port, 0, 65535, hint=", or None")
     try:
         if ip is not None:
-            ipaddress.ip_address(ip if isinstance(ip, str) else "")  # it takes integers too
+            ipaddress.ip_address(ip if isinstance(ip, str) else "")  # which would also accept an integer
     except ValueError:
         raise OptionError("source_ip", ip, "must be an IP address, or None") from None
 
@@ -286,6 +291,6 @@ def _seconds(timeout: float | datetime.timedelta | None) -> float | None:
 
 
 def _reason(error: BaseException) -> str:
-    """Why, in words without a number."""
+    """The reason of an error as text, without its number."""
     cause = getattr(error, "real_error", None) or error
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

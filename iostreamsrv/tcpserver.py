@@ -1,40 +1,30 @@
 """The server you subclass."""
 
 import asyncio
-import contextlib
-import logging
 import socket
 import ssl
-import threading
 from asyncio import Future
 from collections.abc import Awaitable, Iterable
-from contextvars import Context
-from functools import cached_property, partial
+from functools import cached_property
 from types import EllipsisType
 from typing import Any, Literal, Self
 
 import tornado.tcpserver
-from tornado import process
 from tornado.ioloop import IOLoop
 
 from .certs.certificates import Certificates
 from .errors import CloseReason, OptionError
-from .events import Event, Events
+from .events import Event
 from .iostream import IOStream
 from .net.bind import BACKLOG, bind_sockets
-from .net.socketoptions import set_socket_options
-from .net.trusted_proxies import TrustedNetworks
 from .options import REPLACEABLE, ServerOptions, check_optional_timeout
-from .runtime.callables import check_function, is_overridden
+from .runtime.callables import is_overridden
 from .runtime.checks import is_int
 from .runtime.exports import names_of
-from .runtime.logs import application
-from .runtime.loops import current_loop, existing_loop
-from .server.connections import Clients
+from .server.base import ServerBase
+from .server.forking import fork_workers
 from .server.groups import Group, Slow, Streams
-from .server.handshake import Greeter
-from .server.listeners import Listeners
-from .server.shutdown import drain
+from .server.shutdown import cancel_all
 
 __all__ = ["Streams", "TCPServer"]
 
@@ -43,7 +33,7 @@ __getattr__, __dir__ = names_of(tornado.tcpserver, globals())
 SSLOptions = dict[str, Any] | ssl.SSLContext | Certificates | Literal[False] | None
 
 
-class TCPServer:
+class TCPServer(ServerBase):
     """A TCP server: subclass it and write :meth:`handle_stream`, or assign ``handle_stream`` on the instance. ::
 
         class Echo(TCPServer):
@@ -71,11 +61,11 @@ class TCPServer:
                 max_connections = 100
                 idle_timeout = 600
 
-        Keywords go before ``options``, and these before the class's.
-    :raises OptionError: an option cannot have this value.
+        Keywords take precedence over ``options``, and these over the class's.
+    :raises OptionError: an option is invalid.
     :raises TypeError: there is no such option; the nearest one is suggested.
 
-    :ivar events: who is told of what happens, see `Events`: ``server.events.subscribe(listener, "close")``.
+    :ivar events: the events of the server, see `Events`: ``server.events.subscribe(listener, "close")``.
     """
 
     def __init__(
@@ -92,44 +82,12 @@ class TCPServer:
             raise OptionError("io_loop", io_loop, "must be an IOLoop, or None")
         given = {"max_buffer_size": max_buffer_size, "read_chunk_size": read_chunk_size}
         keywords |= {name: value for name, value in given.items() if value is not None}
-        self._options = self._default_options(options).replaced(keywords)
-        self.ssl_options = ssl_options
-        networks = self.options.proxy_protocol
-        self._trusted = None if networks is None else TrustedNetworks(networks)
-        self._clients = Clients(
-            self,
-            self.options,
-            closes=partial(self._overrides, "handle_close"),
-            rejects=partial(self._overrides, "handle_reject"),
-            asks_nothing=self._asks_nothing,
-            may_end=self._may_end,
-            closes_in_order=self._closes_in_order,
-            may_block=self._may_block,
-            on_place=self._go_on,
-        )
-        self.events: Events = self._clients.events
-        self._listeners = Listeners(self._accepted, self._clients.permits, self.events)
-        self._greeter = self._make_greeter(ssl_options)
-        self._io_loop = io_loop
-        self._started = False
-        self._on_stop: asyncio.Event | None = None
-        self._ending: Future[None] | None = None  # a shutdown is under way; done when it is over
-        self._cancelled = False  # serve_forever() was, so that another cancel ends all at once
-        self._told_no_handler = False
-        if self._overrides("handle_stream"):
-            self._check_handler()
-
-    def _default_options(self, options: ServerOptions | None) -> ServerOptions:
-        if options is None:
-            return ServerOptions.of_class(type(self))
-        if not isinstance(options, ServerOptions):
-            raise OptionError("options", options, "must be a ServerOptions, or None")
-        return options
+        super().__init__(ssl_options, io_loop, self._default_options(options).replaced(keywords))
 
     # ---- what users override
 
     def handle_stream(self, stream: IOStream, address: Any) -> Awaitable[None] | None:
-        """Serve one client: to be overridden, by a coroutine or a plain function.
+        """Serve one client: override it with a coroutine or a plain function.
 
         When a coroutine returns, what it wrote is delivered and the stream closed (``close_on_return``). When it
         raises, the stream is closed, and the exception logged once with the client's address, unless the client
@@ -143,16 +101,16 @@ class TCPServer:
         raise NotImplementedError
 
     def handle_reject(self, stream: IOStream, address: Any) -> Awaitable[None] | None:
-        """Say goodbye to a client for whom there is no place: may be overridden, by a coroutine or a plain function. ::
+        """Tell a client that it is rejected: may be overridden, by a coroutine or a plain function. ::
 
             async def handle_reject(self, stream, address):
                 await stream.write(b"sorry, too many of us\\n")
 
-        Afterwards, or after 2 s, the stream is closed, reason ``rejected``. At most 64 are told at a time; others, and
-        all if this is not overridden, are closed without a word, and under TLS without a handshake.
+        Afterwards, or after 2 s, the stream is closed, reason ``rejected``. It runs for at most 64 clients at a time;
+        any others, and all if it is not overridden, are closed at once, under TLS without a handshake.
 
-        It is called with ``when_full="reject"``, for ``max_connections_per_ip``, and with ``when_full="evict"`` where
-        nobody can be evicted.
+        It is called with ``when_full="reject"``, for ``max_connections_per_ip``, and with ``when_full="evict"`` if no
+        client can be evicted.
 
         :param stream: the client; it does not count for ``max_connections``.
         :param address: its address, as for :meth:`handle_stream`.
@@ -160,14 +118,13 @@ class TCPServer:
         return None
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
-        """Learn of the end of a stream: may be overridden, by a coroutine or a plain function. ::
+        """Learn that a stream is closed: may be overridden, by a coroutine or a plain function. ::
 
             def handle_close(self, stream, reason):
                 print(f"{stream.remote_address} is gone: {reason}, {stream.buffered} bytes unread")
 
         It is called once for each stream that :meth:`handle_stream` was called with, when its descriptor has been
-        closed; a handler that was reading is about to learn of it. :meth:`shutdown` waits for it. What it raises is
-        logged.
+        closed; a handler that was reading is about to notice. :meth:`shutdown` waits for it. What it raises is logged.
 
         :param stream: the client. It is closed; ``data``, counters, addresses and unread bytes are still there.
         :param reason: why, as in ``stream.close_reason``.
@@ -182,15 +139,15 @@ class TCPServer:
         return self._options
 
     def replace_options(self, **changes: Any) -> None:
-        """Replace limits and timeouts while the server runs; all of them or, if one cannot be, none. ::
+        """Replace limits and timeouts while the server runs; all of them or, if one is invalid, none. ::
 
             server.replace_options(max_connections=500, idle_timeout=30)
 
-        Timeouts and limits of connections hold at once for all streams, sizes of buffers for those to come. Nobody is
+        Timeouts and limits of connections apply to all streams at once, buffer sizes to new streams. No stream is
         closed because ``max_connections`` has become smaller.
 
         :param changes: of `ServerOptions` those that are timeouts, sizes and numbers of connections.
-        :raises OptionError: an option cannot have this value, or not be replaced while the server runs.
+        :raises OptionError: an option is invalid, or cannot be replaced while the server runs.
         :raises TypeError: there is no such option.
         """
         options = self.options.replaced(changes)
@@ -220,14 +177,14 @@ class TCPServer:
         Parameters: `bind_sockets`, and:
 
         :param ssl_options: TLS options for these clients; None for those of the server, False for plain connections.
-        :raises OptionError: an argument cannot be.
+        :raises OptionError: an argument is invalid.
         :raises ListenError: the address does not resolve, or cannot be bound.
         :raises NotImplementedError: there is no ``handle_stream``.
         """
         self._need_handler()
-        greeter = self._greeter_for(ssl_options)
+        setup = self._listeners.setup_for(ssl_options, self.options)
         sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
-        self._accept_on([(each, greeter) for each in sockets])
+        self._accept_on([(each, setup) for each in sockets])
 
     def bind(
         self,
@@ -239,7 +196,7 @@ class TCPServer:
         reuse_port: bool = False,
         ssl_options: SSLOptions = None,
     ) -> None:
-        """Bind ``port`` and let clients queue until :meth:`start`; after it, the same as :meth:`listen`. ::
+        """Bind ``port``; clients wait in the backlog until :meth:`start`. After it, the same as :meth:`listen`. ::
 
             server.bind(8888)
             server.start()
@@ -247,12 +204,12 @@ class TCPServer:
         Parameters and errors are those of :meth:`listen`.
         """
         self._need_handler()
-        greeter = self._greeter_for(ssl_options)
+        setup = self._listeners.setup_for(ssl_options, self.options)
         sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
         if self._started:
-            self._accept_on([(each, greeter) for each in sockets])
+            self._accept_on([(each, setup) for each in sockets])
         else:
-            self._listeners.hold(sockets, greeter)
+            self._listeners.hold(sockets, setup)
 
     def start(self, num_processes: int | None = 1, max_restarts: int | None = None) -> None:
         """Accept on all that was bound. ::
@@ -261,13 +218,13 @@ class TCPServer:
             server.start(4)  # four processes go on from here
             iostreamsrv.run(server)
 
-        :param num_processes: 1 for this process; more to fork so many workers, which share the listeners; None or 0
-            for as many as there are cores. Each worker returns from here; the first process waits for them in here,
-            starts those anew that die, and exits when all have ended. Not on Windows.
+        :param num_processes: 1 for this process; more to fork that many workers, which share the listeners; None or 0
+            for one per core. Each worker returns from here; the first process waits for them in here, replaces those
+            that die, and exits when all have ended. Not on Windows.
         :param max_restarts: how many dead workers are replaced in all; None for Tornado's 100.
         :raises RuntimeError: started already; or to fork, where a loop exists (the workers would share its epoll) or
             from a thread that is not the main one.
-        :raises OptionError: a number that cannot be.
+        :raises OptionError: a number is invalid.
         """
         self._need_handler()
         if self._started:
@@ -277,27 +234,9 @@ class TCPServer:
         if max_restarts is not None and not is_int(max_restarts, 0):
             raise OptionError("max_restarts", max_restarts, "must be 0 or more, or None for 100")
         if num_processes != 1:
-            self._fork(num_processes, max_restarts)
+            fork_workers(num_processes, max_restarts, self.stop)
         self._started = True
         self._accept_on(self._listeners.take_held())
-
-    def _fork(self, num_processes: int | None, max_restarts: int | None) -> None:
-        """Return in each of the workers; the first process is in here until they have ended, and exits."""
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("start() with more than one process forks, which only the main thread may do")
-        if process.task_id() is not None:
-            raise RuntimeError("start() with more than one process forks, and this process is a worker: start(1) here")
-        loop = existing_loop()
-        if loop is not None:
-            raise RuntimeError(
-                f"start() with more than one process forks, and there is a loop already, which the workers would share:"
-                f" {loop}. Call bind() and start() before whatever makes it (listen(), a stream, asyncio.run())"
-            )
-        try:
-            process.fork_processes(num_processes, max_restarts)
-        except BaseException:  # SystemExit, as a rule; only the first process comes by
-            self.stop()
-            raise
 
     def add_sockets(self, sockets: Iterable[socket.socket], ssl_options: SSLOptions = None) -> None:
         """Accept on listening sockets that exist; they belong to the server and are closed by :meth:`stop`. ::
@@ -307,35 +246,15 @@ class TCPServer:
         :param ssl_options: TLS options for their clients; None for those of the server, False for plain connections.
         :raises OptionError: one is closed, is not listening, or was added before; none of them is added then.
         """
-        greeter = self._greeter_for(ssl_options)
-        self._accept_on([(listener, greeter) for listener in sockets])
-
-    def _accept_on(self, listeners: list[tuple[socket.socket, Greeter]]) -> None:
-        prepare = partial(set_socket_options, options=self.options)
-        self._clients.permits.listeners = len(self._listeners.addresses) + len(listeners)
-        self._clients.permits.count_places()
-        self._listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
-
-    def _make_greeter(self, ssl_options: SSLOptions) -> Greeter:
-        if ssl_options is None or ssl_options is False or isinstance(ssl_options, Certificates):
-            certificates = ssl_options or None
-        else:
-            options = self.options
-            certificates = Certificates(
-                ssl_options, strict_validity=options.strict_validity, allow_legacy_tls=options.allow_legacy_tls
-            )
-        clients = self._clients
-        return Greeter(certificates, self._trusted, clients.deadlines, clients.events, clients.known, clients.greeted)
-
-    def _greeter_for(self, ssl_options: SSLOptions) -> Greeter:
-        return self._greeter if ssl_options is None else self._make_greeter(ssl_options)
+        setup = self._listeners.setup_for(ssl_options, self.options)
+        self._accept_on([(listener, setup) for listener in sockets])
 
     def add_socket(self, socket: socket.socket, ssl_options: SSLOptions = None) -> None:
         """:meth:`add_sockets` for one."""
         self.add_sockets([socket], ssl_options)
 
     def suspend(self) -> None:
-        """Accept nobody until :meth:`resume`; clients wait in the kernel's queue, and open streams go on."""
+        """Accept no client until :meth:`resume`; clients wait in the backlog, and open streams go on."""
         self._listeners.suspend()
 
     def resume(self) -> None:
@@ -367,16 +286,16 @@ class TCPServer:
 
             asyncio.run(main())
 
-        Cancelled, it shuts down (:meth:`shutdown`), and returns when that is over; cancelled again, it ends all at
-        once. So Ctrl-C in the program above lets clients finish, and a second Ctrl-C does not wait for them.
+        If cancelled, it shuts down (:meth:`shutdown`) first; cancelled again, it closes everything at once. So Ctrl-C
+        in the program above lets clients finish, and a second Ctrl-C does not wait for them.
 
         :raises NotImplementedError: there is no ``handle_stream``.
-        :raises RuntimeError: nothing is listening, so it would wait for nothing for ever.
+        :raises RuntimeError: nothing is listening, so it would wait forever.
         """
         self._need_handler()
         if not self._listeners:
             raise RuntimeError("the server is not listening: call listen(), or bind() and start(), first")
-        self._clients.permits.count_places()
+        self._clients.limits.refresh_capacity()
         self._listeners.move_to(IOLoop.current())
         stopped = self._on_stop = self._on_stop or asyncio.Event()
         try:
@@ -386,7 +305,7 @@ class TCPServer:
         except asyncio.CancelledError:
             self._cancelled = True
             try:
-                if self._ending is None:  # else somebody has had enough of it
+                if self._ending is None:  # else it was called before, and is cut short
                     await self.shutdown()
             finally:
                 self._cancelled = False
@@ -399,65 +318,37 @@ class TCPServer:
 
             await server.shutdown(timeout=5)
 
-        Whoever waits in the kernel's queue is taken in, to be served when there is a place; then the listeners are
-        closed, and `IOStream.wait_draining` returns. Streams that merely wait in a read, with nothing received for it
-        and nothing queued, are closed, reason ``shutdown``: for ``drain_idle`` seconds (0.5) they may still send a
-        request, later on they are closed as soon as their handler reads again. Handlers that are at work may finish.
-        Clients that ask again at once do not keep the server: after those seconds a handler that has written since its
-        last read, and reads again, has answered. Its stream is closed in order, with what was written, and the read
-        raises `StreamClosedError`, reason ``shutdown``. A read in the middle of a request, for which nothing was
-        written yet, goes on. What is left at the timeout is cancelled, has a second for its last words and its client
-        another one to read them, and is closed, reason ``drain_timeout``: with a reset, if it has not taken all.
+        Connections in the accept backlog are accepted, and served as capacity allows; then the listeners are closed,
+        and `IOStream.wait_draining` returns. Streams that only wait in a read, with nothing received for it and nothing
+        queued, are closed, reason ``shutdown``: for ``drain_idle`` seconds (0.5) they may still send a request, later
+        they are closed as soon as their handler reads again. Handlers at work may finish. Clients that ask again at
+        once do not prolong it: after those seconds a handler that has written since its last read, and reads again, has
+        answered. Its stream is closed gracefully, and the read raises `StreamClosedError`, reason ``shutdown``. A read
+        in the middle of a request, for which nothing was written yet, goes on. A handler left at the timeout is
+        cancelled, has a second for its last words and its client another one to read them; then its stream is closed,
+        reason ``drain_timeout``: with a reset, if the client has not taken all.
 
         Its beginning is an event of the kind ``shutdown`` (an INFO line in the log), and so are clients that are cut
         off by the timeout (a WARNING).
 
-        It returns when all streams are closed and all handlers, :meth:`handle_close` too, have ended; called from some
-        of these it does not wait for those. Called again meanwhile it waits for the same end. A cancel ends all at
-        once. The server may listen again afterwards.
+        It returns when all streams are closed and all handlers, including :meth:`handle_close`, have ended; it does not
+        wait for a handler that called it. A second call waits for the same shutdown. If cancelled, it closes everything
+        at once. The server may listen again afterwards.
 
-        :param timeout: seconds; where it is not given ``drain_timeout`` of the options, 15. None for no limit.
+        :param timeout: seconds; default ``drain_timeout`` of the options, 15. None for no limit.
         :raises OptionError: not a number of seconds above 0.
         """
         seconds = self.options.drain_timeout if timeout is ... else check_optional_timeout("timeout", timeout)
-        asking = asyncio.current_task()
-        self._clients.asking.add(asking)
+        caller = asyncio.current_task()
+        self._clients.shutdown_callers.add(caller)
         try:
             await (self._shut_down(seconds) if self._ending is None else asyncio.shield(self._ending))
         finally:
-            self._clients.asking.discard(asking)
-
-    async def _shut_down(self, timeout: float | None) -> None:
-        self._ending = asyncio.get_running_loop().create_future()
-        clients = self._clients
-        clients.begin_draining()
-        try:
-            self._listeners.accept_queued()
-            self.stop()
-            self._tell_of_shutdown(timeout)
-            if not await drain(clients, self.options.drain_idle, timeout):
-                if count := clients.count():
-                    text = f"shutting down: {_clients(count)} not done within {timeout:g} s, and cut off"
-                    self.events.emit(Event("shutdown", text, logging.WARNING, reason=CloseReason.DRAIN_TIMEOUT))
-                await clients.end_all(self._greeters(), CloseReason.DRAIN_TIMEOUT, gently=True)
-        except asyncio.CancelledError:
-            self.stop()
-            await self.close_all_connections()
-            raise
-        finally:
-            clients.end_draining()
-            self._ending.set_result(None)
-            self._ending = None
-
-    def _tell_of_shutdown(self, timeout: float | None) -> None:
-        limit = "as long as they take" if timeout is None else f"up to {timeout:g} s"
-        hint = "; again to end at once" if self._cancelled else ""
-        text = f"shutting down: {_clients(self._clients.count())} may finish, {limit}{hint}"
-        self.events.emit(Event("shutdown", text, logging.INFO, reason=CloseReason.SHUTDOWN))
+            self._clients.shutdown_callers.discard(caller)
 
     @property
     def draining(self) -> bool:
-        """Whether :meth:`shutdown` is under way."""
+        """Whether :meth:`shutdown` is running."""
         return self._clients.draining
 
     async def __aenter__(self) -> Self:
@@ -471,27 +362,7 @@ class TCPServer:
 
         Listening goes on, unless :meth:`stop` was called before.
         """
-        await self._clients.end_all(self._greeters(), CloseReason.SHUTDOWN)
-
-    def _greeters(self) -> list[Greeter]:
-        return [self._greeter, *(self._listeners.greeters - {self._greeter})]
-
-    def _go_on(self) -> None:
-        self._listeners.go_on()
-
-    def _asks_nothing(self, stream: IOStream) -> bool:
-        """Whether a stream merely waits for its client to begin with a request, as far as bytes tell."""
-        return stream.is_waiting()
-
-    def _may_end(self, stream: IOStream) -> bool:
-        """Whether a shutdown may close a stream whose handler has answered, as far as bytes tell, and reads again."""
-        return True
-
-    _may_block = True
-    """Whether what users write runs in the loop, and so may block it."""
-
-    _closes_in_order = False
-    """Whether ``close()`` of a client's stream is to do what ``aclose()`` does."""
+        await cancel_all(self._clients, CloseReason.SHUTDOWN)
 
     # ---- what there is
 
@@ -509,7 +380,7 @@ class TCPServer:
         return Streams(self._clients.open)
 
     def group(self, name: object) -> Group:
-        """The group of streams with this name, made when it is first asked for. ::
+        """The group of streams with this name; it need not be created. ::
 
             server.group("lobby").join(stream)
 
@@ -524,14 +395,14 @@ class TCPServer:
 
             server.broadcast(b"somebody came in\\n", exclude=stream)
 
-        All streams share one copy of it. It need not be awaited, but with ``slow="wait"``, and then before the next
-        one: it may be overtaken by what is written meanwhile.
+        All streams share one copy of it. Await it with ``slow="wait"``, before the next one: other writes may overtake
+        it. Otherwise it need not be awaited.
 
         :param exclude: a stream, or several, to leave out.
-        :param slow: what becomes of a stream whose queue (``max_write_buffer_size``) has no room for it: "drop": it
-            misses this one; "kick": it is closed, reason ``kicked``; "wait": it gets it as soon as there is room.
-        :returns: a future of how many streams took it; done at once, or, where some are waited for, when those have
-            taken it or are closed.
+        :param slow: for a stream whose queue (``max_write_buffer_size``) has no room: "drop": it misses this message;
+            "kick": it is closed, reason ``kicked``; "wait": it gets the message as soon as there is room.
+        :returns: a future of how many streams took it; done at once, or with "wait" when the slow streams have taken it
+            or are closed.
         :raises OptionError: ``slow`` is none of these.
         """
         return self._clients.groups.broadcast(self._clients.open.values(), data, exclude, slow)
@@ -559,60 +430,28 @@ class TCPServer:
     def read_chunk_size(self, value: int | None) -> None:
         self.replace_options(read_chunk_size=value)
 
-    # ---- the handler
-
     def _overrides(self, name: str) -> bool:
-        """Whether there is a method of the user's with this name, in a subclass or on the instance."""
         return is_overridden(self, TCPServer, name)
-
-    def _need_handler(self) -> None:
-        if not self._overrides("handle_stream"):
-            raise NotImplementedError(
-                f"{type(self).__name__} has no handle_stream(stream, address): override it, or assign it on the server"
-            )
-        self._check_handler()
-
-    def _check_handler(self) -> None:
-        check_function("handle_stream", self.handle_stream, ("stream", "address"))
 
     # ---- certificates
 
     @property
     def certificates(self) -> list[Certificates]:
-        """The certificates of the server and of its listeners; none, if all of it is plain."""
-        certificates = [greeter.certificates for greeter in self._greeters() if greeter.certificates is not None]
+        """The certificates of the server and of its listeners; empty without TLS."""
+        certificates = [setup.certificates for setup in self._listeners.setups if setup.certificates is not None]
         return list(dict.fromkeys(certificates))
 
     def reload_certificates(self) -> bool:
-        """Read all certificate files anew, for the connections to come; those there are keep what they have.
+        """Reload all certificate files, for new connections; open ones keep what they have.
 
-        What cannot be used, because it is half written, unreadable or does not fit together, is left as it was, with an
-        error in the log. So is an `ssl.SSLContext` that was given, whose files are not known, with a warning. Each of
-        the `Certificates` gives an event, "reload". `run` does this on SIGHUP, and reads the files in another thread
-        beforehand; here they are read at once.
+        Certificates that cannot be used, because a file is unreadable, incomplete or does not match its key, stay as
+        they were, with an error in the log; so does an `ssl.SSLContext`, whose files are not known, with a warning.
+        Each of the `Certificates` emits an event, "reload". `run` does this on SIGHUP, and reads the files in another
+        thread; here they are read at once.
 
-        :returns: whether all of it was read and is in use.
+        :returns: whether all were reloaded.
         """
-        outcomes = [certificates.renew() for certificates in self.certificates]  # all, also if one cannot be
+        outcomes = [certificates.renew() for certificates in self.certificates]  # all, even if one fails
         for outcome in outcomes:
             self.events.emit(Event("reload", outcome.text, outcome.level, error=outcome.error))
         return all(outcome.done for outcome in outcomes)
-
-    # ---- clients
-
-    def _accepted(self, greeter: Greeter, context: Context, connection: socket.socket, address: Any) -> None:
-        if self._overrides("handle_stream"):
-            self._clients.accepted(greeter, context, connection, address)
-        else:
-            self._refuse_unhandled(connection)
-
-    def _refuse_unhandled(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            connection.close()
-        if not self._told_no_handler:
-            self._told_no_handler = True
-            application.error("%s has no handle_stream: its clients are closed", type(self).__name__)
-
-
-def _clients(count: int) -> str:
-    return "1 client" if count == 1 else f"{count} clients"

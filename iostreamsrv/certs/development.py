@@ -54,7 +54,7 @@ class KeyPair:
 
 
 def _replace(path: Path, data: bytes, mode: int) -> None:
-    """Write a file as a whole: whoever reads it gets the old one or the new one."""
+    """Write a file atomically: readers get either the old content or the new one."""
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     new.touch(mode, exist_ok=False)

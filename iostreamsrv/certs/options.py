@@ -108,7 +108,7 @@ def _is_protocol(value: object) -> bool:
 
 def _version(value: Any, option: str) -> Any:
     if value not in (ssl.PROTOCOL_TLS, ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
-        raise CertificateError(option, value, "cannot be chosen here: give an ssl.SSLContext")
+        raise CertificateError(option, value, "cannot be set here: pass an ssl.SSLContext")
     return value
 
 

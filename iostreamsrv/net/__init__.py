@@ -1,1 +1,1 @@
-"""Sockets that listen, and what the kernel is told of them."""
+"""Sockets that listen, and the kernel options of connections."""

@@ -1,4 +1,4 @@
-"""The accept loop of one listener."""
+"""The accept loop of one listener, and `add_accept_handler`."""
 
 import contextlib
 import errno
@@ -14,29 +14,27 @@ from typing import Any
 from tornado.ioloop import IOLoop
 
 from ..errors import OptionError
-from ..events import WITHOUT_SERVER, Event, Events
+from ..events import UNOWNED_EVENTS, Event, Events
 from ..runtime.clock import clock_of
 from ..runtime.exports import set_module
 from ..runtime.loops import asyncio_loop, current_loop
 
 ACCEPTS_PER_TURN = 16
-"""Connections taken before the loop has its turn: enough to work off a rush, few enough for those who are in
-already.
+"""Connections accepted per event: enough for a rush, and few enough not to delay existing clients."""
+
+BACKOFF_FIRST = 0.1
+BACKOFF_LONGEST = 1.0
+"""Seconds to pause accepting when descriptors or memory ran out, doubled from first to longest until one accept
+succeeds. The listener stays readable meanwhile, so trying again at once would spin. (Ranch and Go's net/http back off
+likewise.)
 """
 
-PAUSE_FIRST = 0.1
-PAUSE_LONGEST = 1.0
-"""Seconds not to accept for when descriptors or memory ran out, doubled from first to longest until one accept
-succeeds. A listener stays readable meanwhile: whoever just tries again spins (Ranch and Go's net/http pause
-likewise).
-"""
+LOG_INTERVAL = 10.0
+"""Seconds between two log lines about it."""
 
-QUIET = 10.0
-"""Seconds in which that is logged once."""
-
-# What accept(2) can fail with, but for a BlockingIOError, in four kinds:
-# The client left the queue before its turn, or its network failed; accept(2) of Linux passes such errors on, and says
-# to go on.
+# The errors of accept(2), except BlockingIOError, in four kinds.
+# The client left the queue before its turn, or its network failed. (accept(2) on Linux reports such errors, and its
+# manual page says to try again.)
 CLIENT_GONE = frozenset(
     {
         errno.ECONNABORTED,
@@ -54,24 +52,24 @@ CLIENT_GONE = frozenset(
 )
 INTERRUPTED = frozenset({errno.EINTR, errno.EPERM})  # EPERM: a firewall rule forbade this one connection
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-LISTENER_GONE = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})  # somebody closed it behind our back
+LISTENER_GONE = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})  # it was closed elsewhere
 
 
-QUEUE_MOST = 4096
-"""Most connections that a listener's queue is taken to hold: Linux' ``somaxconn``."""
+MAX_BACKLOG = 4096
+"""Most connections that are accepted from the kernel's queue at once: Linux' default ``somaxconn``."""
 
 
 class Acceptor:
-    """Accepts what comes to ``listener`` while a loop runs, and hands it to ``accepted(connection, address)``.
+    """Accepts the connections of ``listener`` in a loop, and calls ``accepted(connection, address)`` for each.
 
-    It does so in the context in which it was made, whoever has it start, pause and resume.
+    The calls run in the context in which the acceptor was made, whichever code starts, pauses or resumes it.
 
-    :param prepare: sets a socket's options. It is called for the listener, from which connections inherit them, and
-        for each of those that do not: which were waiting before, or are no TCP connections.
-    :param has_place: whether there is a place for one more; if there is none, nothing is accepted before
-        :meth:`resume`, and clients wait in the kernel's queue.
-    :param one_waits: is called when one waits there for a place; it may make room.
-    :param events: who is told when descriptors run out.
+    :param prepare: sets a socket's options. It is called for the listener, from which TCP connections inherit them, and
+        for each connection that does not: one that was queued before, or of a Unix socket.
+    :param may_accept: whether one more connection may be accepted. If not, nothing is accepted before :meth:`resume`,
+        and clients wait in the kernel's queue.
+    :param on_waiting: is called when a client has to wait there; it may make room.
+    :param events: gets an event when descriptors run out.
     """
 
     def __init__(
@@ -79,9 +77,9 @@ class Acceptor:
         listener: socket.socket,
         accepted: Callable[[socket.socket, Any], None],
         prepare: Callable[[socket.socket], None] | None = None,
-        has_place: Callable[[], bool] = lambda: True,
-        one_waits: Callable[[], None] = lambda: None,
-        events: Events = WITHOUT_SERVER,
+        may_accept: Callable[[], bool] = lambda: True,
+        on_waiting: Callable[[], None] = lambda: None,
+        events: Events = UNOWNED_EVENTS,
     ) -> None:
         listener.setblocking(False)
         if prepare is not None:
@@ -89,22 +87,22 @@ class Acceptor:
         self.listener = listener
         self._accepted = accepted
         self._prepare = prepare
-        self._passes_options_on = listener.family in (socket.AF_INET, socket.AF_INET6)
-        self._has_place = has_place
-        self._one_waits = one_waits
+        self._passes_on_options = listener.family in (socket.AF_INET, socket.AF_INET6)
+        self._may_accept = may_accept
+        self._on_waiting = on_waiting
         self._events = events
         self._context = copy_context()
         self._io_loop: IOLoop | None = None
         self._fd = listener.fileno()
         self._watching = False
         self._timer: TimerHandle | None = None
-        self._pause = PAUSE_FIRST
-        self._quiet_until = 0.0
-        self._reserve = -1  # a descriptor to give up for a client who is to be told that there is none
-        self._process = os.getpid()  # in which it began to watch
+        self._backoff = BACKOFF_FIRST
+        self._log_again_at = 0.0
+        self._reserve = -1  # a spare descriptor, to accept and close a client when there is no other
+        self._process = os.getpid()  # the process that registered the listener
 
     def start(self, io_loop: IOLoop) -> None:
-        """Accept on ``io_loop``, and no longer on the loop before."""
+        """Accept on ``io_loop``, and no longer on the previous loop."""
         if self._io_loop is io_loop:
             return
         self.stop()
@@ -133,58 +131,62 @@ class Acceptor:
         inherited, self._watching = self._inherited, False
         if self._io_loop is None or asyncio_loop(self._io_loop).is_closed():
             return
-        if inherited:  # the loop forgets the listener, but not its epoll, which is the parent's as well
+        if inherited:  # remove it from the loop, but not from the epoll, which the parent shares
             self._io_loop.handlers.pop(self._fd, None)  # type: ignore[attr-defined]
         else:
             self._io_loop.remove_handler(self._fd)
 
     @property
     def _inherited(self) -> bool:
-        """Whether this is a forked child, and its parent accepts by the same epoll."""
+        """Whether this is a forked child whose parent accepts through the same epoll."""
         return self._watching and os.getpid() != self._process
 
     def resume(self) -> None:
-        """Accept again. Nothing, if it does, or was stopped."""
+        """Accept again. Does nothing if it is accepting, or was stopped."""
         if self._io_loop is not None and not self._watching and self._timer is None:
             self._watching, self._process = True, os.getpid()
             self._context.run(self._io_loop.add_handler, self.listener, self._on_ready, IOLoop.READ)
 
     def accept_queued(self) -> None:
-        """Accept all that waits in the kernel's queue, whether there are places or not. Nothing in a forked child,
-        whose parent goes on accepting."""
+        """Accept all connections in the kernel's queue, without asking ``may_accept``. Does nothing in a forked child,
+        whose parent is still accepting.
+        """
         if self._inherited:
             return
         self._context.copy().run(self._accept_all)
 
     def _accept_all(self) -> None:
-        for _ in range(QUEUE_MOST):
+        for _ in range(MAX_BACKLOG):
             if self._io_loop is None or not self._accept():
                 return
 
     def _on_ready(self, _listener: object, _events: int) -> None:
-        if not self._has_place():
-            self._one_waits()
-            if not self._watching or not self._has_place():
+        if not self._may_accept():
+            self._on_waiting()
+            if not self._watching or not self._may_accept():
                 return self.pause()
         for _ in range(ACCEPTS_PER_TURN):
             if not self._accept():
                 return
-            # The last client may have had it paused. Without a place, whether one waits is for the next event to say.
-            if not self._watching or not self._has_place():
+            # The callback may have paused it. Without capacity, the next event tells whether another client waits.
+            if not self._watching or not self._may_accept():
                 return
 
     def _accept(self) -> bool:
-        """Accept one; whether another one may be there."""
+        """Accept one connection.
+
+        :returns: whether there may be another one.
+        """
         try:
             connection, address = self.listener.accept()
         except BlockingIOError:
-            if self._passes_options_on:
-                self._prepare = None  # connections from now on have the listener's options
+            if self._passes_on_options:
+                self._prepare = None  # the queue is empty: later connections inherit the listener's options
             return False
         except OSError as error:
             return self._failed(error)
-        self._pause = PAUSE_FIRST
-        if self._reserve < 0:  # there was none to be had before
+        self._backoff = BACKOFF_FIRST
+        if self._reserve < 0:  # there was no descriptor for it before
             self._take_reserve()
         if self._prepare is not None:
             with contextlib.suppress(OSError):  # the client may be gone
@@ -196,7 +198,7 @@ class Acceptor:
         if error.errno in CLIENT_GONE or error.errno in INTERRUPTED:
             return True
         if error.errno in EXHAUSTED:
-            self._rest(error)
+            self._back_off(error)
         elif error.errno in LISTENER_GONE:
             self.stop()
         else:
@@ -205,25 +207,25 @@ class Acceptor:
 
     # ---- out of descriptors
 
-    def _rest(self, error: OSError) -> None:
+    def _back_off(self, error: OSError) -> None:
         assert self._io_loop is not None
         loop = asyncio_loop(self._io_loop)
         now = clock_of(loop)()
-        if now >= self._quiet_until:
-            self._quiet_until = now + QUIET
+        if now >= self._log_again_at:
+            self._log_again_at = now + LOG_INTERVAL
             self._events.emit(Event("limit", f"accepting is paused: {error}", logging.ERROR, error=error))
-        if self._pause >= PAUSE_LONGEST:
-            self._shed()
+        if self._backoff >= BACKOFF_LONGEST:
+            self._drop_oldest_waiting()
         self.pause()
-        self._timer = loop.call_later(self._pause, self._go_on, context=Context())
-        self._pause = min(self._pause * 2, PAUSE_LONGEST)
+        self._timer = loop.call_later(self._backoff, self._end_backoff, context=Context())
+        self._backoff = min(self._backoff * 2, BACKOFF_LONGEST)
 
-    def _go_on(self) -> None:
+    def _end_backoff(self) -> None:
         self._timer = None
         self.resume()
 
-    def _shed(self) -> None:
-        """Close the client that has waited longest, by means of the reserve: better it learns that than waits on."""
+    def _drop_oldest_waiting(self) -> None:
+        """Close the client that has waited longest, using the spare descriptor: better than a wait in vain."""
         if self._reserve < 0:
             return
         self._drop_reserve()

@@ -1,1 +1,1 @@
-"""What the process gives: the clock, the log, context variables, addresses as text, the limit of descriptors."""
+"""What the process gives: loops, signals, clocks, logs, contexts, the limit of descriptors. Checks of arguments."""

@@ -1,4 +1,4 @@
-"""Addresses: checked when they come in, and shown to people."""
+"""Addresses: checked as arguments, and formatted for people."""
 
 import os
 from typing import Any
@@ -11,10 +11,10 @@ from .text import printable
 def check_port(name: str, port: int | str) -> int | str:
     """A port: an int from 0 to 65535, or the name of a service.
 
-    :raises OptionError: anything else.
+    :raises OptionError: if it is anything else.
     """
     if isinstance(port, str):
-        # Numbers are taken apart here: getaddrinfo has 70000 for 4464, and "+70000" as well.
+        # Numbers are parsed here: getaddrinfo takes 70000 for 4464, and accepts "+70000" as well.
         if port.isascii() and port.isdigit():
             if len(port) < 10 and int(port) <= 65535:
                 return int(port)
@@ -26,11 +26,11 @@ def check_port(name: str, port: int | str) -> int | str:
 
 
 def check_host(name: str, host: str | None) -> str | None:
-    """An IP address or a host name; None for all interfaces, which "" and "*" stand for, too.
+    """An IP address or a host name; None, "" or "*" for all interfaces.
 
-    :raises OptionError: anything else.
+    :raises OptionError: if it is anything else.
     """
-    # getaddrinfo would take what is before a zero byte.
+    # getaddrinfo would ignore all after a zero byte.
     if host is not None and (not isinstance(host, str) or "\0" in host):
         raise OptionError(name, host, "must be an IP address or a host name, or None for all interfaces")
     return None if host in ("", "*") else host

@@ -1,16 +1,16 @@
 """The time. No other module reads a clock by itself.
 
-**The loop decides.** Timers, `asyncio.timeout` and `asyncio.sleep` go by ``loop.time()``, so timeouts and deadlines of
-this package do as well. A loop whose class or instance has a ``time`` of its own (a simulation, a clock that a test
-moves) is asked for it. So two loops in one process may have different clocks, and none is patched globally.
+**The loop decides.** Timers, `asyncio.timeout` and `asyncio.sleep` use ``loop.time()``, as do timeouts and deadlines of
+this package. A loop whose class or instance overrides ``time`` (a simulation, the clock of a test) is asked. So two
+loops in one process may have different clocks, and nothing is patched globally.
 
-**Real loops are not asked.** ``time()`` of asyncio's loops is a Python function round `time.monotonic`, and uvloop's is
-the same clock in whole milliseconds. For these :func:`clock_of` gives `time.monotonic` itself: it is called for each
-dispatch.
+**Real loops are not asked.** ``time()`` of asyncio's loops is a Python function that calls `time.monotonic`, and
+uvloop's is the same clock in whole milliseconds. For these :func:`clock_of` returns `time.monotonic` itself, because
+each dispatch calls it.
 
-**Dates** (of events, of expiry) are those of ``loop.wall_time()`` where the loop has such a method; asyncio knows none.
+**Dates** (of events, of expiry) come from ``loop.wall_time()`` if the loop has such a method; asyncio's have none.
 
-**Real time** remains the subject where threads, the kernel or other processes wait: there ``real_time`` is used.
+**Real time** is used where threads, the kernel or other processes wait: ``real_time``.
 """
 
 import asyncio
@@ -18,18 +18,18 @@ import time
 from collections.abc import Callable
 
 Clock = Callable[[], float]
-"""Gives the time in seconds; see `time.monotonic`."""
+"""Returns the time in seconds; see `time.monotonic`."""
 
 real_time = time.monotonic
 real_wall_time = time.time
 cpu_time = time.process_time
 
 REAL_LOOPS = ("uvloop", "winloop")
-"""Packages whose loops go by the real clock. They show ``time`` as a method that is theirs."""
+"""Packages whose loops use the real clock, although they override ``time``."""
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Clock:
-    """The function that gives the time of ``loop``, in seconds as its timers count them."""
+    """The function that returns the time of ``loop``, in the seconds of its timers."""
     if "time" in getattr(loop, "__dict__", ()):
         return loop.time
     definer = next((base for base in type(loop).__mro__ if "time" in vars(base)), None)
@@ -39,7 +39,7 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Clock:
 
 
 def wall_clock_of(loop: asyncio.AbstractEventLoop) -> Clock:
-    """The function that gives the date in ``loop``, in seconds as `time.time` counts them."""
+    """The function that returns the date in ``loop``, in seconds of `time.time`."""
     clock: Clock = getattr(loop, "wall_time", real_wall_time)
     return clock
 

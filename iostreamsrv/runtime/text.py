@@ -1,14 +1,14 @@
-"""Text for people: what others have named in it is made harmless, in this one place.
+"""Text for people, in which everything that a peer chose is made harmless.
 
-A peer chooses the name of its Unix socket, the source in a PROXY header, and bytes that errors and messages repeat.
-With a newline in it a name could pretend to be a line of the log, with an escape sequence change what a terminal
-shows, and with a byte that is no UTF-8 fail to be written at all.
+A peer chooses the name of its Unix socket, the source in a PROXY header, and the bytes that errors and messages quote.
+With a newline it could forge a line of the log, with an escape sequence change what a terminal shows, and with a byte
+that is not UTF-8 prevent the line from being written.
 """
 
 
 def printable(text: str) -> str:
-    r"""``text`` on one line, with what cannot be printed as an escape: ``\n``, ``\x1b``, ``\u2028``; a byte that is no
-    UTF-8, which `os.fsdecode` makes a surrogate of, is ``\xff`` again.
+    r"""``text`` on one line, with unprintable characters escaped: ``\n``, ``\x1b``, ``\u2028``. A byte that is not
+    UTF-8, which `os.fsdecode` decodes to a surrogate, becomes ``\xff`` again.
     """
     return text if text.isprintable() else "".join(map(_shown, text))
 

@@ -1,28 +1,28 @@
-"""The two buffers of a stream: what came in and was not read, what was written and has not left.
+"""The two buffers of a stream: received data that was not read, and written data that was not sent.
 
-Both are written for the common case in which they are empty: a chunk that arrives at an empty :class:`ReadBuffer`
-is kept as it is, and leaves as it is when one read takes all of it, so a request that comes in one packet is never
-copied. Only what is left over when more arrives is joined into a ``bytearray``.
+Both are optimised for the common case in which they are empty. A chunk that arrives at an empty :class:`ReadBuffer` is
+stored without a copy, and returned without a copy if one read takes all of it. So a request that arrives in one packet
+is never copied. Only if unread data is left when more arrives, both are joined into a ``bytearray``.
 """
 
 from collections import deque
 from re import Pattern
 
-# Pieces are joined up to this size when they leave, so that many small writes are one send; above it a copy costs more
-# than the extra system call.
+# Before a send, pieces are joined up to this size, so that many small writes become one send. Above it, a copy costs
+# more than another system call.
 SMALL_WRITE = 65536
 
 BY_REFERENCE = 64
-"""``bytes`` of this size or more are kept by reference, so that all streams to which the same bytes are written share
-them. Smaller ones are copied: a reference costs more."""
+"""``bytes`` of this size or more are kept by reference, so that streams to which the same object is written share it.
+Smaller ones are copied, because a reference costs more."""
 
 PIECE_SIZE = 64
-"""Bytes that a piece takes beside its own: the header of a ``bytes``, what the allocator rounds up, a place in the
-queue."""
+"""Bytes of memory that a piece takes in addition to its data: the header of a ``bytes``, the allocator's rounding, an
+entry in the queue."""
 
 
 class Region:
-    """Bytes that are elsewhere and wait to be sent: a part of a file.
+    """A part of a file that is to be sent.
 
     :ivar left: how many bytes are still to be sent.
     """
@@ -32,16 +32,17 @@ class Region:
     left: int
 
     def advance(self, count: int) -> None:
-        """The next ``count`` bytes have left."""
+        """Record that the next ``count`` bytes were sent."""
         raise NotImplementedError
 
 
 class ReadBuffer:
     """Bytes that were received and not yet read.
 
-    It never searches a byte twice for the same delimiter: how far a fruitless search came is kept until the next.
+    No byte is searched twice for the same delimiter: the next search starts where the last one ended. A delimiter is
+    recognised by identity, which works because `ReadUntil.of` caches the reads.
 
-    :ivar size: how many bytes there are.
+    :ivar size: the number of bytes.
     """
 
     __slots__ = ("_data", "_needle", "_searched", "_start", "size")
@@ -54,7 +55,7 @@ class ReadBuffer:
         self._searched = 0
 
     def feed(self, chunk: bytes) -> None:
-        """Append what arrived."""
+        """Append received data."""
         if not self.size:
             self._data = chunk
             self._start = 0
@@ -63,13 +64,13 @@ class ReadBuffer:
             data = self.contents()
             try:
                 data += chunk
-            except BufferError:  # somebody kept a memoryview of what contents() gave them: leave that one to them
+            except BufferError:  # a caller of contents() kept a memoryview: leave that object unchanged
                 self._data = data = bytearray(data)
                 data += chunk
         self.size += len(chunk)
 
     def take(self, count: int) -> bytes:
-        """Remove and return the first ``count`` bytes; there must be so many."""
+        """Remove and return the first ``count`` bytes, which must be there."""
         data = self._data
         start = self._start
         end = start + count
@@ -85,9 +86,9 @@ class ReadBuffer:
         return taken
 
     def take_until(self, needle: bytes, limit: int | None) -> bytes | None:
-        """Remove and return all up to and including ``needle``, or return None where there is none yet.
+        """Remove and return everything up to and including ``needle``; return None if it is not there yet.
 
-        :raises OverflowError: the first ``limit`` bytes don't have it.
+        :raises OverflowError: ``needle`` does not end within the first ``limit`` bytes.
         """
         data = self._data
         start = self._start
@@ -97,19 +98,19 @@ class ReadBuffer:
         if limit is not None and count > limit:
             raise OverflowError
         if found < 0:
-            # The needle may have begun in the last bytes.
+            # The last bytes may be the beginning of the needle.
             self._needle = needle
             self._searched = start + max(0, self.size - len(needle) + 1)
             return None
         return self.take(count)
 
     def search(self, pattern: Pattern[bytes], limit: int) -> int:
-        """How many bytes there are up to the end of the first match within ``limit`` bytes, or -1."""
+        """Search the first ``limit`` bytes; return the end of the first match, or -1."""
         match = pattern.search(self.contents(), 0, limit)
         return match.end() if match else -1
 
     def contents(self) -> bytearray:
-        """All there is, as the buffer itself: to look at, not to keep or change."""
+        """All bytes, as the buffer object itself. Must be neither kept nor changed."""
         data = self._data
         start = self._start
         if type(data) is not bytearray:
@@ -125,21 +126,21 @@ class ReadBuffer:
         return data
 
     def unread(self, taken: bytes) -> None:
-        """Put back in front what a read took and could not deliver."""
+        """Put back at the front the bytes that a read took and did not deliver."""
         if taken:
             self._data = bytearray(taken) + self.contents()
             self.size += len(taken)
             self._needle = None
 
     def truncate(self, count: int) -> None:
-        """Forget everything after the first ``count`` bytes."""
+        """Drop everything after the first ``count`` bytes."""
         if count < self.size:
             self._data = self.contents()[:count]
             self.size = count
             self._needle = None
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop everything."""
         self._data = b""
         self._start = 0
         self.size = 0
@@ -147,14 +148,14 @@ class ReadBuffer:
 
 
 class WriteBuffer:
-    """Bytes that were written and have not left, in pieces.
+    """Bytes that were written and not yet sent, in pieces.
 
-    ``bytes`` are kept by reference, but for the smallest; what the caller could change afterwards is copied. Small
-    pieces are joined when they leave, and not before, as streams share them. A part of a file is a piece, too.
+    ``bytes`` are kept by reference, except very small ones; objects that the caller could change are copied. Small
+    pieces are joined only when they are sent, because streams share them. A part of a file is also a piece.
 
-    :ivar size: how many bytes there are.
-    :ivar in_files: how many of them are in files, and not in memory.
-    :ivar files: how many parts of files there are.
+    :ivar size: the number of bytes.
+    :ivar in_files: how many of them are in files, not in memory.
+    :ivar files: the number of parts of files.
     """
 
     __slots__ = ("_offset", "_pieces", "files", "in_files", "size")
@@ -168,11 +169,11 @@ class WriteBuffer:
 
     @property
     def overhead(self) -> int:
-        """Bytes of memory that the pieces take beside their own."""
+        """Bytes of memory that the pieces take in addition to their data."""
         return PIECE_SIZE * len(self._pieces)
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
-        """Queue ``data``; it is the caller's again as soon as this returns."""
+        """Queue ``data``. The caller may change it afterwards."""
         count = len(data)
         if not count:
             return
@@ -183,7 +184,7 @@ class WriteBuffer:
             if count < BY_REFERENCE and len(last) < SMALL_WRITE:
                 last += data
                 return
-            pieces[-1] = bytes(last)  # a bytearray that grew has up to an eighth in reserve
+            pieces[-1] = bytes(last)  # a bytearray that has grown may hold an eighth more memory than it needs
         if count < BY_REFERENCE:
             pieces.append(bytearray(data))
         elif type(data) is bytes or (count >= SMALL_WRITE and type(data) is memoryview and type(data.obj) is bytes):
@@ -199,15 +200,15 @@ class WriteBuffer:
         self._pieces.append(region)
 
     def peek(self) -> memoryview | Region:
-        """What is to leave next. A view must be released before the buffer is touched again."""
+        """The next piece to send. Release a view before the next call of the buffer."""
         if not self._offset and len(self._pieces) > 1:
             self._join()
         first = self._pieces[0]
         return first if isinstance(first, Region) else memoryview(first)[self._offset :]
 
     def _join(self) -> None:
-        """Make one piece of the first ones, as far as they are small. (Not of one that has begun to leave: so no byte
-        is copied twice.)"""
+        """Join the first pieces, as far as they are small, into one. (Not one that was sent in part: so no byte is
+        copied twice.)"""
         pieces = self._pieces
         size = 0
         joined: list[bytes | bytearray | memoryview] = []
@@ -222,7 +223,7 @@ class WriteBuffer:
             pieces.appendleft(joined[0] if len(joined) == 1 else b"".join(joined))
 
     def advance(self, count: int) -> None:
-        """Forget the first ``count`` bytes, which must be within what :meth:`peek` gave: they have left."""
+        """Drop the first ``count`` bytes, which were sent. They must be part of what :meth:`peek` returned."""
         first = self._pieces[0]
         self.size -= count
         if isinstance(first, Region):
@@ -238,7 +239,7 @@ class WriteBuffer:
             self._offset = 0
 
     def skip_file(self) -> int:
-        """Forget the part of a file that is first: the file has become shorter. How many bytes that makes less."""
+        """Drop the first piece, a part of a file that has become shorter. Returns how many bytes were dropped."""
         region = self._pieces.popleft()
         assert isinstance(region, Region)
         self.size -= region.left
@@ -247,7 +248,7 @@ class WriteBuffer:
         return region.left
 
     def truncate(self, count: int) -> None:
-        """Forget everything after the first ``count`` bytes, and each file that does not end before."""
+        """Drop everything after the first ``count`` bytes, and every part of a file that does not end before that."""
         while self.size > count:
             last = self._pieces.pop()
             if isinstance(last, Region):

@@ -1,9 +1,9 @@
-"""The PROXY protocol's header: what a proxy says, before the client's first byte, of the client it speaks for.
+"""The header of the PROXY protocol, with which a proxy reports the addresses of its client before the client's data.
 
-Version 1 is a line of text, version 2 is binary: the specification is haproxy's doc/proxy-protocol.txt. Everything
-in it that is a must is checked, and what cannot become a header is refused at the first byte that shows it: a client
-that speaks HTTP or TLS without a header is known by its first. Only what a version 2 header has behind its sixteenth
-byte is looked at when all of it is there.
+Version 1 is a line of text, version 2 is binary; the specification is haproxy's doc/proxy-protocol.txt. All its "must"
+rules are checked. Invalid data is detected at the first wrong byte, so a client that sends HTTP or TLS without a header
+is detected at its first byte. The exception is the part of a version 2 header after its sixteenth byte, which is parsed
+only when it is complete.
 """
 
 import os
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 V1_LIMIT = 107
-"""Most bytes of a version 1 header, its CRLF included: the specification's."""
+"""Most bytes of a version 1 header with its CRLF, from the specification."""
 
 V2_LIMIT = 4096
-"""Most bytes of a version 2 header. Addresses take 232 at most; the longest that proxies add are a client's TLS
-details and its names, some hundred bytes. The format would allow 64 KiB."""
+"""Most bytes of a version 2 header. The addresses take at most 232. The longest fields that proxies add are the
+client's TLS details and names, some hundred bytes. The format would allow 64 KiB."""
 
 V1_START = b"PROXY "
 V2_START = b"\r\n\r\n\0\r\nQUIT\n"
 V2_FIXED = 16
-"""Bytes of a version 2 header that are always there; the last two say how many follow."""
+"""Bytes of the fixed part of a version 2 header. The last two are the size of the rest."""
 
 LOCAL, PROXY = 0x20, 0x21
 """The thirteenth byte: the version, which is 2, and the command."""
@@ -31,38 +31,38 @@ UNSPECIFIED, TCP4, TCP6, UNIX = 0x00, 0x11, 0x21, 0x31
 """The fourteenth byte: address family and transport."""
 
 ADDRESSES_SIZE = {TCP4: 12, TCP6: 36, UNIX: 216}
-"""Bytes of both addresses, with their ports."""
+"""Bytes of both addresses with their ports."""
 
 CRC32C = 0x03
-"""The TLV with the header's checksum."""
+"""The type of the TLV with the header's checksum."""
 
 MAPPED = bytes(10) + b"\xff\xff"
-"""How the IPv6 form of an IPv4 address begins."""
+"""The first bytes of an IPv4 address that is mapped to IPv6."""
 
 ENDINGS = ("", "0", ":", "::", "0.0", "0.0.0", "0.0.0.0", ".0", ".0.0", ".0.0.0")
-"""The beginning of an address or a port is one of those that can still become one if one of these makes it whole."""
+"""An incomplete address or port is valid so far if it is valid with one of these endings."""
 
 Address = tuple[str, int] | tuple[str, int, int, int] | str
 
 
 class ProxyError(ValueError):
-    """These bytes are not, and cannot become, a PROXY header. The message says why."""
+    """The bytes are not a PROXY header, nor the beginning of one. The message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyInfo:
-    """What a PROXY header says of a connection. ::
+    """The content of a PROXY header. ::
 
         if stream.proxy is not None and stream.proxy.source is not None:
             host, port, *_ = stream.proxy.source
 
     :ivar version: 1 or 2.
-    :ivar local: whether the proxy speaks for itself, as in a health check.
-    :ivar source: the client's address, as ``getpeername`` would give it: ``(host, port)``, ``(host, port, 0, 0)`` for
-        IPv6, a str for a Unix socket, where an abstract name begins with a zero byte. None where the proxy names none:
-        then the address of the connection itself counts.
-    :ivar destination: the address the client connected to, likewise.
-    :ivar tlvs: what else a version 2 header has, as it was sent: pairs of a type, 0 to 255, and its value.
+    :ivar local: whether the connection is the proxy's own and not for a client, as for a health check.
+    :ivar source: the client's address in the form of ``getpeername``: ``(host, port)`` for IPv4, ``(host, port, 0, 0)``
+        for IPv6, a str for a Unix socket, where an abstract name begins with a zero byte. None if the header has no
+        address: then use the address of the connection itself.
+    :ivar destination: the address that the client connected to, in the same form.
+    :ivar tlvs: further fields of a version 2 header, as they were sent: pairs of a type, 0 to 255, and its value.
     """
 
     version: int
@@ -74,21 +74,21 @@ class ProxyInfo:
     def tlv(self, type: int) -> bytes | None:
         """The value of the first TLV of this type, or None. ::
 
-        server_name = stream.proxy.tlv(0x02)  # what the client asked for in its TLS handshake with the proxy
+        server_name = stream.proxy.tlv(0x02)  # the SNI name from the client's TLS handshake with the proxy
         """
         return next((value for kind, value in self.tlvs if kind == type), None)
 
 
 def parse_header(data: bytes | bytearray) -> tuple[int, ProxyInfo] | None:
-    """Read the PROXY header that ``data`` begins with. ::
+    """Parse the PROXY header at the beginning of ``data``. ::
 
         consumed, info = parse_header(b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 443\\r\\nhello")
         assert (consumed, info.source) == (42, ("192.0.2.1", 40000))
 
-    :returns: how many bytes the header has and what it says, or None where more bytes are wanted. What follows the
-        header is not looked at.
-    :raises ProxyError: the bytes cannot become a header, whatever follows: version 1 of at most 107 bytes, or version
-        2 of at most 4 KiB.
+    :param data: received bytes. What follows the header is ignored.
+    :returns: the size of the header in bytes and its content, or None if more bytes are needed.
+    :raises ProxyError: the bytes are not the beginning of a header: of version 1 with at most 107 bytes, or of version
+        2 with at most 4 KiB.
     """
     if data.startswith(V1_START[: len(data)]):
         return _parse_v1(data)
@@ -114,7 +114,7 @@ def _parse_v1(data: bytes | bytearray) -> tuple[int, ProxyInfo] | None:
 
 
 def _v1_addresses(text: str, ended: bool) -> tuple[Address, Address] | tuple[()]:
-    """What is behind ``PROXY``: checked as far as it goes, read if it has ``ended``."""
+    """Parse what follows ``PROXY``. If the line has not ``ended``, only check it so far."""
     family, space, rest = text.partition(" ")
     if family == "TCP4":
         return _v1_fields(rest.split(" "), ended, _ipv4, ())
@@ -123,7 +123,7 @@ def _v1_addresses(text: str, ended: bool) -> tuple[Address, Address] | tuple[()]
     beginning = not space and not ended
     if family != "UNKNOWN" and not (beginning and any(name.startswith(family) for name in ("TCP", "UNKNOWN"))):
         raise ValueError(f"{family!r} is none of TCP4, TCP6, UNKNOWN")
-    return ()  # what follows UNKNOWN is to be ignored
+    return ()  # the specification says to ignore what follows UNKNOWN
 
 
 def _v1_fields(
@@ -162,13 +162,13 @@ def _ipv6(text: str) -> str:
 
 
 def _show_ipv6(packed: bytes) -> str:
-    """As the C library does; Python has IPv4 addresses in their IPv6 form in hexadecimal before 3.13."""
+    """Format an address like the C library. (Before 3.13, Python formats a mapped IPv4 address in hexadecimal.)"""
     return f"::ffff:{IPv4Address(packed[12:])}" if packed.startswith(MAPPED) else str(IPv6Address(packed))
 
 
 def _port(text: str) -> int:
     if not re.fullmatch("0|[1-9][0-9]*", text) or int(text) > 65535:
-        raise ValueError(f"{text!r} is no port")
+        raise ValueError(f"{text!r} is not a port")
     return int(text)
 
 
@@ -192,15 +192,15 @@ def _parse_v2(data: bytes | bytearray) -> tuple[int, ProxyInfo] | None:
 
 
 def _check_v2(head: bytes) -> None:
-    """Version, command, family and transport, as far as they are there."""
+    """Check version, command, family and transport, as far as they have arrived."""
     if len(head) > 12 and head[12] not in (LOCAL, PROXY):
         raise ProxyError(f"PROXY header: version and command are {head[12]:#04x}; must be {LOCAL:#x} or {PROXY:#x}")
     if len(head) > 13 and head[12] == PROXY and (head[13] >> 4 > 3 or head[13] & 15 > 1):
-        raise ProxyError(f"PROXY header: address family and transport are {head[13]:#04x}, which is no stream's")
+        raise ProxyError(f"PROXY header: address family and transport are {head[13]:#04x}, not those of a stream")
 
 
 def _v2_addresses(family: int, block: bytes) -> tuple[Address, Address] | tuple[None, None]:
-    """The two addresses; none in an empty block, which is what others than the proxy's client have."""
+    """The two addresses. The block is empty in a LOCAL header and for unknown families."""
     if not block:
         return None, None
     if family == UNIX:
@@ -212,12 +212,13 @@ def _v2_addresses(family: int, block: bytes) -> tuple[Address, Address] | tuple[
 
 
 def _unix(name: bytes) -> str:
-    """A path ends at its first zero byte, an abstract name begins with one."""
+    """The address of a Unix socket. A path ends at its first zero byte; an abstract name begins with one."""
     return os.fsdecode(name.rstrip(b"\0") if name.startswith(b"\0") else name.partition(b"\0")[0])
 
 
 def _v2_tlvs(header: bytes, start: int) -> tuple[tuple[int, bytes], ...]:
-    """What is behind the addresses. Where there are none, it may as well be an address of an unknown kind."""
+    """The TLVs after the addresses. If a header has no known addresses, the data may be an address of an unknown kind,
+    so data that is not TLVs is ignored."""
     if start == V2_FIXED and header[13] != UNSPECIFIED:
         return ()
     try:
@@ -233,7 +234,7 @@ def _v2_tlvs(header: bytes, start: int) -> tuple[tuple[int, bytes], ...]:
 
 
 def _places(header: bytes, start: int) -> Iterator[tuple[int, int, int]]:
-    """The type of each TLV, and where its value begins and ends."""
+    """The type of each TLV, and the begin and end of its value."""
     while start < len(header):
         begin = start + 3
         end = begin + int.from_bytes(header[start + 1 : begin])
@@ -244,7 +245,7 @@ def _places(header: bytes, start: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _check_sum(header: bytes, begin: int, end: int) -> None:
-    """The checksum is that of the header with zeros in its place."""
+    """Check the checksum, which is computed over the header with zeros in its place."""
     expected = _crc32c(header[:begin] + bytes(end - begin) + header[end:])
     if header[begin:end] != expected.to_bytes(4):
         raise ProxyError("PROXY header: its CRC32C checksum is wrong")

@@ -1,11 +1,10 @@
-"""What a pending read waits for: one object each, which takes its result from a :class:`ReadBuffer` or wants more.
+"""Pending reads: each is one object that takes its result from a :class:`ReadBuffer`, or needs more bytes.
 
-``take(buffer)`` returns the result, or :data:`MORE`; ``finish(buffer)`` is asked once no more bytes will come;
-``abandon(buffer)`` gives back what a cancelled or timed-out read had already taken. A read that has no state of its
-own is shared by every stream that waits for the same thing: get it from its ``of`` method, which checks the arguments
-as well.
+``take(buffer)`` returns the result, or :data:`MORE`; ``finish(buffer)`` is called when no more bytes will arrive;
+``abandon(buffer)`` puts back what a cancelled or timed-out read had already taken. A read without state is shared by
+all streams that wait for the same thing: its class has a method ``of``, which also checks the arguments.
 
-The shape is that of ``websockets.streams`` and h11's receive buffer.
+The design follows ``websockets.streams`` and h11's receive buffer.
 """
 
 import re
@@ -18,13 +17,13 @@ from typing import Any, ClassVar, Final, Literal
 from ..errors import OptionError, UnsatisfiableReadError
 from .buffers import ReadBuffer
 
-# As many different delimiters, patterns and sizes as are kept ready. A protocol has a handful; one whose sizes
-# come from length prefixes makes a new read for each size the cache has not seen lately.
+# Number of cached reads for each of delimiters, patterns and sizes. A protocol has a handful; one with length prefixes
+# makes a new read for each size that was not used recently.
 READS_KEPT = 256
 
-MATCHES_IN_A_ROW = 16
-"""Times that a match function which asks for MORE is called for bytes that are there already, before other streams have
-their turn."""
+MAX_CONSECUTIVE_MATCHES = 16
+"""Calls of a match function that returns MORE for bytes that are buffered already, after which other streams have their
+turn."""
 
 
 class _More(Enum):
@@ -32,13 +31,13 @@ class _More(Enum):
 
 
 MORE: Final = _More.MORE
-"""A read's word for: what there is does not do, more bytes are wanted."""
+"""The return value of a read that needs more bytes."""
 
 More = Literal[_More.MORE]
 
 
 class ReadFailed(Exception):
-    """A read fails with ``error``, by a fault of the caller's. The stream goes on, and no byte of it is lost."""
+    """A read fails with ``error``, which the caller has caused. The stream stays open, and no byte is lost."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(error)
@@ -48,48 +47,48 @@ class ReadFailed(Exception):
 class Read:
     """A pending read. Each subclass is one way to read.
 
-    :ivar begun_anew: whether it has consumed something and goes on with what comes behind it; to be set back.
-    :ivar unfinished: whether ``take`` has stopped, for others to have their turn, before it had offered all there is:
-        it is to be called again for the same bytes.
+    :ivar restarted: whether the read has consumed bytes and continues with the next ones. The stream resets it.
+    :ivar unfinished: whether ``take`` has returned before it had tried all bytes, so that other streams have their
+        turn. Then it must be called again for the same bytes.
     """
 
     __slots__ = ()
 
-    begun_anew: bool = False
+    restarted: bool = False
     unfinished: bool = False
 
     holds_bytes: ClassVar[bool] = False
-    """Whether ``take`` may keep bytes although it returns :data:`MORE`, which ``abandon`` then gives back."""
+    """Whether ``take`` may keep bytes when it returns :data:`MORE`. ``abandon`` puts them back."""
 
     calls_back: ClassVar[bool] = False
-    """Whether ``take`` calls a function of the caller's."""
+    """Whether ``take`` calls a function of the user."""
 
     def take(self, buffer: ReadBuffer) -> Any | More:
-        """The result, removed from ``buffer``, or :data:`MORE`.
+        """Remove the result from ``buffer`` and return it, or return :data:`MORE`.
 
-        :raises UnsatisfiableReadError: more bytes would not help.
+        :raises UnsatisfiableReadError: no further bytes can satisfy the read.
         """
         raise NotImplementedError
 
     def accept(self, chunk: bytes) -> Any | More:
-        """``chunk`` itself, where it arrived at an empty buffer and is just what this read waits for; else
+        """Called when ``chunk`` arrives and the buffer is empty: return ``chunk`` if it is exactly the result, else
         :data:`MORE`.
 
-        Most requests come in one packet, and this way they never see the buffer.
+        Most requests arrive in one packet, and bypass the buffer in this way.
         """
         return MORE
 
     def finish(self, buffer: ReadBuffer) -> Any | More:
-        """The result when the stream has ended and ``take`` gave none, or :data:`MORE` where that is a failure."""
+        """Called at EOF, after ``take`` returned :data:`MORE`: return the result, or :data:`MORE` if the read fails."""
         return MORE
 
     def abandon(self, buffer: ReadBuffer) -> None:
-        """Give back to ``buffer`` what this read took and will not deliver."""
+        """Put back into ``buffer`` what this read took and will not deliver."""
 
 
 def _limit(max_bytes: int | None) -> int | None:
     if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 1):
-        raise OptionError("max_bytes", max_bytes, "must be a positive integer, or None for no limit of this read's own")
+        raise OptionError("max_bytes", max_bytes, "must be a positive integer, or None for no limit")
     return max_bytes
 
 
@@ -98,7 +97,7 @@ def _unsatisfied(what: object, limit: int | None) -> UnsatisfiableReadError:
 
 
 class ReadUntil(Read):
-    """Up to and including a delimiter."""
+    """Reads up to and including a delimiter."""
 
     __slots__ = ("delimiter", "max_bytes")
 
@@ -128,9 +127,9 @@ class ReadUntil(Read):
 
 
 class ReadUntilRegex(Read):
-    """Up to and including the first match of a regular expression.
+    """Reads up to and including the first match of a regular expression.
 
-    Only the first ``max_bytes`` are ever searched, which bounds what a pattern that backtracks can cost.
+    Only the first ``max_bytes`` are searched, which bounds the cost of a pattern that backtracks.
     """
 
     __slots__ = ("max_bytes", "pattern")
@@ -160,7 +159,7 @@ class ReadUntilRegex(Read):
 
 
 class ReadBytes(Read):
-    """Exactly ``count`` bytes."""
+    """Reads exactly ``count`` bytes."""
 
     __slots__ = ("count",)
 
@@ -179,7 +178,7 @@ class ReadBytes(Read):
 
 
 class ReadPartial(Read):
-    """At least one byte, at most ``count``."""
+    """Reads at least one byte and at most ``count``."""
 
     __slots__ = ("count",)
 
@@ -210,7 +209,8 @@ def _count(count: int) -> int:
 
 
 class ReadInto(Read):
-    """Into a buffer of the caller's, which shows the bytes as they come. No view of it is kept in between."""
+    """Reads into the caller's buffer, where the bytes appear as they arrive. No view of the buffer is kept between two
+    calls."""
 
     __slots__ = ("filled", "partial", "target")
 
@@ -227,7 +227,7 @@ class ReadInto(Read):
     def take(self, buffer: ReadBuffer) -> int | More:
         with memoryview(self.target) as view, view.cast("B") as target:
             if len(target) < self.filled:
-                raise ReadFailed(BufferError("the buffer of a pending read_into was cut"))
+                raise ReadFailed(BufferError("the buffer of a pending read_into was shortened"))
             count = min(buffer.size, len(target) - self.filled)
             if count:
                 target[self.filled : self.filled + count] = buffer.take(count)
@@ -240,11 +240,11 @@ class ReadInto(Read):
             with memoryview(self.target) as view, view.cast("B") as target:
                 buffer.unread(bytes(target[: self.filled]))
         except ValueError:
-            pass  # the caller has released the view it gave us, and its bytes with it
+            pass  # the caller has released the memoryview, and gives up the bytes in it
 
 
 class ReadUntilClose(Read):
-    """All there is until the end of the stream."""
+    """Reads everything until EOF."""
 
     __slots__ = ()
 
@@ -256,16 +256,17 @@ class ReadUntilClose(Read):
 
 
 Matcher = Callable[[bytearray], tuple[int, Any] | None]
-"""What :class:`ReadMatch` asks: given all that is buffered, None for "more", or (bytes consumed, result).
+"""The function of a :class:`ReadMatch`. It gets all buffered bytes, and returns None if it needs more, or (bytes
+consumed, result).
 
-With :data:`MORE` for a result the bytes are consumed, and it is asked again for what is left.
+With :data:`MORE` as the result, the bytes are consumed, and the function is called again for what is left.
 """
 
 
 class ReadMatch(Read):
-    """Whatever a function of the caller's makes of the buffered bytes."""
+    """Reads what the user's function makes of the buffered bytes."""
 
-    __slots__ = ("begun_anew", "match", "unfinished")
+    __slots__ = ("match", "restarted", "unfinished")
 
     calls_back: ClassVar[bool] = True
 
@@ -273,12 +274,12 @@ class ReadMatch(Read):
         if not callable(match):
             raise OptionError("match", match, "must be a function of the buffered bytes")
         self.match = match
-        self.begun_anew = False
+        self.restarted = False
         self.unfinished = False
 
     def take(self, buffer: ReadBuffer) -> Any | More:
         self.unfinished = False
-        turns = MATCHES_IN_A_ROW
+        turns = MAX_CONSECUTIVE_MATCHES
         while buffer.size:
             if not turns:
                 self.unfinished = True
@@ -292,10 +293,10 @@ class ReadMatch(Read):
                     raise OptionError("match", self.match, f"must return None or (consumed, result), not {found!r}")
                 consumed, result = found
                 if type(consumed) is not int or not 0 <= consumed <= buffer.size:
-                    raise OptionError("consumed", consumed, f"must be 0 to {buffer.size}, as many bytes as there were")
+                    raise OptionError("consumed", consumed, f"must be 0 to {buffer.size}, the number of buffered bytes")
             except (KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as error:  # a CancelledError is none of Exception's
+            except BaseException as error:  # CancelledError is not a subclass of Exception
                 raise ReadFailed(error) from error
             if consumed == buffer.size:
                 buffer.clear()
@@ -303,12 +304,12 @@ class ReadMatch(Read):
                 buffer.take(consumed)
             if result is not MORE or not consumed:
                 return result
-            self.begun_anew = True
+            self.restarted = True
         return MORE
 
 
 class Discard(Read):
-    """Nothing: drops what comes beyond the bytes that were there, until ``limit`` of them came or the stream ends."""
+    """Reads nothing: keeps the buffered bytes and drops what arrives, until ``limit`` bytes were dropped or EOF."""
 
     __slots__ = ("keep", "limit")
 

@@ -1,14 +1,14 @@
-"""The clock of a server: one look at all its streams now and then, instead of a timer for each.
+"""The deadlines of a server: all its streams are checked now and then, instead of a timer for each.
 
-A message costs nothing but the time that is noted when it comes. So a timeout is found out a little late: by an eighth
-of the shortest one, and by a second at most.
+A message costs nothing but the time that is noted when it comes. So a timeout is noticed a little late: by an eighth of
+the shortest one, and by a second at most.
 
-**When the server itself slept**, because the process was stopped or a handler blocked the loop, its clients may have
-been as busy as ever. So a look that comes more than :data:`SLEPT` late does not count the time since the look before:
-it is added to all that was noted before. Who is overdue all the same is closed. Were it so each time, no timeout would
-ever strike where handlers block the loop back to back. So at late looks in a row half of that time counts, for all who
-were waiting already at the look before: a timeout strikes after twice its time. Nor is one closed, ever, whose bytes
-have come, and are still to be received.
+**When the process did not run**, because it was stopped or a handler blocked the loop, its clients may have been as
+busy as ever. So a check that comes more than :data:`STALL_THRESHOLD` late does not count the time since the check
+before: all times that were noted before are moved by it. A stream that is overdue all the same is closed. If that were
+so each time, no timeout would ever fire where handlers block the loop back to back. So at late checks in a row half of
+that time counts, for all streams that were waiting at the check before: a timeout fires after twice its time. A stream
+whose bytes have come, and are still to be received, is never closed.
 """
 
 import asyncio
@@ -24,22 +24,22 @@ from ..options import ServerOptions, Timeouts
 from ..runtime.clock import clock_of
 from ..streams.served import loop_of
 
-LOOKS = 8
-"""Looks within the shortest timeout: one that is due is found at most an eighth late."""
+CHECKS_PER_TIMEOUT = 8
+"""Checks within the shortest timeout: one that is due is noticed at most an eighth late."""
 
 SHORTEST, LONGEST = 0.02, 1.0
-"""Seconds between two looks. More often would cost something with thousands of streams; less often would be more than
+"""Seconds between two checks. More often would cost something with thousands of streams; less often would be more than
 the second that a deadline may be late."""
 
-SLEPT = 0.5
-"""Seconds that a look may be late before the server is taken to have slept, and not merely to be busy."""
+STALL_THRESHOLD = 0.5
+"""Seconds that a check may be late before the process is taken to have been stopped, and not only to be busy."""
 
-HOPELESS = frozenset({CloseReason.MIN_RATE, CloseReason.REJECTED})
-"""Ends of streams whose client sends as good as nothing, or has had its time: what is owed to it is not waited for."""
+DISCARD_OUTPUT = frozenset({CloseReason.MIN_RATE, CloseReason.REJECTED})
+"""Reasons to close a stream without waiting for its output: its client sends next to nothing, or has had its time."""
 
 
-class Phase(NamedTuple):
-    """What a client is in before its handler: a handshake, or a PROXY header."""
+class SetupDeadline(NamedTuple):
+    """When a client must be done with what comes before its handler: the PROXY header, or the handshake."""
 
     reason: CloseReason
     operation: Operation
@@ -48,7 +48,7 @@ class Phase(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What had come for a read when its rate was last looked at."""
+    """What had come for a read when its rate was last checked."""
 
     read: "Future[Any]"
     since: float
@@ -56,97 +56,97 @@ class Window(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What had been sent of a queue at the last look, None if there was none; and the look at which that was new."""
+    """What had been sent at the last check, None if nothing was queued; and the time of the check that found that."""
 
     progress: int | None
     since: float
 
 
 class Deadlines:
-    """Closes those of ``streams`` whose time is up.
+    """Closes those of ``streams`` whose deadline has passed.
 
     :param streams: of a server, those that are rejected excepted.
     :ivar options: the timeouts; may be replaced at any time.
-    :ivar running: whether it looks at streams, as there are some, or were at the last look.
+    :ivar running: whether streams are checked: there are some, or were at the last check.
     """
 
     def __init__(self, options: ServerOptions, *streams: Mapping[int, IOStream]) -> None:
         self.options = options
         self.running = False
         self._streams = streams
-        self._phases: dict[int, Phase] = {}
+        self._setups: dict[int, SetupDeadline] = {}
         self._windows: dict[int, Window] = {}
         self._sent: dict[int, Sent] = {}  # of streams that had something queued since bytes last came
         self._timer: TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._due = 0.0
-        self._looked = 0.0  # when it was looked last
-        self._was_late = False  # that time
+        self._checked_at = 0.0  # when the streams were last checked
+        self._was_late = False  # the last check
 
-    # ---- phases
+    # ---- before the handler
 
-    def begin(self, stream: IOStream, reason: CloseReason, operation: Operation, seconds: float | None) -> None:
-        """``stream`` is in a phase that is to be over in so many seconds, or else it is closed with ``reason``."""
+    def arm(self, stream: IOStream, reason: CloseReason, operation: Operation, seconds: float | None) -> None:
+        """Close ``stream`` with ``reason`` unless :meth:`disarm` is called within ``seconds``; None for no limit."""
         loop = loop_of(stream)
         now = clock_of(loop)()
-        self._phases[stream.id] = Phase(reason, operation, now, seconds)
-        if seconds is not None and self._due > now + _between_looks(seconds):  # never later: newcomers may be many
+        self._setups[stream.id] = SetupDeadline(reason, operation, now, seconds)
+        if seconds is not None and self._due > now + _interval(seconds):  # never later: newcomers may be many
             self._schedule(loop, now, seconds)
 
-    def end(self, stream: IOStream) -> bool:
-        """Its phase is over; whether it was in one."""
-        return self._phases.pop(stream.id, None) is not None
+    def disarm(self, stream: IOStream) -> bool:
+        """Its deadline before the handler is over; whether it had one."""
+        return self._setups.pop(stream.id, None) is not None
 
-    def in_phase(self, stream: IOStream) -> bool:
-        """Whether ``stream`` is before its handler."""
-        return stream.id in self._phases
+    def is_armed(self, stream: IOStream) -> bool:
+        """Whether the handler of ``stream`` is still to be called."""
+        return stream.id in self._setups
 
     def forget(self, stream: IOStream) -> bool:
-        """It is closed; whether it was still in a phase."""
+        """It is closed; whether its handler was still to be called."""
         self._windows.pop(stream.id, None)
         self._sent.pop(stream.id, None)
-        return self.end(stream)
+        return self.disarm(stream)
 
     def replaced(self, stream: IOStream) -> None:
-        """It has begun to count its bytes anew."""
+        """TLS has started, and it counts its bytes from 0 again."""
         self._sent.pop(stream.id, None)
 
-    # ---- the clock
+    # ---- checks
 
     def run(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Look at the streams from now on, as long as there are any; whether that is news."""
+        """Check the streams as long as there are any; whether that was not so before."""
         if self.running and self._loop is loop:
             return False
         self.running = True
-        self._looked, self._was_late = clock_of(loop)(), False
-        self._look_again(loop)
+        self._checked_at, self._was_late = clock_of(loop)(), False
+        self._schedule_next(loop)
         return True
 
     def restart(self) -> None:
-        """The options have changed."""
+        """Apply new options."""
         if self._timer is not None and self._loop is not None and not self._loop.is_closed():
-            self._look_again(self._loop)
+            self._schedule_next(self._loop)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Cancel the next check."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _schedule_next(self, loop: asyncio.AbstractEventLoop) -> None:
         self._schedule(loop, clock_of(loop)(), self._shortest())
 
     def _schedule(self, loop: asyncio.AbstractEventLoop, now: float, shortest: float) -> None:
         self.stop()
         self._loop = loop
-        self._due = now + _between_looks(shortest)
-        self._timer = loop.call_later(self._due - now, self._look, context=Context())
+        self._due = now + _interval(shortest)
+        self._timer = loop.call_later(self._due - now, self._check, context=Context())
 
     def _shortest(self) -> float:
         """The shortest timeout there is."""
         options = self.options
         timeouts = [*options.timeouts, options.min_rate_window if options.min_rate else None]
-        timeouts += [phase.seconds for phase in self._phases.values()]
+        timeouts += [setup.seconds for setup in self._setups.values()]
         timeouts += [seconds for stream in self._all() for seconds in (stream.own_timeouts or {}).values()]
         return min((seconds for seconds in timeouts if seconds is not None), default=math.inf)
 
@@ -154,7 +154,7 @@ class Deadlines:
         for streams in self._streams:
             yield from streams.values()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         streams = list(self._all())
         if not streams:
@@ -162,36 +162,36 @@ class Deadlines:
             return  # until run() is called for the next one
         assert self._loop is not None
         now = clock_of(self._loop)()
-        late = now - self._due > SLEPT
+        late = now - self._due > STALL_THRESHOLD
         if late:
-            self._forgive(streams, now)
-        self._looked, self._was_late = now, late
+            self._compensate_stall(streams, now)
+        self._checked_at, self._was_late = now, late
         self._close_overdue(streams, now)
-        self._look_again(self._loop)
+        self._schedule_next(self._loop)
 
-    def _forgive(self, streams: list[IOStream], now: float) -> None:
-        """Nobody is to blame for the time since the last look, or, if that was late as well, for half of it."""
-        looked = self._looked
-        passed = now - looked
-        forgiven = passed / 2 if self._was_late else passed
+    def _compensate_stall(self, streams: list[IOStream], now: float) -> None:
+        """Do not count the time since the last check, or, if that was late as well, half of it."""
+        checked_at = self._checked_at
+        passed = now - checked_at
+        compensated = passed / 2 if self._was_late else passed
 
         def later(since: float) -> float:
-            return min(now, since + (passed if since > looked else forgiven))
+            return min(now, since + (passed if since > checked_at else compensated))
 
         for stream in streams:
             stream.shift_times(later)
         for id, sent in self._sent.items():
             self._sent[id] = Sent(sent.progress, later(sent.since))
-        for id, phase in self._phases.items():
-            self._phases[id] = phase._replace(since=later(phase.since))
+        for id, setup in self._setups.items():
+            self._setups[id] = setup._replace(since=later(setup.since))
         for id, window in self._windows.items():
             self._windows[id] = window._replace(since=later(window.since))
 
     def _close_overdue(self, streams: list[IOStream], now: float) -> None:
-        timeouts, phases, rate = self.options.timeouts, self._phases, self.options.min_rate
+        timeouts, setups, rate = self.options.timeouts, self._setups, self.options.min_rate
         for stream in streams:
-            if phases and stream.id in phases:
-                overdue = self._overdue_phase(phases[stream.id], now)
+            if setups and stream.id in setups:
+                overdue = self._overdue_setup(setups[stream.id], now)
             else:
                 own = stream.own_timeouts
                 overdue = self._overdue(stream, timeouts if own is None else timeouts._replace(**own), now)
@@ -206,14 +206,14 @@ class Deadlines:
             stream.abort_with(reason, error)
             return
         stream.terminate(reason, error)
-        if reason in HOPELESS:
+        if reason in DISCARD_OUTPUT:
             stream.discard_output()
 
     def _overdue(self, stream: IOStream, timeouts: Timeouts, now: float) -> "Overdue | None":
         """Which of its timeouts has passed, if any."""
         idle, read, write = timeouts
         if stream.close_reason is not None:
-            return None  # the stream itself watches over its end
+            return None  # the stream itself has a timeout for its close
         received_at, _, read_since, pending = stream.activity()
         sent = self._sent.get(stream.id)
         if stream.queued:
@@ -239,10 +239,10 @@ class Deadlines:
             return CloseReason.IDLE_TIMEOUT, StreamTimeoutError("read", idle, f"idle for {idle:g} s")
         return None
 
-    def _overdue_phase(self, phase: Phase, now: float) -> "Overdue | None":
-        if phase.seconds is None or now - phase.since <= phase.seconds:
+    def _overdue_setup(self, setup: SetupDeadline, now: float) -> "Overdue | None":
+        if setup.seconds is None or now - setup.since <= setup.seconds:
             return None
-        return phase.reason, StreamTimeoutError(phase.operation, phase.seconds)
+        return setup.reason, StreamTimeoutError(setup.operation, setup.seconds)
 
     def _overdue_rate(self, stream: IOStream, rate: float, now: float) -> "Overdue | None":
         """Over each window, what has come of a read that has begun to come."""
@@ -268,10 +268,10 @@ class Deadlines:
 Overdue = tuple[CloseReason, StreamTimeoutError]
 
 
-def _between_looks(shortest: float) -> float:
-    return min(max(shortest / LOOKS, SHORTEST), LONGEST)
+def _interval(shortest: float) -> float:
+    return min(max(shortest / CHECKS_PER_TIMEOUT, SHORTEST), LONGEST)
 
 
 def _is_input_pending(stream: IOStream, operation: Operation | None) -> bool:
-    """Whether it is the server that is late: what is waited for has come, and handlers keep the loop from taking it."""
+    """Whether the server is late itself: the awaited input has come, and handlers keep the loop from receiving it."""
     return (operation == "handshake" or (operation == "read" and stream.reading())) and stream.has_pending_input()

@@ -1,4 +1,4 @@
-"""Whose fault it is that a handler failed: its client's, or its own.
+"""Whose fault it is that a handler failed: the client's, or the handler's.
 
 Only what the client's own stream raised is the client's: the exception says so by its ``stream_id``. What another
 stream raised, that of an upstream server for instance, the handler should have caught.
@@ -82,7 +82,7 @@ _TIMEOUTS = (TimeoutError, tornado.util.TimeoutError)
 
 
 def _late(stream: BaseIOStream, error: BaseException) -> CloseReason | None:
-    """The reason to close ``stream`` if ``error`` is a timeout of somebody who waited for it."""
+    """The reason to close ``stream`` if ``error`` is a timeout of a wait for it."""
     if type(error) not in _TIMEOUTS or getattr(error, "errno", None) is not None:  # the kernel's have one
         return None
     if any(_has_instead(future, error) for future in stream.queued_writes()):
@@ -99,7 +99,7 @@ def _late(stream: BaseIOStream, error: BaseException) -> CloseReason | None:
 
 
 def _has_instead(future: "asyncio.Future[Any]", error: BaseException) -> bool:
-    """Whether Tornado gave ``error`` to somebody who was to have what ``future`` is still to bring."""
+    """Whether Tornado gave ``error`` to a future that was to have the result of ``future``, which is still pending."""
     for callback, _ in future._callbacks or ():
         for cell in getattr(callback, "__closure__", None) or ():
             waiting = cell.cell_contents

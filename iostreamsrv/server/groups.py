@@ -1,4 +1,4 @@
-"""The open streams of a server, and named groups of them: to count, to find, and to speak to all at once."""
+"""The open streams of a server, and named groups of them: count, find, broadcast."""
 
 import asyncio
 from asyncio import Future
@@ -13,8 +13,8 @@ from ..iostream import IOStream
 from ..streams.served import loop_of
 
 Slow = Literal["drop", "kick", "wait"]
-"""What becomes of a stream whose queue has no room for a broadcast: it misses this one, it is closed, or the broadcast
-waits for it."""
+"""For a stream whose queue has no room for a broadcast: it misses the message, it is closed, or the broadcast waits for
+it."""
 
 
 class Streams(Collection[IOStream]):
@@ -24,7 +24,7 @@ class Streams(Collection[IOStream]):
             if stream.idle_time > 3600:
                 stream.close()
 
-    It is a collection; iterating goes over those there are at that moment.
+    It is a collection; iterating goes over the streams that are open when it begins.
     """
 
     def __init__(self, streams: dict[int, IOStream]) -> None:
@@ -51,10 +51,10 @@ class Group(Streams):
         room.join(stream)
         room.broadcast(b"somebody came in\\n", exclude=stream)
 
-    A stream may be in several, and leaves each by itself at its end. A group without streams costs nothing: it is
-    forgotten, and made anew when it is asked for.
+    A stream may be in several groups, and leaves them all when it is closed. A group without streams costs nothing: it
+    is dropped, and created again when it is asked for.
 
-    :ivar name: what it is called.
+    :ivar name: its name.
     """
 
     def __init__(self, name: object, groups: "Groups") -> None:
@@ -66,15 +66,15 @@ class Group(Streams):
         return f"<Group {self.name!r}: {len(self)} streams>"
 
     def join(self, stream: IOStream) -> None:
-        """Take ``stream`` in. Nothing, if it is in already.
+        """Add ``stream``; does nothing if the group has it already.
 
-        :raises StreamClosedError: it is closed.
-        :raises ValueError: it is no stream of this server.
+        :raises StreamClosedError: the stream is closed.
+        :raises ValueError: it is not a stream of this server.
         """
         self._groups.join(self, stream)
 
     def leave(self, stream: IOStream) -> None:
-        """Let ``stream`` go. Nothing, if it is not in."""
+        """Remove ``stream``; does nothing if the group does not have it."""
         self._groups.leave(self, stream)
 
     def broadcast(
@@ -85,17 +85,17 @@ class Group(Streams):
 
 
 class Groups:
-    """All groups of a server, and what is said to them.
+    """All groups of a server, and broadcasts to them.
 
-    :param streams: its open streams.
-    :param served: gives, of some streams, those that have got as far as their handler.
+    :param streams: the open streams of the server.
+    :param served: gives, of some streams, those whose handler has been called.
     """
 
     def __init__(self, streams: dict[int, IOStream], served: Callable[[Iterable[IOStream]], list[IOStream]]) -> None:
         self._streams = streams
         self._served = served
         self._waiting: dict[int, asyncio.Task[bool]] = {}  # the last broadcast that waits for a stream
-        # A group is there as long as somebody holds it, which its streams do.
+        # A group exists as long as there is a reference to it, which its streams have by _of.
         self._by_name: WeakValueDictionary[object, Group] = WeakValueDictionary()
         self._of: dict[int, set[Group]] = {}
 
@@ -124,16 +124,16 @@ class Groups:
                 del self._of[stream.id]
 
     def replace(self, stream: IOStream) -> None:
-        """It goes on in the place of the one that had its ``id``."""
+        """``stream`` takes the place of the one that had its ``id``."""
         for group in self._of.get(stream.id, ()):
             group._streams[stream.id] = stream
 
     def forget(self, stream: IOStream) -> None:
-        """It has ended."""
+        """``stream`` is closed."""
         for group in self._of.pop(stream.id, ()):
             group._streams.pop(stream.id, None)
 
-    # ---- speaking to several
+    # ---- broadcasts
 
     def broadcast(
         self,
@@ -161,7 +161,7 @@ class Groups:
             except StreamBufferFullError:
                 full.append(stream)
             except StreamClosedError:
-                pass  # it is on its way out
+                pass  # it is closing
             else:
                 taken += not stream.closed()  # the write may have found it broken
         loop = asyncio.get_running_loop()
@@ -169,7 +169,7 @@ class Groups:
             later = [self._write_later(stream, data) for stream in full]
             return loop.create_task(_sum(taken, later), context=Context())
         if slow == "kick":
-            for stream in full:  # now that all have the data: who is told of these ends may speak to them
+            for stream in full:  # now that all have the data: a callback of these closes may write to them
                 stream.kick("does not read what is broadcast")
         done: Future[int] = loop.create_future()
         done.set_result(taken)
@@ -187,7 +187,7 @@ class Groups:
 
 
 async def _write_later(previous: "asyncio.Task[bool] | None", stream: IOStream, data: bytes) -> bool:
-    """Write as soon as ``previous`` is over and there is room; whether it came to that."""
+    """Write as soon as ``previous`` is done and there is room; whether the stream was open until then."""
     if previous is not None:
         await asyncio.wait([previous])
     limit: Any = stream.max_write_buffer_size
@@ -197,7 +197,7 @@ async def _write_later(previous: "asyncio.Task[bool] | None", stream: IOStream, 
             await stream.drain(max(0, min(limit - len(data), stream.queued - 1)))
             stream.write_shared(data)
         except StreamBufferFullError:
-            continue  # somebody was faster
+            continue  # another write has taken the room
         except StreamClosedError:
             return False
         return True

@@ -1,6 +1,5 @@
-"""The bound sockets of a server, and who accepts on them."""
+"""The bound sockets of a server, and their acceptors."""
 
-import asyncio
 import socket
 import weakref
 from collections.abc import Callable
@@ -10,38 +9,40 @@ from typing import Any
 
 from tornado.ioloop import IOLoop
 
+from ..certs.certificates import Certificates
+from ..certs.expiry import ExpiryTimer
 from ..errors import OptionError
 from ..events import Event, Events
 from ..net.acceptor import Acceptor, why_not_listening
+from ..options import ServerOptions
 from ..runtime.addresses import show
-from ..runtime.clock import wall_clock_of
 from ..runtime.loops import asyncio_loop
-from .handshake import Greeter
-from .limits import Permits
+from .connection import ConnectionSetup
+from .limits import ConnectionLimits
 
-DAY = 86400.0
-"""Seconds between two looks at how long certificates are still valid."""
-
-Accepted = Callable[[Greeter, Context, socket.socket, Any], None]
+Accepted = Callable[[ConnectionSetup, Context, socket.socket, Any], None]
 
 
 class Listeners:
     """What is bound: accepted on, or waiting for `TCPServer.start`.
 
-    :param accepted: is given each connection, with who is to greet it, and the context that its client's is a copy of.
-    :param permits: whether one more may be accepted.
+    :param accepted: is given each connection, with its setup, and the context that its client's is a copy of.
+    :param limits: whether one more may be accepted.
+    :param default: the setup of listeners without TLS options of their own.
     """
 
-    def __init__(self, accepted: Accepted, permits: Permits, events: Events) -> None:
-        self._greeters: set[Greeter] = set()  # of what is bound
-        self._retired: weakref.WeakSet[Greeter] = weakref.WeakSet()  # a client that is greeted keeps its own
+    def __init__(self, accepted: Accepted, limits: ConnectionLimits, events: Events, default: ConnectionSetup) -> None:
+        self._default = default
+        self._setups: set[ConnectionSetup] = set()  # of what is bound
+        # of what was bound before: a client may still be sending its header
+        self._retired: weakref.WeakSet[ConnectionSetup] = weakref.WeakSet()
         self.suspended = False
         self._accepted = accepted
-        self._permits = permits
+        self._limits = limits
         self._events = events
         self._acceptors: list[Acceptor] = []
-        self._pending: list[tuple[socket.socket, Greeter]] = []
-        self._expiry_timer: asyncio.TimerHandle | None = None
+        self._pending: list[tuple[socket.socket, ConnectionSetup]] = []
+        self._expiry = ExpiryTimer(self._certificates)
 
     def __bool__(self) -> bool:
         """Whether any of them is accepted on, or would be if the server were not suspended."""
@@ -54,22 +55,33 @@ class Listeners:
         return [listener.getsockname() for listener in sockets]
 
     @property
-    def greeters(self) -> set[Greeter]:
-        """Those of what is bound, and those of before that still greet a client."""
-        return self._greeters | {greeter for greeter in self._retired if greeter.greeting}
+    def setups(self) -> list[ConnectionSetup]:
+        """The default, those of what is bound, and those of before with a client that still sends its header."""
+        others = self._setups | {setup for setup in self._retired if setup.reading_headers}
+        return [self._default, *(others - {self._default})]
 
-    def hold(self, sockets: list[socket.socket], greeter: Greeter) -> None:
-        """Let clients queue at these until :meth:`take_held`."""
-        self._pending += [(each, greeter) for each in sockets]
-        self._greeters.add(greeter)
+    def setup_for(self, ssl_options: Any, options: ServerOptions) -> ConnectionSetup:
+        """The setup for TLS options of a listener: None for the default, False for plain connections.
 
-    def take_held(self) -> list[tuple[socket.socket, Greeter]]:
-        """What was held, for :meth:`accept_on`."""
+        :raises CertificateError: they cannot be used.
+        """
+        return self._default if ssl_options is None else ConnectionSetup.of(ssl_options, options)
+
+    def hold(self, sockets: list[socket.socket], setup: ConnectionSetup) -> None:
+        """Let clients wait in the backlog of these until :meth:`take_held`."""
+        self._pending += [(each, setup) for each in sockets]
+        self._setups.add(setup)
+
+    def take_held(self) -> list[tuple[socket.socket, ConnectionSetup]]:
+        """The sockets that were held, for :meth:`accept_on`."""
         pending, self._pending = self._pending, []
         return pending
 
     def accept_on(
-        self, listeners: list[tuple[socket.socket, Greeter]], io_loop: IOLoop, prepare: Callable[[socket.socket], None]
+        self,
+        listeners: list[tuple[socket.socket, ConnectionSetup]],
+        io_loop: IOLoop,
+        prepare: Callable[[socket.socket], None],
     ) -> None:
         """Accept on all of these. Their clients begin with the context variables that are set here.
 
@@ -84,19 +96,19 @@ class Listeners:
         acceptors = [
             Acceptor(
                 listener,
-                partial(self._accepted, greeter, context),
+                partial(self._accepted, setup, context),
                 prepare,
-                self._permits.may_accept,
-                self._permits.one_waits,
+                self._limits.may_accept,
+                self._limits.mark_waiting,
                 self._events,
             )
-            for listener, greeter in listeners
+            for listener, setup in listeners
         ]
         self._acceptors += acceptors
-        self._greeters.update(greeter for _, greeter in listeners)
+        self._setups.update(setup for _, setup in listeners)
         for acceptor in acceptors:
             self._start(acceptor, io_loop)
-        self._look_for_expiry(asyncio_loop(io_loop))
+        self._expiry.start(asyncio_loop(io_loop))
         for address in [acceptor.listener.getsockname() for acceptor in acceptors]:  # a subscriber may stop the server
             self._events.emit(Event("listen", f"listening on {show(address)}", address=address))
 
@@ -111,7 +123,7 @@ class Listeners:
             acceptor.pause()
 
     def suspend(self) -> None:
-        """Accept nothing; clients queue."""
+        """Accept nothing; clients wait in the backlog."""
         self.suspended = True
         for acceptor in self._acceptors:
             acceptor.pause()
@@ -119,16 +131,16 @@ class Listeners:
     def resume(self) -> None:
         """Accept again after :meth:`suspend`."""
         self.suspended = False
-        self.go_on()
+        self.resume_accepting()
 
-    def go_on(self) -> None:
-        """There is a place again."""
+    def resume_accepting(self) -> None:
+        """There is room for another client."""
         if not self.suspended:
             for acceptor in self._acceptors:
                 acceptor.resume()
 
     def accept_queued(self) -> None:
-        """Take in whoever queues, as far as there are places."""
+        """Accept all clients that wait in the backlog, or as many as there may be."""
         for acceptor in self._acceptors:
             acceptor.accept_queued()
 
@@ -139,20 +151,13 @@ class Listeners:
             acceptor.close()
         for listener, _ in self.take_held():
             listener.close()
-        self._retired.update(self._greeters)
-        self._greeters.clear()
+        self._retired.update(self._setups)
+        self._setups.clear()
         self.suspended = False
-        if self._expiry_timer is not None:
-            self._expiry_timer.cancel()
-            self._expiry_timer = None
+        self._expiry.stop()
 
-    def _look_for_expiry(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Once a day."""
-        for certificates in [greeter.certificates for greeter in self.greeters if greeter.certificates is not None]:
-            certificates.warn_of_expiry(wall_clock_of(loop)())
-            if self._expiry_timer is not None:
-                self._expiry_timer.cancel()
-            self._expiry_timer = loop.call_later(DAY, self._look_for_expiry, loop, context=Context())
+    def _certificates(self) -> list[Certificates]:
+        return [setup.certificates for setup in self.setups if setup.certificates is not None]
 
 
 def _check_listener(listener: socket.socket, known: set[int]) -> None:

@@ -158,7 +158,7 @@ def _stream_of(variables: Any) -> tuple[Any, Any]:
 
 
 def _field(thing: Any, name: str) -> Any:
-    """Of an instance; a property may be somebody's code."""
+    """An attribute of the instance itself: a property may run code of users."""
     return getattr(thing, "__dict__", {}).get(name)
 
 

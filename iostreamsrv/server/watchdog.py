@@ -6,11 +6,12 @@ asyncio, Tornado. A thread beside the loop costs nothing per client and per mess
 
 **What it does.** Every :data:`TICK` seconds it asks each loop that has clients for a sign of life, by
 ``call_soon_threadsafe``; a loop that waits in its selector need not be asked. When there was none for :data:`LATE`
-seconds, it looks at each tick what runs there (:mod:`iostreamsrv.stacks`). When the loop turns again, it says, in its
-own thread, what has blocked it. The time is measured from the last sign of life, so it is up to a tick too long.
+seconds, it looks at each tick what runs there (:mod:`iostreamsrv.server.stacks`). When the loop turns again, it says,
+in its own thread, what has blocked it. The time is measured from the last sign of life, so it is up to a tick too long.
 
-**Many short callbacks** in one turn of the loop keep it as long as one that blocks, and are nobody's fault. So the time
-counts from when the same task, or the same callback for the same client, was seen: a task makes one step in a turn.
+**Many short callbacks** in one turn of the loop keep it as long as one that blocks, and no one of them is at fault. So
+the time counts from when the same task, or the same callback for the same client, was seen: a task makes one step in a
+turn.
 
 **When the process itself was stopped** (SIGSTOP, a suspended machine), the thread wakes late as well. That alone proves
 nothing: a regular expression can keep Python's interpreter lock all the time. But that takes CPU time.
@@ -29,7 +30,7 @@ import weakref
 from contextvars import Context
 from typing import Any
 
-from ..events import WITHOUT_SERVER, Event
+from ..events import UNOWNED_EVENTS, Event
 from ..runtime.addresses import show
 from ..runtime.clock import cpu_time, real_time
 from .stacks import Seen, Watched, outside, see, waits_for_events
@@ -122,7 +123,7 @@ def _tell(seen: Seen, seconds: float) -> None:
         address = None if seen.stream is None else getattr(seen.stream, "remote_address", None)
         whom = f", for {show(address)}" if address else ""
         text = f"{seen.where} has blocked the loop for {seconds:.1f} s, and all clients with it{whom}"
-        WITHOUT_SERVER.emit(Event("error", text, logging.WARNING, seen.stream, address))
+        UNOWNED_EVENTS.emit(Event("error", text, logging.WARNING, seen.stream, address))
 
 
 class Watchdog:

@@ -1,4 +1,4 @@
-"""How a stream ends, whoever ends it, and how it is closed in order."""
+"""How a stream is closed: in order, now, or because its peer is too slow."""
 
 import asyncio
 import errno
@@ -162,7 +162,7 @@ class CloseSide(ReadSide):
     # ---- now
 
     def terminate(self, reason: CloseReason, error: BaseException | None = None) -> None:
-        """Every stream ends here, whoever ended it."""
+        """Close the stream now. Every stream is closed here, and the first reason stays."""
         self._hub.check()
         if self._hub.inherited:
             self.forget_output()

@@ -210,9 +210,9 @@ class CompletionSide(PendingSide):
     def _wait_for_more(self) -> None:
         read = self._read
         self._unoffered = read is not None and read.unfinished
-        if read is not None and read.begun_anew:
+        if read is not None and read.restarted:
             assert isinstance(read, ReadMatch)
-            read.begun_anew = False
+            read.restarted = False
             if self._written_before is not None and self._has_answered():
                 return None
             self._read_since = self._hub.now

@@ -240,7 +240,7 @@ class StreamCore:
         self._owner: StreamOwner | None = None
         self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
         self._phase = OPEN  # see the module state
-        self._assigned: dict[str, Any] | None = None  # the methods of its own that it was given
+        self._assigned: dict[str, Any] | None = None  # methods that were assigned to this stream
         self._attach(self._new_transport())
 
     # ---- the transport
@@ -369,7 +369,7 @@ class StreamCore:
         raise NotImplementedError
 
     def uncork(self) -> None:
-        """For the hub, and for whoever must have everything sent before going on: send what was corked."""
+        """Send what was corked, at the end of the hub's run or earlier."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -377,9 +377,9 @@ class StreamCore:
         raise NotImplementedError
 
     def terminate(self, reason: CloseReason, error: BaseException | None = None) -> None:
-        """Every stream ends here, whoever ended it."""
+        """Close the stream now."""
         raise NotImplementedError
 
     def _close_descriptor(self) -> None:
-        """The very end: nothing is owed any more."""
+        """Close the descriptor: all committed output has left."""
         raise NotImplementedError

@@ -15,7 +15,7 @@ been given.
 **Fairness.** A run of the hub returns to the loop after :data:`SLICE` seconds and goes on in the loop's next turn.
 
 **Whose context variables a dispatch sees.** Nobody's: a hub works for all streams of its loop, so it registers itself
-in an empty context, not in that of the client it happens to be opened for (see :mod:`iostreamsrv.contexts`).
+in an empty context, not in that of the client it happens to be opened for (see :mod:`iostreamsrv.runtime.contexts`).
 
 **Where there is no epoll** the :class:`LoopHub` does the same through ``IOLoop.add_handler``, level-triggered.
 """
@@ -212,7 +212,7 @@ class EpollHub(Hub):
 
     def watch_writes(self, stream: Dispatched) -> bool:
         # Writes seldom have to wait, and an idle stream that is registered for them reports "writable" once, for
-        # nothing. So it is added for those that need it; asking again arms it anew.
+        # nothing. So it is added for those that need it; asking again arms it again.
         self._register(stream, _ON_BOTH)
         return True
 
@@ -270,7 +270,7 @@ class EpollHub(Hub):
         if self._stale:
             return self._renew()
         ready = self._epoll.poll(0)
-        # The streams are looked up before any of them is dispatched: a number may be closed and used anew meanwhile.
+        # The streams are looked up before any of them is dispatched: a number may be closed and reused meanwhile.
         streams = self._streams
         try:
             self._due.extend([(streams[number], events) for number, events in ready])

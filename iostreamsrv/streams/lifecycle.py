@@ -1,7 +1,7 @@
 """The beginning and the ends of a stream, whatever its descriptor.
 
 ``close()`` ends a stream now, ``aclose()`` after what is queued has left and the peer had time to read it,
-``abort()`` with a reset. All meet in ``_close``, which keeps the first reason.
+``abort()`` with a reset. All meet in ``terminate()``, which keeps the first reason.
 """
 
 import asyncio
@@ -204,8 +204,8 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
         self.own_timeouts = {**(self.own_timeouts or {}), **changes}
 
     async def wait_draining(self) -> None:
-        """Return when the stream's server begins to shut down (`TCPServer.shutdown`), for a protocol that says goodbye.
-        Without a server it never returns. ::
+        """Return when the stream's server begins to shut down (`TCPServer.shutdown`), for a protocol with a last
+        message. Without a server it never returns. ::
 
             async def say_goodbye(stream):
                 await stream.wait_draining()

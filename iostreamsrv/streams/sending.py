@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from ..errors import CloseReason, StreamBufferFullError, StreamError, of_stream, reason_for, without_frames
-from ..events import WITHOUT_SERVER, Event, EventKind
+from ..events import UNOWNED_EVENTS, Event, EventKind
 from ..runtime.futures import set_result
 from ..sansio.buffers import WriteBuffer
 from .core import INLINE_BUDGET, StreamCore, fail
@@ -101,7 +101,7 @@ class SendSide(StreamCore):
     ) -> None:
         """Report a problem as an event: of the owner's, if there is one."""
         if self._owner is None:
-            WITHOUT_SERVER.emit(Event(kind, text, level, cast(Any, self), None, reason, error))
+            UNOWNED_EVENTS.emit(Event(kind, text, level, cast(Any, self), None, reason, error))
         else:
             self._owner.report(self, kind, level, text, reason, error)
 
@@ -191,7 +191,7 @@ class SendSide(StreamCore):
         return self._future_of_queued()
 
     def _check_room(self, output: WriteBuffer, size: int) -> None:
-        """:raises StreamBufferFullError: so many bytes more are too much."""
+        """:raises StreamBufferFullError: there is no room for ``size`` bytes more."""
         limit = self.max_write_buffer_size
         queued = output.size - output.in_files
         if limit is None or not queued:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from ..errors import CloseReason
 from ..events import EventKind
+from ..runtime.loops import asyncio_loop
 
 
 class StreamSettings(Protocol):
@@ -181,5 +182,4 @@ class ServedStream(Protocol):
 
 def loop_of(stream: Any) -> asyncio.AbstractEventLoop:
     """The asyncio loop of a stream."""
-    loop: asyncio.AbstractEventLoop = stream.io_loop.asyncio_loop
-    return loop
+    return asyncio_loop(stream.io_loop)

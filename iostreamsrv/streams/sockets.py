@@ -88,6 +88,7 @@ class SocketStream(BaseIOStream):
         """``stream`` has the socket from now on, and the place of this one."""
         self._hub.unwatch(self)
         self.socket = cast(Any, None)
+        self._attach(Transport())  # which does nothing: an abort() of this stream must not reach the other's socket
         self._phase = CLOSED
         self._readable = False
         self.close_reason = CloseReason.LOCAL

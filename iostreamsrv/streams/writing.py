@@ -50,8 +50,8 @@ class WriteSide(SendSide):
 
         **Cork.** While requests wait that have already arrived, on this stream or on others of the loop, writes are
         *corked*: done at once, and sent together when those have been dispatched, at most some milliseconds later, or
-        at 64 KiB. So "done" means *accepted and owed*: ``close()`` still delivers it. ``await stream.drain()`` says
-        that the kernel has it; ``cork=False`` makes every write mean that.
+        at 64 KiB. So "done" means *accepted and committed*: ``close()`` still delivers it. ``await stream.drain()``
+        says that the kernel has it; ``cork=False`` makes every write mean that.
 
         :raises StreamClosedError: at the call, when the stream is closed; from the future, when it is closed before.
         :raises StreamBufferFullError: ``max_write_buffer_size`` bytes are queued; nothing of ``data`` was taken.
@@ -224,7 +224,7 @@ class WriteSide(SendSide):
                 self._finish_close()
 
     def _finish_close(self) -> bool:
-        """Take leave of the peer and close the descriptor; whether that could be done at once."""
+        """Send close_notify, under TLS, and close the descriptor; whether that could be done at once."""
         if not self._send_close_notify() and not self._hub.loop.is_closed():
             try:
                 self._wait_for_room()  # _flush_committed goes on with it
@@ -235,7 +235,7 @@ class WriteSide(SendSide):
         return True
 
     def _send_close_notify(self) -> bool:
-        """Tell the peer, where there are words for it, that this side ends; whether that is on its way."""
+        """Tell the peer under TLS that no more is sent, unless it is to notice a loss; whether that has left."""
         if not self._layered:
             return True
         if self._hub.inherited or self.close_reason in REASONS_WITHOUT_CLOSE_NOTIFY:

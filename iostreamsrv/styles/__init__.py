@@ -1,12 +1,11 @@
-"""Other ways to write a server, each an adapter over the public names of `TCPServer` and `IOStream`.
+"""Other ways to write a server, each an adapter over the public API of `TCPServer` and `IOStream`.
 
-`CallbackServer` calls functions for what happens, `BlockingServer` gives threads something that looks like a socket,
-`QueueServer` has a queue for each client.
+`CallbackServer` calls functions when something happens, `BlockingServer` gives threads objects that look like sockets,
+`QueueServer` has a send queue for each client.
 """
 
-from .blocking import BlockingServer, Notice
+from .blocking import BlockingServer, Handle, Notice, SendTimeoutError
 from .callbacks import CallbackServer
-from .handles import Handle, SendTimeoutError
 from .queues import QueueServer, SendQueue
 
 __all__ = [

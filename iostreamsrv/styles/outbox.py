@@ -1,4 +1,4 @@
-"""What threads have sent to a stream, and the stream has not taken yet."""
+"""A queue of bytes that threads send to a stream."""
 
 import asyncio
 from asyncio import Future
@@ -10,57 +10,58 @@ from ..errors import StreamBufferFullError, StreamClosedError
 from ..iostream import IOStream
 
 GATHERED = 65536
-"""Bytes that are put in the loop before the stream is given them, while the loop has had no turn."""
+"""Bytes that the loop's thread may put within one turn of the loop before they are written to the stream."""
 
 
 def closed_error(stream: IOStream) -> StreamClosedError:
-    """What a write to a stream that is closed raises."""
+    """The error of a write to a closed stream."""
     return StreamClosedError(stream.error, "write", stream.close_reason, stream.id)
 
 
 class Outbox:
-    """Bytes for a stream, from any thread. What is put within one turn of the loop is one write.
+    """Bytes for a stream, from any thread. All bytes that are put within one turn of the loop are one write.
 
-    The loop waits for no lock here: a signal handler may interrupt a put, and itself wait for the loop.
+    The loop never waits for a lock here, because a signal handler may interrupt :meth:`put` and then wait for the loop.
 
-    :param post: has a function called in the loop's thread, after those that were posted before.
-    :param on_room: is called in the loop when fewer bytes wait, or none ever will.
+    :param call_soon: has a function called in the loop's thread, after all earlier ones.
+    :param on_room: called in the loop when the queue has become shorter, or the stream was closed.
     """
 
     def __init__(
         self,
         stream: IOStream,
-        post: Callable[[Callable[[], None]], object],
+        call_soon: Callable[[Callable[[], None]], object],
         on_room: Callable[[], None] = lambda: None,
     ) -> None:
         self._stream = stream
-        self._post = post
+        self._call_soon = call_soon
         self._on_room = on_room
         self._pieces: deque[bytes | bytearray | memoryview] = deque()
-        self._posted = False
+        self._scheduled = False  # a call of flush()
         self._put = 0  # bytes, in all
-        self._given = 0  # of these, to the stream
-        self._taken = 0  # of these, by the kernel
-        self._waiting = bytearray()  # what the stream has not been given yet
-        self._refused = False  # by the stream, for now
-        self._watched = False  # a future of the stream's says when more has been taken: one at a time, as each costs
+        self._written = 0  # of these, to the stream
+        self._sent = 0  # of these, to the kernel
+        self._waiting = bytearray()  # not yet written to the stream
+        self._blocked = False  # the stream's write buffer is full
+        self._watched = False  # waiting for a write of the stream: for one at a time, because each wait has a cost
 
     @property
     def size(self) -> int:
-        """Bytes that were put, and that the kernel has not taken."""
-        return self._put - self._taken
+        """Bytes that were put and not yet accepted by the kernel."""
+        return self._put - self._sent
 
     def put(self, data: bytes | bytearray | memoryview) -> None:
-        """Have ``data`` sent, after all that was put before. Not for two threads at once."""
+        """Queue ``data`` behind all earlier data. Must not be called by two threads at the same time."""
         self._append(data)
-        if not self._posted:
-            self._posted = True
-            self._post(self.flush)
+        if not self._scheduled:
+            self._scheduled = True
+            self._call_soon(self.flush)
 
     def put_in_loop(self, data: bytes | bytearray | memoryview) -> None:
-        """The same in the loop's thread, which may go on putting for long: what is sent at once is gathered."""
+        """Like :meth:`put`, in the loop's thread, which may put much data in one turn: the first piece is written at
+        once, and the following ones are gathered."""
         self._append(data)
-        if not self._watched or self._stream.writing() or self._put - self._given >= GATHERED:
+        if not self._watched or self._stream.writing() or self._put - self._written >= GATHERED:
             self.flush()
 
     def _append(self, data: bytes | bytearray | memoryview) -> None:
@@ -68,56 +69,56 @@ class Outbox:
         self._pieces.append(data if type(data) is bytes else bytes(data))
 
     def flush(self) -> None:
-        """In the loop: give the stream what waits."""
-        self._posted = False  # before the look at what there is: who puts more from now on posts again
+        """Write the queue to the stream; to be called in the loop."""
+        self._scheduled = False  # before the queue is read: data that is put after this schedules another call
         while self._pieces:
             self._waiting += self._pieces.popleft()
-        if self._refused or not self._waiting:
+        if self._blocked or not self._waiting:
             return
         data, self._waiting = self._waiting, bytearray()
         try:
-            # At once, also behind what waits there: a peer that has half-closed ends a stream that has all sent.
+            # Even if earlier data is queued there: after the peer's EOF, an empty queue closes the stream.
             future = self._stream.write(data)
         except StreamClosedError:
-            self._given += len(data)
-            self._took(self._given)
-        except StreamBufferFullError:  # many small pieces wait there, or what somebody else has written
+            self._written += len(data)
+            self._record_sent(self._written)
+        except StreamBufferFullError:  # it holds many small pieces, or data written by other code
             self._waiting = data
-            self._refused = True
+            self._blocked = True
             self._stream.drain().add_done_callback(self._retry)
         else:
-            self._given += len(data)
+            self._written += len(data)
             if future.done():
-                self._took(self._given)
+                self._record_sent(self._written)
             elif not self._watched:
                 self._watch(future)
 
     def _retry(self, drained: "Future[None]") -> None:
-        drained.exception()  # the stream was closed: flush() finds out
-        self._refused = False
+        drained.exception()  # marks it as retrieved; if the stream was closed, flush() notices
+        self._blocked = False
         self.flush()
 
     def _watch(self, future: "Future[None]") -> None:
         self._watched = True
-        future.add_done_callback(partial(self._sent, self._given))
+        future.add_done_callback(partial(self._on_written, self._written))
 
-    def _sent(self, given: int, future: "Future[None]") -> None:
+    def _on_written(self, written: int, future: "Future[None]") -> None:
         self._watched = False
-        self._took(given if future.exception() is None else self._given)
+        self._record_sent(written if future.exception() is None else self._written)
         self.flush()
-        if self._taken < self._given and not self._watched:
+        if self._sent < self._written and not self._watched:
             self._watch(self._stream.drain())
 
-    def _took(self, given: int) -> None:
-        self._taken = max(self._taken, given)
+    def _record_sent(self, written: int) -> None:
+        self._sent = max(self._sent, written)
         self._on_room()
 
     async def drain(self, remaining: int = 0) -> None:
-        """In the loop: return when there are no more than so many bytes left to send.
+        """Wait, in the loop, until at most ``remaining`` bytes are left to send.
 
-        :raises StreamClosedError: there always will be.
+        :raises StreamClosedError: the stream was closed before.
         """
         await self._stream.drain(remaining)
         while self.size > remaining:
-            await asyncio.sleep(0)  # _sent() or _retry() is called in the loop's next turn
+            await asyncio.sleep(0)  # _on_written() or _retry() is called in the loop's next turn
             await self._stream.drain(remaining)

@@ -1,4 +1,4 @@
-"""A server in three arguments: where, which port, and what to do with what comes. ::
+"""A server in three arguments: where to listen, the port, and a function of the received data. ::
 
 def echo(queue, data):
     queue.put(data)
@@ -38,13 +38,14 @@ Callback = Callable[["SendQueue", bytes], object] | Callable[[Any, "SendQueue", 
 
 
 class SendQueue:
-    """What is to be sent to one client, for any thread, as a `queue.Queue` that only takes. ::
+    """The send queue of one client, for any thread: like a `queue.Queue`, but only for putting. ::
 
         threading.Timer(5, queue.put, [b"five seconds later\\n"]).start()
 
-    It is full when ``max_write_buffer_size`` bytes (1 MiB) wait; one larger ``put`` into an empty queue is taken.
+    It is full when ``max_write_buffer_size`` bytes (default 1 MiB) are queued. An empty queue accepts one larger
+    ``put``.
 
-    :ivar address: the client's.
+    :ivar address: the client's address.
     """
 
     def __init__(self, stream: IOStream, address: Any) -> None:
@@ -53,53 +54,54 @@ class SendQueue:
         self._loop_thread = threading.get_ident()
         self._process = os.getpid()
         self._room = threading.Condition()
-        self._ended = False  # nothing more is taken
-        self._outbox = Outbox(stream, partial(_post, stream.io_loop), self._wake)
+        self._ended = False  # no more data is accepted
+        self._outbox = Outbox(stream, partial(_call_soon, stream.io_loop), self._wake)
 
     def put(self, data: bytes | bytearray | memoryview, block: bool = True, timeout: float | None = None) -> None:
-        """Have ``data`` sent, after all that was put before. A full queue is waited for, but not in the callback, which
-        would wait for itself.
+        """Send ``data`` after all earlier data. Waits while the queue is full, except in the callback, which would wait
+        for itself.
 
+        :param data: the bytes to send. They may be changed after the call.
         :param block: whether to wait.
-        :param timeout: seconds to wait; None for as long as it takes.
+        :param timeout: seconds to wait; None, the default: no limit.
         :raises queue.Full: there is no room.
-        :raises StreamClosedError: the client is gone, or this is a forked child: the client is its parent's.
-        :raises TypeError: ``data`` is not bytes.
+        :raises StreamClosedError: the connection is closed, or belongs to the parent process of this forked child.
+        :raises TypeError: ``data`` is not bytes-like.
         """
         data = memoryview(data).cast("B")
-        if os.getpid() != self._process:  # a thread of the parent's may have the lock
+        if os.getpid() != self._process:  # where a thread of the parent process may hold the lock for ever
             raise closed_error(self._stream)
         in_loop = threading.get_ident() == self._loop_thread
         with self._room:
-            if not self._room.wait_for(lambda: self._takes(len(data)), timeout if block and not in_loop else 0):
+            if not self._room.wait_for(lambda: self._has_room(len(data)), timeout if block and not in_loop else 0):
                 raise queue.Full
             if self._ended or self._stream.closed():
                 raise closed_error(self._stream)
             (self._outbox.put_in_loop if in_loop else self._outbox.put)(data)
 
     def put_nowait(self, data: bytes | bytearray | memoryview) -> None:
-        """:meth:`put` without waiting."""
+        """Like :meth:`put`, without waiting."""
         self.put(data, block=False)
 
     def qsize(self) -> int:
-        """Bytes that wait."""
+        """The number of bytes that the kernel has not accepted yet."""
         return self._outbox.size
 
     def empty(self) -> bool:
-        """Whether all has been sent."""
+        """Whether everything has been sent."""
         return not self._outbox.size
 
     def full(self) -> bool:
-        """Whether a byte more would have to wait."""
-        return not self._takes(1)
+        """Whether a ``put`` of one more byte would have to wait."""
+        return not self._has_room(1)
 
     async def drain(self, remaining: int) -> None:
-        """For the server: return when no more than so many bytes wait."""
+        """For the server: wait until at most ``remaining`` bytes are queued."""
         await self._outbox.drain(remaining)
 
     async def end(self) -> None:
-        """For the server: refuse what is put from now on, and return when all that was taken has been sent."""
-        await self._outbox.drain()  # while who answers may still put more
+        """For the server: wait until all is sent, then accept no more data, and send what was put in between."""
+        await self._outbox.drain()  # threads that answer may still put data meanwhile
         with self._room:
             self._ended = True
             self._room.notify_all()
@@ -109,27 +111,29 @@ class SendQueue:
         with self._room:
             self._room.notify_all()
 
-    def _takes(self, count: int) -> bool:
-        """Whether so many bytes need not wait. (Those of a client who is gone are refused, without waiting.)"""
+    def _has_room(self, count: int) -> bool:
+        """Whether a ``put`` of ``count`` bytes need not wait. (On a closed connection it fails without waiting.)"""
         size, limit = self._outbox.size, self._stream.max_write_buffer_size
         return not size or limit is None or size + count <= limit or self._ended or self._stream.closed()
 
 
 class QueueServer:
-    """A server that calls ``callback(queue, data)`` whenever a client has sent something.
+    """A server that calls ``callback(queue, data)`` when a client has sent data.
 
-    It is bound when it is made, and the limit of open descriptors raised to what ``max_connections`` asks for. `run`
-    serves, in whichever thread calls it; `stop` ends that, from any. While a client does not take what was put, and
-    half of its queue is full, nothing more is received from it.
+    The constructor binds the port and raises the limit of open descriptors as far as ``max_connections`` requires.
+    `run` serves in the thread that calls it; `stop` may be called from any thread. While more than half of a client's
+    queue is full, nothing is received from that client.
 
-    :param mode: "localhost" for this machine only (127.0.0.1), "public" for everybody (0.0.0.0), or an address.
-    :param port: 0 for a free one; see :attr:`port`.
-    :param callback: called with the client's `SendQueue` and the bytes that have come; if it takes three arguments,
-        with the client's address before these. It must be short, as all clients wait for it: what takes time is for a
-        thread, which may put later. What it raises closes that client's connection, and is logged.
-    :param options: ``ssl_options``, ``max_connections`` and all others of `TCPServer`; ``drain_timeout`` is 1 s.
-    :raises OptionError: an argument that cannot be.
-    :raises ListenError: the port cannot be bound.
+    :param mode: "localhost" for this machine only (127.0.0.1), "public" for all networks (0.0.0.0), or an IP address.
+    :param port: the port; 0 for a free one, see :attr:`port`.
+    :param callback: called with the client's `SendQueue` and the received bytes; if it takes three arguments, with the
+        client's address before them. It must return quickly, because all clients wait for it. Leave long work to a
+        thread, which may put its reply later. An exception closes that client's connection, and is logged.
+    :param options: ``ssl_options``, ``max_connections`` and all other options of `TCPServer`; the default of
+        ``drain_timeout`` is 1 s.
+    :raises OptionError: an argument is invalid.
+    :raises ListenError: the server cannot listen on the port.
+    :ivar port: the port that the server listens on.
     """
 
     def __init__(self, mode: str, port: int, callback: Callback, **options: Any) -> None:
@@ -139,7 +143,7 @@ class QueueServer:
         self._io_loop = IOLoop(make_current=False)
         self._process = os.getpid()
         self._state = threading.RLock()  # a signal handler may call stop() from within run()
-        self._told = asyncio.Event()  # to stop
+        self._stop_requested = asyncio.Event()
         self._stopping = False
         self._runner: threading.Thread | None = None
         self._ended = threading.Event()
@@ -154,14 +158,14 @@ class QueueServer:
 
     @property
     def addresses(self) -> list[Any]:
-        """What is bound, as `socket.socket.getsockname` gives it."""
+        """The addresses that the server listens on, as `socket.socket.getsockname` returns them."""
         return self._server.addresses
 
     def run(self) -> None:
-        """Serve until :meth:`stop` is called; in the main thread, also until SIGINT (Ctrl-C) or SIGTERM comes, unless
-        that is ignored. Afterwards signals are handled as before.
+        """Serve until :meth:`stop` is called; in the main thread, also until SIGINT (Ctrl-C) or SIGTERM, unless the
+        process ignores that signal. Afterwards, signals are handled as before.
 
-        :raises RuntimeError: it has been run before.
+        :raises RuntimeError: the server was run before.
         """
         with self._state:
             if self._runner is not None:
@@ -183,22 +187,22 @@ class QueueServer:
         loop = asyncio.get_running_loop()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                handle_signal(loop, number, self._told.set)  # until the loop is closed
-        await self._told.wait()
+                handle_signal(loop, number, self._stop_requested.set)  # until the loop is closed
+        await self._stop_requested.wait()
         await self._server.shutdown()
 
     async def _close(self) -> None:
-        """Whatever is left, as when the callback has raised SystemExit."""
+        """Close what is left, for example when the callback has raised SystemExit."""
         self._server.stop()
         await self._server.close_all_connections()
         for stream in self._server.streams:
-            stream.abort()  # what it owes its client it cannot deliver without a loop
+            stream.abort()  # without a loop, it could not deliver its queued data
         await cancel_remaining_tasks()
 
     def stop(self) -> None:
-        """Have :meth:`run` return, and wait until it has, but in its own thread: the callback's. What was put is still
-        sent, as far as clients take it within ``drain_timeout``. It may be repeated. In a forked child it does nothing:
-        the server is the parent's.
+        """End :meth:`run`, and wait until it has returned; in the callback, do not wait. Queued data is still sent, if
+        the client accepts it within ``drain_timeout``. May be called repeatedly. In a forked child it does nothing: the
+        server belongs to the parent process.
         """
         if os.getpid() != self._process:
             return
@@ -211,13 +215,13 @@ class QueueServer:
                 self._io_loop.close()
                 self._ended.set()
             return
-        self._io_loop.add_callback(self._told.set)
+        self._io_loop.add_callback(self._stop_requested.set)
         if runner is not threading.current_thread():
             self._ended.wait()
 
 
 class _Server(TCPServer):
-    """What a `QueueServer` is for its loop."""
+    """The `TCPServer` that a `QueueServer` runs in its loop."""
 
     drain_timeout = 1.0
 
@@ -227,7 +231,7 @@ class _Server(TCPServer):
 
     async def handle_stream(self, stream: IOStream, address: Any) -> None:
         sending = SendQueue(stream, address)
-        stream.allow_half_open = True  # its end must not close the stream before all that was put has been sent
+        stream.allow_half_open = True  # the client's EOF must not close the stream before the queue has been sent
         try:
             await self._serve(stream, address, sending)
         except StreamClosedError:
@@ -242,19 +246,19 @@ class _Server(TCPServer):
             try:
                 self._callback(address, sending, data)
             except queue.Full:
-                full = StreamBufferFullError("the callback put more than the client's queue takes", "write")
+                full = StreamBufferFullError("the callback put more than the client's queue can hold", "write")
                 raise of_stream(full, stream.id) from None
             if sending.qsize() > half:
                 await sending.drain(half)
 
 
-def _post(io_loop: IOLoop, function: Callable[[], None]) -> None:
-    """Have ``function`` called in the loop, with nobody's context variables."""
+def _call_soon(io_loop: IOLoop, function: Callable[[], None]) -> None:
+    """Have ``function`` called in the loop, in an empty context."""
     Context().run(io_loop.add_callback, function)
 
 
 def _with_address(callback: Any) -> Callable[[Any, SendQueue, bytes], object]:
-    """``callback`` as a function of three arguments, whichever it is."""
+    """Return ``callback`` as a function of three arguments: (address, queue, data)."""
     if not callable(callback) or inspect.iscoroutinefunction(callback):
         raise OptionError("callback", callback, "must be a plain function of (queue, data) or (address, queue, data)")
     if takes(callback, 2):

@@ -1,7 +1,7 @@
-"""For the tests of what is built on iostreamsrv: streams in memory, ports that are free, servers for a while,
-a clock that the test moves.
+"""Tools for tests of programs that use iostreamsrv: streams in memory, free ports, temporary servers, and a clock that
+the test moves.
 
-It needs no test framework. Fixtures for pytest are in :mod:`iostreamsrv.pytest_plugin`.
+They need no test framework. Fixtures for pytest are in :mod:`iostreamsrv.pytest_plugin`.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ __all__ = ["MockClock", "bind_unused_port", "memory_stream_pair", "running"]
 
 
 def memory_stream_pair(*, capacity: int = CAPACITY, **options: Any) -> tuple[IOStream, IOStream]:
-    """Two streams that are connected to each other in memory: no descriptors, no ports, no kernel.
+    """Create two streams that are connected to each other in memory, without descriptors, ports or the kernel.
 
-    They are `IOStream` on the engine that serves real clients; half-close, reset and a peer that does not read work as
-    over TCP. So a handler can be tested by itself::
+    They are `IOStream` objects with the same code that serves real clients. Half-close, reset and a peer that does not
+    read work as over TCP. So you can test a handler alone::
 
         ours, theirs = memory_stream_pair()
         handling = asyncio.create_task(EchoServer().handle_stream(theirs, theirs.remote_address))
@@ -33,10 +33,10 @@ def memory_stream_pair(*, capacity: int = CAPACITY, **options: Any) -> tuple[IOS
         assert await ours.read_until(b"\\n") == b"hello\\n"
         ours.close()
 
-    :param capacity: bytes on their way in each direction before a write has to wait; 256 KiB.
-    :param options: keywords of `IOStream`, for both.
-    :returns: both ends. Their addresses are ``("memory", 1)`` and ``("memory", 2)``.
-    :raises OptionError: an option cannot have this value.
+    :param capacity: bytes in transit in each direction before a write has to wait; default 256 KiB.
+    :param options: keywords of `IOStream`, for both streams.
+    :returns: both streams. Their addresses are ``("memory", 1)`` and ``("memory", 2)``.
+    :raises OptionError: an option is invalid.
     """
     check_int("capacity", capacity, 1, what="a number of bytes")
     one, other = MemorySocket.pair(capacity)
@@ -44,14 +44,15 @@ def memory_stream_pair(*, capacity: int = CAPACITY, **options: Any) -> tuple[IOS
 
 
 def bind_unused_port(reuse_port: bool = False, address: str = "127.0.0.1") -> tuple[socket.socket, int]:
-    """A listening socket on a port that was free, and that port: for ``server.add_socket``. ::
+    """Bind a free port, for ``server.add_socket``. ::
 
         listener, port = bind_unused_port()
         server.add_socket(listener)
 
-    :param reuse_port: whether others may bind the same port, too.
+    :param reuse_port: whether other sockets may bind the same port (SO_REUSEPORT).
     :param address: an IP address of this host.
-    :raises ListenError: the address cannot be listened on.
+    :returns: the listening socket and its port.
+    :raises ListenError: it is not possible to listen on the address.
     """
     (listener,) = bind_sockets(0, address, reuse_port=reuse_port)
     return listener, listener.getsockname()[1]
@@ -59,18 +60,19 @@ def bind_unused_port(reuse_port: bool = False, address: str = "127.0.0.1") -> tu
 
 @contextlib.asynccontextmanager
 async def running(server: TCPServer, address: str = "127.0.0.1") -> AsyncIterator[Any]:
-    """A server for as long as the ``async with`` lasts. Then it stops, and its handlers and streams are ended. ::
+    """Run a server during an ``async with`` block. At its end, stop the server, cancel its handlers and close its
+    streams. ::
 
         async with running(EchoServer()) as address:
             stream = await TCPClient().connect(*address)
             await stream.write(b"hello\\n")
             assert await stream.read_until(b"\\n") == b"hello\\n"
 
-    Gives the first address it listens on: ``(host, port)`` for IPv4.
+    The value of ``as`` is the first address that the server listens on: ``(host, port)`` for IPv4.
 
-    :param server: listens on a free port of ``address``, unless it listens already.
+    :param server: the server. Unless it listens already, it listens on a free port of ``address``.
     :param address: an IP address of this host.
-    :raises ListenError: the address cannot be listened on.
+    :raises ListenError: it is not possible to listen on the address.
     """
     if not server.addresses:
         server.listen(0, address)
@@ -82,8 +84,9 @@ async def running(server: TCPServer, address: str = "127.0.0.1") -> AsyncIterato
 
 
 async def end(server: TCPServer, serving: "asyncio.Task[None]") -> None:
-    """End a server at once, where a cancel of ``serving``, its ``serve_forever``, would let its clients finish."""
+    """Stop a server at once. (Only to cancel ``serving``, the task of its ``serve_forever``, would let clients
+    finish.)"""
     server.stop()
     await server.close_all_connections()
-    serving.cancel()  # in case it has not begun
+    serving.cancel()  # if it has not started yet
     await asyncio.wait([serving])

@@ -1,15 +1,16 @@
 """A clock that tests move; `MockClock` is public in :mod:`iostreamsrv.testing`.
 
-**How.** An asyncio loop asks its own ``time()`` which timers are due, and gives its selector the seconds until the next
-one. The clock stands in for both functions, of one loop, for a while. What is real goes on: the selector still waits
-for sockets.
+**How it works.** An asyncio loop calls its ``time()`` to find the timers that are due, and passes the seconds until the
+next timer to its selector's ``select()``. The clock replaces both functions of one loop while it is installed. The
+selector still waits for real sockets.
 
-**Why a jump takes steps.** A server that finds one of its timers 60 s late takes the process to have been stopped, and
-forgives its clients that time. That is also what users of `asyncio` see: a timer that repeats would run once. So a jump
-goes from timer to timer. Before each step the loop must be idle, so that all that comes of a timer happens at its time.
+**Why a jump takes steps.** When a server finds one of its timers 60 s late, it assumes that the process was stopped,
+and does not count that time against its clients. With plain `asyncio` it is similar: a repeating timer would run only
+once. So a jump goes from timer to timer. Before each step the loop must be idle, so that all consequences of a timer
+happen at its time.
 
-**Timers that the loop has already** stay in real time: the time limit of a test is one, and must end the test also when
-it hangs because its clock stands still.
+**Timers that the loop has already** stay in real time. The time limit of a test is one of them, and must end the test
+even if it hangs because its clock stands still.
 """
 
 import asyncio
@@ -27,11 +28,13 @@ from ..runtime.clock import clock_of, real_time, wall_clock_of
 from ..streams.hub import follow_clock
 
 SETTLE = 0.001
-"""Real seconds without an event after which the loop is idle, during a jump: what was sent on this host has come."""
+"""Real seconds without an event after which the loop counts as idle during a jump: by then, data sent on this host has
+arrived."""
 
 
 class TimersBefore:
-    """The timers that a loop had before it got another clock. They are taken out of the loop, and run in real time."""
+    """The timers that a loop had before the clock was installed. They are removed from the loop, and run in real
+    time."""
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
@@ -39,23 +42,23 @@ class TimersBefore:
         loop._scheduled.clear()
         loop._timer_cancelled_count = 0
         for timer in self._timers:
-            timer._scheduled = False  # a cancel would be counted
+            timer._scheduled = False  # else the loop would count a cancelled one
 
     def left(self) -> float:
-        """Real seconds until the next one; infinite if there is none."""
+        """Real seconds until the next of these timers; infinite if there is none."""
         return min((timer.when() for timer in self._timers if not timer.cancelled()), default=math.inf) - real_time()
 
     def run_due(self) -> bool:
-        """Have those run that are due; whether there are any."""
+        """Run the timers that are due; return whether there were any."""
         now = real_time()
         due = sorted(timer for timer in self._timers if timer.when() <= now and not timer.cancelled())
         self._timers = [timer for timer in self._timers if timer.when() > now]
         for timer in due:
-            self._loop.call_soon(_run, timer, context=Context())  # the timer has its own
+            self._loop.call_soon(_run, timer, context=Context())  # the timer itself has the right context
         return bool(due)
 
     def give_back(self) -> None:
-        """The loop has its own clock again."""
+        """Return the timers to the loop, which has its real clock again."""
         for timer in self._timers:
             if not timer.cancelled():
                 timer._scheduled = True
@@ -68,7 +71,7 @@ def _run(timer: Any) -> None:
 
 
 class MockClock:
-    """A clock that stands still, and that a test moves; names and meaning are those of Trio's. ::
+    """A clock that stands still until a test moves it. The names and their meaning are Trio's. ::
 
         async def test_an_idle_client_is_closed():
             clock = MockClock()
@@ -79,17 +82,16 @@ class MockClock:
                     assert await stream.read_until_close() == b""
 
     While it is installed on a loop, ``loop.time()`` follows it, and so do `asyncio.sleep`, `asyncio.timeout`,
-    ``loop.call_later`` and all timeouts and dates of this package in that loop. Sockets work as ever. Other loops,
-    other threads and other processes go by the real clock; so does the kernel.
+    ``loop.call_later`` and all timeouts and dates of this package in that loop. Sockets work as usual. Other loops,
+    threads and processes follow the real clock, and so does the kernel.
 
-    It needs an asyncio loop with a selector, which is the default but for Windows. uvloop's has its clock inside.
+    It needs an asyncio loop with a selector: the default, except on Windows. uvloop's clock is not accessible.
 
-    :param rate: seconds that pass per real second; 0 stands still.
-    :param autojump_threshold: real seconds after which a loop that has nothing to do jumps to its next timer;
-        ``math.inf`` never does. 0 is right for streams in memory. With sockets 0.01 is better: it leaves the kernel
-        time to deliver, and 0.05 covers an ACK that it puts off. A thread that is at work does not keep the loop from
-        jumping.
-    :raises OptionError: one of them is negative or not a number.
+    :param rate: seconds that pass per real second; default 0: the clock stands still.
+    :param autojump_threshold: real seconds after which an idle loop jumps to its next timer; default ``math.inf``:
+        never. 0 suits streams in memory. With sockets, use 0.01, which leaves the kernel time to deliver data, or 0.05,
+        which also covers a delayed ACK. A busy thread does not prevent a jump.
+    :raises OptionError: a parameter is negative or not a number.
 
     :ivar rate: as the parameter; may be set.
     :ivar autojump_threshold: as the parameter; may be set.
@@ -131,7 +133,7 @@ class MockClock:
         self._autojump_threshold = _checked("autojump_threshold", seconds)
 
     def current_time(self) -> float:
-        """The time in seconds; it goes on from that of the loop. Only differences mean something."""
+        """The time in seconds. It continues from the loop's time; only differences have a meaning."""
         return self._at + (real_time() - self._since) * self._rate if self._rate else self._at
 
     def jump(self, seconds: float) -> "asyncio.Future[None]":
@@ -139,13 +141,13 @@ class MockClock:
 
             await clock.jump(60)
 
-        It moves when the loop is idle, from one timer to the next, so that each runs at its own time and in order, with
-        all that comes of it. (Trio's moves at once, as :meth:`block` does.) Call it in the loop's thread, or before the
-        loop runs.
+        The clock moves while the loop is idle, from one timer to the next, so that each timer runs in order and at its
+        time, with all its consequences. (Trio's clock moves at once, as :meth:`block` does.) Call it in the loop's
+        thread, or before the loop runs.
 
-        :param seconds: how far, on top of jumps that are under way.
-        :returns: done when the time is reached, and everything due has run.
-        :raises OptionError: it is negative or not a finite number.
+        :param seconds: how far, in addition to jumps in progress.
+        :returns: a future that is done when the time is reached and everything due has run.
+        :raises OptionError: ``seconds`` is negative or not a finite number.
         :raises RuntimeError: the clock is not installed.
         """
         seconds = _finite("seconds", seconds)
@@ -156,24 +158,25 @@ class MockClock:
         return done
 
     def block(self, seconds: float) -> None:
-        """Let time pass while the loop does not turn: what `time.sleep` is in a handler, or the stop of a process. ::
+        """Let time pass while the loop does not run: like `time.sleep` in a handler, or a stopped process. ::
 
             clock.block(2)  # in place of time.sleep(2)
 
-        Timers that are due meanwhile run late, when the loop turns again.
+        Timers that become due meanwhile run late, when the loop runs again.
 
-        :raises OptionError: it is negative or not a finite number.
+        :param seconds: how much time passes.
+        :raises OptionError: ``seconds`` is negative or not a finite number.
         """
         self._move_to(self.current_time() + _finite("seconds", seconds))
 
     @contextlib.contextmanager
     def installed(self, loop: asyncio.AbstractEventLoop | None = None) -> Iterator[Self]:
-        """Have a loop follow the clock while the ``with`` lasts. Best for a whole test: timers that are left when it
-        ends are late by what the clock was moved. Timers that the loop has already stay in real time.
+        """Install the clock on a loop during a ``with`` block. Best for a whole test: timers that are left at the end
+        of the block are late by the time that the clock was moved. Timers that the loop has already stay in real time.
 
-        :param loop: an asyncio loop; None is the running one.
-        :raises RuntimeError: the loop has no selector (uvloop, Windows' default), or another clock already, or the
-            clock is on a loop.
+        :param loop: an asyncio loop; default (None) the running one.
+        :raises RuntimeError: the loop has no selector (uvloop, Windows' default) or has another clock, or this clock is
+            already installed.
         """
         loop = asyncio.get_running_loop() if loop is None else loop
         selector = getattr(loop, "_selector", None)
@@ -181,9 +184,9 @@ class MockClock:
             kind = f"{type(loop).__module__}.{type(loop).__qualname__}"
             raise RuntimeError(f"MockClock needs an asyncio loop with a selector, not {kind}")
         if self._loop is not None:
-            raise RuntimeError("the clock is on a loop already")
+            raise RuntimeError("the clock is already installed on a loop")
         if clock_of(loop) is not real_time:
-            raise RuntimeError("the loop has a clock already")
+            raise RuntimeError("the loop already has another clock")
         self._wall = wall_clock_of(loop)() - real_time()
         self._move_to(real_time())
         self._loop, self._selector, self._before = loop, selector, TimersBefore(loop)
@@ -213,7 +216,8 @@ class MockClock:
     # ---- in place of the selector's select()
 
     def _select(self, timeout: float | None = None) -> list[Any]:
-        """
+        """Replaces the ``select()`` of the loop's selector.
+
         :param timeout: seconds of this clock until the next timer; None: there is none; 0: the loop is not idle.
         """
         if timeout is not None and timeout <= 0:
@@ -233,13 +237,14 @@ class MockClock:
         return events
 
     def _wait(self, seconds: float) -> tuple[list[Any], bool]:
-        """The selector's own ``select()``, for real seconds: the events, and whether nothing at all happened."""
+        """Call the selector's real ``select()`` for up to ``seconds`` of real time. Returns the events, and whether the
+        loop stayed idle."""
         seconds = max(0.0, min(seconds, self._before.left()))
         events: list[Any] = type(self._selector).select(self._selector, None if seconds == math.inf else seconds)
         return events, not self._before.run_due() and not events
 
     def _step(self, timeout: float | None) -> None:
-        """Go towards the end of the jump, as far as the next timer; or, if it is reached, say so."""
+        """Move towards the end of the jump, but not beyond the next timer. If the end is reached, finish the jump."""
         target, done = self._jumps[0]
         now = self.current_time()
         if now < target:

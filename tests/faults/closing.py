@@ -22,7 +22,7 @@ SECONDS = 0.2
 
 DRAIN_IDLE = 0.5
 
-CUT, OVER = "requests that were begun and not answered", "the last client is done, s after drain_idle and a request"
+CUT, OVER = "requests started and not answered", "last client served, s after drain_idle and a request"
 
 
 class Asking(threading.Thread):
@@ -74,8 +74,8 @@ SIZE = 8_000_000
 FULL_SIZE = 40_000_000
 """Much more than the kernel takes."""
 
-WHOLE, WHOLE_TLS = "bytes that arrive, %", "bytes that arrive under TLS, %"
-LOOKS_WHOLE = "cut answers that look whole"
+WHOLE, WHOLE_TLS = "bytes received, %", "bytes received under TLS, %"
+LOOKS_WHOLE = "truncated replies that look complete"
 
 
 def slow_reader(trial: Trial) -> Figures:
@@ -132,7 +132,7 @@ def pause_and_read(server: Server, tls: ssl.SSLContext | None) -> bool:
 
 UPLOADS = (5_000, 65_536, 131_072)
 
-COPIES, COPIES_TLS = "uploads that come back whole, %", "uploads that come back whole under TLS, %"
+COPIES, COPIES_TLS = "uploads echoed completely, %", "uploads echoed completely under TLS, %"
 
 
 def half_close(trial: Trial) -> Figures:
@@ -200,16 +200,17 @@ def decrypted(sock: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO) 
 PROBES = (
     Probe(
         "busy shutdown",
-        "20 clients ask again as soon as they have their answer when the process gets a SIGTERM. A request takes 0.2 s,"
-        " and the client is told at once that it has begun.",
+        "The process gets a SIGTERM while 20 clients send a new request as soon as they have the reply to the last"
+        " one. A request takes 0.2 s, and the client is told at once that it has started.",
         busy_shutdown,
         (Threshold(CUT, "=", 0), Threshold(OVER, "≤", 0.3, timed=True)),
         guards=(Guard("the end of who asks again", OVER, switch="serve_who_asks_again"),),
     ),
     Probe(
         "slow reader",
-        "A handler writes 40 MB, not awaited, and returns. The client reads all the time and takes 40 s for it; another"
-        " reads nothing for 1.5 s, and then all there is, where ours has `write_timeout=0.5`; both again under TLS.",
+        "A handler writes 40 MB without awaiting and returns. The client reads all the time and needs 40 s. Another"
+        " client reads nothing for 1.5 s, then everything; there, iostreamsrv has `write_timeout=0.5`. Both again"
+        " under TLS.",
         slow_reader,
         (Threshold(WHOLE, "=", 100), Threshold(WHOLE_TLS, "=", 100), Threshold(LOOKS_WHOLE, "=", 0)),
         guards=(
@@ -219,8 +220,8 @@ PROBES = (
     ),
     Probe(
         "half-close",
-        "A client sends 5,000, 65,536 or 131,072 bytes and at once its end, 30 times each, to a handler that reads at"
-        " most 3,000 bytes at a time and writes them back; again under TLS, with data and close_notify in one piece.",
+        "A client sends 5,000, 65,536 or 131,072 bytes and half-closes at once, 30 times each. The handler reads at"
+        " most 3,000 bytes at a time and writes them back. Again under TLS, with data and close_notify in one segment.",
         half_close,
         (Threshold(COPIES, "=", 100), Threshold(COPIES_TLS, "=", 100)),
         guards=(Guard("the end that waits for its read", COPIES, switch="end_before_all_is_read"),),

@@ -23,7 +23,7 @@ AT_ONCE = 10
 
 SIZES = (1_000, 64_000, 1_000_000)
 
-WHOLE, WHOLE_TLS = "replies that arrive whole, %", "replies that arrive whole under TLS, %"
+WHOLE, WHOLE_TLS = "complete replies, %", "complete replies under TLS, %"
 
 
 def last_reply(trial: Trial) -> Figures:
@@ -63,7 +63,7 @@ CLIENTS = 50
 SECONDS = 0.5
 """What a request takes."""
 
-DONE, EXIT = "requests that are answered, %", "exit code"
+DONE, EXIT = "requests answered, %", "exit code"
 
 
 def terminated(trial: Trial) -> Figures:
@@ -87,7 +87,7 @@ def terminated(trial: Trial) -> Figures:
 
 PROMPT = 0.1
 
-PROMPTLY, LEFT = "connections that are closed within 100 ms, %", "descriptors that are left"
+PROMPTLY, LEFT = "connections closed within 100 ms, %", "descriptors left open"
 
 
 def failing_handlers(trial: Trial) -> Figures:
@@ -110,16 +110,16 @@ def closes_promptly(server: Server) -> bool:
 PROBES = (
     Probe(
         "last reply",
-        "A client sends a line and 256 kB that nobody reads; the handler answers with 1 kB, 64 kB or 1 MB, and returns:"
-        " 100 times each, and again under TLS.",
+        "A client sends a line and 256 kB that the handler does not read. The handler replies with 1 kB, 64 kB or 1 MB"
+        " and returns; 100 times each, and again under TLS.",
         last_reply,
         (Threshold(WHOLE, "=", 100), Threshold(WHOLE_TLS, "=", 100)),
         guards=(Guard("linger", WHOLE, {"linger": 0}), Guard("linger, under TLS", WHOLE_TLS, {"linger": 0})),
     ),
     Probe(
         "SIGTERM",
-        "50 requests are under way, and 50 more clients wait in the kernel's queue with theirs, when the process gets a"
-        " SIGTERM. A request takes half a second.",
+        "The process gets a SIGTERM while 50 requests are in progress and 50 more clients wait in the accept backlog"
+        " with theirs. A request takes half a second.",
         terminated,
         (Threshold(DONE, "=", 100), Threshold(EXIT, "=", 0)),
         guards=(
@@ -129,7 +129,7 @@ PROBES = (
     ),
     Probe(
         "failing handlers",
-        "100 clients, one after the other, whose handler raises an exception.",
+        "100 clients connect one after another; their handler raises an exception.",
         failing_handlers,
         (Threshold(PROMPTLY, "=", 100, timed=True), Threshold(LEFT, "=", 0)),
         guards=(Guard("the close", PROMPTLY, switch="leave_failed_handlers_open"),),

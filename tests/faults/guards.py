@@ -17,8 +17,8 @@ from iostreamsrv.iostream import IOStream
 from iostreamsrv.net.acceptor import Acceptor
 from iostreamsrv.runtime.logs import LogRateLimit
 from iostreamsrv.sansio.buffers import ReadBuffer
-from iostreamsrv.server.connections import Clients
-from iostreamsrv.server.handshake import Greeter
+from iostreamsrv.server.connection import Connection
+from iostreamsrv.server.connections import Connections
 from iostreamsrv.server.listeners import Listeners
 from iostreamsrv.streams.handshake import TLSStream
 from iostreamsrv.streams.transports.tls import TLSTransport
@@ -30,7 +30,7 @@ def accept_without_pause() -> None:
     def complain(self: Any, error: OSError) -> None:
         self._events.emit(Event("limit", f"accept: {error}", logging.ERROR, error=error))
 
-    Acceptor._rest = complain  # type: ignore[method-assign]
+    Acceptor._back_off = complain  # type: ignore[method-assign]
 
 
 def shut_down_without_the_queue() -> None:
@@ -41,10 +41,10 @@ def shut_down_without_the_queue() -> None:
 def leave_failed_handlers_open() -> None:
     """The stream of a handler that raised stays open."""
 
-    def complain(self: Any, stream: Any, name: str, error: BaseException) -> None:
-        app_log.error("%s of %s failed", name, stream, exc_info=error)
+    def complain(self: Any, name: str, error: BaseException) -> None:
+        app_log.error("%s of %s failed", name, self.stream, exc_info=error)
 
-    Clients._handler_failed = complain  # type: ignore[method-assign]
+    Connection._handler_failed = complain  # type: ignore[method-assign]
 
 
 def search_from_the_start() -> None:
@@ -94,14 +94,14 @@ def reload_in_place() -> None:
 
 def forget_what_follows_the_header() -> None:
     """What came with a PROXY header is not given to the handshake."""
-    go_on = Greeter._go_on
+    start_tls = Connection._start_tls
 
-    def forgetful(self: Any, stream: Any, address: Any) -> None:
-        if stream.proxy is not None:
-            stream._buffer.take(stream._buffer.size)
-        go_on(self, stream, address)
+    async def forgetful(self: Any, certificates: Any) -> bool:
+        if self.stream.proxy is not None:
+            self.stream._buffer.take(self.stream._buffer.size)
+        return await start_tls(self, certificates)
 
-    Greeter._go_on = forgetful  # type: ignore[method-assign]
+    Connection._start_tls = forgetful  # type: ignore[method-assign]
 
 
 def work_off_all_records_at_once() -> None:
@@ -116,7 +116,7 @@ def receive_while_stuck() -> None:
 
 def serve_who_asks_again() -> None:
     """A shutdown waits for whoever asks again at once."""
-    Clients.close_if_answered = lambda self, stream: False  # type: ignore[method-assign]
+    Connections.close_if_answered = lambda self, stream: False  # type: ignore[method-assign]
 
 
 def close_at_once() -> None:

@@ -22,7 +22,7 @@ MEBIBYTE = 1 << 20
 """``max_buffer_size``, which is the limit of a line where none is given."""
 
 RECEIVED = "received beyond the limit, kB"
-GROWTH = "memory grows by, MB"
+GROWTH = "growth of memory, MB"
 
 
 def no_newline(trial: Trial) -> Figures:
@@ -97,16 +97,16 @@ def cost_in_benchmark(peer: peers.Peer) -> float:
 PROBES = (
     Probe(
         "no newline",
-        "A client sends 120 MB without a newline to a handler that reads a line. All have the limits that they have by"
-        " default: ours 1 MiB.",
+        "A client sends 120 MB without a newline to a handler that reads a line. All servers have their default"
+        " limits; that of iostreamsrv is 1 MiB.",
         no_newline,
         (Threshold(RECEIVED, "≤", 128), Threshold(GROWTH, "≤", 2)),
         guards=(Guard("max_buffer_size", GROWTH, {"max_buffer_size": math.inf}),),
     ),
     Probe(
         "dripped line",
-        "Lines of 4 and 16 MiB come in pieces of 4 KiB, each of which is read by itself. Beside asyncio as in the"
-        " [benchmarks](benchmarks.md).",
+        "Lines of 4 and 16 MiB arrive in pieces of 4 KiB, and each piece is received separately. asyncio is measured"
+        " as in the [benchmarks](benchmarks.md).",
         dripped_line,
         (Threshold(EXPONENT, "≤", 1.2, timed=True), Threshold(TIMES, "≤", 1, timed=True, full_only=True)),
         guards=(Guard("the memory of what was searched", EXPONENT, switch="search_from_the_start"),),

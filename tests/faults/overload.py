@@ -15,9 +15,9 @@ from .servers import OURS
 DESCRIPTORS = 64
 
 CPU, LOG = "CPU, %", "log lines per second"
-UNHARMED = "lines answered to a client that was there before, %"
-NEXT = "a new client is answered after the others have gone, s"
-SPARE = "descriptors that were still free"
+UNHARMED = "lines echoed to an earlier client, %"
+NEXT = "a new client is served after the others have left, s"
+SPARE = "free descriptors"
 
 PATIENCE = 5.0
 """Seconds after which a client that should be served is taken not to be."""
@@ -80,7 +80,7 @@ OVERLOADED = (
 
 FRESH = 20
 
-SERVED = f"of {FRESH} new clients are served, %"
+SERVED = f"of {FRESH} new clients served, %"
 
 
 def answered(address: tuple[str, int], count: int, patience: float) -> int:
@@ -127,15 +127,15 @@ def one_byte_each_with_eviction(trial: Trial) -> Figures:
 PROBES = (
     Probe(
         "out of descriptors",
-        "200 clients connect to a server that may have 64 descriptors, and stay for 5 s; then they leave. Ours has"
-        " `max_connections=math.inf`, so that it comes to that.",
+        "200 clients connect to a server with a limit of 64 descriptors, stay for 5 s, then leave. iostreamsrv has"
+        " `max_connections=math.inf`; otherwise it would never run out.",
         without_a_limit,
         OVERLOADED,
         guards=(Guard("the pause after an accept that failed", CPU, switch="accept_without_pause"),),
     ),
     Probe(
         "out of places",
-        "The same with the default of `max_connections`, which the descriptors give.",
+        "The same with the default of `max_connections`, which is derived from the descriptor limit.",
         out_of_descriptors,
         (*OVERLOADED, Threshold(SPARE, "≥", 1)),
         guards=(Guard("max_connections", SPARE, {"max_connections": math.inf}),),
@@ -143,15 +143,17 @@ PROBES = (
     ),
     Probe(
         "one byte each",
-        "600 clients connect to a server that may have 512 descriptors, send a byte each and wait; then 20 others"
-        " come. Ours has `read_timeout=1`; served is who is answered within that and a second more.",
+        "600 clients connect to a server with a limit of 512 descriptors, send one byte each and wait; then 20 new"
+        " clients connect. iostreamsrv has `read_timeout=1`. A new client counts as served if it gets a reply within"
+        " that and one more second.",
         one_byte_each_with_a_timeout,
         (Threshold(SERVED, "=", 100, timed=True),),
         guards=(Guard("read_timeout", SERVED, {"read_timeout": None}),),
     ),
     Probe(
         "one byte each, evicted",
-        'The same with `when_full="evict"` and no timeout; served is who is answered within a second.',
+        'The same with `when_full="evict"` and no timeout. A new client counts as served if it gets a reply within a'
+        " second.",
         one_byte_each_with_eviction,
         (Threshold(SERVED, "=", 100, timed=True),),
         guards=(Guard("when_full", SERVED, {"when_full": "wait"}),),

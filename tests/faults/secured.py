@@ -17,8 +17,8 @@ from tests.support.tls_records import RecordClient
 from .probes import Figures, Guard, Probe, Threshold, Trial
 from .servers import OURS, Server, wait_until
 
-DESCRIPTORS, TASKS, LINES = "descriptors that are left", "tasks that are left", "log lines"
-SETTLED = "nothing is left after, s"
+DESCRIPTORS, TASKS, LINES = "descriptors left open", "tasks left", "log lines"
+SETTLED = "time until nothing is left, s"
 TRACEBACKS = "tracebacks in the log"
 
 SETTLE = 3.2
@@ -54,8 +54,8 @@ def garbage(trial: Trial) -> Figures:
 
 # ---- certificates
 
-NEW, FAILED = "the new certificate is seen after, s", "handshakes that fail"
-COMPLAINTS = "log lines for each pair that cannot be used"
+NEW, FAILED = "time until the new certificate is used, s", "failed handshakes"
+COMPLAINTS = "log lines per invalid pair"
 
 SEEN = 1.5
 """Seconds after which a new certificate is taken not to be seen."""
@@ -97,7 +97,7 @@ def seconds_until_new(server: Server, trusting: ssl.SSLContext, before: str) -> 
 # ---- the PROXY header
 
 
-SERVED = "connections that are served, %"
+SERVED = "connections served, %"
 
 ANSWER = 1.0
 """Seconds in which an answer must come; with a server that works it is there at once."""
@@ -132,7 +132,7 @@ def is_served(server: Server, trusting: ssl.SSLContext) -> bool:
 
 # ---- ends
 
-TOLD_APART = "ends without close_notify that the handler can tell from those with it, %"
+TOLD_APART = "EOFs without close_notify that the handler can distinguish, %"
 
 
 def bare_end(trial: Trial) -> Figures:
@@ -159,8 +159,8 @@ def bare_end(trial: Trial) -> Figures:
 
 # ---- floods of records that bring the application nothing, or next to nothing
 
-WAIT = "the longest that another client waits, ms"
-GROWTH = "memory grows by, MB"
+WAIT = "longest wait of another client, ms"
+GROWTH = "growth of memory, MB"
 
 IN_A_ROW = 31
 """Records without data that are sent between two bytes, so that ours does not end the connection for them."""
@@ -226,7 +226,7 @@ NOTHING_LEFT = (Threshold(DESCRIPTORS, "=", 0), Threshold(TASKS, "=", 0), Thresh
 PROBES = (
     Probe(
         "resets under TLS",
-        "2,000 clients, one after the other, end with a reset at a random point of the handshake or soon after it.",
+        "2,000 clients, one after another, reset the connection at a random point of the handshake or soon after it.",
         random_resets,
         (*NOTHING_LEFT, Threshold(SETTLED, "≤", 3, timed=True)),
         guards=(Guard("the close of what has failed", DESCRIPTORS, switch="leave_failed_handshakes_open"),),
@@ -240,8 +240,9 @@ PROBES = (
     ),
     Probe(
         "certificates that change",
-        "The files are replaced 20 times, by a good pair, half a certificate, two that do not belong together, or one"
-        " without its key; after each the process gets a SIGHUP. Clients connect all the time.",
+        "The certificate files are replaced 20 times: by a valid pair, by half a certificate, by a certificate and a"
+        " key that do not match, or by a certificate without a key. After each change the process gets a SIGHUP."
+        " Clients connect all the time.",
         rotation,
         (
             Threshold(NEW, "≤", 1, timed=True),
@@ -253,30 +254,30 @@ PROBES = (
     ),
     Probe(
         "PROXY header and ClientHello at once",
-        "1,000 clients send both in one segment. Tornado and asyncio, which do not know the header, read a line,"
-        " and then begin with TLS.",
+        "1,000 clients send both in one segment. Tornado and asyncio, which do not support the header, read a line and"
+        " then start TLS.",
         header_and_hello,
         (Threshold(SERVED, "=", 100),),
         guards=(Guard("what follows the header is kept", SERVED, switch="forget_what_follows_the_header"),),
     ),
     Probe(
         "bare end",
-        "100 clients end with close_notify, and 100 without it, as one does whose connection was cut.",
+        "100 clients end their side with close_notify, and 100 without it, like a connection that was cut.",
         bare_end,
         (Threshold(TOLD_APART, "=", 100),),
         guards=(Guard("the difference", TOLD_APART, switch="take_every_end_for_an_orderly_one"),),
     ),
     Probe(
         "KeyUpdate flood",
-        "A client of TLS 1.3 sends as many KeyUpdates as are taken, a byte after each 31, and reads none of the"
-        " answers that it asks for; another is echoed lines.",
+        "A TLS 1.3 client sends as many KeyUpdates as the server accepts, with one byte of data after every 31, and"
+        " reads none of the replies that it requests. Another client gets lines echoed.",
         new_keys,
         FAIR,
         guards=(Guard("the bound of the records at once", WAIT, switch="work_off_all_records_at_once"),),
     ),
     Probe(
         "renegotiation flood",
-        "The same with TLS 1.2 and renegotiations, 200 in a record, each of which is refused with an alert.",
+        "The same with TLS 1.2 and renegotiations, 200 in a record. The server refuses each with an alert.",
         renegotiations,
         FAIR,
         guards=(Guard("the end of receiving while answers are stuck", GROWTH, switch="receive_while_stuck"),),

@@ -62,7 +62,7 @@ SLICE = 0.05
 """Seconds for which the server with slow clients, and one without, are asked in turns: what else goes on in the machine
 slows both, and where it slows one the turn is not the median."""
 
-GOOD, DROPPED = "rate of good clients, % of that without slow ones", "the last slow one is dropped, s after its timeout"
+GOOD, DROPPED = "rate of good clients, % of that without slow ones", "last slow client closed, s after its timeout"
 
 
 def slowloris(trial: Trial) -> Figures:
@@ -86,7 +86,7 @@ def slowloris(trial: Trial) -> Figures:
 # ---- not a byte of a handshake
 
 
-CLOSED, HELD = "the last is closed, s after handshake_timeout", "memory for each, kB"
+CLOSED, HELD = "last client closed, s after handshake_timeout", "memory per client, kB"
 
 
 def silent_under_tls(trial: Trial) -> Figures:
@@ -107,7 +107,7 @@ def silent_under_tls(trial: Trial) -> Figures:
 # ---- not reading
 
 
-GROWTH = "memory grows by, MB"
+GROWTH = "growth of memory, MB"
 TOLD = "handlers that get an error"
 
 
@@ -122,7 +122,7 @@ def not_awaited(trial: Trial) -> Figures:
 
 TIMEOUT = 1.0
 
-GIVEN_UP = "it is closed, s after write_timeout"
+GIVEN_UP = "closed, s after write_timeout"
 
 
 def stalled_reader(trial: Trial) -> Figures:
@@ -137,15 +137,15 @@ def stalled_reader(trial: Trial) -> Figures:
 PROBES = (
     Probe(
         "slowloris",
-        "1,000 clients send a byte per second and never a line, beside 50 that are echoed lines all the time. Ours has"
-        " `read_timeout=3`.",
+        "1,000 clients send one byte per second and never a complete line, while 50 others get lines echoed all the"
+        " time. iostreamsrv has `read_timeout=3`.",
         slowloris,
         (Threshold(GOOD, "≥", 95, timed=True), Threshold(DROPPED, "≤", 1, timed=True)),
         guards=(Guard("read_timeout", DROPPED, {"read_timeout": None}),),
     ),
     Probe(
         "silent under TLS",
-        "1,000 clients connect to a TLS port and say nothing. Ours has `handshake_timeout=3`, asyncio"
+        "1,000 clients connect to a TLS port and send nothing. iostreamsrv has `handshake_timeout=3`, asyncio"
         " `ssl_handshake_timeout=3`.",
         silent_under_tls,
         (Threshold(CLOSED, "≤", 1, timed=True), Threshold(HELD, "≤", 60)),
@@ -153,14 +153,14 @@ PROBES = (
     ),
     Probe(
         "writes not awaited",
-        "A handler writes 256 MB in 256 KiB pieces, none of which it awaits, to a client that does not read.",
+        "A handler writes 256 MB in pieces of 256 KiB to a client that does not read, without awaiting any write.",
         not_awaited,
         (Threshold(GROWTH, "≤", 1.05 + 4), Threshold(TOLD, "=", 1)),
         guards=(Guard("max_write_buffer_size", GROWTH, {"max_write_buffer_size": math.inf}),),
     ),
     Probe(
         "stalled reader",
-        "A handler writes, and awaits each write, to a client that has stopped to read. Ours has `write_timeout=1`.",
+        "A handler awaits each write to a client that has stopped reading. iostreamsrv has `write_timeout=1`.",
         stalled_reader,
         (Threshold(GIVEN_UP, "≤", 1, timed=True),),
         guards=(Guard("write_timeout", GIVEN_UP, {"write_timeout": None}),),

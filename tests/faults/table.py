@@ -20,16 +20,16 @@ def report(probes: Sequence[Probe], results: Results, machine: Mapping[str, str]
     return "\n\n".join(
         [
             "\n".join(f"- {name}: {value}" for name, value in machine.items()),
-            "### What is done",
+            "### Probes",
             "\n".join(f"- **{probe.name}**: {probe.about}" for probe in probes),
-            "### What comes of it",
+            "### Figures",
             "\n".join(_lines(probes, results)),
         ]
     )
 
 
 def _lines(probes: Sequence[Probe], results: Results) -> Iterator[str]:
-    heads = ("", "", f"{OURS} must", *KINDS)
+    heads = ("", "", f"required of {OURS}", *KINDS)
     yield _line(heads)
     yield _line(["---"] * 2 + ["---:"] * (len(heads) - 2))
     for probe in probes:

@@ -366,9 +366,9 @@ def test_on_uvloop_it_says_that_it_cannot(loop: asyncio.AbstractEventLoop) -> No
 def test_a_loop_has_one_clock_and_a_clock_one_loop(loop: asyncio.AbstractEventLoop) -> None:
     other = asyncio.new_event_loop()
     with MockClock().installed(loop) as clock:
-        with pytest.raises(RuntimeError, match="the loop has a clock already"), MockClock().installed(loop):
+        with pytest.raises(RuntimeError, match="the loop already has another clock"), MockClock().installed(loop):
             pass
-        with pytest.raises(RuntimeError, match="the clock is on a loop already"), clock.installed(other):
+        with pytest.raises(RuntimeError, match="the clock is already installed"), clock.installed(other):
             pass
     other.close()
 

@@ -294,7 +294,8 @@ TO_BE_OVERRIDDEN = {"_may_block"}
 
 def test_the_servers_of_styles_give_no_private_name_that_their_base_has() -> None:
     """It would be taken for one of their own, and be put in its place."""
-    taken = private_names(inside["tcpserver"].read_text()) - TO_BE_OVERRIDDEN
+    sources = [inside[name].read_text() for name in ("tcpserver", "server.base")]
+    taken = set.union(*map(private_names, sources)) - TO_BE_OVERRIDDEN
     assert "_listeners" in taken
     found = [server for name in STYLES for server in servers(inside[name].read_text())]
     assert found

@@ -226,7 +226,7 @@ GOODBYES = """
         for make in Server, Polite:
             server = make()
             server.listen(0, "127.0.0.1")
-            print(server._clients.permits.most)
+            print(server._clients.limits.capacity)
             await server.shutdown()
 
     asyncio.run(main())

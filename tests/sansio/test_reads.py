@@ -8,7 +8,7 @@ import pytest
 from iostreamsrv.errors import OptionError, UnsatisfiableReadError
 from iostreamsrv.sansio.buffers import ReadBuffer
 from iostreamsrv.sansio.reads import (
-    MATCHES_IN_A_ROW,
+    MAX_CONSECUTIVE_MATCHES,
     MORE,
     Discard,
     Read,
@@ -315,11 +315,11 @@ def test_match_may_consume_and_go_on() -> None:
     buffer = filled(b"abc")
     read = ReadMatch(lambda seen: (2, MORE) if len(seen) > 1 else None)
     assert read.take(buffer) is MORE
-    assert read.begun_anew
+    assert read.restarted
     assert rest(buffer) == b"c"
-    read.begun_anew = False
+    read.restarted = False
     assert read.take(filled(b"c")) is MORE
-    assert not read.begun_anew
+    assert not read.restarted
 
 
 def test_match_is_asked_again_for_what_is_left() -> None:
@@ -338,7 +338,7 @@ def test_match_is_asked_again_for_what_is_left() -> None:
 
 
 def test_match_is_asked_but_so_often_in_a_row() -> None:
-    buffer = filled(bytes(MATCHES_IN_A_ROW + 1))
+    buffer = filled(bytes(MAX_CONSECUTIVE_MATCHES + 1))
     read = ReadMatch(lambda _: (1, MORE))
     assert read.take(buffer) is MORE
     assert read.unfinished
@@ -358,7 +358,7 @@ def test_match_is_not_asked_again_where_it_consumes_nothing() -> None:
     read = ReadMatch(nothing)
     assert read.take(filled(b"ab")) is MORE
     assert calls == [b"ab"]
-    assert not read.begun_anew
+    assert not read.restarted
     assert not read.unfinished
 
 
@@ -386,7 +386,7 @@ def test_match_lets_through_what_ends_the_program(kind: type[BaseException]) -> 
 @pytest.mark.parametrize("consumed", [-1, 4, 1.0, "1", True])
 def test_match_must_consume_what_there_is(consumed: Any) -> None:
     buffer = filled(b"abc")
-    with pytest.raises(ReadFailed, match="must be 0 to 3, as many bytes") as failed:
+    with pytest.raises(ReadFailed, match="must be 0 to 3, the number of") as failed:
         ReadMatch(lambda _: (consumed, None)).take(buffer)
     assert isinstance(failed.value.error, OptionError)
     assert rest(buffer) == b"abc"

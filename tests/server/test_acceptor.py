@@ -128,7 +128,7 @@ async def test_whom_it_accepts_may_have_it_closed(io_loop: IOLoop) -> None:
 async def test_without_a_place_the_queue_is_left_alone_until_it_is_resumed(io_loop: IOLoop) -> None:
     waiting: list[None] = []
     places = 2
-    door = Door(has_place=lambda: len(door.accepted) < places, one_waits=lambda: waiting.append(None))
+    door = Door(may_accept=lambda: len(door.accepted) < places, on_waiting=lambda: waiting.append(None))
     try:
         door.acceptor.start(io_loop)
         door.connect(2)
@@ -149,7 +149,7 @@ async def test_without_a_place_the_queue_is_left_alone_until_it_is_resumed(io_lo
 
 @pytest.mark.gen_test
 async def test_all_who_queue_are_accepted_at_once_when_they_are_asked_in(io_loop: IOLoop) -> None:
-    door = Door(has_place=lambda: len(door.accepted) < 50)
+    door = Door(may_accept=lambda: len(door.accepted) < 50)
     try:
         door.connect(60)
         door.acceptor.accept_queued()
@@ -368,8 +368,8 @@ async def test_what_rests_can_be_suspended_resumed_and_stopped(serving: Serving)
 async def test_who_cannot_be_accepted_is_closed_also_if_it_started_without_descriptors(
     monkeypatch: pytest.MonkeyPatch, io_loop: IOLoop, begin: int
 ) -> None:
-    monkeypatch.setattr(acceptor, "PAUSE_FIRST", 0.01)
-    monkeypatch.setattr(acceptor, "PAUSE_LONGEST", 0.01)
+    monkeypatch.setattr(acceptor, "BACKOFF_FIRST", 0.01)
+    monkeypatch.setattr(acceptor, "BACKOFF_LONGEST", 0.01)
     door = Door()
     try:
         with descriptors_left(begin):

@@ -242,7 +242,7 @@ async def test_a_read_in_the_middle_of_a_request_goes_on(serving: Serving, insid
     peer.send(b"6\nabc")
     await header.wait()
     await asyncio.sleep(0.6)
-    assert server._clients._ends_answered, "drain_idle has passed"
+    assert server._clients.closes_answered, "drain_idle has passed"
     go_on.set()
     await turns(20)  # the read that waits for the rest of the body has begun
     peer.send(b"def")
@@ -488,7 +488,7 @@ async def test_a_thread_that_has_answered_and_receives_again_learns_of_the_end()
         reader, writer = await asyncio.open_connection(*server.addresses[0], ssl=tls[1], server_hostname="localhost")
         writer.write(b"one")
         assert await reader.readexactly(3) == b"one"
-        ending = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(inner.shutdown(), inner._crossing.loop))
+        ending = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(inner.shutdown(), inner._loop_thread.loop))
         count = 1
         with contextlib.suppress(asyncio.IncompleteReadError):
             while True:

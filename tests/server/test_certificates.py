@@ -336,7 +336,7 @@ def test_what_is_neither_a_dict_nor_a_context_raises(ssl_options: Any) -> None:
         ({"alpn": ["h2", 3]}, "alpn=['h2', 3]: must be a list of names, "),
         ({"alpn": ["é"]}, "alpn=['é']: must be a list of names, "),
         ({"alpn": ["x" * 256]}, "alpn=['xxx"),
-        ({"ssl_version": ssl.PROTOCOL_TLSv1_2}, "ssl_version=<_SSLMethod.PROTOCOL_TLSv1_2: 5>: cannot be chosen here"),
+        ({"ssl_version": ssl.PROTOCOL_TLSv1_2}, "ssl_version=<_SSLMethod.PROTOCOL_TLSv1_2: 5>: cannot be set here"),
         ({"sni": ["example.org"]}, "sni=['example.org']: must be a dict: "),
         ({"sni": {"a.org": "x.pem"}}, "sni['a.org']='x.pem': must be a dict"),
         ({"sni": {"a.org": {}}}, "sni['a.org'].certfile=None: is missing: "),

@@ -327,7 +327,7 @@ async def test_a_client_that_is_greeted_when_its_listener_stops_is_still_served(
     (certificates,) = server.certificates
     stream = await TCPClient().connect(*server.addresses[0][:2])
     await stream.write(b"PROXY TCP4 ")
-    await eventually(lambda: server._greeters()[1:] and server._greeters()[1].greeting)
+    await eventually(lambda: server._listeners.setups[1:] and server._listeners.setups[1].reading_headers)
     server.stop()
     assert server.certificates == [certificates]
     self_signed().write(Path(files["certfile"]).parent)

@@ -16,7 +16,7 @@ import tornado.websocket
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, ServerOptions, TCPServer, bind_unix_socket
 from iostreamsrv.certificates import self_signed
-from iostreamsrv.httpserver import THEIRS, HTTPServer
+from iostreamsrv.httpserver import TORNADO_OPTIONS, HTTPServer
 from iostreamsrv.options import NAMES
 from tests.support.engines import on_every_loop
 from tests.support.hostile import header
@@ -186,7 +186,7 @@ OUR_VALUES: dict[str, Any] = {
 
 
 def test_every_keyword_there_is_has_its_place_below() -> None:
-    assert set(THEIR_PLACES) == set(THEIRS)
+    assert set(THEIR_PLACES) == set(TORNADO_OPTIONS)
     assert set(OUR_VALUES) == set(NAMES)
 
 

@@ -1212,9 +1212,9 @@ REGISTERING = {
 
 INHERITING = {
     # the client's own, or a copy of it
-    "server.connections._call_handle_close",
-    "styles.blocking._serve_handle",
-    "styles.pool.call",
+    "server.closing._call_handle_close",
+    "styles.blocking.server._serve_handle",
+    "styles.blocking.pool.call",
     # that of the code that waits for it, and for no longer
     "streams.wakeup._supports_eager_wakeup",
     "runtime.running._reloads",
@@ -1228,12 +1228,16 @@ INHERITING = {
     "pytest_plugin.start",
     "tcpclient._begin_next",
     "testing.running",
-    # called from Crossing._work or an outbox's flush, which have an empty one; or merely set an event
-    "styles.crossing.begin",
-    "styles.crossing.end",
-    "styles.crossing.pump",
-    "styles.crossing.run",
-    "styles.handles._receive",
+    # these call LoopThread.call_soon, which runs what it gets in an empty context
+    "styles.blocking.handle.__del__",
+    "styles.blocking.handle.close",
+    "styles.blocking.loop_thread._wait_for",
+    # called from LoopThread._work or an outbox's flush, which have an empty one; or merely set an event
+    "styles.blocking.loop_thread.begin",
+    "styles.blocking.loop_thread.stop",
+    "styles.blocking.loop_thread.run_once",
+    "styles.blocking.loop_thread.run",
+    "styles.blocking.handle._receive",
     "styles.outbox._watch",
     "styles.outbox.flush",
     "styles.queues.stop",

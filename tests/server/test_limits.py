@@ -13,7 +13,7 @@ from tornado import gen
 
 from iostreamsrv import IOStream, TCPClient, TCPServer
 from iostreamsrv.events import Event
-from iostreamsrv.server import connections
+from iostreamsrv.server import connection, connections
 from tests.support.engines import on_every_loop
 from tests.support.listening import with_ipv6
 from tests.support.peers import Peer, tls_contexts
@@ -537,13 +537,13 @@ async def test_a_rush_of_newcomers_never_goes_over_the_limit_and_all_learn_their
 
 @pytest.fixture
 def short_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "GOODBYE_TIMEOUT", 0.1)
+    monkeypatch.setattr(connection, "REJECT_TIMEOUT", 0.1)
 
 
 @pytest.fixture
 def no_time_for_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is closed before its test ends was not closed for the time."""
-    monkeypatch.setattr(connections, "GOODBYE_TIMEOUT", 1000.0)
+    monkeypatch.setattr(connection, "REJECT_TIMEOUT", 1000.0)
 
 
 class Turning(Echo):
@@ -727,7 +727,7 @@ async def test_a_goodbye_has_its_time_whatever_it_does(serving: Serving, goodbye
 
 @pytest.mark.gen_test
 async def test_what_is_owed_after_a_goodbye_has_no_more_time(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "GOODBYE_TIMEOUT", 0.5)
+    monkeypatch.setattr(connection, "REJECT_TIMEOUT", 0.5)
 
     async def goodbye(stream: IOStream, address: Any) -> None:
         while True:
@@ -749,7 +749,7 @@ async def test_what_is_owed_after_a_goodbye_has_no_more_time(serving: Serving, m
 @pytest.mark.gen_test
 async def test_a_client_that_leaves_before_the_goodbye_leaves_nothing(serving: Serving) -> None:
     server, good = await turning(serving, read_for_ever)
-    for _ in range(3 * connections.GOODBYES):
+    for _ in range(3 * connections.MAX_REJECTING):
         count = len(server.away)
         peer = serving.connect(server)
         await eventually(lambda count=count: len(server.away) > count)  # type: ignore[misc]
@@ -762,7 +762,7 @@ async def test_a_client_that_leaves_before_the_goodbye_leaves_nothing(serving: S
 @pytest.mark.gen_test
 async def test_so_many_are_told_at_a_time_and_the_others_are_closed(serving: Serving) -> None:
     server, good = await turning(serving, read_for_ever)
-    told = [serving.connect(server) for _ in range(connections.GOODBYES)]
+    told = [serving.connect(server) for _ in range(connections.MAX_REJECTING)]
     await eventually(lambda: len(server.away) == len(told))
     for _ in range(20):
         assert await is_turned_away(serving.connect(server))
@@ -883,7 +883,7 @@ async def test_a_listener_may_close_who_is_turned_away(serving: Serving, way: st
         getattr(event.stream, way)()
 
     server.events.subscribe(close, "reject")
-    for _ in range(connections.GOODBYES + 1):
+    for _ in range(connections.MAX_REJECTING + 1):
         with contextlib.suppress(ConnectionResetError):
             assert await is_turned_away(serving.connect(server))
     assert not server.away

@@ -950,6 +950,24 @@ async def test_both_sides_change_to_tls_in_the_middle() -> None:
 
 
 @pytest.mark.gen_test
+async def test_whatever_is_done_to_the_old_stream_does_not_reach_the_new_one() -> None:
+    async with plain_pair() as (old, peer):
+        starting = old.start_tls(True, tls_contexts()[0])
+        end = TLSEnd(peer.socket, tls_contexts()[1])
+        await shake(end)
+        new = await starting
+        old.abort()
+        old.set_nodelay(True)
+        await old.aclose()
+        with pytest.raises(StreamClosedError):
+            old.write(b"plain")
+        assert old.get_fd_error() is None
+        assert new.socket.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == bytes(8)
+        assert not new.closed()
+        new.abort()
+
+
+@pytest.mark.gen_test
 async def test_the_new_stream_has_what_the_old_one_had() -> None:
     async with plain_pair(
         max_buffer_size=12345, read_chunk_size=1000, max_write_buffer_size=5555, cork=False, allow_half_open=True
@@ -1208,7 +1226,7 @@ async def test_close_all_connections_ends_what_shakes_hands_and_no_handler_begin
     await server.close_all_connections()
     await turns()
     assert all(each.closed() for each in handled)
-    assert not server._clients._handling
+    assert not server._clients.handling
     assert len(server.streams) == 0
     silent.close()
     end.drop()

@@ -14,7 +14,8 @@ from tornado import gen
 
 from iostreamsrv import IOLoop, IOStream, OptionError, bind_sockets
 from iostreamsrv.styles import CallbackServer
-from iostreamsrv.styles.callbacks import CALLBACKS, IN_A_ROW
+from iostreamsrv.styles.callbacks import CALLBACKS
+from iostreamsrv.styles.session import MAX_CONSECUTIVE_CALLS
 from tests.support.peers import Peer
 from tests.support.recorder import Recorder, nothing
 from tests.support.servers import Serving
@@ -199,7 +200,7 @@ def test_a_coroutine_on_listen_runs_on_the_loop_that_runs_the_server(serving: Se
 @pytest.mark.parametrize("on_data", [line, line_later])
 @pytest.mark.gen_test
 async def test_many_messages_that_come_at_once_are_offered_one_by_one(serving: Serving, on_data: Any) -> None:
-    count = IN_A_ROW * 3 + 1
+    count = MAX_CONSECUTIVE_CALLS * 3 + 1
     server = started(serving, on_data=on_data)
     peer = serving.connect(server)
     await server.called("on_connect")

@@ -1,4 +1,4 @@
-"""What a thread has of a client: the look of a socket, and a stream of the loop's behind it."""
+"""A client as threads see it: an object with the methods of a socket, above a stream that belongs to the loop."""
 
 import asyncio
 import contextlib
@@ -13,19 +13,19 @@ from collections.abc import Coroutine
 from types import EllipsisType
 from typing import Any, Self
 
-from ..errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError, of_stream
-from ..iostream import IOStream
-from ..options import check_timeout
-from .crossing import Crossing, stopped
-from .outbox import Outbox, closed_error
+from ...errors import CloseReason, OptionError, StreamClosedError, StreamTimeoutError, of_stream
+from ...iostream import IOStream
+from ...options import check_timeout
+from ..outbox import Outbox, closed_error
+from .loop_thread import LoopThread, stopped_error
 
 __all__ = ["Handle", "SendTimeoutError"]
 
 CHUNK = 65536
-"""Most bytes that are on their way from a thread to the kernel."""
+"""Most bytes that ``sendall`` leaves on their way to the kernel when it returns."""
 
-TURNS = 3
-"""Of the loop, after which everything that had arrived has been dispatched."""
+SETTLE_TURNS = 3
+"""Turns of the loop after which everything that had arrived before has been dispatched."""
 
 Timeout = float | EllipsisType | None
 
@@ -33,7 +33,8 @@ Timeout = float | EllipsisType | None
 class SendTimeoutError(StreamTimeoutError):
     """The timeout of a ``sendall()`` passed.
 
-    :ivar sent: bytes that have been sent, or are on their way. Whoever goes on from there sends nothing twice.
+    :ivar sent: number of bytes that have been sent or are on their way. To continue without sending any byte twice,
+        start from there.
     """
 
     def __init__(self, seconds: float, sent: int, size: int) -> None:
@@ -42,36 +43,37 @@ class SendTimeoutError(StreamTimeoutError):
 
 
 class Handle:
-    """A client, for a thread: it has the methods of a `socket.socket`. ::
+    """A client's connection with the methods of a `socket.socket`, for any thread. ::
 
         with server.accept() as client:
             client.settimeout(10)
             client.sendall(client.recv(1024))
 
-    Like a socket it is closed when nobody has it any more, and when its client has ended its side it can still be sent
-    to. But where there is a ``notify`` the client's end is that of the handle.
+    Like a socket, it is closed when no reference to it is left, and it can still send after the client has closed its
+    side. With a ``notify``, however, the handle is closed when the client closes its side.
 
-    One thread may receive while others send, one after another. A ``timeout`` is in seconds; None waits as long
-    as it takes, 0 does not wait. Where it is not given the one of :meth:`settimeout` holds, at first None.
+    One thread may receive while others send; sends are done one after another. A ``timeout`` is in seconds: None waits
+    as long as necessary, 0 does not wait. Without the argument, the timeout of :meth:`settimeout` applies, which is
+    None at first.
 
-    :ivar stream: the `IOStream` below, for the loop's thread.
+    :ivar stream: the `IOStream` of the connection. Use it in the loop's thread only.
     :ivar address: the client's address.
-    :ivar context: what ``notify`` is called in, for this client.
+    :ivar context: the `contextvars` context in which ``notify`` is called for this client.
     """
 
-    def __init__(self, crossing: Crossing, stream: IOStream, address: Any) -> None:
+    def __init__(self, loop_thread: LoopThread, stream: IOStream, address: Any) -> None:
         self.stream = stream
         self.address = address
         self.context = contextvars.copy_context()
         self._local_address = stream.local_address
-        self._crossing = crossing
+        self._loop_thread = loop_thread
         self._timeout: float | None = None
-        self._outbox = Outbox(stream, crossing.post)
+        self._outbox = Outbox(stream, loop_thread.call_soon)
         self._sending = threading.Lock()
         self.closed = False
         self.released = asyncio.Event()
-        self._peek: Future[None] | None = None  # waits until there is something to be told of
-        self._received: asyncio.Event | None = None  # where it matters: set when a recv() has ended
+        self._peek: Future[None] | None = None  # wait_readable()'s read, which consumes nothing
+        self._received: asyncio.Event | None = None  # set when a recv() has ended; None where nothing waits for that
 
     def __enter__(self) -> Self:
         return self
@@ -81,20 +83,21 @@ class Handle:
 
     def __del__(self) -> None:
         if not getattr(self, "closed", True):
-            self._crossing.post(self.released.set)
+            self._loop_thread.call_soon(self.released.set)
 
     def __repr__(self) -> str:
         return f"<Handle of {self.stream!r}>"
 
     def settimeout(self, timeout: float | None) -> None:
-        """The timeout of all calls that are given none.
+        """Set the timeout of all calls without a ``timeout`` argument.
 
-        :raises OptionError: not a number of seconds, 0 or more.
+        :param timeout: seconds; None waits as long as necessary, 0 does not wait.
+        :raises OptionError: ``timeout`` is not a number of 0 or more.
         """
         self._timeout = check_wait(timeout)
 
     def gettimeout(self) -> float | None:
-        """The timeout of all calls that are given none."""
+        """The timeout in seconds of all calls without a ``timeout`` argument; None: no limit."""
         return self._timeout
 
     def _seconds(self, timeout: Timeout) -> float | None:
@@ -107,24 +110,26 @@ class Handle:
         return self.address
 
     def getsockname(self) -> Any:
-        """The address it came to."""
+        """The address that the client connected to."""
         return self._local_address
 
     # ---- receiving
 
     def recv(self, size: int, timeout: Timeout = ...) -> bytes:
-        """What there is, up to ``size`` bytes; b"" when the client has ended its side: it may still wait for an
-        answer.
+        """Receive up to ``size`` bytes; wait until there is at least one. b"" means EOF: the client has closed its
+        side, but may still wait for a reply.
 
-        :raises TimeoutError: nothing came in time. The connection is as it was.
+        :param size: the most bytes to return.
+        :param timeout: seconds; see the class.
+        :raises TimeoutError: no data arrived in time. The connection is unchanged.
         :raises ConnectionResetError: the client, or its host, broke the connection.
-        :raises ConnectionAbortedError: this side ended it: the server was stopped, or a limit reached.
+        :raises ConnectionAbortedError: this side closed the connection: the server was stopped, or a limit reached.
         :raises ConcurrentReadError: another thread is receiving.
         :raises OSError: the handle is closed.
         """
         seconds = self._seconds(timeout)
         try:
-            return self._crossing.ask(functools.partial(self._receive, size, seconds))  # type: ignore[no-any-return]
+            return self._loop_thread.call(functools.partial(self._receive, size, seconds))  # type: ignore[no-any-return]
         except StreamClosedError as error:
             if error.reason in (CloseReason.EOF, CloseReason.TRUNCATED):
                 return b""
@@ -135,13 +140,13 @@ class Handle:
             self._peek.cancel()
         reading = self.stream.read_bytes(size, partial=True, timeout=seconds or None)
         if self._received is not None:
-            reading.add_done_callback(lambda _: self._tell_of_use())
-        return reading if seconds != 0 or reading.done() else asyncio.ensure_future(self._arrived(reading))
+            reading.add_done_callback(lambda _: self._mark_received())
+        return reading if seconds != 0 or reading.done() else asyncio.ensure_future(self._without_waiting(reading))
 
-    async def _arrived(self, reading: "Future[bytes]") -> bytes:
-        """What ``reading`` gives, if it can do so at once."""
+    async def _without_waiting(self, reading: "Future[bytes]") -> bytes:
+        """The result of ``reading``, if what has arrived already suffices."""
         try:
-            for _ in range(TURNS):
+            for _ in range(SETTLE_TURNS):
                 await asyncio.sleep(0)
                 if reading.done():
                     return reading.result()
@@ -149,18 +154,22 @@ class Handle:
             reading.cancel()
         raise of_stream(StreamTimeoutError("read", 0), self.stream.id)
 
-    def _tell_of_use(self) -> None:
+    def _mark_received(self) -> None:
         if self._received is not None:
             self._received.set()
 
     def recv_into(self, buffer: bytearray | memoryview, size: int = 0, timeout: Timeout = ...) -> int:
-        """:meth:`recv` into ``buffer``, up to ``size`` bytes, or as many as it has; how many.
+        """Like :meth:`recv`, but into ``buffer``.
 
-        :raises OptionError: ``buffer`` cannot be written to, or is smaller than ``size``.
+        :param buffer: a writable buffer.
+        :param size: the most bytes to receive; 0, the default, is the buffer's length.
+        :param timeout: seconds; see the class.
+        :returns: the number of bytes received; 0 means EOF.
+        :raises OptionError: ``buffer`` is read-only, or smaller than ``size``.
         """
         with memoryview(buffer) as view, view.cast("B") as target:
             if target.readonly:
-                raise OptionError("buffer", buffer, "cannot be written to")
+                raise OptionError("buffer", buffer, "is read-only")
             if size > len(target):
                 raise OptionError("size", size, f"is more than the buffer's {len(target)} bytes")
             data = self.recv(size or len(target), timeout)
@@ -170,33 +179,35 @@ class Handle:
     # ---- sending
 
     def sendall(self, data: bytes | bytearray | memoryview, timeout: Timeout = ...) -> None:
-        """Send ``data``; return when the kernel has taken it, or at most 64 KiB are still on their way to it. Nothing
-        is lost then: a close, too, sends it first. That the client is gone may be found out by the next call only.
+        """Send ``data``. Returns when the kernel has accepted it, or when at most 64 KiB are still on their way there.
+        These are not lost: :meth:`close` sends them first. If the client has gone, only the next call may report it.
 
-        :raises SendTimeoutError: it took too long; ``sent`` says how much went out.
-        :raises ConnectionResetError: as :meth:`recv`; likewise the others.
-        :raises TypeError: ``data`` is not bytes.
+        :param data: the bytes to send. They may be changed after the call.
+        :param timeout: seconds for all of it; see the class.
+        :raises SendTimeoutError: the timeout passed; its ``sent`` is the number of bytes that were sent.
+        :raises ConnectionResetError: as in :meth:`recv`, also the other connection errors.
+        :raises TypeError: ``data`` is not bytes-like.
         """
         seconds = self._seconds(timeout)
         content = memoryview(data).cast("B")
-        if self._crossing.inherited:  # with the lock, which a thread of the parent's may have
-            raise stopped()
+        if self._loop_thread.in_forked_child:  # where a thread of the parent process may hold the lock for ever
+            raise stopped_error()
         if not self._sending.acquire(timeout=-1 if seconds is None else seconds):
             raise of_stream(SendTimeoutError(seconds or 0, 0, len(content)), self.stream.id)
         try:
             if not self._put(content):
-                self._crossing.run(functools.partial(self._send, content, seconds))
+                self._loop_thread.run(functools.partial(self._send, content, seconds))
         except StreamClosedError as error:
             raise _os_error(error) from None
         finally:
             self._sending.release()
-            with contextlib.suppress(BufferError):  # after Ctrl-C the loop may be at it still
-                content.release()  # an error's traceback would keep it, and the caller may want to resize its bytearray
+            with contextlib.suppress(BufferError):  # after Ctrl-C the loop may still be sending it
+                content.release()  # a traceback would keep the view, and the caller could not resize its bytearray
 
     def _put(self, data: memoryview) -> bool:
-        """Send ``data`` without waiting for it; whether there was room."""
-        if self._crossing.closed:
-            raise stopped()
+        """Queue ``data`` without waiting; return False if there is no room."""
+        if self._loop_thread.closed:
+            raise stopped_error()
         if self.stream.closed():
             raise closed_error(self.stream)
         if self._outbox.size + len(data) > CHUNK:
@@ -217,15 +228,21 @@ class Handle:
             raise of_stream(SendTimeoutError(seconds or 0, sent, len(data)), self.stream.id) from None
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **options: Any) -> Any:
-        """A file that reads from the client, or writes to it, or both; see `socket.socket.makefile`. Flush what was
-        written before the handle is closed."""
+        """A file object that reads from the client, writes to it, or both; see `socket.socket.makefile`. Flush it
+        before you close the handle.
+
+        :param mode: "r", "w" or "rw", optionally with "b".
+        :param buffering: size of the buffer in bytes; None or -1: Python's default; 0: none, only in binary mode.
+        :param options: ``encoding``, ``errors`` and ``newline``, as `io.TextIOWrapper` takes them.
+        :raises OptionError: ``mode`` or ``buffering`` is invalid.
+        """
         text, kind = "b" not in mode, mode.replace("b", "")
         if kind not in ("r", "w", "rw"):
-            raise OptionError("mode", mode, "must be r, w or rw, perhaps with b")
+            raise OptionError("mode", mode, "must be r, w or rw, optionally with b")
         raw, size = _Raw(self, kind), io.DEFAULT_BUFFER_SIZE if buffering in (None, -1) else int(buffering or 0)
         if not size:
             if text:
-                raise OptionError("buffering", buffering, "text needs a buffer")
+                raise OptionError("buffering", buffering, "must not be 0 in text mode")
             return raw
         if kind == "r":
             file: Any = io.BufferedReader(raw, size)
@@ -234,26 +251,28 @@ class Handle:
         return io.TextIOWrapper(file, **options) if text else file
 
     def close(self) -> None:
-        """Close the connection in order: the client reads all that was sent, and then the end. It may be repeated."""
+        """Close the connection gracefully: the client receives everything that was sent, then EOF. Returns at once. May
+        be called repeatedly."""
         if not self.closed:
             self.closed = True
-            self._crossing.post(self.release)
+            self._loop_thread.call_soon(self.release)
 
-    # ---- what the server does with it, in the loop
+    # ---- for the server, in the loop
 
     def release(self) -> None:
-        """Nobody need wait any more: the connection is to be closed, or has been."""
+        """End all waits: the connection is to be closed, or is closed already."""
         self.released.set()
-        self._tell_of_use()
+        self._mark_received()
         if self._peek is not None:
             self._peek.cancel()
 
-    def ending(self) -> Coroutine[Any, Any, None]:
-        """Once it is released, or nobody has it: close the connection in order; also if a thread is receiving."""
-        return _end(self.released, self._outbox, self.stream)
+    def close_when_released(self) -> Coroutine[Any, Any, None]:
+        """A coroutine that waits until the handle is released or has no reference left, then closes the connection
+        gracefully, also while a thread is receiving. The coroutine has no reference to the handle."""
+        return _close_when_released(self.released, self._outbox, self.stream)
 
-    async def wait_for_news(self, seen: int) -> bool:
-        """Wait until there is more to receive than ``seen`` bytes; False if somebody receives meanwhile.
+    async def wait_readable(self, seen: int) -> bool:
+        """Wait until more than ``seen`` bytes can be received; False if a thread has received meanwhile.
 
         :raises StreamClosedError: there will be no more.
         """
@@ -272,8 +291,8 @@ class Handle:
             peek.cancel()
         return not peek.cancelled() and peek.result() is None
 
-    async def wait_for_use(self, seconds: float) -> None:
-        """Wait until somebody receives, but not longer than that."""
+    async def wait_for_recv(self, seconds: float) -> None:
+        """Wait until a thread has received, or for ``seconds``."""
         received = self._received = asyncio.Event()
         if not self.released.is_set():
             with contextlib.suppress(TimeoutError):
@@ -281,14 +300,14 @@ class Handle:
                     await received.wait()
 
 
-async def _end(released: asyncio.Event, outbox: Outbox, stream: IOStream) -> None:
+async def _close_when_released(released: asyncio.Event, outbox: Outbox, stream: IOStream) -> None:
     await released.wait()
     await outbox.drain()
     await stream.aclose()
 
 
 class _Raw(io.RawIOBase):
-    """A client as a file without a buffer."""
+    """An unbuffered file over a handle."""
 
     def __init__(self, handle: Handle, kind: str) -> None:
         super().__init__()
@@ -310,9 +329,9 @@ class _Raw(io.RawIOBase):
 
 
 def check_wait(timeout: float | None) -> float | None:
-    """How long a thread waits.
+    """Check the timeout of a thread's call.
 
-    :raises OptionError: not a number of seconds, 0 or more.
+    :raises OptionError: it is neither None nor a number of 0 or more.
     """
     return timeout if timeout is None or timeout == 0 else check_timeout("timeout", timeout)
 
@@ -322,7 +341,7 @@ def _more_than(seen: int, buffer: bytearray) -> tuple[int, None] | None:
 
 
 def _os_error(error: StreamClosedError) -> OSError:
-    """The same as a socket would say it."""
+    """The error that a socket would raise in place of ``error``."""
     same: OSError
     if (error.reason is not None and error.reason.by_peer) or isinstance(error.real_error, ConnectionResetError):
         number = error.errno or errno.ECONNRESET

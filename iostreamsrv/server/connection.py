@@ -1,0 +1,331 @@
+"""One client of a server: PROXY header, admission, TLS handshake, handler, close.
+
+:meth:`Connection.serve` is the order of it. A client that has no header to send and no handshake to do has nothing to
+wait for: its handler starts as soon as it is accepted, without a task around it. Nor is ``serve`` on the stack while a
+handler runs: an idle client costs its handler's task and this small object.
+
+A client counts as *being set up* (`Deadlines.is_armed`) from the accept until its handler is called. One that ends
+before that has no ``handle_close``.
+"""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
+
+import tornado.iostream
+from tornado import gen
+
+from ..certs.certificates import Certificates
+from ..errors import CloseReason, FramingError, StreamClosedError
+from ..events import Event, EventKind, Events
+from ..iostream import IOStream
+from ..net.trusted_proxies import TrustedNetworks
+from ..options import ServerOptions
+from ..runtime.addresses import show
+from ..sansio.proxy import ProxyError, parse_header
+from ..streams.served import loop_of
+from .deadlines import Deadlines
+from .faults import fault
+
+REJECT_TIMEOUT = 2.0
+"""Seconds for ``handle_reject``, and for its client to read what it wrote."""
+
+
+class Handlers(Protocol):
+    """What users write."""
+
+    def handle_stream(self, stream: IOStream, address: Any) -> Awaitable[None] | None:
+        """Serve a client."""
+
+    def handle_reject(self, stream: IOStream, address: Any) -> Awaitable[None] | None:
+        """Tell a client that it is rejected."""
+
+    def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
+        """Learn that a client's stream is closed."""
+
+
+class ConnectionSetup:
+    """What the clients of one listener go through before their handler.
+
+    :ivar certificates: for the TLS handshake; None for plain connections.
+    :ivar trusted: the proxies that send a PROXY header; None if no header is expected.
+    :ivar reading_headers: how many clients' headers are being read.
+    """
+
+    def __init__(self, certificates: Certificates | None, trusted: TrustedNetworks | None) -> None:
+        self.certificates = certificates
+        self.trusted = trusted
+        self.reading_headers = 0
+
+    @classmethod
+    def of(cls, ssl_options: Any, options: ServerOptions) -> "ConnectionSetup":
+        """For the TLS options of a listener, None or False for plain connections.
+
+        :raises CertificateError: they cannot be used.
+        """
+        certificates = None if ssl_options is False else ssl_options
+        if certificates is not None and not isinstance(certificates, Certificates):
+            certificates = Certificates(
+                certificates, strict_validity=options.strict_validity, allow_legacy_tls=options.allow_legacy_tls
+            )
+        networks = options.proxy_protocol
+        return cls(certificates, None if networks is None else TrustedNetworks(networks))
+
+
+class ConnectionOwner(Protocol):
+    """What a connection uses of its server's `Connections`; see there."""
+
+    server: Handlers
+    options: ServerOptions
+    events: Events
+    deadlines: Deadlines
+    cancel_reason: CloseReason
+    handling: "dict[asyncio.Future[Any], Connection]"
+    on_handler_done: "Callable[[asyncio.Future[Any]], None]"
+
+    def admit(self, stream: IOStream, address: Any) -> bool:
+        """Whether a client of this address may go on."""
+
+    def is_rejected(self, stream: IOStream) -> bool:
+        """Whether the stream is open only for ``handle_reject``."""
+
+    def is_open(self, stream: IOStream) -> bool:
+        """Whether the stream, or one that has replaced it, is open."""
+
+    def current(self, stream: IOStream) -> IOStream:
+        """The stream, or the one that has replaced it."""
+
+    def set_up(self, serving: Coroutine[Any, Any, None], stream: IOStream) -> None:
+        """Run ``serve`` of a connection."""
+
+    def close_gracefully(self, stream: IOStream, reason: CloseReason) -> None:
+        """Close a stream in the background, so that its client reads all that was written and then EOF."""
+
+
+class Connection:
+    """One accepted socket; see the module."""
+
+    __slots__ = ("_owner", "_setup", "_stream")
+
+    def __init__(self, owner: ConnectionOwner, setup: ConnectionSetup, stream: IOStream) -> None:
+        self._owner = owner
+        self._setup = setup
+        self._stream = stream
+
+    @property
+    def stream(self) -> IOStream:
+        """The stream to this client."""
+        return self._owner.current(self._stream)
+
+    def start(self, address: Any) -> None:
+        """Serve the client: at once if there is nothing to wait for, else in a task.
+
+        :param address: of the connection: the client's, or that of a proxy.
+        """
+        setup, options = self._setup, self._owner.options
+        if setup.trusted is not None:
+            self._arm(CloseReason.PROXY_ERROR, "read", options.proxy_header_timeout)
+            if address not in setup.trusted:
+                return self._refuse(address, "a connection that is not from a trusted proxy", logging.INFO)
+        elif not self._owner.admit(self._stream, address):
+            return None
+        elif setup.certificates is None:
+            return self.call_handler(address)
+        else:
+            self._arm(CloseReason.HANDSHAKE_TIMEOUT, "handshake", options.handshake_timeout)
+        return self._owner.set_up(self.serve(address), self._stream)
+
+    async def serve(self, address: Any) -> None:
+        """Do what comes before the handler, and call it. A client without a header was admitted at the accept."""
+        if self._setup.trusted is not None:
+            if not await self._read_header(address):
+                return
+            address = self._stream.remote_address
+            if not self._owner.admit(self._stream, address):
+                return
+        if self._setup.certificates is not None and not await self._start_tls(self._setup.certificates):
+            return
+        self.call_handler(address)
+
+    def _arm(self, reason: CloseReason, operation: Any, seconds: float | None) -> None:
+        self._owner.deadlines.arm(self._stream, reason, operation, seconds)
+
+    # ---- the PROXY header
+
+    async def _read_header(self, address: Any) -> bool:
+        """Read the header; whether there is one that tells who the client is."""
+        stream = self._stream
+        self._setup.reading_headers += 1
+        try:
+            info = await stream.read_until_match(parse_header)
+        except ProxyError as error:
+            self._refuse(address, str(error), logging.WARNING)
+            return False
+        except StreamClosedError as error:
+            if error.reason is CloseReason.PROXY_ERROR:  # it was late
+                self._report_header(address, str(error.real_error), logging.WARNING)
+            stream.close()
+            return False
+        finally:
+            self._setup.reading_headers -= 1
+        self._owner.deadlines.disarm(stream)
+        stream.set_proxied(info)
+        return True
+
+    def _refuse(self, address: Any, why: str, level: int) -> None:
+        self._report_header(address, why, level)
+        self._stream.terminate(CloseReason.PROXY_ERROR)
+
+    def _report_header(self, address: Any, why: str, level: int) -> None:
+        """At WARNING about a trusted proxy, which is configured wrongly; strangers are nothing special."""
+        text = f"PROXY header of {client_name(self._stream)}: {why}"
+        self._owner.events.emit(Event("error", text, level, self._stream, address, CloseReason.PROXY_ERROR))
+
+    # ---- the TLS handshake
+
+    async def _start_tls(self, certificates: Certificates) -> bool:
+        """Do the handshake; whether it succeeded, and the stream is still open."""
+        if self._stream.closed():
+            return False
+        self._arm(CloseReason.HANDSHAKE_TIMEOUT, "handshake", self._owner.options.handshake_timeout)
+        handshake = self._stream.start_tls(True, certificates, timeout=None)
+        await asyncio.wait([handshake])  # a cancel of the future itself would close the stream
+        if handshake.cancelled() or handshake.exception() is not None:
+            return False
+        self._stream = handshake.result()
+        if self._stream.closed():  # since then
+            return False
+        self._owner.deadlines.disarm(self._stream)
+        return True
+
+    # ---- the handler
+
+    def call_handler(self, address: Any) -> None:
+        """Call ``handle_stream``, or, for a client that is rejected, ``handle_reject``."""
+        if self._owner.is_rejected(self._stream):
+            self._arm(CloseReason.REJECTED, "write", REJECT_TIMEOUT)
+            self._call("handle_reject", address)
+        elif not self._owner.events.wanted("open") or self._announce(address):
+            self._call("handle_stream", address)
+
+    def _announce(self, address: Any) -> bool:
+        """Emit the event that a client is there; whether it still is, as a listener may have closed it."""
+        stream = self._stream
+        self._arm(CloseReason.LOCAL, "read", None)  # so that it ends as one without a handler
+        text = f"{client_name(stream)} is connected"
+        self._owner.events.emit(Event("open", text, stream=stream, address=address))
+        return not stream.closed() and self._owner.deadlines.disarm(stream)
+
+    def _call(self, name: str, address: Any) -> None:
+        context = self._stream.callback_context
+        assert context is not None
+        try:
+            result = context.run(getattr(self._owner.server, name), self._stream, address)
+            if result is None:
+                return self._handler_returned_at_once()
+            coroutine = as_coroutine(result)
+            if self._owner.is_rejected(self._stream):
+                coroutine = _bounded_reject(coroutine)
+            handling = loop_of(self._stream).create_task(coroutine, context=context)
+        except (Exception, asyncio.CancelledError) as error:
+            return self._handler_failed(name, error)
+        self._owner.handling[handling] = self
+        self.stream.has_handler = True
+        handling.add_done_callback(self._owner.on_handler_done, context=context)
+        return None
+
+    def _handler_returned_at_once(self) -> None:
+        """A plain function may have left the stream to other code, but not that of a client that is rejected."""
+        if self._owner.is_rejected(self._stream):
+            self._close_gracefully(CloseReason.REJECTED)
+
+    # ---- the end of the handler
+
+    def handler_done(self, handling: "asyncio.Future[Any]") -> None:
+        """Close the stream, if that is what the end of its handler means."""
+        stream = self.stream
+        stream.has_handler = False
+        rejected = self._owner.is_rejected(stream)
+        if handling.cancelled() and isinstance(handling, asyncio.Task) and handling.cancelling():
+            self._close_gracefully(self._owner.cancel_reason)
+        elif (error := _error_of(handling)) is not None:
+            self._handler_failed("handle_reject" if rejected else "handle_stream", error)
+        elif rejected:
+            self._close_gracefully(CloseReason.REJECTED)
+        elif self._owner.options.close_on_return:
+            self._close_unless_read()
+        if not self._owner.is_open(stream):
+            stream.callback_context = None
+
+    def _close_unless_read(self) -> None:
+        """Close the stream unless a read is pending; then decide again when that is done."""
+        stream = self.stream
+        if stream.closed() or stream.has_close_callback():
+            return
+        if stream.reading():
+            stream.when_read_done(self._close_unless_read)
+        else:
+            self._close_gracefully(CloseReason.LOCAL)
+
+    def _handler_failed(self, name: str, error: BaseException) -> None:
+        stream = self.stream
+        if type(error) is StreamClosedError and error.stream_id == stream.id:  # how most handlers end
+            return self._close_gracefully(CloseReason.LOCAL)
+        reason, cause = fault(stream, error)
+        if reason is CloseReason.HANDLER_ERROR:
+            report_raised(self._owner.events, name, stream, error)
+        elif isinstance(cause, tornado.iostream.StreamBufferFullError):
+            self._report("limit", logging.WARNING, reason, cause)
+        elif isinstance(cause, FramingError):
+            self._report("error", logging.INFO, reason, cause)
+        return self._close_gracefully(reason)
+
+    def _report(self, kind: EventKind, level: int, reason: CloseReason, error: BaseException) -> None:
+        stream = self.stream
+        text = f"closing {client_name(stream)}: {error}"
+        self._owner.events.emit(Event(kind, text, level, stream, stream.remote_address, reason, error))
+
+    def _close_gracefully(self, reason: CloseReason) -> None:
+        self._owner.close_gracefully(self.stream, reason)
+
+
+def client_name(stream: IOStream) -> str:
+    """A client, for people; one of a Unix socket has no address, and is named after the one it came by."""
+    return show(stream.remote_address) or f"a client of {show(stream.local_address or 'a Unix socket')}"
+
+
+def report_raised(events: Events, name: str, stream: IOStream, error: BaseException) -> None:
+    """Emit the event that a callback of the user's has raised ``error``."""
+    text = f"Exception in callback {name} for {client_name(stream)}"
+    address = stream.remote_address
+    events.emit(Event("error", text, logging.ERROR, stream, address, CloseReason.HANDLER_ERROR, error))
+
+
+def as_coroutine(result: Any) -> Coroutine[Any, Any, None]:
+    """What a callback of the user's has returned, as a coroutine."""
+    return result if inspect.iscoroutine(result) else _wait_for(result)
+
+
+async def _wait_for(result: Any) -> None:
+    """A coroutine for one stream: the future itself may be one that several handlers return."""
+    await gen.convert_yielded(result)
+
+
+async def _bounded_reject(handling: Awaitable[None]) -> None:
+    """Await ``handle_reject`` no longer than its stream may live, or each rejected client could leave a task behind."""
+    try:
+        async with asyncio.timeout(REJECT_TIMEOUT) as limit:
+            await handling
+    except TimeoutError:
+        if not limit.expired():
+            raise
+
+
+def _error_of(handling: "asyncio.Future[Any]") -> BaseException | None:
+    """What it raised, including a `CancelledError` of what it waited for."""
+    try:
+        return handling.exception()
+    except asyncio.CancelledError as error:
+        return error
