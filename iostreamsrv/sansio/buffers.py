@@ -33,7 +33,7 @@ class Region:
 
     def advance(self, count: int) -> None:
         """Record that the next ``count`` bytes were sent."""
-        raise NotImplementedError
+        self.left -= count
 
 
 class ReadBuffer:

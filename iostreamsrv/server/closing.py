@@ -3,14 +3,13 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable
 
-from ..events import Event, Events
+from ..events import Event
 from ..iostream import IOStream
 from ..runtime.contexts import run_for
 from ..streams.served import loop_of
-from .connection import Handlers, as_coroutine, client_name, report_raised
+from .connection import ConnectionOwner, as_coroutine, client_name, report_raised
 
 
 class CloseReports:
@@ -19,21 +18,11 @@ class CloseReports:
     A callback may write to all the other streams, find them broken, and so close them. A hundred such calls within each
     other are more than Python's stack takes.
 
-    :param is_handled: whether users have written ``handle_close``.
-    :param keep: is given the task of a ``handle_close``, for the shutdown to wait for.
+    :ivar owner: the `Connections` of the server.
     """
 
-    def __init__(
-        self,
-        handlers: Handlers,
-        events: Events,
-        is_handled: Callable[[], bool],
-        keep: Callable[["asyncio.Task[Any]"], None],
-    ) -> None:
-        self._handlers = handlers
-        self._events = events
-        self._is_handled = is_handled
-        self._keep = keep
+    def __init__(self, owner: ConnectionOwner) -> None:
+        self.owner = owner
         self._queue: deque[tuple[IOStream, bool]] = deque()
         self._reporting = False
 
@@ -48,9 +37,9 @@ class CloseReports:
         try:
             while self._queue:
                 stream, had_handler = self._queue.popleft()
-                if self._events.wanted("close"):
+                if self.owner.events.wanted("close"):
                     self._emit_close(stream)
-                if had_handler and self._is_handled():
+                if had_handler and self.owner.overrides("handle_close"):
                     run_for(stream, self._call_handle_close, stream)
                 if not stream.has_handler:
                     # Nothing runs there any more, and a variable may keep the stream.
@@ -61,23 +50,23 @@ class CloseReports:
     def _emit_close(self, stream: IOStream) -> None:
         reason, address = stream.close_reason, stream.remote_address
         text = f"{client_name(stream)} is closed: {reason}{f' ({stream.error})' if stream.error else ''}"
-        self._events.emit(Event("close", text, logging.DEBUG, stream, address, reason, stream.error))
+        self.owner.events.emit(Event("close", text, logging.DEBUG, stream, address, reason, stream.error))
 
     def _call_handle_close(self, stream: IOStream) -> None:
         assert stream.close_reason is not None
         try:
-            result = self._handlers.handle_close(stream, stream.close_reason)
+            result = self.owner.server.handle_close(stream, stream.close_reason)
             if result is not None:
                 handling = as_coroutine(result)
                 task = loop_of(stream).create_task(self._await_handle_close(stream, handling))
                 # A task that is cancelled before its first step, as at the end of a loop, would never await it.
                 task.add_done_callback(lambda _: handling.close())
-                self._keep(task)
+                self.owner.keep(task)
         except (Exception, asyncio.CancelledError) as error:
-            report_raised(self._events, "handle_close", stream, error)
+            report_raised(self.owner.events, "handle_close", stream, error)
 
     async def _await_handle_close(self, stream: IOStream, handling: Awaitable[None]) -> None:
         try:
             await handling
         except Exception as error:
-            report_raised(self._events, "handle_close", stream, error)
+            report_raised(self.owner.events, "handle_close", stream, error)

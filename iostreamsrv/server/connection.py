@@ -20,7 +20,7 @@ from tornado import gen
 from ..certs.certificates import Certificates
 from ..errors import CloseReason, FramingError, StreamClosedError
 from ..events import Event, EventKind, Events
-from ..iostream import IOStream
+from ..iostream import IOStream, SSLIOStream
 from ..net.trusted_proxies import TrustedNetworks
 from ..options import ServerOptions
 from ..runtime.addresses import show
@@ -100,57 +100,76 @@ class ConnectionOwner(Protocol):
     def set_up(self, serving: Coroutine[Any, Any, None], stream: IOStream) -> None:
         """Run ``serve`` of a connection."""
 
+    def overrides(self, name: str) -> bool:
+        """Whether users have written the method of this name."""
+
+    def keep(self, task: "asyncio.Task[Any]") -> None:
+        """Have a shutdown wait for a task that closes a stream, or runs ``handle_close``."""
+
     def close_gracefully(self, stream: IOStream, reason: CloseReason) -> None:
         """Close a stream in the background, so that its client reads all that was written and then EOF."""
 
 
 class Connection:
-    """One accepted socket; see the module."""
+    """One accepted socket; see the module.
 
-    __slots__ = ("_owner", "_setup", "_stream")
+    :ivar owner: the `Connections` of the server.
+    """
+
+    __slots__ = ("_setup", "_stream", "owner")
 
     def __init__(self, owner: ConnectionOwner, setup: ConnectionSetup, stream: IOStream) -> None:
-        self._owner = owner
+        self.owner = owner
         self._setup = setup
         self._stream = stream
 
     @property
     def stream(self) -> IOStream:
         """The stream to this client."""
-        return self._owner.current(self._stream)
+        return self.owner.current(self._stream)
 
     def start(self, address: Any) -> None:
         """Serve the client: at once if there is nothing to wait for, else in a task.
 
+        What needs no waiting is done within the accept: the next client must find this one counted, and no stream in
+        ``server.streams`` may send before its TLS has started.
+
         :param address: of the connection: the client's, or that of a proxy.
         """
-        setup, options = self._setup, self._owner.options
-        if setup.trusted is not None:
-            self._arm(CloseReason.PROXY_ERROR, "read", options.proxy_header_timeout)
-            if address not in setup.trusted:
+        handshake = None
+        if self._setup.trusted is not None:
+            self._arm(CloseReason.PROXY_ERROR, "read", self.owner.options.proxy_header_timeout)
+            if address not in self._setup.trusted:
                 return self._refuse(address, "a connection that is not from a trusted proxy", logging.INFO)
-        elif not self._owner.admit(self._stream, address):
+        elif not self.owner.admit(self._stream, address):
             return None
-        elif setup.certificates is None:
+        elif self._setup.certificates is None:
             return self.call_handler(address)
         else:
-            self._arm(CloseReason.HANDSHAKE_TIMEOUT, "handshake", options.handshake_timeout)
-        return self._owner.set_up(self.serve(address), self._stream)
+            handshake = self._start_tls(self._setup.certificates)
+        return self.owner.set_up(self.serve(address, handshake), self._stream)
 
-    async def serve(self, address: Any) -> None:
-        """Do what comes before the handler, and call it. A client without a header was admitted at the accept."""
+    async def serve(self, address: Any, handshake: "asyncio.Future[SSLIOStream] | None") -> None:
+        """Do what comes before the handler, and call it.
+
+        :param handshake: of a client without a header: it was admitted, and its handshake begun, by :meth:`start`.
+        """
         if self._setup.trusted is not None:
             if not await self._read_header(address):
                 return
             address = self._stream.remote_address
-            if not self._owner.admit(self._stream, address):
+            if not self.owner.admit(self._stream, address):
                 return
-        if self._setup.certificates is not None and not await self._start_tls(self._setup.certificates):
+            if self._setup.certificates is not None:
+                if self._stream.closed():
+                    return
+                handshake = self._start_tls(self._setup.certificates)
+        if handshake is not None and not await self._finish_tls(handshake):
             return
         self.call_handler(address)
 
     def _arm(self, reason: CloseReason, operation: Any, seconds: float | None) -> None:
-        self._owner.deadlines.arm(self._stream, reason, operation, seconds)
+        self.owner.deadlines.arm(self._stream, reason, operation, seconds)
 
     # ---- the PROXY header
 
@@ -170,7 +189,7 @@ class Connection:
             return False
         finally:
             self._setup.reading_headers -= 1
-        self._owner.deadlines.disarm(stream)
+        self.owner.deadlines.disarm(stream)
         stream.set_proxied(info)
         return True
 
@@ -181,33 +200,33 @@ class Connection:
     def _report_header(self, address: Any, why: str, level: int) -> None:
         """At WARNING about a trusted proxy, which is configured wrongly; strangers are nothing special."""
         text = f"PROXY header of {client_name(self._stream)}: {why}"
-        self._owner.events.emit(Event("error", text, level, self._stream, address, CloseReason.PROXY_ERROR))
+        self.owner.events.emit(Event("error", text, level, self._stream, address, CloseReason.PROXY_ERROR))
 
     # ---- the TLS handshake
 
-    async def _start_tls(self, certificates: Certificates) -> bool:
-        """Do the handshake; whether it succeeded, and the stream is still open."""
-        if self._stream.closed():
-            return False
-        self._arm(CloseReason.HANDSHAKE_TIMEOUT, "handshake", self._owner.options.handshake_timeout)
-        handshake = self._stream.start_tls(True, certificates, timeout=None)
+    def _start_tls(self, certificates: Certificates) -> "asyncio.Future[SSLIOStream]":
+        self._arm(CloseReason.HANDSHAKE_TIMEOUT, "handshake", self.owner.options.handshake_timeout)
+        return self._stream.start_tls(True, certificates, timeout=None)
+
+    async def _finish_tls(self, handshake: "asyncio.Future[SSLIOStream]") -> bool:
+        """Wait for the handshake; whether it succeeded, and the stream is still open."""
         await asyncio.wait([handshake])  # a cancel of the future itself would close the stream
         if handshake.cancelled() or handshake.exception() is not None:
             return False
         self._stream = handshake.result()
         if self._stream.closed():  # since then
             return False
-        self._owner.deadlines.disarm(self._stream)
+        self.owner.deadlines.disarm(self._stream)
         return True
 
     # ---- the handler
 
     def call_handler(self, address: Any) -> None:
         """Call ``handle_stream``, or, for a client that is rejected, ``handle_reject``."""
-        if self._owner.is_rejected(self._stream):
+        if self.owner.is_rejected(self._stream):
             self._arm(CloseReason.REJECTED, "write", REJECT_TIMEOUT)
             self._call("handle_reject", address)
-        elif not self._owner.events.wanted("open") or self._announce(address):
+        elif not self.owner.events.wanted("open") or self._announce(address):
             self._call("handle_stream", address)
 
     def _announce(self, address: Any) -> bool:
@@ -215,30 +234,30 @@ class Connection:
         stream = self._stream
         self._arm(CloseReason.LOCAL, "read", None)  # so that it ends as one without a handler
         text = f"{client_name(stream)} is connected"
-        self._owner.events.emit(Event("open", text, stream=stream, address=address))
-        return not stream.closed() and self._owner.deadlines.disarm(stream)
+        self.owner.events.emit(Event("open", text, stream=stream, address=address))
+        return not stream.closed() and self.owner.deadlines.disarm(stream)
 
     def _call(self, name: str, address: Any) -> None:
         context = self._stream.callback_context
         assert context is not None
         try:
-            result = context.run(getattr(self._owner.server, name), self._stream, address)
+            result = context.run(getattr(self.owner.server, name), self._stream, address)
             if result is None:
                 return self._handler_returned_at_once()
             coroutine = as_coroutine(result)
-            if self._owner.is_rejected(self._stream):
+            if self.owner.is_rejected(self._stream):
                 coroutine = _bounded_reject(coroutine)
             handling = loop_of(self._stream).create_task(coroutine, context=context)
         except (Exception, asyncio.CancelledError) as error:
             return self._handler_failed(name, error)
-        self._owner.handling[handling] = self
+        self.owner.handling[handling] = self
         self.stream.has_handler = True
-        handling.add_done_callback(self._owner.on_handler_done, context=context)
+        handling.add_done_callback(self.owner.on_handler_done, context=context)
         return None
 
     def _handler_returned_at_once(self) -> None:
         """A plain function may have left the stream to other code, but not that of a client that is rejected."""
-        if self._owner.is_rejected(self._stream):
+        if self.owner.is_rejected(self._stream):
             self._close_gracefully(CloseReason.REJECTED)
 
     # ---- the end of the handler
@@ -247,16 +266,16 @@ class Connection:
         """Close the stream, if that is what the end of its handler means."""
         stream = self.stream
         stream.has_handler = False
-        rejected = self._owner.is_rejected(stream)
+        rejected = self.owner.is_rejected(stream)
         if handling.cancelled() and isinstance(handling, asyncio.Task) and handling.cancelling():
-            self._close_gracefully(self._owner.cancel_reason)
+            self._close_gracefully(self.owner.cancel_reason)
         elif (error := _error_of(handling)) is not None:
             self._handler_failed("handle_reject" if rejected else "handle_stream", error)
         elif rejected:
             self._close_gracefully(CloseReason.REJECTED)
-        elif self._owner.options.close_on_return:
+        elif self.owner.options.close_on_return:
             self._close_unless_read()
-        if not self._owner.is_open(stream):
+        if not self.owner.is_open(stream):
             stream.callback_context = None
 
     def _close_unless_read(self) -> None:
@@ -275,7 +294,7 @@ class Connection:
             return self._close_gracefully(CloseReason.LOCAL)
         reason, cause = fault(stream, error)
         if reason is CloseReason.HANDLER_ERROR:
-            report_raised(self._owner.events, name, stream, error)
+            report_raised(self.owner.events, name, stream, error)
         elif isinstance(cause, tornado.iostream.StreamBufferFullError):
             self._report("limit", logging.WARNING, reason, cause)
         elif isinstance(cause, FramingError):
@@ -285,10 +304,10 @@ class Connection:
     def _report(self, kind: EventKind, level: int, reason: CloseReason, error: BaseException) -> None:
         stream = self.stream
         text = f"closing {client_name(stream)}: {error}"
-        self._owner.events.emit(Event(kind, text, level, stream, stream.remote_address, reason, error))
+        self.owner.events.emit(Event(kind, text, level, stream, stream.remote_address, reason, error))
 
     def _close_gracefully(self, reason: CloseReason) -> None:
-        self._owner.close_gracefully(self.stream, reason)
+        self.owner.close_gracefully(self.stream, reason)
 
 
 def client_name(stream: IOStream) -> str:

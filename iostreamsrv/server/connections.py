@@ -11,7 +11,6 @@ import socket
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
-from functools import partial
 from typing import Any
 
 from ..errors import CloseReason
@@ -87,9 +86,9 @@ class Connections:
         self.may_close = may_close
         self.closes_in_order = closes_in_order
         self._may_block = may_block
-        self._overrides = overrides
+        self.overrides = overrides
         self._draining_waiters: set[asyncio.Future[None]] = set()
-        self._reports = CloseReports(server, self.events, partial(overrides, "handle_close"), self._keep)
+        self._reports = CloseReports(self)
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self.on_handler_done: Callable[[asyncio.Future[Any]], None] = self._handler_done
 
@@ -179,7 +178,7 @@ class Connections:
         return True
 
     def _max_rejecting(self) -> int:
-        return MAX_REJECTING if self._overrides("handle_reject") else 0
+        return MAX_REJECTING if self.overrides("handle_reject") else 0
 
     def _reject(self, stream: IOStream, address: Any, limit: str) -> bool:
         """Reject a client; whether ``handle_reject`` is still to be called."""
@@ -229,9 +228,11 @@ class Connections:
         connection = self.handling.get(task)
         return None if connection is None else connection.stream
 
-    def has(self, stream: BaseIOStream) -> bool:
-        """Whether ``stream`` itself is open."""
-        return (self.open.get(stream.id) or self.rejected.get(stream.id)) is stream
+    def has(self, stream: BaseIOStream, caller: Any) -> bool:
+        """Whether ``stream`` is open, or ``caller``, which works for it, is a part of this."""
+        if type(caller) in (Connection, CloseReports):
+            return caller.owner is self
+        return caller is self or (self.open.get(stream.id) or self.rejected.get(stream.id)) is stream
 
     def blocked(self, stream: IOStream, where: str, seconds: float) -> None:
         """What serves ``stream`` has blocked the loop for so long."""
@@ -246,9 +247,10 @@ class Connections:
         """Close a stream in the background, so that its client reads all that was written and then EOF."""
         closing = stream.close_in_background(reason)
         if closing is not None:
-            self._keep(closing)
+            self.keep(closing)
 
-    def _keep(self, task: "asyncio.Task[Any]") -> None:
+    def keep(self, task: "asyncio.Task[Any]") -> None:
+        """Have a shutdown wait for ``task``, which closes a stream or runs ``handle_close``."""
         self.closing.add(task)
         task.add_done_callback(self.closing.discard, context=Context())
 

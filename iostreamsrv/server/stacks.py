@@ -46,8 +46,8 @@ class Watched(Protocol):
     def client_of(self, task: Any) -> Any:
         """The stream that ``task`` serves as its handler; None if there is none."""
 
-    def has(self, stream: Any) -> bool:
-        """Whether ``stream`` is one of them, and not closed yet."""
+    def has(self, stream: Any, caller: Any) -> bool:
+        """Whether ``stream`` is one of them; ``caller`` is the object whose method works for it."""
 
     def blocked(self, stream: Any, where: str, seconds: float) -> None:
         """What serves ``stream`` has blocked the loop."""
@@ -143,7 +143,7 @@ def _client_of(task: Any, callers: list[types.FrameType], clients: list[Any]) ->
         if frame.f_code.co_filename.startswith((OURS, TORNADOS)):
             stream, caller = _stream_of(frame.f_locals)
             if stream is not None:
-                return next((each for each in clients if each is caller or each.has(stream)), None), stream
+                return next((each for each in clients if each.has(stream, caller)), None), stream
     return None, None
 
 

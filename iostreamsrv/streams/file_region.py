@@ -67,8 +67,8 @@ class FileRegion(Region):
 
     def advance(self, count: int) -> None:
         """The next ``count`` bytes have left."""
+        super().advance(count)
         self.offset += count
-        self.left -= count
         self.sent += count
 
     def __del__(self) -> None:

@@ -96,10 +96,10 @@ def forget_what_follows_the_header() -> None:
     """What came with a PROXY header is not given to the handshake."""
     start_tls = Connection._start_tls
 
-    async def forgetful(self: Any, certificates: Any) -> bool:
+    def forgetful(self: Any, certificates: Any) -> Any:
         if self.stream.proxy is not None:
             self.stream._buffer.take(self.stream._buffer.size)
-        return await start_tls(self, certificates)
+        return start_tls(self, certificates)
 
     Connection._start_tls = forgetful  # type: ignore[method-assign]
 

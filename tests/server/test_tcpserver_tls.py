@@ -136,6 +136,24 @@ async def test_a_handler_may_start_tls_and_its_stream_is_the_servers(files: dict
 
 
 @pytest.mark.gen_test
+async def test_what_is_written_before_the_handshake_goes_out_encrypted(files: dict[str, str]) -> None:
+    server = Echo(ssl_options=files)
+    server.listen(0, "127.0.0.1")
+    connecting = asyncio.ensure_future(
+        TCPClient().connect(*server.addresses[0], ssl_options=UNVERIFIED, timeout=PATIENCE)
+    )
+    while not server.streams:
+        await asyncio.sleep(0)
+    for stream in server.streams:
+        stream.write(b"welcome\n")  # in the very turn in which it was accepted
+    client = await connecting
+    assert await client.read_until(b"\n", timeout=PATIENCE) == b"welcome\n"
+    client.close()
+    server.stop()
+    await server.close_all_connections()
+
+
+@pytest.mark.gen_test
 async def test_a_silent_client_is_closed_when_the_handshake_is_due(files: dict[str, str]) -> None:
     server = Echo(ssl_options=files, handshake_timeout=0.05)
     server.listen(0, "127.0.0.1")
