@@ -111,7 +111,7 @@ def work_off_all_records_at_once() -> None:
 
 def receive_while_stuck() -> None:
     """However much TLS has to say itself, and the client does not take, receiving goes on."""
-    streams.reading.OWN_OUTPUT = 1 << 30
+    streams.receiving.OWN_OUTPUT = 1 << 30
 
 
 def serve_who_asks_again() -> None:
