@@ -7,7 +7,7 @@ whole batch of events. Each stream is registered edge-triggered and then left al
 the stream, not a system call.
 
 **Why the wake-up is immediate.** A future's result normally reaches its task through ``call_soon``, a turn of the loop
-later. :mod:`iostreamsrv.streams.wakeup` steps the task within the dispatch instead. This saves the turn; it lets a
+later. ``wakeup.resolve_now`` steps the task within the dispatch instead. This saves the turn; it lets a
 stream know that the handler's writes belong to the packet it is being dispatched for, so that it can send them
 together; and it closes the gap between completion and wake-up, in which a cancelled task would lose the bytes it had
 been given.

@@ -1,6 +1,6 @@
 """Streams without descriptors: both ends in this process, on the same engine as all others.
 
-:class:`MemoryHub` takes the place of epoll, a `MemorySocket` that of a socket. Everything above is what serves real
+:class:`MemoryHub` takes the place of epoll, a ``MemorySocket`` that of a socket. Everything above is what serves real
 clients.
 """
 
