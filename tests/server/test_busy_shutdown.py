@@ -593,6 +593,7 @@ async def test_a_body_after_100_continue_is_waited_for(serving: Serving) -> None
 # ---- what it says
 
 
+@pytest.mark.real_time("the kernel acknowledges late")
 @pytest.mark.gen_test
 async def test_a_shutdown_says_that_it_waits_and_for_whom(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tornado.general")
@@ -610,6 +611,7 @@ async def test_a_shutdown_says_that_it_waits_and_for_whom(serving: Serving, capl
     assert said == ["shutting down: 3 clients may finish, up to 7 s"]
 
 
+@pytest.mark.real_time("the kernel acknowledges late")
 @pytest.mark.gen_test
 async def test_after_a_cancel_of_serve_forever_it_says_how_to_end_at_once(
     serving: Serving, caplog: pytest.LogCaptureFixture
