@@ -30,6 +30,7 @@ from typing import Any, Self, cast
 
 from ..errors import CloseReason, of_stream, reason_for, without_frames
 from ..runtime.contexts import run_for
+from ..runtime.futures import set_result
 from ..sansio.buffers import WriteBuffer
 from ..sansio.tls import TLSEngine, Truncated
 from .core import fail
@@ -299,7 +300,7 @@ class TLSStream(SocketStream):
             _acknowledge(self._raw)
         waiting, self._waiting_for_handshake = self._waiting_for_handshake, None
         for future in waiting or ():
-            _set_result(future, self)
+            set_result(future, self)
         SocketStream._established(self, 0)  # bytes may have come behind the handshake
 
     def _handshake_failed(self, error: Exception) -> None:
@@ -532,11 +533,6 @@ def _acknowledge(sock: Any) -> None:
 
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
-
-
-def _set_result(future: "Future[Any]", result: Any) -> None:
-    if not future.done():
-        future.set_result(result)
 
 
 _READ_DECRYPTED = TLSStream.read_from_fd

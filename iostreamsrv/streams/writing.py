@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import IO, Any, ClassVar
 
 from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream, reason_for, without_frames
+from ..runtime.futures import set_result
 from ..sansio.buffers import WriteBuffer
 from .core import INLINE, StreamCore, fail
 from .file_region import FileRegion, check_amount
@@ -400,7 +401,7 @@ class WriteSide(StreamCore):
 
     def _end_turn(self, future: "Future[Any]", result: Any) -> None:
         self._inline = INLINE
-        _set_done(future, result)
+        set_result(future, result)
 
     def send_progress(self) -> int:
         """Grows whenever the kernel takes something of what is queued."""
@@ -414,7 +415,7 @@ class WriteSide(StreamCore):
         futures = self._unsent_futures
         while futures and futures[0][0] <= self.bytes_written:
             _, future, region = futures.popleft()
-            _set_done(future, None if region is None else region.sent)
+            set_result(future, None if region is None else region.sent)
         if not futures:
             self._unsent_futures = None
 
@@ -493,11 +494,6 @@ class WriteSide(StreamCore):
                 self._ask_for_reset()
             self._write_buffer = None
             self._close_descriptor()
-
-
-def _set_done(future: "Future[Any]", result: Any) -> None:
-    if not future.done():
-        future.set_result(result)
 
 
 def _as_bytes(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
