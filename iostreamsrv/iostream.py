@@ -65,10 +65,10 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
         *,
         timeout: float | None = HANDSHAKE_TIMEOUT,
     ) -> "Future[SSLIOStream]":
-        """Go on under TLS: the future gives the stream to use from now on, when the handshake is done.
+        """Upgrade to TLS: when the handshake is done, the future gives a new stream, to be used in place of this one.
 
-        This stream is done with. Bytes that it has received and nobody has read are taken for the beginning of the
-        peer's handshake, never for plaintext. A cancel of the future closes the connection. ::
+        Bytes that were received and not read are taken for the beginning of the peer's handshake, never for plaintext.
+        A cancel of the future closes the connection. ::
 
             await stream.write(b"220 go ahead\\r\\n")
             stream = await stream.start_tls(True, {"certfile": "cert.pem", "keyfile": "key.pem"})
@@ -82,7 +82,7 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
             None for no limit.
         :raises ValueError: a read, a write or a connect is pending.
         :raises StreamClosedError: the stream is closed.
-        :raises CertificateError: the options cannot be.
+        :raises CertificateError: an option is invalid.
         :raises ssl.SSLError: from the future; the handshake failed.
         """
         self._hub.check()
@@ -141,7 +141,7 @@ class SSLIOStream(TLSStream, IOStream, tornado.iostream.SSLIOStream):  # type: i
         an `ssl.SSLSocket` that has not done its handshake, which is taken over with its context and its side.
     :param ssl_options: a dict or an `ssl.SSLContext`, see :func:`iostreamsrv.certificates.client_context`; None for
         defaults that verify. Of an `ssl.SSLSocket` its own are used.
-    :raises CertificateError: the options cannot be.
+    :raises CertificateError: an option is invalid.
 
     The other parameters are those of `BaseIOStream`.
     """

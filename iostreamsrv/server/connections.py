@@ -111,13 +111,16 @@ class Connections:
         """Whether the stream is open only for ``handle_reject``."""
         return stream.id in self.rejected
 
+    def _open_with_id(self, id: int) -> IOStream | None:
+        return self.open.get(id) or self.rejected.get(id)
+
     def is_open(self, stream: BaseIOStream) -> bool:
         """Whether the stream, or one that has replaced it, is open."""
-        return stream.id in self.open or stream.id in self.rejected
+        return self._open_with_id(stream.id) is not None
 
     def current(self, stream: IOStream) -> IOStream:
         """The stream, or the one that has replaced it by ``start_tls()``."""
-        return self.open.get(stream.id) or self.rejected.get(stream.id) or stream
+        return self._open_with_id(stream.id) or stream
 
     def count(self) -> int:
         """How many there are, including those still to be admitted, and those closed whose handler still works."""
@@ -232,7 +235,7 @@ class Connections:
         """Whether ``stream`` is open, or ``caller``, which works for it, is a part of this."""
         if type(caller) in (Connection, CloseReports):
             return caller.owner is self
-        return caller is self or (self.open.get(stream.id) or self.rejected.get(stream.id)) is stream
+        return caller is self or self._open_with_id(stream.id) is stream
 
     def blocked(self, stream: IOStream, where: str, seconds: float) -> None:
         """What serves ``stream`` has blocked the loop for so long."""

@@ -1,7 +1,7 @@
 """Nothing is lost, doubled or reordered, and nothing is left behind, whatever the network does.
 
 200 clients send messages through the proxy of `tests.chaos.network` to a server in a process of its own, which repeats
-them; for 5 s, and with ``IOSTREAMSRV_ALL=1`` for 30 s.
+them; for 5 s, and with ``IOSTREAMSRV_FULL=1`` for 30 s.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from iostreamsrv.certificates import self_signed
 from tests.chaos.network import KERNEL, Clients, Fate, Lost, some_messages
 from tests.support.programs import ReportingServer
 
-SECONDS = 30.0 if os.environ.get("IOSTREAMSRV_ALL") == "1" else 5.0
+SECONDS = 30.0 if os.environ.get("IOSTREAMSRV_FULL") == "1" else 5.0
 CLIENTS = 200
 
 LONG = 300.0

@@ -1,6 +1,6 @@
 """Ours reaches each threshold, in a process of its own; and would not, were it not for the guard of it.
 
-Each probe has a small form here; ``IOSTREAMSRV_ALL=1`` makes it the full one. Nowhere else do tests measure time.
+Each probe has a small form here; ``IOSTREAMSRV_FULL=1`` makes it the full one. Nowhere else do tests measure time.
 """
 
 import os
@@ -15,7 +15,7 @@ from .probes import Guard, Probe, Trial
 
 pytestmark = [pytest.mark.alone, pytest.mark.skipif(sys.platform != "linux", reason="it needs /proc")]
 
-ALL = os.environ.get("IOSTREAMSRV_ALL") == "1"
+ALL = os.environ.get("IOSTREAMSRV_FULL") == "1"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,7 +19,7 @@ from tests.support.programs import PROJECT, Client, Program, ReportingServer, ev
 
 pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="no haproxy here: apt-get install haproxy")
 
-ALL = os.environ.get("IOSTREAMSRV_ALL") == "1"
+ALL = os.environ.get("IOSTREAMSRV_FULL") == "1"
 
 TRUSTED: dict[str, Any] = {"proxy_protocol": ["127.0.0.1/32"]}
 """haproxy connects from there, clients from elsewhere."""

@@ -13,6 +13,7 @@ from iostreamsrv import CloseReason, IOLoop, IOStream, ServerOptions, TCPServer
 from iostreamsrv.options import Keepalive
 from tests.support.engines import on_every_loop
 from tests.support.peers import Peer
+from tests.support.servers import Serving
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = on_every_loop
@@ -21,13 +22,12 @@ KEEPALIVE = socket.SO_KEEPALIVE
 IDLE = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", 0))
 
 
-class Clients:
+class Clients(Serving):
     """Servers that keep the streams of their clients, and the clients; all are ended when the test is."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.accepted: asyncio.Queue[IOStream] = asyncio.Queue()
-        self.servers: list[TCPServer] = []
-        self.peers: list[Peer] = []
 
     def server(self, **options: Any) -> TCPServer:
         """A server that does not listen yet."""
@@ -54,14 +54,6 @@ class Clients:
         server.listen(0, "127.0.0.1")
         peer = self.connect(server)
         return await self.accepted.get(), peer
-
-    def end(self) -> None:
-        for peer in self.peers:
-            peer.close()
-        for server in self.servers:
-            server.stop()
-            for stream in server.streams:
-                stream.abort()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Clients that are slow, broken or hostile at the TLS handshake and at the PROXY header harm nobody but themselves.
 
-The server runs in a process of its own. Each fault has a small form here; ``IOSTREAMSRV_ALL=1`` makes it the full one.
+The server runs in a process of its own. Each fault has a small form here; ``IOSTREAMSRV_FULL=1`` makes it the full one.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from tests.support.hostile import (
 from tests.support.programs import PATIENCE, ReportingServer, eventually
 from tests.support.rotation import Files
 
-ALL = os.environ.get("IOSTREAMSRV_ALL") == "1"
+ALL = os.environ.get("IOSTREAMSRV_FULL") == "1"
 
 LONG = 300.0
 """Seconds after which the server of a test's full form is killed."""
