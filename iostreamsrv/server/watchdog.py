@@ -14,7 +14,8 @@ the time counts from when the same task, or the same callback for the same clien
 turn.
 
 **When the process itself was stopped** (SIGSTOP, a suspended machine), the thread wakes late as well. That alone proves
-nothing: a regular expression can keep Python's interpreter lock all the time. But that takes CPU time.
+nothing: a regular expression can keep Python's interpreter lock all the time. But that takes CPU time: a quarter of the
+time, or on a machine that has too much to do, as much as a call that is worth a warning.
 
 The thread ends when no loop has clients any more, and before a fork: then it starts in the parent when a loop turns. A
 child watches nothing before it has clients of its own. Loops and servers are held by weak references.
@@ -161,7 +162,7 @@ class Watchdog:
     def slept(self, now: float, used: float) -> bool:
         """Whether the process did not run for a while before ``now``."""
         late = now - self._looked - TICK
-        return late >= LATE and used - self._used < late / 4
+        return late >= LATE and used - self._used < min(late / 4, BLOCKED)
 
     def _run(self, stop: threading.Event) -> None:
         while not stop.wait(TICK) and self._look():

@@ -3,12 +3,14 @@
 import asyncio
 import gc
 import logging
+import os
 import re
+import subprocess
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -355,20 +357,53 @@ def size_of_a_long_sum() -> int:
         sum(range(1_000_000))
         return time.thread_time() - began
 
-    return int(1_000_000 * 1.5 * LONG / min(seconds() for _ in range(5)))
+    return int(1_000_000 * 1.2 * LONG / min(seconds() for _ in range(5)))
 
 
 class Adds(TCPServer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = size_of_a_long_sum()
+
     async def handle_stream(self, stream: IOStream, address: Any) -> None:
-        size = size_of_a_long_sum()
         await stream.read_until(b"\n")
-        sum(range(size))
+        sum(range(self.size))
         await stream.read_until_close()
 
 
-@pytest.mark.alone  # with less than a quarter of a core, the process is taken to have been stopped
+@pytest.mark.alone
 @pytest.mark.gen_test
 async def test_a_call_that_lets_no_other_thread_run_is_named_as_well(serving: Serving) -> None:
+    event, address = await warning_of(serving.started(Adds()), serving, LINE)
+    found = re.fullmatch(has_blocked("Adds.handle_stream"), event.text)
+    assert found
+    assert found[2] == address
+
+
+BUSY_FOR = 20
+"""Seconds after which a busy process ends by itself."""
+
+
+@pytest.fixture
+def little_of_a_core() -> Iterator[None]:
+    """Share a core with four processes that never rest, so this one gets a fifth of it."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    program = f"import time; end = time.monotonic() + {BUSY_FOR}\nwhile time.monotonic() < end: pass"
+    busy = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(4)]
+    yield
+    for process in busy:
+        process.kill()
+        process.wait()
+    os.sched_setaffinity(0, before)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not bind a process to a core")
+@pytest.mark.alone
+@pytest.mark.gen_test
+async def test_a_call_that_lets_no_other_thread_run_is_named_where_the_machine_has_too_much_to_do(
+    little_of_a_core: None, serving: Serving
+) -> None:
     event, address = await warning_of(serving.started(Adds()), serving, LINE)
     found = re.fullmatch(has_blocked("Adds.handle_stream"), event.text)
     assert found
