@@ -1,6 +1,7 @@
 """Imports go down only, and nothing of Tornado's streams shows through ours."""
 
 import ast
+import functools
 import graphlib
 import inspect
 import re
@@ -202,6 +203,7 @@ def given_to_itself(node: ast.AST) -> list[str]:
     return []
 
 
+@functools.cache
 def private_of_others(source: str) -> set[str]:
     """The private names that a module uses of objects that are not ``self`` or ``cls``, and that its own classes do not
     give themselves. ``super()._x`` and ``Base._x(self)`` count as ``self``'s; ``_replace`` is a named tuple's method.
