@@ -67,6 +67,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             return False
         if engine is not None and engine not in engines and "all" not in engines:
             return False
+        if item.get_closest_marker("second_tier"):
+            return every_tier or any(item.path.name in argument for argument in config.args)
         folder = item.path.parent.name
         return every_tier or folder not in SECOND_TIER - named or item.get_closest_marker("first_tier") is not None
 
