@@ -161,8 +161,6 @@ class Connection:
             if not self.owner.admit(self._stream, address):
                 return
             if self._setup.certificates is not None:
-                if self._stream.closed():
-                    return
                 handshake = self._start_tls(self._setup.certificates)
         if handshake is not None and not await self._finish_tls(handshake):
             return
@@ -189,6 +187,8 @@ class Connection:
             return False
         finally:
             self._setup.reading_headers -= 1
+        if stream.closed():  # since then: by another task, where a read does not step this one at once
+            return False
         self.owner.deadlines.disarm(stream)
         stream.set_proxied(info)
         return True
@@ -245,11 +245,14 @@ class Connection:
             if result is None:
                 return self._handler_returned_at_once()
             coroutine = as_coroutine(result)
-            if self.owner.is_rejected(self._stream):
-                coroutine = _bounded_reject(coroutine)
-            handling = loop_of(self._stream).create_task(coroutine, context=context)
+            rejected = self.owner.is_rejected(self._stream)
+            task = _bounded_reject(coroutine) if rejected else coroutine
+            handling = loop_of(self._stream).create_task(task, context=context)
         except (Exception, asyncio.CancelledError) as error:
             return self._handler_failed(name, error)
+        if rejected:
+            # If it is cancelled before its first step, as by a shutdown, it never awaits the coroutine.
+            handling.add_done_callback(lambda _: coroutine.close(), context=context)
         self.owner.handling[handling] = self
         self.stream.has_handler = True
         handling.add_done_callback(self.owner.on_handler_done, context=context)
