@@ -19,7 +19,7 @@ from ..iostream import BaseIOStream, IOStream
 from ..options import ServerOptions
 from ..runtime.addresses import show
 from ..streams.served import loop_of
-from .closing import CloseReports
+from .close_reports import CloseReports
 from .connection import Connection, ConnectionSetup, Handlers, client_name
 from .deadlines import Deadlines
 from .groups import Groups
