@@ -44,7 +44,7 @@ class CloseSide(ReadSide):
     # ---- gracefully: all that is queued is sent, and the peer has time to read it
 
     def _begin_closing(self, reason: CloseReason) -> None:
-        """Refuse further reads and writes. :meth:`_finish_closing` must follow."""
+        """Refuse further writes, and reads beyond the buffer. :meth:`_finish_closing` must follow."""
         self._closing = self._hub.loop.create_future()
         self._phase = CLOSING
         self.close_reason = reason

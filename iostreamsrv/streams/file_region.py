@@ -102,5 +102,5 @@ def _size_by_seeking(file: Any) -> int:
         size: int = file.tell()
         file.seek(position)
     except (AttributeError, OSError, ValueError):
-        raise OptionError("file", file, "must be a seekable binary file") from None
+        raise OptionError("file", file, "must be a binary file with seek() and tell()") from None
     return size

@@ -127,7 +127,7 @@ class Transport:
         return 0
 
     def committed(self) -> int:
-        """How many of the next bytes to send must be sent, because a part of their record is already sent."""
+        """How many of the next bytes to send are encrypted already, so that they must be sent."""
         return 0
 
     def flush(self) -> bool:
