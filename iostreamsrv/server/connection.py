@@ -337,7 +337,7 @@ async def _wait_for(result: Any) -> None:
 
 
 async def _bounded_reject(handling: Awaitable[None]) -> None:
-    """Await ``handle_reject`` only as long as its stream may live: otherwise rejected clients could leave tasks behind."""
+    """Await ``handle_reject``, but not longer than its stream may live: rejected clients must leave no tasks behind."""
     try:
         async with asyncio.timeout(REJECT_TIMEOUT) as limit:
             await handling

@@ -56,7 +56,7 @@ class Listeners:
 
     @property
     def setups(self) -> list[ConnectionSetup]:
-        """The default, those of the bound sockets, and those of closed ones with a client that still sends its header."""
+        """The default, those of the bound sockets, and those of closed ones with a client that still sends a header."""
         others = self._setups | {setup for setup in self._retired if setup.reading_headers}
         return [self._default, *(others - {self._default})]
 
