@@ -12,7 +12,7 @@ from ..iostream import IOStream
 from .hub import Hub
 from .readiness import Dispatched
 from .transports.base import Transport
-from .transports.memory import MemorySocket, MemoryTransport, nobody
+from .transports.memory import MemorySocket, MemoryTransport, ignore_events
 
 
 class MemoryHub(Hub):
@@ -42,7 +42,7 @@ class MemoryHub(Hub):
         return True
 
     def unwatch(self, stream: Dispatched) -> None:
-        cast(Any, stream).socket.notify = nobody
+        cast(Any, stream).socket.notify = ignore_events
         self._ready.pop(stream, None)
 
     def _resume(self) -> None:

@@ -29,7 +29,7 @@ class MemorySocket:
     family = socket.AF_INET
 
     def __init__(self, address: tuple[str, int], capacity: int) -> None:
-        self.notify: Callable[[int], None] = nobody
+        self.notify: Callable[[int], None] = ignore_events
         self._address = address
         self._capacity = capacity
         self._inbox = bytearray()
@@ -167,7 +167,7 @@ class MemorySocket:
             raise OSError(number, os.strerror(number))
 
 
-def nobody(_events: int) -> None:
+def ignore_events(_events: int) -> None:
     """The ``notify`` of a socket that no stream watches: do nothing."""
 
 
