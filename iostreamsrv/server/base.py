@@ -53,7 +53,8 @@ class ServerBase:
         self._ending: Future[None] | None = None  # a shutdown is running; done when it has ended
         self._cancelled = False  # serve_forever() was cancelled: another cancel closes everything at once
         self._warned_no_handler = False
-        if self._overrides("handle_stream"):
+        self._has_handler = self._overrides("handle_stream")
+        if self._has_handler:
             self._check_handler()
 
     def _default_options(self, options: ServerOptions | None) -> ServerOptions:
@@ -110,7 +111,9 @@ class ServerBase:
         self._listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
 
     def _accepted(self, setup: ConnectionSetup, context: Context, connection: socket.socket, address: Any) -> None:
-        if self._overrides("handle_stream"):
+        if not self._has_handler:
+            self._has_handler = self._overrides("handle_stream")
+        if self._has_handler:
             self._clients.accepted(setup, context, connection, address)
         else:
             self._refuse_unhandled(connection)

@@ -9,9 +9,9 @@ before that, ``handle_close`` is not called.
 """
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from types import CoroutineType
 from typing import Any, Protocol
 
 import tornado.iostream
@@ -246,11 +246,11 @@ class Connection:
             if result is None:
                 return self._handler_returned_at_once()
             coroutine = as_coroutine(result)
-            rejected = self.owner.is_rejected(self._stream)
+            rejected = name == "handle_reject"
             task = _bounded_reject(coroutine) if rejected else coroutine
             handling = loop_of(self._stream).create_task(task, context=context)
         except (Exception, asyncio.CancelledError) as error:
-            return self._handler_failed(name, error)
+            return self._handler_failed(self.stream, name, error)
         if rejected:
             # If it is cancelled before its first step, as by a shutdown, it never awaits the coroutine.
             handling.add_done_callback(lambda _: coroutine.close(), context=context)
@@ -262,7 +262,7 @@ class Connection:
     def _handler_returned_at_once(self) -> None:
         """After a plain function the stream stays open, for other code to use; but not that of a rejected client."""
         if self.owner.is_rejected(self._stream):
-            self._close_gracefully(CloseReason.REJECTED)
+            self.owner.close_gracefully(self.stream, CloseReason.REJECTED)
 
     # ---- after the handler
 
@@ -272,11 +272,11 @@ class Connection:
         stream.has_handler = False
         rejected = self.owner.is_rejected(stream)
         if handling.cancelled() and isinstance(handling, asyncio.Task) and handling.cancelling():
-            self._close_gracefully(self.owner.cancel_reason)
+            self.owner.close_gracefully(stream, self.owner.cancel_reason)
         elif (error := _error_of(handling)) is not None:
-            self._handler_failed("handle_reject" if rejected else "handle_stream", error)
+            self._handler_failed(stream, "handle_reject" if rejected else "handle_stream", error)
         elif rejected:
-            self._close_gracefully(CloseReason.REJECTED)
+            self.owner.close_gracefully(stream, CloseReason.REJECTED)
         elif self.owner.options.close_on_return:
             self._close_unless_read()
         if not self.owner.is_open(stream):
@@ -290,28 +290,23 @@ class Connection:
         if stream.reading():
             stream.when_read_done(self._close_unless_read)
         else:
-            self._close_gracefully(CloseReason.LOCAL)
+            self.owner.close_gracefully(stream, CloseReason.LOCAL)
 
-    def _handler_failed(self, name: str, error: BaseException) -> None:
-        stream = self.stream
+    def _handler_failed(self, stream: IOStream, name: str, error: BaseException) -> None:
         if type(error) is StreamClosedError and error.stream_id == stream.id:  # how most handlers end
-            return self._close_gracefully(CloseReason.LOCAL)
+            return self.owner.close_gracefully(stream, CloseReason.LOCAL)
         reason, cause = fault(stream, error)
         if reason is CloseReason.HANDLER_ERROR:
             report_raised(self.owner.events, name, stream, error)
         elif isinstance(cause, tornado.iostream.StreamBufferFullError):
-            self._report("limit", logging.WARNING, reason, cause)
+            self._report(stream, "limit", logging.WARNING, reason, cause)
         elif isinstance(cause, FramingError):
-            self._report("error", logging.INFO, reason, cause)
-        return self._close_gracefully(reason)
+            self._report(stream, "error", logging.INFO, reason, cause)
+        return self.owner.close_gracefully(stream, reason)
 
-    def _report(self, kind: EventKind, level: int, reason: CloseReason, error: BaseException) -> None:
-        stream = self.stream
+    def _report(self, stream: IOStream, kind: EventKind, level: int, reason: CloseReason, error: BaseException) -> None:
         text = f"closing {client_name(stream)}: {error}"
         self.owner.events.emit(Event(kind, text, level, stream, stream.remote_address, reason, error))
-
-    def _close_gracefully(self, reason: CloseReason) -> None:
-        self.owner.close_gracefully(self.stream, reason)
 
 
 def client_name(stream: IOStream) -> str:
@@ -328,7 +323,7 @@ def report_raised(events: Events, name: str, stream: IOStream, error: BaseExcept
 
 def as_coroutine(result: Any) -> Coroutine[Any, Any, None]:
     """The awaitable that a user's callback has returned, as a coroutine."""
-    return result if inspect.iscoroutine(result) else _wait_for(result)
+    return result if isinstance(result, CoroutineType) else _wait_for(result)
 
 
 async def _wait_for(result: Any) -> None:

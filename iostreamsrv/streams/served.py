@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from ..errors import CloseReason
 from ..events import EventKind
-from ..runtime.loops import asyncio_loop
 
 
 class StreamSettings(Protocol):
@@ -182,4 +181,5 @@ class ServedStream(Protocol):
 
 def loop_of(stream: Any) -> asyncio.AbstractEventLoop:
     """The asyncio loop of a stream."""
-    return asyncio_loop(stream.io_loop)
+    loop: asyncio.AbstractEventLoop = stream.io_loop.asyncio_loop
+    return loop

@@ -5,7 +5,7 @@ import os
 import socket
 from asyncio import Future
 from contextvars import Context
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from tornado.ioloop import IOLoop
 
@@ -87,7 +87,7 @@ class SocketStream(BaseIOStream):
     def _hand_over_to(self, stream: "SocketStream") -> None:
         """Give the socket, and this stream's place with its owner, to ``stream``."""
         self._hub.unwatch(self)
-        self.socket = cast(Any, None)
+        self.socket = None  # type: ignore[assignment]
         self._attach(Transport())  # one that does nothing: abort() of this stream must not reach the socket
         self._phase = CLOSED
         self._readable = False
@@ -107,7 +107,7 @@ class SocketStream(BaseIOStream):
         return -1 if self.socket is None else self.socket.fileno()
 
     def close_fd(self) -> None:
-        self.socket = cast(Any, None)
+        self.socket = None  # type: ignore[assignment]
         self._transport.close()
 
     # ---- the transport
