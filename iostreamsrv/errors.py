@@ -47,12 +47,10 @@ __all__ = [
     "StreamTimeoutError",
     "UnsatisfiableReadError",
     "of_stream",
-    "reason_for",
-    "without_frames",
 ]
 
 Operation = Literal["read", "write", "connect", "handshake", "accept"]
-"""What a stream was doing when an error occurred."""
+"""The operation that failed. "accept" is that of a `BlockingServer`."""
 
 
 class CloseReason(StrEnum):
