@@ -16,8 +16,8 @@ The class tree, with the additional base classes from Tornado and Python::
     ListenError                       OSError
     ResolveError                      socket.gaierror, OSError
 
-So ``except tornado.iostream.StreamClosedError`` keeps working after a change of imports. errno values are translated to
-reasons in one place, :func:`reason_for`. Every exception can be copied and pickled with its attributes.
+So ``except tornado.iostream.StreamClosedError`` keeps working after a change of imports. Every exception can be copied
+and pickled with its attributes.
 """
 
 import errno
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 Operation = Literal["read", "write", "connect", "handshake", "accept"]
-"""The operation that failed. "accept" is that of a `BlockingServer`."""
+"""The operation that failed; "accept" occurs only in servers of `iostreamsrv.styles`."""
 
 
 class CloseReason(StrEnum):
