@@ -16,8 +16,8 @@ The class tree, with the additional base classes from Tornado and Python::
     ListenError                       OSError
     ResolveError                      socket.gaierror, OSError
 
-So ``except tornado.iostream.StreamClosedError`` keeps working after a change of imports. errno values are translated to
-reasons in one place, :func:`reason_for`. Every exception can be copied and pickled with its attributes.
+So ``except tornado.iostream.StreamClosedError`` keeps working after a change of imports. Every exception can be copied
+and pickled with its attributes.
 """
 
 import errno
@@ -47,12 +47,10 @@ __all__ = [
     "StreamTimeoutError",
     "UnsatisfiableReadError",
     "of_stream",
-    "reason_for",
-    "without_frames",
 ]
 
 Operation = Literal["read", "write", "connect", "handshake", "accept"]
-"""What a stream was doing when an error occurred."""
+"""The operation that failed; "accept" occurs only in servers of `iostreamsrv.styles`."""
 
 
 class CloseReason(StrEnum):

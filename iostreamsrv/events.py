@@ -129,8 +129,8 @@ class Events:
     def subscribe(self, listener: Listener, *kinds: EventKind) -> None:
         """Call ``listener`` with each `Event` of the given kinds; without kinds, of all kinds.
 
-        The call is immediate and in the loop's thread, so the listener should be fast. Its exceptions are logged. For
-        an event of a client, it is called in that client's context (`contextvars`).
+        The call is immediate and in the loop's thread, so it should be fast. Its exceptions are logged. For an event of
+        a client, it is made in that client's context (`contextvars`).
 
         :param listener: a plain function of one argument, the event.
         :raises OptionError: a kind does not exist.
@@ -156,7 +156,7 @@ class Events:
         return bool(listeners)
 
     def emit(self, event: Event) -> None:
-        """Call the listeners, for an event of a client in the context of its callbacks."""
+        """Call the subscribers, for an event of a client in the context of its callbacks."""
         context: Context | None = getattr(event.stream, "callback_context", None)
         if context is None:
             self._call_listeners(event)

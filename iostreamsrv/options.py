@@ -204,14 +204,14 @@ class ServerOptions:
         loop. A client that keeps sending extends it, up to 30 s.
     :ivar max_connections: most clients at a time, including those in a handshake. None: derived from the soft
         ``RLIMIT_NOFILE`` such that descriptors do not run out. 2 for each listener are subtracted, then 64, but at
-        most half; the result is at most 10,000. 64 fewer where rejected clients are sent a message (`handle_reject`).
+        most half; the result is at most 10,000. 64 fewer if `handle_reject` may be called.
         `run` raises the soft limit first. ``math.inf`` for no limit. (Set a number if your handlers open files or
         connections for each client. `sendfile` takes a descriptor for each queued file, up to 16.)
     :ivar max_connections_per_ip: most clients at a time from one IPv4 address, or from one /64 of IPv6, the block that
         one customer usually has. With a PROXY header the client's address counts. Further clients are rejected,
         whatever ``when_full`` is. None: no limit.
-    :ivar when_full: what happens to a new client when the server is full. "wait": it stays in the kernel's backlog
-        until a permit is free. "reject": it is closed, after `TCPServer.handle_reject`. "evict": it is accepted, and
+    :ivar when_full: what happens to a new client when the server is full. "wait": it stays in the accept backlog
+        until there is a place. "reject": it is closed, after `TCPServer.handle_reject`. "evict": it is accepted, and
         the stream that has waited longest for its client is closed, reason ``evicted``; if none is waiting, the new
         client is rejected.
     :ivar idle_timeout: seconds without received bytes, and without progress of queued output, after which a stream is
@@ -227,9 +227,9 @@ class ServerOptions:
         ``min_rate_window``; None. (Kestrel requires 240.) Unlike ``read_timeout`` it suits uploads of any length.
     :ivar min_rate_window: seconds over which ``min_rate`` is measured; 5.
     :ivar drain_timeout: seconds that `TCPServer.shutdown` gives handlers to finish; 15. None for no limit. Clients that
-        are cut off then get a reset if they have not received all output.
+        are disconnected then get a reset if they have not received all output.
     :ivar drain_idle: seconds from the start of a shutdown in which a client may still begin a request; 0.5. After that,
-        a handler that has answered and reads again gets the end of the stream.
+        a handler that has replied and reads again gets a `StreamClosedError`.
     :ivar keepalive: how the kernel detects that a silent client is gone: True for ``Keepalive()``, which is 60 s of
         silence, then 6 probes, 10 s apart; a `Keepalive` or a tuple of three numbers; False for never.
     :ivar nodelay: whether small writes are sent at once, without Nagle's algorithm; True. The cork collects them

@@ -293,11 +293,16 @@ class PendingSide(ReceiveSide):
             self._close_for_limit(error)
         elif isinstance(error, ReadFailed):
             self._fail_read(self._tag_error(error.error))  # an error of the match function: the stream stays open
+        elif isinstance(error, StreamBufferFullError):
+            if self._owner is None:  # a server reports it once; Tornado's streams log this line as well
+                self._report_failed_read(error)
+            self._close_for_limit(error)
         else:
-            if isinstance(error, StreamBufferFullError):
-                self._close_for_limit(error)
-            self._report("error", logging.WARNING, f"error on read: {error}", reason_for(error), error)
+            self._report_failed_read(error)
             self.terminate(reason_for(error), without_frames(error))
+
+    def _report_failed_read(self, error: Exception) -> None:
+        self._report("error", logging.WARNING, f"error on read: {error}", reason_for(error), error)
 
     def _close_for_limit(self, error: UnsatisfiableReadError | StreamBufferFullError) -> None:
         of_stream(error, self.id)

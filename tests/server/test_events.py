@@ -208,6 +208,21 @@ async def test_a_close_tells_its_reason_once(serving: Serving, reason: str) -> N
 
 
 @pytest.mark.gen_test
+async def test_a_full_read_buffer_is_one_event_and_one_line_in_the_log(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serving.started(Echo(max_buffer_size=1000))
+    events = listen_to(server)
+    peer = serving.connect(server)
+    assert await answers(peer)
+    peer.send(bytes(3000))
+    await eventually(lambda: events[-1].kind == "close")
+    assert [(event.kind, event.reason) for event in events[1:]] == [("limit", "buffer_full"), ("close", "buffer_full")]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("Reached maximum read buffer size (127.0.0.1:")
+
+
+@pytest.mark.gen_test
 async def test_a_handler_that_raises_is_told_before_the_close(
     serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
