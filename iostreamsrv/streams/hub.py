@@ -33,6 +33,7 @@ from typing import Any
 from tornado.ioloop import IOLoop
 
 from ..runtime.clock import clock_of, wall_clock_of
+from ..runtime.kernel import kernel_of
 from ..runtime.logs import LogRateLimit, general
 from . import wakeup
 from .donefuture import done_future_type
@@ -249,7 +250,7 @@ class EpollHub(Hub):
             self.close()
 
     def _open(self) -> "select.epoll":  # quoted: not everywhere is there one
-        self._epoll = select.epoll()
+        self._epoll = kernel_of(self.loop).epoll()
         Context().run(self.io_loop.add_handler, self, self._on_ready, IOLoop.READ)
         return self._epoll
 
