@@ -1,0 +1,179 @@
+"""The loop of a simulation."""
+
+import asyncio
+import heapq
+import socket
+from asyncio.selector_events import BaseSelectorEventLoop
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from .faults import Faults
+from .network import Network
+from .polling import Selector
+
+START = 1000.0
+"""The time at the beginning."""
+
+DATE = 1_767_225_600.0
+"""The date at the beginning: 1 January 2026, UTC."""
+
+
+class NothingHappens(RuntimeError):
+    """All tasks wait for something that will not come: there is no timer, and nothing is on its way."""
+
+
+class SimulationLoop(BaseSelectorEventLoop):
+    """An asyncio loop without descriptors and without real time.
+
+    :param seed: what all draws follow from.
+    :param faults: what goes wrong.
+    :ivar kernel: its network.
+    """
+
+    # What BaseEventLoop has, and its stubs do not.
+    _ready: deque[asyncio.Handle]
+    _stopping: bool
+    _timer_cancelled_count: int
+
+    def __init__(self, seed: object = 0, faults: Faults | None = None) -> None:
+        self.kernel = Network(seed, faults or Faults(), START)
+        self._waiting = Selector(self.kernel)
+        super().__init__(self._waiting)
+
+    def _make_self_pipe(self) -> None:
+        """There is nobody outside to wake it."""
+
+    _close_self_pipe = _make_self_pipe
+
+    def _write_to_self(self) -> None:
+        """See above."""
+
+    # ---- time
+
+    def time(self) -> float:
+        """Seconds; see `asyncio.loop.time`."""
+        return self.kernel.now
+
+    def wall_time(self) -> float:
+        """The date; see :mod:`iostreamsrv.runtime.clock`."""
+        return DATE + self.kernel.now - START
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See `asyncio.loop.call_at`."""
+        self._check_closed()
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer._scheduled = True  # type: ignore[attr-defined]
+        heapq.heappush(self.kernel.agenda, (when, next(self.kernel.sequence), timer))
+        return timer
+
+    def _pass_time(self) -> None:
+        """Go to the next instant at which something happens."""
+        network = self.kernel
+        agenda = network.agenda
+        while agenda and isinstance(agenda[0][2], asyncio.TimerHandle) and agenda[0][2].cancelled():
+            self._drop(heapq.heappop(agenda)[2])
+        if not agenda:
+            waiting = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self)))
+            raise NothingHappens(f"all tasks wait, and nothing is on its way: {waiting}")
+        if agenda[0][0] > network.now:
+            network.now = agenda[0][0]
+            if network.faults.stop and network.injector.strikes("stop", "process"):
+                self.stop_process(network.injector.draw(network.faults.stop_time))
+        network.trace.fold()
+
+    def _drop(self, timer: Any) -> None:
+        timer._scheduled = False
+        self._timer_cancelled_count -= 1
+
+    def stop_process(self, seconds: float) -> None:
+        """Let time pass without anything running."""
+        self.kernel.note("process", f"stopped for {seconds:.6f} s")
+        self.kernel.now += seconds
+
+    def _run_once(self) -> None:
+        """A turn, as `asyncio` has it: descriptors that are ready, then timers, then all callbacks that there are."""
+        network, ready, waiting = self.kernel, self._ready, self._waiting
+        due = self._happened() if network.agenda and network.agenda[0][0] <= network.now else []
+        events = waiting.select(0) if waiting.maybe else []
+        while not ready and not due and not events and not self._stopping:
+            self._pass_time()
+            due = self._happened()
+            events = waiting.select(0) if waiting.maybe else []
+        if events:
+            self._process_events(events)
+        if due:
+            ready.extend(due)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+
+    def _happened(self) -> list[asyncio.Handle]:
+        """Let happen what is due; the timers among it, those of the same instant in a drawn order."""
+        network = self.kernel
+        agenda, now, due = network.agenda, network.now, []
+        same, since = 0, -1.0
+        while agenda and agenda[0][0] <= now:
+            time, _, entry = heapq.heappop(agenda)
+            if not isinstance(entry, asyncio.TimerHandle):
+                entry()
+            elif entry._cancelled:
+                self._drop(entry)
+            else:
+                entry._scheduled = False  # type: ignore[attr-defined]
+                if time != since:
+                    if len(due) - same > 1:
+                        self._draw(due, same)
+                    same, since = len(due), time
+                due.append(entry)
+        if len(due) - same > 1:
+            self._draw(due, same)
+        return due
+
+    def _draw(self, due: list[asyncio.Handle], first: int) -> None:
+        tail = due[first:]
+        self.kernel.shuffle(tail)
+        due[first:] = tail
+
+    # ---- what asyncio does with the system
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+        """Run a function in this thread, a turn later. There are no others."""
+        future = self.create_future()
+
+        def run() -> None:
+            if future.cancelled():
+                return
+            try:
+                future.set_result(func(*args))
+            except Exception as error:
+                future.set_exception(error)
+
+        self.call_later(self.kernel.delay(), run)
+        return future
+
+    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
+        """See `asyncio.loop.create_connection`."""
+        if options.get("sock") is None and host is not None:
+            found = await self.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = found[0]
+            options["sock"] = self.kernel.socket(family)
+            options["sock"].setblocking(False)
+            await self.sock_connect(options["sock"], address)
+            if options.get("ssl") and options.get("server_hostname") is None:
+                options["server_hostname"] = host
+        return await super().create_connection(protocol_factory, **options)
+
+    async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
+        """See `asyncio.loop.create_server`; it listens on one address."""
+        if options.get("sock") is None:
+            found = await self.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = found[0]
+            options["sock"] = self.kernel.socket(family)
+            options["sock"].setblocking(False)
+            options["sock"].bind(address)
+        return await super().create_server(protocol_factory, **options)
