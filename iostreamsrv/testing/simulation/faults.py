@@ -94,6 +94,11 @@ def _span(name: str, value: object) -> tuple[float, float]:
     raise OptionError(name, value, "must be a number of seconds, or (least, most)")
 
 
+def span(seconds: Span) -> tuple[float, float]:
+    """The least and the most."""
+    return seconds if isinstance(seconds, tuple) else (seconds, seconds)
+
+
 class Injector:
     """Decides where faults strike.
 
@@ -118,9 +123,9 @@ class Injector:
         self._note(who, f"fault {self.struck}: {name}")
         return True
 
-    def draw(self, span: Span) -> float:
+    def draw(self, seconds: Span) -> float:
         """A number of seconds."""
-        least, most = span if isinstance(span, tuple) else (span, span)
+        least, most = span(seconds)
         return least + (most - least) * self._random()
 
     def error(self, call: str, who: str) -> OSError | None:

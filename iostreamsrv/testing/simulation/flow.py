@@ -9,17 +9,18 @@ send buffer is free when the acknowledgement is back.
 arrival. Acknowledgements are a queue of times that is looked at when a sender asks for room. There is an entry in the
 agenda for one only if somebody waits for that room.
 
-**Lost segments** are not simulated as such. While both hosts are apart, an arrival is tried again after 0.2, 0.4, 0.8 ...
-seconds, as TCP would; after 15 minutes the sender gives up.
+**Lost segments** are not simulated as such. While both hosts are apart, an arrival is tried again after 0.2, 0.4, 0.8
+seconds and so on, as TCP would; after 15 minutes the sender gives up.
 
 **Unix sockets** have no wire: what is sent is in the receiver's buffer at once, and takes the sender's room until it is
 received.
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Protocol
 
-from .polling import PEER_ENDED, READ
+from .polling import PEER_ENDED, READ, File
 from .trace import Trace
 
 SEND_BUFFER = 1 << 17
@@ -39,6 +40,9 @@ RST: Final = "RST"
 
 Segment = bytes | str
 
+NEW, LISTENING, CONNECTING, CONNECTED, DEAD = range(5)
+"""States of a socket."""
+
 
 class Sender(Protocol):
     """What a flow needs of the socket that sends."""
@@ -52,19 +56,22 @@ class Sender(Protocol):
         """The receiver could not be reached for too long."""
 
 
-class Receiver(Protocol):
-    """What a flow needs of the socket that receives."""
+class Receiver(File):
+    """What a flow needs of the socket that receives.
+
+    :ivar state: as below.
+    """
 
     host: str
-
-    def wake(self, events: int) -> None:
-        """There is more to receive, or the sender has ended."""
+    state: int
 
     def refuses(self) -> bool:
         """Whether data that arrives is answered with a reset: the socket is closed."""
+        raise NotImplementedError
 
     def was_reset(self) -> None:
         """A reset has arrived."""
+        raise NotImplementedError
 
 
 class Wire(Protocol):
@@ -74,14 +81,19 @@ class Wire(Protocol):
     :ivar trace: what has happened.
     :ivar striking: whether segments may be lost for good.
     :ivar parted: whether some hosts may be apart.
+    :ivar cuts: whether segments may be cut.
+    :ivar jitter: whether the delay varies; else it is ``least_delay``.
     """
 
     now: float
+    cuts: bool
+    jitter: float
+    least_delay: float
     trace: Trace
     striking: bool
     parted: bool
 
-    def at(self, time: float, call: object) -> None:
+    def at(self, time: float, call: Callable[[], object]) -> None:
         """Call something later."""
 
     def delay(self) -> float:
@@ -165,26 +177,25 @@ class Flow:
 
     # ---- for the sender
 
-    def send(self, data: bytes | bytearray | memoryview) -> int:
+    def send(self, data: bytes | memoryview) -> int:
         """Take what there is room for: how many bytes."""
         size = len(data)
-        room = self.send_buffer - self._held
-        if size > room or self._acks:
-            room = self.room()
-            if size > room:
-                self._want_room()
-                size = max(room, 0)
+        room = self.room() if self._acks else self.send_buffer - self._held
+        if size > room:
+            self._want_room()
+            size = max(room, 0)
+            data = data[:size]
         if not size:
             return 0
-        chunk = bytes(data[:size]) if size < len(data) else bytes(data)
+        chunk = bytes(data)
         self._held += size
         if self.direct:
             self._arrive(chunk)
-        elif not self._pending and size <= self.receive_buffer - self.size - self._wire_size <= LARGEST_SEGMENT * 8:
-            self._put(chunk)
-        else:
+        elif self._pending or size > SEGMENT or size > self.receive_buffer - self.size - self._wire_size:
             self._pending += chunk
             self._transmit()
+        else:
+            self._put(chunk, size)
         return size
 
     def room(self) -> int:
@@ -240,19 +251,19 @@ class Flow:
                 return
             chunk = bytes(pending[:count])
             del pending[:count]
-            self._put(chunk)
+            self._put(chunk, count)
         if self._fin:
             self._put_last(FIN)
 
-    def _put(self, chunk: bytes) -> None:
-        where = self.network.cut(len(chunk))
-        self._wire_size += len(chunk)
-        if where:
+    def _put(self, chunk: bytes, size: int) -> None:
+        network = self.network
+        self._wire_size += size
+        if network.cuts and size > 1 and (where := network.cut(size)):
             self._launch(chunk[:where], where)
-            self._last += self.network.gap()
-            self._launch(chunk[where:], len(chunk) - where)
+            self._last += network.gap()
+            self._launch(chunk[where:], size - where)
         else:
-            self._launch(chunk, len(chunk))
+            self._launch(chunk, size)
 
     def _put_last(self, segment: str) -> None:
         if self.direct:
@@ -265,14 +276,14 @@ class Flow:
         leaves = network.now
         if self.bandwidth is not None:
             self._free_at = leaves = max(leaves, self._free_at) + size / self.bandwidth
-        arrives = leaves + network.delay()
+        arrives = leaves + (network.delay() if network.jitter else network.least_delay)
         if arrives < self._last:
             arrives = self._last
         self._last = arrives
         wire = self._wire
-        wire.append((arrives, segment))
-        if len(wire) == 1:
+        if not wire:
             network.at(arrives, self.arrive)
+        wire.append((arrives, segment))
 
     def arrive(self) -> None:
         """What is due arrives."""
@@ -307,16 +318,17 @@ class Flow:
         target, network = self.target, self.network
         size, now = len(segment), network.now
         network.trace.add((now, self.name, size))
-        if (network.striking and network.strikes(self)) or target.refuses():
+        if (network.striking and network.strikes(self)) or (target.state == DEAD and target.refuses()):
             return
         self.inbox.append(segment)
         self.size += size
         if not self.direct:
-            back = now + network.delay()
+            back = now + (network.delay() if network.jitter else network.least_delay)
             self._acks.append((back, size))
             if self._nospace and len(self._acks) == 1:
                 network.at(back, self.acknowledged)
-        target.wake(READ)
+        for watcher in target.watchers:
+            watcher.woken(target, READ)
 
     def _arrive_last(self, segment: str) -> None:
         self.network.note(self.name, f"{segment} arrives")
@@ -340,7 +352,7 @@ class Flow:
 
     # ---- for the receiver
 
-    def receive(self, size: int, peek: bool) -> bytes:
+    def receive(self, size: int, peek: int) -> bytes:
         """Up to ``size`` bytes that have arrived; b"" if there are none."""
         inbox = self.inbox
         if not inbox or not size:

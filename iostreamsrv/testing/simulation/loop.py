@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import selectors
 import socket
 from asyncio.selector_events import BaseSelectorEventLoop
 from collections import deque
@@ -12,6 +13,8 @@ from typing import Any
 from .faults import Faults
 from .network import Network
 from .polling import Selector
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 START = 1000.0
 """The time at the beginning."""
@@ -60,11 +63,12 @@ class SimulationLoop(BaseSelectorEventLoop):
         """The date; see :mod:`iostreamsrv.runtime.clock`."""
         return DATE + self.kernel.now - START
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # the stubs count the arguments
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See `asyncio.loop.call_at`."""
-        self._check_closed()
+        if self.is_closed():
+            raise RuntimeError("Event loop is closed")
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         timer._scheduled = True  # type: ignore[attr-defined]
         heapq.heappush(self.kernel.agenda, (when, next(self.kernel.sequence), timer))
@@ -103,8 +107,11 @@ class SimulationLoop(BaseSelectorEventLoop):
             self._pass_time()
             due = self._happened()
             events = waiting.select(0) if waiting.maybe else []
-        if events:
-            self._process_events(events)
+        for key, seen in events:
+            reader, writer = key.data
+            for handle in (reader if seen & READ else None, writer if seen & WRITE else None):
+                if handle is not None and not handle._cancelled:
+                    ready.append(handle)
         if due:
             ready.extend(due)
         for _ in range(len(ready)):
@@ -115,7 +122,8 @@ class SimulationLoop(BaseSelectorEventLoop):
     def _happened(self) -> list[asyncio.Handle]:
         """Let happen what is due; the timers among it, those of the same instant in a drawn order."""
         network = self.kernel
-        agenda, now, due = network.agenda, network.now, []
+        agenda, now = network.agenda, network.now
+        due: list[asyncio.Handle] = []
         same, since = 0, -1.0
         while agenda and agenda[0][0] <= now:
             time, _, entry = heapq.heappop(agenda)
@@ -141,7 +149,9 @@ class SimulationLoop(BaseSelectorEventLoop):
 
     # ---- what asyncio does with the system
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> Any:
         """Run a function in this thread, a turn later. There are no others."""
         future = self.create_future()
 

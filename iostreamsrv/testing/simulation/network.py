@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...runtime.kernel import Kernel
-from .faults import SYSTEM_CALLS, Faults, Injector
+from .faults import SYSTEM_CALLS, Faults, Injector, span
 from .flow import Flow
 from .polling import Epoll, File
 from .sockets import Address, SimulatedSocket
@@ -26,7 +26,7 @@ SHORTEST_GAP, LONGEST_GAP = 1e-6, 1e-3
 """Seconds between both parts of a segment that is cut. So the second is never there when the first is received."""
 
 LOCAL = {socket.AF_INET: "10.0.0.1", socket.AF_INET6: "fd00::1"}
-"""The host of sockets that connect without an address of their own, unless they connect to the host that they are on."""
+"""The host of sockets that connect without an address of their own, except to the loopback address."""
 
 LOOPBACK = {"127.0.0.1", "::1"}
 WILDCARDS = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
@@ -43,6 +43,8 @@ class Network(Kernel):
     :ivar failing: whether system calls may fail.
     :ivar striking: whether segments may be lost for good.
     :ivar parted: whether some hosts may be apart.
+    :ivar cuts: whether segments may be cut.
+    :ivar jitter: seconds by which delays vary, above ``least_delay``.
     """
 
     has_files = False
@@ -65,7 +67,9 @@ class Network(Kernel):
         self._listeners: dict[tuple[int, Address], SimulatedSocket] = {}
         self._ports = itertools.count(FIRST_PORT)
         self._apart: dict[tuple[str, str], float] = {}
-        self._least, self._spread = faults.delay[0], faults.delay[1] - faults.delay[0]  # type: ignore[index, operator]
+        self.least_delay, most = span(faults.delay)
+        self.jitter = most - self.least_delay
+        self.cuts = bool(faults.cut)
 
     # ---- time
 
@@ -81,11 +85,11 @@ class Network(Kernel):
 
     def delay(self) -> float:
         """How long the next segment takes."""
-        return self._least + self._spread * self._draw() if self._spread else self._least
+        return self.least_delay + self.jitter * self._draw() if self.jitter else self.least_delay
 
     def cut(self, size: int) -> int:
         """Where a segment of this size is cut; 0 if it is not."""
-        if size < 2 or not self.faults.cut or self._draw() >= self.faults.cut:
+        if size < 2 or not self.cuts or self._draw() >= self.faults.cut:
             return 0
         return 1 + int(self._draw() * (size - 1))
 

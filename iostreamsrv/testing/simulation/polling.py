@@ -43,8 +43,8 @@ class File:
         """The descriptor; -1 once closed."""
         return self.number
 
-    def events(self) -> int:
-        """What epoll would report now."""
+    def events(self, wanted: int = ALL) -> int:
+        """What epoll would report now; of what is not ``wanted`` it may know nothing."""
         raise NotImplementedError
 
     def wake(self, events: int) -> None:
@@ -119,14 +119,15 @@ class Epoll(File):
         return file
 
     def _look(self, file: File, events: int) -> None:
-        if file.events() & events:
+        if file.events(events) & events:
             self.woken(file, events)
 
     def woken(self, file: File, events: int) -> None:
         """See `Watcher`."""
         if events & self._files[file]:
             if not self._ready:
-                self.wake(READ)
+                for watcher in self.watchers:
+                    watcher.woken(self, READ)
             self._ready[file] = None
 
     def forget(self, file: File) -> None:
@@ -143,13 +144,13 @@ class Epoll(File):
             self._descriptors.shuffle(files)
         for file in files:
             wanted = self._files[file]
-            if events := file.events() & wanted:
+            if events := file.events(wanted) & wanted:
                 found.append((file.number, events))
                 if not wanted & EDGE:
                     self._ready[file] = None
         return found
 
-    def events(self) -> int:
+    def events(self, wanted: int = ALL) -> int:
         return READ if self._ready else 0
 
     def close(self) -> None:
@@ -222,7 +223,7 @@ class Selector(selectors.BaseSelector):
         found, quiet = [], []
         for file in self.maybe:
             key = self._keys[self._files[file]]
-            events = file.events()
+            events = file.events(ALL if key.events & selectors.EVENT_WRITE else ALL & ~WRITE)
             seen = 0
             if events & ~WRITE and key.events & selectors.EVENT_READ:
                 seen = selectors.EVENT_READ

@@ -19,10 +19,8 @@ from collections import deque
 from typing import Any, NoReturn, Protocol
 
 from .faults import BROKEN_ERRORS, Injector
-from .flow import Flow, Wire
+from .flow import CONNECTED, CONNECTING, DEAD, LISTENING, NEW, Flow, Receiver, Wire
 from .polling import ALL, ERROR, HANGUP, PEER_ENDED, READ, WRITE, Descriptors, File
-
-NEW, LISTENING, CONNECTING, CONNECTED, DEAD = range(5)
 
 SYN_RETRY = 1.0
 """Seconds until a SYN is sent again for the first time; each time twice as long."""
@@ -77,7 +75,7 @@ def _raise(number: int) -> NoReturn:
     raise OSError(number, os.strerror(number))
 
 
-class SimulatedSocket(File, socket.socket):
+class SimulatedSocket(Receiver, socket.socket):
     """A stream socket in a simulation."""
 
     def __init__(self, network: SocketNetwork, family: int, kind: int = socket.SOCK_STREAM) -> None:
@@ -374,7 +372,7 @@ class SimulatedSocket(File, socket.socket):
         if flow.size:
             if self.network.failing:
                 self._fail("recv")
-            return flow.receive(size, flags & PEEK != 0)
+            return flow.receive(size, flags & PEEK)
         if self.error and not flow.ended:
             number, self.error = self.error, 0
             _raise(number)
@@ -535,10 +533,10 @@ class SimulatedSocket(File, socket.socket):
         self.was_reset()
         self.network.at(self.network.now + self.network.delay(), peer.was_reset)
 
-    def events(self) -> int:
+    def events(self, wanted: int = ALL) -> int:
         state = self.state
         if state == CONNECTED:
-            return self._events_connected()
+            return self._events_connected(wanted)
         if state == LISTENING:
             return READ if self._queue else 0
         if state == CONNECTING:
@@ -547,7 +545,7 @@ class SimulatedSocket(File, socket.socket):
             return WRITE | HANGUP
         return READ | WRITE | HANGUP | PEER_ENDED | (ERROR if self.error else 0)
 
-    def _events_connected(self) -> int:
+    def _events_connected(self, wanted: int) -> int:
         assert self._in is not None and self._out is not None
         events = 0
         if self._in.ended or self._shut_read:
@@ -556,7 +554,7 @@ class SimulatedSocket(File, socket.socket):
                 events |= HANGUP
         elif self._in.size:
             events = READ
-        if self._shut_write or self._out.is_writable():
+        if wanted & WRITE and (self._shut_write or self._out.is_writable()):
             events |= WRITE
         return events
 
