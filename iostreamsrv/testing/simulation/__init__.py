@@ -37,3 +37,9 @@ that, and what is seen of it is a delay. There is no congestion control, no Nagl
 data, no datagram. Names are resolved by the system, so use addresses. A function that is given to ``run_in_executor``
 runs in the loop's own thread, in a later turn.
 """
+
+from .faults import Faults
+from .loop import NothingHappens, SimulationLoop
+from .simulation import Simulation
+
+__all__ = ["Faults", "NothingHappens", "Simulation", "SimulationLoop"]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ...errors import OptionError
 from ...runtime.checks import is_int, is_number
+from ...runtime.exports import set_module
 
 Span = float | tuple[float, float]
 """Seconds: always the same, or drawn between two."""
@@ -38,6 +39,7 @@ SYSTEM_CALLS: dict[str, tuple[int, ...]] = {
 """The errors that each call fails with. Not EAGAIN: the kernel never says so of what it has reported as ready."""
 
 
+@set_module("iostreamsrv.testing")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Faults:
     """What the network is like, and how often something goes wrong. Probabilities are from 0 to 1. ::

@@ -1,6 +1,7 @@
 """The loop of a simulation."""
 
 import asyncio
+import gc
 import heapq
 import selectors
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 from .faults import Faults
 from .network import Network
 from .polling import Selector
+from .trace import Trace
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -30,9 +32,7 @@ class NothingHappens(RuntimeError):
 class SimulationLoop(BaseSelectorEventLoop):
     """An asyncio loop without descriptors and without real time.
 
-    :param seed: what all draws follow from.
-    :param faults: what goes wrong.
-    :ivar kernel: its network.
+    :ivar kernel: its network. Until a `Simulation` begins there are no faults, and the seed is 0.
     """
 
     # What BaseEventLoop has, and its stubs do not.
@@ -40,10 +40,21 @@ class SimulationLoop(BaseSelectorEventLoop):
     _stopping: bool
     _timer_cancelled_count: int
 
-    def __init__(self, seed: object = 0, faults: Faults | None = None) -> None:
-        self.kernel = Network(seed, faults or Faults(), START)
+    def __init__(self) -> None:
+        self.kernel = Network(0, Faults(), START, Trace())
         self._waiting = Selector(self.kernel)
         super().__init__(self._waiting)
+
+    def begin(self, seed: object, faults: Faults, trace: Trace) -> None:
+        """Have another network from here on.
+
+        :raises RuntimeError: there are sockets in the one that there is.
+        """
+        if self.kernel.open:
+            raise RuntimeError("this loop has sockets: begin a simulation in a new loop")
+        before, self.kernel = self.kernel, Network(seed, faults, self.kernel.now, trace)
+        self.kernel.agenda, self.kernel.sequence = before.agenda, before.sequence
+        self._selector = self._waiting = Selector(self.kernel)
 
     def _make_self_pipe(self) -> None:
         """There is nobody outside to wake it."""
@@ -87,7 +98,8 @@ class SimulationLoop(BaseSelectorEventLoop):
             network.now = agenda[0][0]
             if network.faults.stop and network.injector.strikes("stop", "process"):
                 self.stop_process(network.injector.draw(network.faults.stop_time))
-        network.trace.fold()
+        if network.trace.fold():
+            gc.collect(1)
 
     def _drop(self, timer: Any) -> None:
         timer._scheduled = False

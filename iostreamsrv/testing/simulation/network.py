@@ -50,10 +50,10 @@ class Network(Kernel):
     has_files = False
     has_threads = False
 
-    def __init__(self, seed: object, faults: Faults, now: float) -> None:
+    def __init__(self, seed: object, faults: Faults, now: float, trace: Trace) -> None:
         self.now = now
         self.faults = faults
-        self.trace = Trace()
+        self.trace = trace
         self.injector = Injector(faults, seed, self.note)
         self._draw = random.Random(f"{seed}:network").random
         self._draw_order = random.Random(f"{seed}:order").random

@@ -86,6 +86,7 @@ class SimulatedSocket(Receiver, socket.socket):
         self.network = network
         self.unix = family not in (socket.AF_INET, socket.AF_INET6)
         self.host = ""
+        self.bandwidth: float | None = None  # bytes per second in each direction, once connected
         self.state = NEW
         self.error = 0
         self._family = socket.AddressFamily(family)
@@ -314,6 +315,7 @@ class SimulatedSocket(Receiver, socket.socket):
         child = listener._child(self)
         there = Flow(self.network, self, child, self.name, self.unix)
         back = Flow(self.network, child, self, child.name, self.unix)
+        there.bandwidth = back.bandwidth = self.bandwidth
         self._out, self._in = there, back
         child._in, child._out = there, back
         for end in (self, child):
@@ -557,11 +559,6 @@ class SimulatedSocket(Receiver, socket.socket):
         if wanted & WRITE and (self._shut_write or self._out.is_writable()):
             events |= WRITE
         return events
-
-    def limit_bandwidth(self, bandwidth: float) -> None:
-        """Bytes per second in each direction."""
-        assert self._in is not None and self._out is not None
-        self._in.bandwidth = self._out.bandwidth = bandwidth
 
 
 def _shown(address: Address) -> str:

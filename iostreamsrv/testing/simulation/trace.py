@@ -26,14 +26,15 @@ class Trace:
         self._folded = 0
         self.add = self._recent.append
 
-    def fold(self) -> None:
-        """Hash what was noted, if it is much. Called now and then, so that to note something costs next to nothing."""
+    def fold(self) -> bool:
+        """Hash what was noted, if it is much; whether it was. So to note something costs next to nothing."""
         if len(self._recent) < CHUNK:
-            return
+            return False
         self._hash.update(repr(self._recent[:CHUNK]).encode())
         self._kept.extend(self._recent[:CHUNK])
         self._folded += CHUNK
         del self._recent[:CHUNK]
+        return True
 
     @property
     def count(self) -> int:
