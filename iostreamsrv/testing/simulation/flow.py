@@ -44,26 +44,22 @@ NEW, LISTENING, CONNECTING, CONNECTED, DEAD = range(5)
 """States of a socket."""
 
 
-class Sender(Protocol):
-    """What a flow needs of the socket that sends."""
+class End(File):
+    """What a flow needs of the sockets that send and receive.
 
-    host: str
-
-    def can_send(self) -> None:
-        """There is room, after there was none."""
-
-    def timed_out(self) -> None:
-        """The receiver could not be reached for too long."""
-
-
-class Receiver(File):
-    """What a flow needs of the socket that receives.
-
-    :ivar state: as below.
+    :ivar state: as above.
     """
 
     host: str
     state: int
+
+    def can_send(self) -> None:
+        """There is room, after there was none."""
+        raise NotImplementedError
+
+    def timed_out(self) -> None:
+        """The receiver could not be reached for too long."""
+        raise NotImplementedError
 
     def refuses(self) -> bool:
         """Whether data that arrives is answered with a reset: the socket is closed."""
@@ -150,7 +146,7 @@ class Flow:
         "target",
     )
 
-    def __init__(self, network: Wire, source: Sender, target: Receiver, name: str, direct: bool) -> None:
+    def __init__(self, network: Wire, source: End, target: End, name: str, direct: bool) -> None:
         self.network = network
         self.source = source
         self.target = target

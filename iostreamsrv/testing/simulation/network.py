@@ -13,7 +13,8 @@ from ...runtime.kernel import Kernel
 from .faults import SYSTEM_CALLS, Faults, Injector, span
 from .flow import Flow
 from .polling import Epoll, File
-from .sockets import Address, SimulatedSocket
+from .socketbase import Address
+from .sockets import SimulatedSocket
 from .trace import Trace
 
 FIRST_NUMBER = 1 << 20

@@ -107,7 +107,7 @@ class Simulation:
             kind = f"{type(loop).__module__}.{type(loop).__qualname__}"
             raise RuntimeError(f"a simulation needs a SimulationLoop, not {kind}: use Simulation(seed).run(main)")
         self.loop = loop
-        self._begun = loop.time()
+        self._begun = loop.kernel.now
         loop.begin(self.seed, self.faults, self.trace)
         loop.set_exception_handler(self._note_error)
         current_loop()
@@ -199,7 +199,7 @@ class Simulation:
     @property
     def time(self) -> float:
         """Seconds since the beginning."""
-        return self.loop.time() - self._begun
+        return self._network.now - self._begun
 
     async def sleep(self, seconds: float) -> None:
         """Let time pass, as `asyncio.sleep` does."""
