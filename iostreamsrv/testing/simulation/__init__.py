@@ -39,7 +39,7 @@ runs in the loop's own thread, in a later turn.
 """
 
 from .faults import Faults
-from .loop import NothingHappens, SimulationLoop
+from .loop import SimulationLoop, SimulationStuck
 from .simulation import Simulation
 
-__all__ = ["Faults", "NothingHappens", "Simulation", "SimulationLoop"]
+__all__ = ["Faults", "Simulation", "SimulationLoop", "SimulationStuck"]

@@ -373,7 +373,7 @@ class Flow:
 
     def _taken(self, size: int) -> None:
         self._held -= size
-        if self._nospace and self.room() * 3 >= self.send_buffer:
+        if self.room() * 3 >= self.send_buffer:  # Linux reports it each time
             self._nospace = False
             self.source.can_send()
 

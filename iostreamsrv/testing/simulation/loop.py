@@ -25,8 +25,13 @@ DATE = 1_767_225_600.0
 """The date at the beginning: 1 January 2026, UTC."""
 
 
-class NothingHappens(RuntimeError):
-    """All tasks wait for something that will not come: there is no timer, and nothing is on its way."""
+MOST_TURNS = 1_000_000
+"""Turns of the loop at one instant after which it is taken to go round in circles."""
+
+
+class SimulationStuck(RuntimeError):
+    """All tasks wait for something that will not come: there is no timer, and nothing is on its way. Or there is
+    always something to do, so that no time passes."""
 
 
 class SimulationLoop(BaseSelectorEventLoop):
@@ -43,6 +48,7 @@ class SimulationLoop(BaseSelectorEventLoop):
     def __init__(self) -> None:
         self.kernel = Network(0, Faults(), START, Trace())
         self._waiting = Selector(self.kernel)
+        self._turns_left = MOST_TURNS
         super().__init__(self._waiting)
 
     def begin(self, seed: object, faults: Faults, trace: Trace) -> None:
@@ -53,7 +59,9 @@ class SimulationLoop(BaseSelectorEventLoop):
         if self.kernel.open:
             raise RuntimeError("this loop has sockets: begin a simulation in a new loop")
         before, self.kernel = self.kernel, Network(seed, faults, self.kernel.now, trace)
-        self.kernel.agenda, self.kernel.sequence = before.agenda, before.sequence
+        timers = [entry for entry in before.agenda if isinstance(entry[2], asyncio.TimerHandle)]
+        heapq.heapify(timers)
+        self.kernel.agenda, self.kernel.sequence = timers, before.sequence
         self._selector = self._waiting = Selector(self.kernel)
 
     def _make_self_pipe(self) -> None:
@@ -93,9 +101,10 @@ class SimulationLoop(BaseSelectorEventLoop):
             self._drop(heapq.heappop(agenda)[2])
         if not agenda:
             waiting = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self)))
-            raise NothingHappens(f"all tasks wait, and nothing is on its way: {waiting}")
+            raise SimulationStuck(f"all tasks wait, and nothing is on its way: {waiting}")
         if agenda[0][0] > network.now:
             network.now = agenda[0][0]
+            self._turns_left = MOST_TURNS
             if network.faults.stop and network.injector.strikes("stop", "process"):
                 self.stop_process(network.injector.draw(network.faults.stop_time))
         if network.trace.fold():
@@ -126,6 +135,9 @@ class SimulationLoop(BaseSelectorEventLoop):
                     ready.append(handle)
         if due:
             ready.extend(due)
+        self._turns_left -= 1
+        if not self._turns_left:
+            raise SimulationStuck(f"the loop has turned {MOST_TURNS:,} times, and no time has passed")
         for _ in range(len(ready)):
             handle = ready.popleft()
             if not handle._cancelled:

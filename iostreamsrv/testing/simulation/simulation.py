@@ -52,7 +52,7 @@ class Simulation:
     the same happens in the same order, and :attr:`trace` is the same, on all versions of Python. What is not simulated
     is listed in :mod:`iostreamsrv.testing.simulation`.
 
-    When it ends, servers are stopped and tasks that are left are cancelled.
+    When it ends, servers are stopped, clients are closed, and tasks that are left are cancelled.
 
     :param seed: an integer or a string.
     :param faults: what the network is like, and what goes wrong; default: a delay of 0.5 ms, and no faults.
@@ -73,6 +73,7 @@ class Simulation:
         self.trace = Trace()
         self.errors: list[dict[str, Any]] = []
         self._serving: list[tuple[TCPServer, asyncio.Task[None]]] = []
+        self._clients: list[IOStream] = []
         self._next_server = itertools.count(1)
         self._next_client = itertools.count(1)
         self._turns: dict[TCPServer, Iterator[Any]] = {}
@@ -86,16 +87,20 @@ class Simulation:
         """Run a coroutine function in the simulation, and return what it returns.
 
         :param main: is called with the simulation.
-        :raises NothingHappens: all tasks wait for something that will not come. It is a `RuntimeError`.
+        :raises SimulationStuck: all tasks wait for something that will not come, or there is always something to do, so
+            that no time passes. It is a `RuntimeError`.
         :raises Exception: what ``main`` raises.
         """
-        with _no_loop_running(), _no_garbage_collector():
-            loop = SimulationLoop()
+        with _no_loop_running(), _no_garbage_collector(), contextlib.closing(SimulationLoop()) as loop:
+            task = loop.create_task(self._run(main))
             try:
-                return loop.run_until_complete(self._run(main))
+                return loop.run_until_complete(task)
             finally:
-                with contextlib.closing(loop):
-                    loop.run_until_complete(_end(loop))
+                if not task.done():  # nothing happens any more
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        loop.run_until_complete(task)
+                loop.run_until_complete(loop.shutdown_asyncgens())
 
     async def _run(self, main: "Callable[[Simulation], Awaitable[T]]") -> T:
         async with self:
@@ -117,6 +122,9 @@ class Simulation:
         for server, serving in reversed(self._serving):
             await end(server, serving)
         self._serving.clear()
+        for stream in self._clients:
+            stream.close()
+        self._clients.clear()
         await cancel_remaining_tasks()
         self.loop.set_exception_handler(None)
 
@@ -172,10 +180,12 @@ class Simulation:
         try:
             await stream.connect(address)
             if ssl_options is not None:
-                return await stream.start_tls(False, ssl_options, server_hostname)
+                stream = await stream.start_tls(False, ssl_options, server_hostname)
         except BaseException:
             stream.close()
             raise
+        self._clients = [each for each in self._clients if not each.closed()]
+        self._clients.append(stream)
         return stream
 
     def _client_socket(self, address: Any, host: str | None, bandwidth: float | None) -> SimulatedSocket:
@@ -248,11 +258,6 @@ def _hosts(place: "str | IOStream | TCPServer") -> list[str]:
     return [address[0] for address in addresses]
 
 
-async def _end(loop: SimulationLoop) -> None:
-    await cancel_remaining_tasks()
-    await loop.shutdown_asyncgens()
-
-
 @contextlib.contextmanager
 def _no_loop_running() -> Iterator[None]:
     """Let another loop run, although one may be running here."""
@@ -268,7 +273,7 @@ def _no_loop_running() -> Iterator[None]:
 def _no_garbage_collector() -> Iterator[None]:
     """Let cycles be collected at fixed turns of the loop only: what is collected may run code."""
     enabled = gc.isenabled()
-    gc.collect()
+    gc.collect(1)
     gc.disable()
     try:
         yield

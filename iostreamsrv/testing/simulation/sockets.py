@@ -31,7 +31,7 @@ class SimulatedSocket(ConnectingSocket):
             if self.network.failing:
                 self._fail("recv")
             return flow.receive(size, flags & PEEK)
-        if self.error and not flow.ended:
+        if self.error and (self.unix or not flow.ended):
             number, self.error = self.error, 0
             fail(number)
         if flow.ended or self.shut_read or self.state == DEAD:
@@ -96,14 +96,17 @@ class SimulatedSocket(ConnectingSocket):
 
     def shutdown(self, how: int) -> None:
         self._check_open()
-        if self.state != CONNECTED or self.outflow is None or self.inflow is None:
+        if self.state != CONNECTED or self.outflow is None:
+            self.wake(ALL)
             fail(errno.ENOTCONN)
-        if how in (socket.SHUT_WR, socket.SHUT_RDWR) and not self.shut_write:
+        if how in (socket.SHUT_WR, socket.SHUT_RDWR) and (self.unix or not self.shut_write):
             self.shut_write = True
             self.network.note(self.name, "FIN")
             self.outflow.end()
         if how in (socket.SHUT_RD, socket.SHUT_RDWR):
             self.shut_read = True
+            if self.unix:
+                self._peer().shut_write = True
         self.wake(ALL)
 
     def close(self) -> None:
@@ -122,11 +125,11 @@ class SimulatedSocket(ConnectingSocket):
 
     def _end_connection(self) -> None:
         assert self.inflow is not None and self.outflow is not None
-        if self.inflow.size or self.resets:
-            if self.unix and not self.inflow.size:
-                return self.outflow.end()
-            return self._send_reset()
-        if not self.shut_write:
+        if self.unix:
+            self._peer().shut_write = True
+        if self.inflow.size or (self.resets and not self.unix):
+            self._send_reset()
+        elif self.unix or not self.shut_write:
             self.network.note(self.name, "close")
             self.outflow.end()
 
