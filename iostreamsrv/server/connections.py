@@ -72,9 +72,9 @@ class Connections:
         self.open: dict[int, IOStream] = {}
         self.rejected: dict[int, IOStream] = {}
         self.queued: deque[tuple[ConnectionSetup, Context, socket.socket, Any]] = deque()
-        self.starting: set[asyncio.Task[None]] = set()
+        self.starting: dict[asyncio.Task[None], None] = {}  # not sets: these go by addresses, and so by chance
         self.handling: dict[asyncio.Future[Any], Connection] = {}
-        self.closing: set[asyncio.Task[Any]] = set()
+        self.closing: dict[asyncio.Task[Any], None] = {}
         self.limits = ConnectionLimits(self.open, options, self.events, on_capacity, self._max_rejecting)
         self.deadlines = Deadlines(options, self.open, self.rejected)
         self.groups = Groups(self.open, self.served)
@@ -87,7 +87,7 @@ class Connections:
         self.closes_in_order = closes_in_order
         self._may_block = may_block
         self.overrides = overrides
-        self._draining_waiters: set[asyncio.Future[None]] = set()
+        self._draining_waiters: dict[asyncio.Future[None], None] = {}
         self._reports = CloseReports(self)
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self.on_handler_done: Callable[[asyncio.Future[Any]], None] = self._handler_done
@@ -199,8 +199,8 @@ class Connections:
     def set_up(self, serving: Coroutine[Any, Any, None], stream: IOStream) -> None:
         """Run ``serve`` of a connection in a task, in an empty context."""
         task = loop_of(stream).create_task(serving, context=Context())
-        self.starting.add(task)
-        task.add_done_callback(self.starting.discard, context=Context())
+        self.starting[task] = None
+        task.add_done_callback(self.starting.pop, context=Context())
 
     def _handler_done(self, handling: "asyncio.Future[Any]") -> None:
         self.handling.pop(handling).handler_done(handling)
@@ -254,8 +254,8 @@ class Connections:
 
     def keep(self, task: "asyncio.Task[Any]") -> None:
         """Have a shutdown wait for ``task``, which closes a stream or runs ``handle_close``."""
-        self.closing.add(task)
-        task.add_done_callback(self.closing.discard, context=Context())
+        self.closing[task] = None
+        task.add_done_callback(self.closing.pop, context=Context())
 
     def stream_replaced(self, old: IOStream, new: IOStream) -> None:
         """TLS has started: ``new`` has the ``id`` of ``old``."""
@@ -284,11 +284,11 @@ class Connections:
         """Return when the server begins to shut down."""
         if not self.draining:
             waiting = asyncio.get_running_loop().create_future()
-            self._draining_waiters.add(waiting)
+            self._draining_waiters[waiting] = None
             try:
                 await waiting
             finally:
-                self._draining_waiters.discard(waiting)
+                del self._draining_waiters[waiting]
 
     def begin_draining(self) -> None:
         """The server begins to shut down."""

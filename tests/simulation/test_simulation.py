@@ -385,3 +385,48 @@ def test_a_function_for_an_executor_runs_in_a_later_turn() -> None:
             await asyncio.to_thread(lambda: 1 // 0)
 
     simulate(main)
+
+
+# ---- what went by the address of objects
+
+
+async def everything_is_cut_off(sim: Simulation) -> None:
+    """Handlers that wait for the shutdown, and others that are cancelled by it; and tasks that are left at the end."""
+
+    class Busy(TCPServer):
+        async def handle_stream(self, stream: IOStream, address: Any) -> None:
+            name = f"{address[0]}"
+            try:
+                if int(name.rpartition(".")[2]) % 2:
+                    await stream.wait_draining()
+                    sim.note(name, "drains")
+                await asyncio.sleep(HOUR)
+            except asyncio.CancelledError:
+                sim.note(name, "is cancelled")
+                raise
+
+        async def handle_close(self, stream: IOStream, reason: CloseReason) -> None:  # type: ignore[override]
+            sim.note(f"{stream.remote_address[0]}", f"closed: {reason}")
+            await asyncio.sleep(HOUR)
+
+    async def left(number: int) -> None:
+        try:
+            await asyncio.sleep(HOUR)
+        finally:
+            sim.note(f"task {number}", "is cancelled")
+
+    server = sim.serve(Busy())
+    for number in range(30):
+        await sim.connect(server)
+        sim.loop.create_task(left(number))
+    await sim.sleep(1)
+    await server.shutdown(timeout=1)
+
+
+def test_tasks_are_cancelled_and_woken_in_the_same_order_each_time() -> None:
+    digests = set()
+    for _ in range(10):
+        garbage = [object() for _ in range(len(digests) * 1000 + 17)]  # other addresses
+        digests.add(simulate(everything_is_cut_off, 1).trace.digest())
+        del garbage
+    assert len(digests) == 1

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
+from ...runtime.clock import real_wall_time
 from .faults import Faults
 from .network import Network
 from .polling import Selector
@@ -20,9 +21,6 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 START = 1000.0
 """The time at the beginning."""
-
-DATE = 1_767_225_600.0
-"""The date at the beginning: 1 January 2026, UTC."""
 
 
 MOST_TURNS = 1_000_000
@@ -49,11 +47,14 @@ class SimulationLoop(BaseSelectorEventLoop):
         self.kernel = Network(0, Faults(), START, Trace())
         self._waiting = Selector(self.kernel)
         self._turns_left = MOST_TURNS
+        self._tasks = 0
+        self._date = real_wall_time() - START  # at time 0
         super().__init__(self._waiting)
 
-    def begin(self, seed: object, faults: Faults, trace: Trace) -> None:
+    def begin(self, seed: object, faults: Faults, trace: Trace, date: float | None) -> None:
         """Have another network from here on.
 
+        :param date: see `Simulation`.
         :raises RuntimeError: there are sockets in the one that there is.
         """
         if self.kernel.open:
@@ -63,6 +64,7 @@ class SimulationLoop(BaseSelectorEventLoop):
         heapq.heapify(timers)
         self.kernel.agenda, self.kernel.sequence = timers, before.sequence
         self._selector = self._waiting = Selector(self.kernel)
+        self._date = (real_wall_time() if date is None else date) - self.kernel.now
 
     def _make_self_pipe(self) -> None:
         """There is nobody outside to wake it."""
@@ -80,7 +82,7 @@ class SimulationLoop(BaseSelectorEventLoop):
 
     def wall_time(self) -> float:
         """The date; see :mod:`iostreamsrv.runtime.clock`."""
-        return DATE + self.kernel.now - START
+        return self._date + self.kernel.now
 
     def call_at(  # type: ignore[override]  # the stubs count the arguments
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -170,6 +172,11 @@ class SimulationLoop(BaseSelectorEventLoop):
         tail = due[first:]
         self.kernel.shuffle(tail)
         due[first:] = tail
+
+    def create_task(self, coro: Any, *, name: Any = None, **options: Any) -> Any:
+        """See `asyncio.loop.create_task`. Tasks without a name get one that does not depend on earlier simulations."""
+        self._tasks += 1
+        return super().create_task(coro, name=f"Task-{self._tasks}" if name is None else name, **options)
 
     # ---- what asyncio does with the system
 
