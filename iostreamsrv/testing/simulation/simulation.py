@@ -18,7 +18,7 @@ from ...runtime.loops import current_loop
 from ...tcpserver import TCPServer
 from ..serving import end
 from .faults import Faults
-from .loop import SimulationLoop
+from .loop import SimulationLoop, SimulationStuck
 from .network import Network
 from .sockets import SimulatedSocket
 from .trace import Trace
@@ -56,6 +56,8 @@ class Simulation:
 
     :param seed: an integer or a string.
     :param faults: what the network is like, and what goes wrong; default: a delay of 0.5 ms, and no faults.
+    :param date: the date at the beginning, in seconds of `time.time`, for what depends on dates, such as warnings of
+        certificates that expire; default (None): the real one. (OpenSSL looks at the real date.)
     :ivar loop: the loop, while the simulation runs, and afterwards.
     :ivar trace: what has happened: ``trace.entries``, ``str(trace)``, ``trace.digest()``.
     :ivar errors: what `asyncio.loop.call_exception_handler` was called with: exceptions that nobody has caught.
@@ -63,12 +65,15 @@ class Simulation:
 
     loop: SimulationLoop
 
-    def __init__(self, seed: int | str = 0, faults: Faults | None = None) -> None:
+    def __init__(self, seed: int | str = 0, faults: Faults | None = None, *, date: float | None = None) -> None:
         if not isinstance(seed, int | str):
             raise OptionError("seed", seed, "must be an integer or a string")
         if faults is not None and not isinstance(faults, Faults):
             raise OptionError("faults", faults, "must be a Faults, or None")
+        if date is not None and not is_number(date):
+            raise OptionError("date", date, "must be seconds of time.time(), or None")
         self.seed = seed
+        self._date = date
         self.faults = Faults() if faults is None else faults
         self.trace = Trace()
         self.errors: list[dict[str, Any]] = []
@@ -92,13 +97,13 @@ class Simulation:
         :raises Exception: what ``main`` raises.
         """
         with _no_loop_running(), _no_garbage_collector(), contextlib.closing(SimulationLoop()) as loop:
-            task = loop.create_task(self._run(main))
+            task: asyncio.Task[T] = loop.create_task(self._run(main))
             try:
                 return loop.run_until_complete(task)
             finally:
                 if not task.done():  # nothing happens any more
                     task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
+                    with contextlib.suppress(asyncio.CancelledError, SimulationStuck):
                         loop.run_until_complete(task)
                 loop.run_until_complete(loop.shutdown_asyncgens())
 
@@ -113,7 +118,7 @@ class Simulation:
             raise RuntimeError(f"a simulation needs a SimulationLoop, not {kind}: use Simulation(seed).run(main)")
         self.loop = loop
         self._begun = loop.kernel.now
-        loop.begin(self.seed, self.faults, self.trace)
+        loop.begin(self.seed, self.faults, self.trace, self._date)
         loop.set_exception_handler(self._note_error)
         current_loop()
         return self
