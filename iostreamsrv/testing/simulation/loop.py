@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import heapq
+import itertools
 import selectors
 import socket
 from asyncio.selector_events import BaseSelectorEventLoop
@@ -15,7 +16,7 @@ from ...runtime.clock import real_wall_time
 from .faults import Faults
 from .network import Network
 from .polling import Selector
-from .trace import Trace
+from .trace import CHUNK, Trace
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -99,7 +100,7 @@ class SimulationLoop(BaseSelectorEventLoop):
         """Go to the next instant at which something happens."""
         network = self.kernel
         agenda = network.agenda
-        while agenda and isinstance(agenda[0][2], asyncio.TimerHandle) and agenda[0][2].cancelled():
+        while agenda and isinstance(entry := agenda[0][2], asyncio.TimerHandle) and entry.cancelled():
             self._drop(heapq.heappop(agenda)[2])
         if not agenda:
             waiting = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self)))
@@ -109,7 +110,8 @@ class SimulationLoop(BaseSelectorEventLoop):
             self._turns_left = MOST_TURNS
             if network.faults.stop and network.injector.strikes("stop", "process"):
                 self.stop_process(network.injector.draw(network.faults.stop_time))
-        if network.trace.fold():
+        if len(network.trace.recent) >= CHUNK:
+            network.trace.fold()
             gc.collect(1)
 
     def _drop(self, timer: Any) -> None:
@@ -124,17 +126,20 @@ class SimulationLoop(BaseSelectorEventLoop):
     def _run_once(self) -> None:
         """A turn, as `asyncio` has it: descriptors that are ready, then timers, then all callbacks that there are."""
         network, ready, waiting = self.kernel, self._ready, self._waiting
-        due = self._happened() if network.agenda and network.agenda[0][0] <= network.now else []
-        events = waiting.select(0) if waiting.maybe else []
-        while not ready and not due and not events and not self._stopping:
+        agenda = network.agenda
+        due = self._happened() if agenda and agenda[0][0] <= network.now else None
+        events = waiting.select() if waiting.maybe else None
+        while not (ready or due or events or self._stopping):
             self._pass_time()
             due = self._happened()
-            events = waiting.select(0) if waiting.maybe else []
-        for key, seen in events:
-            reader, writer = key.data
-            for handle in (reader if seen & READ else None, writer if seen & WRITE else None):
-                if handle is not None and not handle._cancelled:
-                    ready.append(handle)
+            events = waiting.select() if waiting.maybe else None
+        if events:
+            for key, seen in events:
+                reader, writer = key.data
+                if seen & READ and not reader._cancelled:
+                    ready.append(reader)
+                if seen & WRITE and not writer._cancelled:
+                    ready.append(writer)
         if due:
             ready.extend(due)
         self._turns_left -= 1
@@ -145,33 +150,30 @@ class SimulationLoop(BaseSelectorEventLoop):
             if not handle._cancelled:
                 handle._run()
 
-    def _happened(self) -> list[asyncio.Handle]:
+    def _happened(self) -> list[asyncio.TimerHandle]:
         """Let happen what is due; the timers among it, those of the same instant in a drawn order."""
         network = self.kernel
         agenda, now = network.agenda, network.now
-        due: list[asyncio.Handle] = []
-        same, since = 0, -1.0
+        due: list[Any] = []
         while agenda and agenda[0][0] <= now:
-            time, _, entry = heapq.heappop(agenda)
+            entry = heapq.heappop(agenda)[2]
             if not isinstance(entry, asyncio.TimerHandle):
                 entry()
-            elif entry._cancelled:
+            elif entry.cancelled():
                 self._drop(entry)
             else:
                 entry._scheduled = False  # type: ignore[attr-defined]
-                if time != since:
-                    if len(due) - same > 1:
-                        self._draw(due, same)
-                    same, since = len(due), time
                 due.append(entry)
-        if len(due) - same > 1:
-            self._draw(due, same)
-        return due
+        return due if len(due) < 2 else self._in_drawn_order(due)
 
-    def _draw(self, due: list[asyncio.Handle], first: int) -> None:
-        tail = due[first:]
-        self.kernel.shuffle(tail)
-        due[first:] = tail
+    def _in_drawn_order(self, due: list[asyncio.TimerHandle]) -> list[asyncio.TimerHandle]:
+        drawn: list[asyncio.TimerHandle] = []
+        for _, same in itertools.groupby(due, asyncio.TimerHandle.when):
+            timers = list(same)
+            if len(timers) > 1:
+                self.kernel.shuffle(timers)
+            drawn += timers
+        return drawn
 
     def create_task(self, coro: Any, *, name: Any = None, **options: Any) -> Any:
         """See `asyncio.loop.create_task`. Tasks without a name get one that does not depend on earlier simulations."""

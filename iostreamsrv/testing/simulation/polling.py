@@ -17,6 +17,8 @@ EDGE = 1 << 31  # EPOLLET
 ALWAYS = ERROR | HANGUP
 ALL = READ | WRITE | PEER_ENDED | ALWAYS
 
+SELECT_READ, SELECT_WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
 
 class Watcher(Protocol):
     """What hears of changes of a descriptor."""
@@ -216,25 +218,23 @@ class Selector(selectors.BaseSelector):
         del self._by_number[self._files.pop(file)]
         self.maybe.pop(file, None)
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+    def select(self, timeout: float | None = 0) -> list[tuple[selectors.SelectorKey, int]]:
         """What is ready, in a drawn order. It never waits."""
-        if not self.maybe:
-            return []
-        found, quiet = [], []
+        found, quiet = [], None
         for file in self.maybe:
             key = self._keys[self._files[file]]
-            events = file.events(ALL if key.events & selectors.EVENT_WRITE else ALL & ~WRITE)
-            seen = 0
-            if events & ~WRITE and key.events & selectors.EVENT_READ:
-                seen = selectors.EVENT_READ
-            if events & ~(READ | PEER_ENDED) and key.events & selectors.EVENT_WRITE:
-                seen |= selectors.EVENT_WRITE
+            wanted = key.events
+            events = file.events(ALL if wanted & SELECT_WRITE else ALL & ~WRITE)
+            seen = wanted & SELECT_READ if events & ~WRITE else 0
+            if events & ~(READ | PEER_ENDED):
+                seen |= wanted & SELECT_WRITE
             if seen:
                 found.append((key, seen))
             else:
-                quiet.append(file)
-        for file in quiet:
-            del self.maybe[file]
+                quiet = [*(quiet or ()), file]
+        if quiet:
+            for file in quiet:
+                del self.maybe[file]
         if len(found) > 1:
             self._descriptors.shuffle(found)
         return found

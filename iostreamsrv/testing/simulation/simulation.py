@@ -6,7 +6,7 @@ import gc
 import itertools
 import math
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Self, TypeVar
 
 from ...errors import OptionError
@@ -216,9 +216,9 @@ class Simulation:
         """Seconds since the beginning."""
         return self._network.now - self._begun
 
-    async def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         """Let time pass, as `asyncio.sleep` does."""
-        await asyncio.sleep(seconds)
+        return asyncio.sleep(seconds)
 
     def partition(self, one: "str | IOStream | TCPServer", other: "str | IOStream | TCPServer", seconds: float) -> None:
         """Let nothing arrive between two hosts, in both directions, for a time.

@@ -16,40 +16,38 @@ KEPT = 100_000
 class Trace:
     """The events of a simulation, in their order.
 
+    :ivar recent: what was noted last.
     :ivar add: notes an entry.
     """
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._kept: deque[Entry] = deque(maxlen=KEPT)
-        self._recent: list[Entry] = []
+        self.recent: list[Entry] = []
         self._folded = 0
-        self.add = self._recent.append
+        self.add = self.recent.append
 
-    def fold(self) -> bool:
-        """Hash what was noted, if it is much; whether it was. So to note something costs next to nothing."""
-        if len(self._recent) < CHUNK:
-            return False
-        self._hash.update(repr(self._recent[:CHUNK]).encode())
-        self._kept.extend(self._recent[:CHUNK])
+    def fold(self) -> None:
+        """Hash what was noted last. Called when it is much, so that to note something costs next to nothing."""
+        self._hash.update(repr(self.recent[:CHUNK]).encode())
+        self._kept.extend(self.recent[:CHUNK])
         self._folded += CHUNK
-        del self._recent[:CHUNK]
-        return True
+        del self.recent[:CHUNK]
 
     @property
     def count(self) -> int:
         """How many entries there were."""
-        return self._folded + len(self._recent)
+        return self._folded + len(self.recent)
 
     @property
     def entries(self) -> list[Entry]:
         """The last 100,000 entries."""
-        return [*self._kept, *self._recent][-KEPT:]
+        return [*self._kept, *self.recent][-KEPT:]
 
     def digest(self) -> str:
         """A hash of all entries: 64 hexadecimal digits."""
         whole = self._hash.copy()
-        whole.update(repr(self._recent).encode())
+        whole.update(repr(self.recent).encode())
         whole.update(b"%d" % self.count)
         return whole.hexdigest()
 
