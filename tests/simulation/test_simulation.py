@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from iostreamsrv import CloseReason, IOStream, OptionError, StreamClosedError, TCPClient, TCPServer
 from iostreamsrv.netutil import bind_unix_socket
+from iostreamsrv.streams import hub, wakeup
 from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation import SimulationLoop, SimulationStuck
 from iostreamsrv.testing.simulation import loop as loop_module
@@ -430,3 +431,16 @@ def test_tasks_are_cancelled_and_woken_in_the_same_order_each_time() -> None:
         digests.add(simulate(everything_is_cut_off, 1).trace.digest())
         del garbage
     assert len(digests) == 1
+
+
+def test_where_there_is_no_epoll_the_other_hub_runs_on_the_loops_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "driver", hub.LoopHub)
+    for seed in range(10):
+        assert digest_of(seed) == digest_of(seed)
+
+
+def test_a_run_in_debug_mode_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = digest_of(3)
+    monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
+    monkeypatch.setattr(wakeup, "debugging", wakeup.debugging)
+    assert digest_of(3) == digest
