@@ -17,8 +17,9 @@ received.
 """
 
 from collections import deque
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Iterator
+from heapq import heappush
+from typing import Any, Final, Protocol
 
 from .polling import PEER_ENDED, READ, File
 from .trace import Trace
@@ -74,6 +75,7 @@ class Wire(Protocol):
     """What a flow needs of the network.
 
     :ivar now: the time.
+    :ivar agenda: see `Network`; likewise ``sequence``.
     :ivar trace: what has happened.
     :ivar striking: whether segments may be lost for good.
     :ivar parted: whether some hosts may be apart.
@@ -82,6 +84,8 @@ class Wire(Protocol):
     """
 
     now: float
+    agenda: list[tuple[float, int, Any]]
+    sequence: Iterator[int]
     cuts: bool
     jitter: float
     least_delay: float
@@ -278,7 +282,7 @@ class Flow:
         self._last = arrives
         wire = self._wire
         if not wire:
-            network.at(arrives, self.arrive)
+            heappush(network.agenda, (arrives, next(network.sequence), self.arrive))  # as at(), which is called less
         wire.append((arrives, segment))
 
     def arrive(self) -> None:

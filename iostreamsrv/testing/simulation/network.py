@@ -6,7 +6,7 @@ import itertools
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ...runtime.kernel import Kernel
@@ -59,7 +59,7 @@ class Network(Kernel):
         self._draw = random.Random(f"{seed}:network").random
         self._draw_order = random.Random(f"{seed}:order").random
         self.agenda: list[tuple[float, int, Any]] = []
-        self.sequence = itertools.count()
+        self.sequence: Iterator[int] = itertools.count()
         self.striking = bool(faults.rst or faults.partition)
         self.parted = False
         self.failing = any(getattr(faults, call) for call in SYSTEM_CALLS)

@@ -26,6 +26,9 @@ class Watcher(Protocol):
     def woken(self, file: "File", events: int) -> None:
         """Something has happened; ``events`` are those that may be new."""
 
+    def quiet(self, file: "File") -> None:
+        """Nothing about it is ready any more."""
+
     def forget(self, file: "File") -> None:
         """The descriptor is closed."""
 
@@ -132,6 +135,10 @@ class Epoll(File):
                     watcher.woken(self, READ)
             self._ready[file] = None
 
+    def quiet(self, file: File) -> None:
+        """See `Watcher`."""
+        self._ready.pop(file, None)
+
     def forget(self, file: File) -> None:
         """See `Watcher`."""
         del self._files[file]
@@ -150,6 +157,9 @@ class Epoll(File):
                 found.append((file.number, events))
                 if not wanted & EDGE:
                     self._ready[file] = None
+        if not self._ready:
+            for watcher in self.watchers:
+                watcher.quiet(self)
         return found
 
     def events(self, wanted: int = ALL) -> int:
@@ -212,6 +222,10 @@ class Selector(selectors.BaseSelector):
     def woken(self, file: File, events: int) -> None:
         """See `Watcher`."""
         self.maybe[file] = None
+
+    def quiet(self, file: File) -> None:
+        """See `Watcher`."""
+        self.maybe.pop(file, None)
 
     def forget(self, file: File) -> None:
         """See `Watcher`. The loop may unregister the number later."""

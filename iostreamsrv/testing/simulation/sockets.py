@@ -195,9 +195,18 @@ class SimulatedSocket(ConnectingSocket):
         self.network.at(self.network.now + self.network.delay(), peer.was_reset)
 
     def events(self, wanted: int = ALL) -> int:
+        inflow, outflow, state = self.inflow, self.outflow, self.state
+        if state != CONNECTED or inflow is None or outflow is None:
+            return self._events_unconnected()
+        events = READ if inflow.size else 0
+        if inflow.ended or self.shut_read:
+            events = READ | PEER_ENDED | (HANGUP if self.shut_write else 0)
+        if wanted & WRITE and (self.shut_write or outflow.is_writable()):
+            events |= WRITE
+        return events
+
+    def _events_unconnected(self) -> int:
         state = self.state
-        if state == CONNECTED:
-            return self._events_connected(wanted)
         if state == LISTENING:
             return READ if self.queue else 0
         if state == CONNECTING:
@@ -205,16 +214,3 @@ class SimulatedSocket(ConnectingSocket):
         if state == NEW:
             return WRITE | HANGUP
         return READ | WRITE | HANGUP | PEER_ENDED | (ERROR if self.error else 0)
-
-    def _events_connected(self, wanted: int) -> int:
-        assert self.inflow is not None and self.outflow is not None
-        events = 0
-        if self.inflow.ended or self.shut_read:
-            events = READ | PEER_ENDED
-            if self.shut_write:
-                events |= HANGUP
-        elif self.inflow.size:
-            events = READ
-        if wanted & WRITE and (self.shut_write or self.outflow.is_writable()):
-            events |= WRITE
-        return events
