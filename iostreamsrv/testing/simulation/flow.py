@@ -121,6 +121,7 @@ class Flow:
     :ivar inbox: what has arrived, and was not received.
     :ivar size: bytes in it.
     :ivar ended: the sender's FIN has arrived.
+    :ivar pending: what is in the send buffer, and not on the wire yet.
     :ivar name: for the trace.
     """
 
@@ -132,7 +133,6 @@ class Flow:
         "_held",
         "_last",
         "_nospace",
-        "_pending",
         "_retry",
         "_retrying_since",
         "_wire",
@@ -143,6 +143,7 @@ class Flow:
         "inbox",
         "name",
         "network",
+        "pending",
         "receive_buffer",
         "send_buffer",
         "size",
@@ -162,7 +163,7 @@ class Flow:
         self.inbox: deque[bytes] = deque()
         self.size = 0
         self.ended = False
-        self._pending = bytearray()  # in the send buffer, and not on the wire yet
+        self.pending = bytearray()
         self._held = 0  # bytes that take room in the send buffer
         self._acks: deque[tuple[float, int]] = deque()
         self._wire: deque[tuple[float, Segment]] = deque()
@@ -191,8 +192,8 @@ class Flow:
         self._held += size
         if self.direct:
             self._arrive(chunk)
-        elif self._pending or size > SEGMENT or size > self.receive_buffer - self.size - self._wire_size:
-            self._pending += chunk
+        elif self.pending or size > SEGMENT or size > self.receive_buffer - self.size - self._wire_size:
+            self.pending += chunk
             self._transmit()
         else:
             self._put(chunk, size)
@@ -224,26 +225,26 @@ class Flow:
 
     def end(self) -> None:
         """Send FIN behind all that was sent."""
-        if not self._pending:
+        if not self.pending:
             self._put_last(FIN)
         self._fin = True
 
     def reset(self) -> None:
         """Send RST, and nothing that was pending."""
-        self._pending.clear()
+        self.pending.clear()
         self._fin = False
         self._put_last(RST)
 
     def discard(self) -> None:
         """Send nothing more: the connection is broken."""
-        self._pending.clear()
+        self.pending.clear()
         self._fin = False
 
     # ---- the wire
 
     def _transmit(self) -> None:
         """Put on the wire what the window allows."""
-        pending = self._pending
+        pending = self.pending
         largest = SEGMENT if self.bandwidth is not None else LARGEST_SEGMENT
         while pending:
             count = min(len(pending), self.receive_buffer - self.size - self._wire_size, largest)
@@ -370,7 +371,7 @@ class Flow:
             self.size -= len(chunk)
             if self.direct:
                 self._taken(len(chunk))
-            elif self._pending and not self._agreed:
+            elif self.pending and not self._agreed:
                 self._agreed = True
                 self.network.at(self.network.now + self.network.delay(), self.window_opened)
         return chunk

@@ -100,7 +100,7 @@ class SimulationLoop(BaseSelectorEventLoop):
         """Go to the next instant at which something happens."""
         network = self.kernel
         agenda = network.agenda
-        while agenda and isinstance(entry := agenda[0][2], asyncio.TimerHandle) and entry.cancelled():
+        while agenda and isinstance(entry := agenda[0][2], asyncio.TimerHandle) and entry._cancelled:
             self._drop(heapq.heappop(agenda)[2])
         if not agenda:
             waiting = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self)))
@@ -159,7 +159,7 @@ class SimulationLoop(BaseSelectorEventLoop):
             entry = heapq.heappop(agenda)[2]
             if not isinstance(entry, asyncio.TimerHandle):
                 entry()
-            elif entry.cancelled():
+            elif entry._cancelled:
                 self._drop(entry)
             else:
                 entry._scheduled = False  # type: ignore[attr-defined]

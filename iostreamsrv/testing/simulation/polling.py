@@ -186,7 +186,7 @@ class Selector(selectors.BaseSelector):
     def __init__(self, descriptors: Descriptors) -> None:
         self._descriptors = descriptors
         self._keys: dict[int, selectors.SelectorKey] = {}
-        self._files: dict[File, int] = {}
+        self._watched: dict[File, selectors.SelectorKey] = {}
         self._by_number: dict[int, File] = {}
         self.maybe: dict[File, None] = {}
 
@@ -196,7 +196,7 @@ class Selector(selectors.BaseSelector):
             raise KeyError(f"{fileobj!r} (FD {number}) is already registered")
         file = self._descriptors.file(number)
         key = self._keys[number] = selectors.SelectorKey(fileobj, number, events, data)
-        self._files[file], self._by_number[number] = number, file
+        self._watched[file], self._by_number[number] = key, file
         self.maybe[file] = None
         file.watchers.append(self)
         return key
@@ -213,9 +213,9 @@ class Selector(selectors.BaseSelector):
         number = _number(fileobj)
         old = self._keys[number]
         file = self._descriptors.file(number)
-        if file not in self._files:
+        if file not in self._watched:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        key = self._keys[number] = selectors.SelectorKey(old.fileobj, number, events, data)
+        key = self._keys[number] = self._watched[file] = selectors.SelectorKey(old.fileobj, number, events, data)
         self.maybe[file] = None
         return key
 
@@ -229,14 +229,14 @@ class Selector(selectors.BaseSelector):
 
     def forget(self, file: File) -> None:
         """See `Watcher`. The loop may unregister the number later."""
-        del self._by_number[self._files.pop(file)]
+        del self._by_number[self._watched.pop(file).fd]
         self.maybe.pop(file, None)
 
     def select(self, timeout: float | None = 0) -> list[tuple[selectors.SelectorKey, int]]:
         """What is ready, in a drawn order. It never waits."""
         found, quiet = [], None
         for file in self.maybe:
-            key = self._keys[self._files[file]]
+            key = self._watched[file]
             wanted = key.events
             events = file.events(ALL if wanted & SELECT_WRITE else ALL & ~WRITE)
             seen = wanted & SELECT_READ if events & ~WRITE else 0
@@ -257,10 +257,10 @@ class Selector(selectors.BaseSelector):
         return self._keys
 
     def close(self) -> None:
-        for file in self._files:
+        for file in self._watched:
             file.watchers.remove(self)
         self._keys.clear()
-        self._files.clear()
+        self._watched.clear()
         self._by_number.clear()
         self.maybe.clear()
 
