@@ -133,6 +133,7 @@ class Flow:
         "_held",
         "_last",
         "_nospace",
+        "_note",
         "_retry",
         "_retrying_since",
         "_wire",
@@ -175,6 +176,7 @@ class Flow:
         self._agreed = False  # the news of a larger window is on its way
         self._retry = 0.0
         self._retrying_since = 0.0
+        self._note = network.trace.add
 
     # ---- for the sender
 
@@ -289,9 +291,10 @@ class Flow:
     def arrive(self) -> None:
         """What is due arrives."""
         wire, network = self._wire, self.network
-        if network.parted and network.apart(self.source.host, self.target.host):
-            return self._try_again()
-        self._retry = 0.0
+        if network.parted:
+            if network.apart(self.source.host, self.target.host):
+                return self._try_again()
+            self._retry = 0.0
         now = network.now
         while wire and wire[0][0] <= now:
             segment = wire.popleft()[1]
@@ -318,7 +321,7 @@ class Flow:
     def _arrive(self, segment: bytes) -> None:
         target, network = self.target, self.network
         size, now = len(segment), network.now
-        network.trace.add((now, self.name, size))
+        self._note((now, self.name, size))
         if (network.striking and network.strikes(self)) or (target.state == DEAD and target.refuses()):
             return
         self.inbox.append(segment)

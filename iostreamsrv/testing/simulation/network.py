@@ -43,7 +43,7 @@ class Network(Kernel):
     :ivar trace: what has happened.
     :ivar failing: whether system calls may fail.
     :ivar striking: whether segments may be lost for good.
-    :ivar parted: whether some hosts may be apart.
+    :ivar parted: whether some hosts may be, or were, apart.
     :ivar cuts: whether segments may be cut.
     :ivar jitter: seconds by which delays vary, above ``least_delay``.
     """
@@ -116,7 +116,6 @@ class Network(Kernel):
     def heal(self) -> None:
         """End all partitions."""
         self._apart.clear()
-        self.parted = False
 
     def apart(self, one: str, other: str) -> bool:
         """Whether nothing arrives from one of these hosts at the other."""
