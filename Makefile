@@ -14,6 +14,9 @@ PYTEST = $(BIN)/python -m pytest --quiet
 PARALLEL = -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist worksteal -m "not alone"
 EVERYTHING = --all --engines=all
 
+# Some shells set it. Without bytecode each process that runs tests compiles all of them again: 12 s, many times over.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help run install test test-all release-check conformance bench faults-peers style types coverage docs clean
 
@@ -27,7 +30,7 @@ run: $(VENV)/.has-package ## start the echo server on 127.0.0.1:8888 (or HOST=..
 install: $(VENV)/.has-tests $(VENV)/.has-tools $(VENV)/.has-docs ## install all that the other targets need into .venv
 	$(PYTEST) --collect-only $(EVERYTHING) tests >/dev/null
 
-test: $(VENV)/.has-tests ## the first tier of tests, in about four minutes
+test: $(VENV)/.has-tests ## the first tier of tests, in about two minutes
 	$(PYTEST) $(PARALLEL) tests
 	$(PYTEST) -m alone tests
 

@@ -1,13 +1,12 @@
-"""The server you subclass."""
+"""The server you subclass. Its methods that listen are in :mod:`iostreamsrv.server.listening`."""
 
 import asyncio
-import socket
 import ssl
 from asyncio import Future
 from collections.abc import Awaitable, Iterable
 from functools import cached_property
 from types import EllipsisType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import tornado.tcpserver
 from tornado.ioloop import IOLoop
@@ -16,24 +15,19 @@ from .certs.certificates import Certificates
 from .errors import CloseReason, OptionError
 from .events import Event
 from .iostream import IOStream
-from .net.bind import BACKLOG, bind_sockets
 from .options import REPLACEABLE, ServerOptions, check_optional_timeout
 from .runtime.callables import is_overridden
-from .runtime.checks import is_int
 from .runtime.exports import names_of
-from .server.base import ServerBase
-from .server.forking import fork_workers
 from .server.groups import Group, Slow, Streams
+from .server.listening import ListeningServer
 from .server.shutdown import cancel_all
 
 __all__ = ["Streams", "TCPServer"]
 
 __getattr__, __dir__ = names_of(tornado.tcpserver, globals())
 
-SSLOptions = dict[str, Any] | ssl.SSLContext | Certificates | Literal[False] | None
 
-
-class TCPServer(ServerBase):
+class TCPServer(ListeningServer):
     """A TCP server: subclass it and write :meth:`handle_stream`, or assign ``handle_stream`` on the instance. ::
 
         class Echo(TCPServer):
@@ -46,26 +40,25 @@ class TCPServer(ServerBase):
         iostreamsrv.run(server)
 
     There are three ways to start: :meth:`listen`, which binds and accepts; :meth:`bind` and later :meth:`start`; and
-    :meth:`add_sockets` for sockets that exist already. Each accepts as soon as a loop runs: the running one, else
-    ``io_loop``, else the thread's current one; :func:`iostreamsrv.run` and :meth:`serve_forever` take their own.
+    :meth:`add_sockets` for sockets that exist already. Each accepts as soon as its loop runs: ``io_loop``, else the
+    thread's current one. :func:`iostreamsrv.run` and :meth:`serve_forever` accept on the loop that they run on.
 
-    :param ssl_options: None for plain connections; for TLS a dict with ``certfile`` and ``keyfile``, or an
-        `ssl.SSLContext`, or `Certificates`, which say more. The files are read and checked here, before anything is
-        bound.
+    :param ssl_options: None for plain connections; for TLS a dict with ``certfile`` and ``keyfile``, an
+        `ssl.SSLContext`, or `Certificates`. The files are read and checked here, before anything is bound.
     :param io_loop: the `IOLoop` to accept on; None: see above.
-    :param options: a `ServerOptions`, for several servers with the same.
-    :param keywords: ``max_connections``, ``idle_timeout``, ``close_on_return`` and the others of `ServerOptions`, one
-        by one. A class may have its own defaults, as attributes::
+    :param options: a `ServerOptions`, to share between servers.
+    :param keywords: single options of `ServerOptions`: ``max_connections``, ``idle_timeout``, ``close_on_return`` ...
+        A subclass may set defaults as class attributes::
 
             class Chat(TCPServer):
                 max_connections = 100
                 idle_timeout = 600
 
-        Keywords take precedence over ``options``, and these over the class's.
+        Keywords take precedence over ``options``, and ``options`` over class attributes.
     :raises OptionError: an option is invalid.
-    :raises TypeError: there is no such option; the nearest one is suggested.
+    :raises TypeError: there is no such option; the most similar one is suggested.
 
-    :ivar events: the events of the server, see `Events`: ``server.events.subscribe(listener, "close")``.
+    :ivar events: the `Events` of the server: ``server.events.subscribe(listener, "close")``.
     """
 
     def __init__(
@@ -89,14 +82,13 @@ class TCPServer(ServerBase):
     def handle_stream(self, stream: IOStream, address: Any) -> Awaitable[None] | None:
         """Serve one client: override it with a coroutine or a plain function.
 
-        When a coroutine returns, what it wrote is delivered and the stream closed (``close_on_return``). When it
-        raises, the stream is closed, and the exception logged once with the client's address, unless the client
-        caused it: a closed stream, a timeout, a full buffer. A plain function's stream stays open when the function
-        returns.
+        When a coroutine returns, what it wrote is delivered and the stream is closed (``close_on_return``). When it
+        raises, the stream is closed, and the exception is logged once with the client's address, unless the client
+        caused it: a closed stream, a timeout, a full buffer. When a plain function returns, the stream stays open.
 
         :param stream: the client.
-        :param address: its address as `socket.socket.accept` gives it: for IPv4 ``(host, port)``, for Unix sockets as a
-            rule ``""``.
+        :param address: its address as `socket.socket.accept` gives it: ``(host, port)`` for IPv4, usually ``""`` for
+            Unix sockets.
         """
         raise NotImplementedError
 
@@ -118,16 +110,16 @@ class TCPServer(ServerBase):
         return None
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
-        """Learn that a stream is closed: may be overridden, by a coroutine or a plain function. ::
+        """Called after a stream is closed: may be overridden, by a coroutine or a plain function. ::
 
             def handle_close(self, stream, reason):
                 print(f"{stream.remote_address} is gone: {reason}, {stream.buffered} bytes unread")
 
-        It is called once for each stream that :meth:`handle_stream` was called with, when its descriptor has been
-        closed; a handler that was reading is about to notice. :meth:`shutdown` waits for it. What it raises is logged.
+        It is called once for each stream that :meth:`handle_stream` was called with, after its descriptor is closed;
+        perhaps before a pending read of the handler raises. :meth:`shutdown` waits for it. Its exceptions are logged.
 
-        :param stream: the client. It is closed; ``data``, counters, addresses and unread bytes are still there.
-        :param reason: why, as in ``stream.close_reason``.
+        :param stream: the client. It is closed; ``data``, counters, addresses and unread bytes are still available.
+        :param reason: ``stream.close_reason``.
         """
         return None
 
@@ -143,11 +135,11 @@ class TCPServer(ServerBase):
 
             server.replace_options(max_connections=500, idle_timeout=30)
 
-        Timeouts and limits of connections apply to all streams at once, buffer sizes to new streams. No stream is
-        closed because ``max_connections`` has become smaller.
+        Timeouts and connection limits apply to all streams at once, buffer sizes to new streams. A smaller
+        ``max_connections`` closes no stream.
 
-        :param changes: of `ServerOptions` those that are timeouts, sizes and numbers of connections.
-        :raises OptionError: an option is invalid, or cannot be replaced while the server runs.
+        :param changes: those options of `ServerOptions` that are timeouts, sizes or numbers of connections.
+        :raises OptionError: an option is invalid, or is fixed when the server is made.
         :raises TypeError: there is no such option.
         """
         options = self.options.replaced(changes)
@@ -156,123 +148,6 @@ class TCPServer(ServerBase):
                 raise OptionError(name, changes[name], "cannot be replaced on a server: give it to the constructor")
         self._options = options
         self._clients.set_options(options)
-
-    # ---- listening
-
-    def listen(
-        self,
-        port: int | str,
-        address: str | None = None,
-        family: socket.AddressFamily = socket.AF_UNSPEC,
-        backlog: int = BACKLOG,
-        flags: int | None = None,
-        reuse_port: bool = False,
-        ssl_options: SSLOptions = None,
-    ) -> None:
-        """Bind ``port`` and accept on it; may be called again for more ports and addresses. ::
-
-            server.listen(8888, "127.0.0.1")
-            print(server.addresses)
-
-        Parameters: `bind_sockets`, and:
-
-        :param ssl_options: TLS options for these clients; None for those of the server, False for plain connections.
-        :raises OptionError: an argument is invalid.
-        :raises ListenError: the address does not resolve, or cannot be bound.
-        :raises NotImplementedError: there is no ``handle_stream``.
-        """
-        self._need_handler()
-        setup = self._listeners.setup_for(ssl_options, self.options)
-        sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
-        self._accept_on([(each, setup) for each in sockets])
-
-    def bind(
-        self,
-        port: int | str,
-        address: str | None = None,
-        family: socket.AddressFamily = socket.AF_UNSPEC,
-        backlog: int = BACKLOG,
-        flags: int | None = None,
-        reuse_port: bool = False,
-        ssl_options: SSLOptions = None,
-    ) -> None:
-        """Bind ``port``; clients wait in the backlog until :meth:`start`. After it, the same as :meth:`listen`. ::
-
-            server.bind(8888)
-            server.start()
-
-        Parameters and errors are those of :meth:`listen`.
-        """
-        self._need_handler()
-        setup = self._listeners.setup_for(ssl_options, self.options)
-        sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
-        if self._started:
-            self._accept_on([(each, setup) for each in sockets])
-        else:
-            self._listeners.hold(sockets, setup)
-
-    def start(self, num_processes: int | None = 1, max_restarts: int | None = None) -> None:
-        """Accept on all that was bound. ::
-
-            server.bind(8888)
-            server.start(4)  # four processes go on from here
-            iostreamsrv.run(server)
-
-        :param num_processes: 1 for this process; more to fork that many workers, which share the listeners; None or 0
-            for one per core. Each worker returns from here; the first process waits for them in here, replaces those
-            that die, and exits when all have ended. Not on Windows.
-        :param max_restarts: how many dead workers are replaced in all; None for Tornado's 100.
-        :raises RuntimeError: started already; or to fork, where a loop exists (the workers would share its epoll) or
-            from a thread that is not the main one.
-        :raises OptionError: a number is invalid.
-        """
-        self._need_handler()
-        if self._started:
-            raise RuntimeError("the server has been started already: call stop() first")
-        if num_processes is not None and not is_int(num_processes, 0):
-            raise OptionError("num_processes", num_processes, "must be 1 or more, or None for one for each core")
-        if max_restarts is not None and not is_int(max_restarts, 0):
-            raise OptionError("max_restarts", max_restarts, "must be 0 or more, or None for 100")
-        if num_processes != 1:
-            fork_workers(num_processes, max_restarts, self.stop)
-        self._started = True
-        self._accept_on(self._listeners.take_held())
-
-    def add_sockets(self, sockets: Iterable[socket.socket], ssl_options: SSLOptions = None) -> None:
-        """Accept on listening sockets that exist; they belong to the server and are closed by :meth:`stop`. ::
-
-            server.add_sockets([*bind_sockets(8888), bind_unix_socket("/run/echo.sock")])
-
-        :param ssl_options: TLS options for their clients; None for those of the server, False for plain connections.
-        :raises OptionError: one is closed, is not listening, or was added before; none of them is added then.
-        """
-        setup = self._listeners.setup_for(ssl_options, self.options)
-        self._accept_on([(listener, setup) for listener in sockets])
-
-    def add_socket(self, socket: socket.socket, ssl_options: SSLOptions = None) -> None:
-        """:meth:`add_sockets` for one."""
-        self.add_sockets([socket], ssl_options)
-
-    def suspend(self) -> None:
-        """Accept no client until :meth:`resume`; clients wait in the backlog, and open streams go on."""
-        self._listeners.suspend()
-
-    def resume(self) -> None:
-        """Accept again after :meth:`suspend`."""
-        self._listeners.resume()
-
-    @property
-    def suspended(self) -> bool:
-        """Whether :meth:`suspend` was called, and :meth:`resume` not yet."""
-        return self._listeners.suspended
-
-    def stop(self) -> None:
-        """Stop listening: new clients are refused, open streams go on. Then it may listen, or bind and start, again."""
-        self._listeners.close()
-        self._started = False
-        if self._on_stop is not None:
-            self._on_stop.set()
-            self._on_stop = None
 
     # ---- running and ending
 
@@ -286,11 +161,11 @@ class TCPServer(ServerBase):
 
             asyncio.run(main())
 
-        If cancelled, it shuts down (:meth:`shutdown`) first; cancelled again, it closes everything at once. So Ctrl-C
-        in the program above lets clients finish, and a second Ctrl-C does not wait for them.
+        If cancelled, it calls :meth:`shutdown` first; cancelled again, it closes everything at once. So Ctrl-C in the
+        program above lets clients finish, and a second Ctrl-C does not wait for them.
 
         :raises NotImplementedError: there is no ``handle_stream``.
-        :raises RuntimeError: nothing is listening, so it would wait forever.
+        :raises RuntimeError: the server is not listening, so it would wait forever.
         """
         self._need_handler()
         if not self._listeners:
@@ -305,7 +180,7 @@ class TCPServer(ServerBase):
         except asyncio.CancelledError:
             self._cancelled = True
             try:
-                if self._ending is None:  # else it was called before, and is cut short
+                if self._ending is None:  # otherwise a shutdown is running, and is cut short
                     await self.shutdown()
             finally:
                 self._cancelled = False
@@ -314,22 +189,20 @@ class TCPServer(ServerBase):
             raise
 
     async def shutdown(self, timeout: float | EllipsisType | None = ...) -> None:
-        """End the server, and let its clients finish. ::
+        """Stop listening, let clients finish, and close all streams. ::
 
             await server.shutdown(timeout=5)
 
-        Connections in the accept backlog are accepted, and served as capacity allows; then the listeners are closed,
-        and `IOStream.wait_draining` returns. Streams that only wait in a read, with nothing received for it and nothing
-        queued, are closed, reason ``shutdown``: for ``drain_idle`` seconds (0.5) they may still send a request, later
-        they are closed as soon as their handler reads again. Handlers at work may finish. Clients that ask again at
-        once do not prolong it: after those seconds a handler that has written since its last read, and reads again, has
-        answered. Its stream is closed gracefully, and the read raises `StreamClosedError`, reason ``shutdown``. A read
-        in the middle of a request, for which nothing was written yet, goes on. A handler left at the timeout is
-        cancelled, has a second for its last words and its client another one to read them; then its stream is closed,
-        reason ``drain_timeout``: with a reset, if the client has not taken all.
+        Connections in the accept backlog are accepted, and served as capacity allows; then the listeners close, and
+        `IOStream.wait_draining` returns. Handlers with a request in progress may finish it. A stream without one may
+        still begin a request for ``drain_idle`` seconds (0.5); then it is closed, reason ``shutdown``. After those
+        seconds a handler that has written since its last read, and reads again, has finished its request: its stream is
+        closed gracefully, and the read raises `StreamClosedError`. So busy clients do not prolong a shutdown.
 
-        Its beginning is an event of the kind ``shutdown`` (an INFO line in the log), and so are clients that are cut
-        off by the timeout (a WARNING).
+        At the timeout the remaining handlers are cancelled. Each has a second for its last writes, and its client one
+        more to read them; then the stream is closed, reason ``drain_timeout``, with a reset if the client has not taken
+        everything. The start of a shutdown is an event of the kind ``shutdown`` (INFO in the log), and so is a timeout
+        (WARNING).
 
         It returns when all streams are closed and all handlers, including :meth:`handle_close`, have ended; it does not
         wait for a handler that called it. A second call waits for the same shutdown. If cancelled, it closes everything
@@ -358,33 +231,25 @@ class TCPServer(ServerBase):
         await self.shutdown()
 
     async def close_all_connections(self) -> None:
-        """End all handlers now and close all streams, reason ``shutdown``; return when the handlers have ended.
+        """Cancel all handlers and close all streams now, reason ``shutdown``; return when the handlers have ended.
 
-        Listening goes on, unless :meth:`stop` was called before.
+        The server goes on listening, unless :meth:`stop` was called before.
         """
         await cancel_all(self._clients, CloseReason.SHUTDOWN)
 
-    # ---- what there is
-
-    @property
-    def addresses(self) -> list[Any]:
-        """What is bound, as `socket.socket.getsockname` gives it: port 0 has become a real one."""
-        return self._listeners.addresses
+    # ---- all clients
 
     @cached_property
     def streams(self) -> Streams:
-        """The streams that are open: count them, iterate over them, ``get(id)`` one.
-
-        A subclass may use the name for something of its own.
-        """
+        """The open streams: ``len()``, iteration, ``get(id)``. A subclass may use the name for something else."""
         return Streams(self._clients.open)
 
     def group(self, name: object) -> Group:
-        """The group of streams with this name; it need not be created. ::
+        """The group of streams with this name; it is created when first used. ::
 
             server.group("lobby").join(stream)
 
-        :param name: anything that can be the key of a dict.
+        :param name: any hashable object.
         """
         return self._clients.groups.get(name)
 
@@ -395,14 +260,14 @@ class TCPServer(ServerBase):
 
             server.broadcast(b"somebody came in\\n", exclude=stream)
 
-        All streams share one copy of it. Await it with ``slow="wait"``, before the next one: other writes may overtake
-        it. Otherwise it need not be awaited.
+        All streams share one copy of ``data``. With ``slow="wait"``, await the future before the next broadcast: other
+        writes may overtake this one. Otherwise it need not be awaited.
 
         :param exclude: a stream, or several, to leave out.
-        :param slow: for a stream whose queue (``max_write_buffer_size``) has no room: "drop": it misses this message;
-            "kick": it is closed, reason ``kicked``; "wait": it gets the message as soon as there is room.
-        :returns: a future of how many streams took it; done at once, or with "wait" when the slow streams have taken it
-            or are closed.
+        :param slow: what happens to a stream whose queue (``max_write_buffer_size``) has no room: "drop": it misses
+            this message; "kick": it is closed, reason ``kicked``; "wait": it gets the message when there is room.
+        :returns: a future of the number of streams that took it; done at once, or with "wait" when the slow streams
+            have taken it or are closed.
         :raises OptionError: ``slow`` is none of these.
         """
         return self._clients.groups.broadcast(self._clients.open.values(), data, exclude, slow)
@@ -414,7 +279,7 @@ class TCPServer(ServerBase):
 
     @property
     def max_buffer_size(self) -> int:
-        """``options.max_buffer_size``, where Tornado has it; may be set, for the streams to come."""
+        """``options.max_buffer_size``, as an attribute as in Tornado; may be set, for new streams."""
         return self.options.max_buffer_size
 
     @max_buffer_size.setter
@@ -423,7 +288,7 @@ class TCPServer(ServerBase):
 
     @property
     def read_chunk_size(self) -> int:
-        """``options.read_chunk_size``, where Tornado has it; may be set, for the streams to come."""
+        """``options.read_chunk_size``, as an attribute as in Tornado; may be set, for new streams."""
         return self.options.read_chunk_size
 
     @read_chunk_size.setter
@@ -442,12 +307,11 @@ class TCPServer(ServerBase):
         return list(dict.fromkeys(certificates))
 
     def reload_certificates(self) -> bool:
-        """Reload all certificate files, for new connections; open ones keep what they have.
+        """Reload all certificate files for new connections; open connections keep their certificates.
 
-        Certificates that cannot be used, because a file is unreadable, incomplete or does not match its key, stay as
-        they were, with an error in the log; so does an `ssl.SSLContext`, whose files are not known, with a warning.
-        Each of the `Certificates` emits an event, "reload". `run` does this on SIGHUP, and reads the files in another
-        thread; here they are read at once.
+        If a file is unreadable, incomplete or does not match its key, those certificates stay as they were, and an
+        error is logged. An `ssl.SSLContext` stays, too, with a warning: its files are not known. Each of the
+        `Certificates` emits the event "reload". On SIGHUP `run` does the same, but reads the files in another thread.
 
         :returns: whether all were reloaded.
         """

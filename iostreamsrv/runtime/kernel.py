@@ -19,7 +19,7 @@ fcntl: ModuleType | None
 try:
     import fcntl
     import termios
-except ImportError:  # Windows does not tell what its kernel holds
+except ImportError:  # on Windows, which does not report what its kernel holds
     fcntl = None
 
 resource: ModuleType | None
@@ -46,7 +46,7 @@ class Kernel:
         """
         return socket.socket(family, kind)
 
-    def epoll(self) -> "select.epoll":  # quoted: not everywhere is there one
+    def epoll(self) -> "select.epoll":  # quoted: some systems have none
         """A new epoll."""
         return select.epoll()
 
@@ -69,7 +69,7 @@ class Kernel:
         return None if soft == resource.RLIM_INFINITY else soft
 
     def unsent(self, number: int) -> int:
-        """Bytes that the kernel has taken for a socket and the peer has not; 0 where it does not tell."""
+        """Bytes that the kernel has taken for a socket and the peer has not acknowledged; 0 if it does not say."""
         if fcntl is None or number < 0:
             return 0
         count = bytearray(4)

@@ -1,8 +1,8 @@
 """TLS without a socket: ciphertext in, plaintext out, and back.
 
-OpenSSL does the work, over two buffers in memory. In comparison with a socket of its own this has three merits: one
-receive and one send carry many records; bytes that were received before TLS began can be given to it; and nothing that
-it has not been given can be lost in it.
+OpenSSL does the work, over two buffers in memory. Compared with an `ssl.SSLSocket` this has three merits: one receive
+and one send carry many records; bytes that were received before TLS started can be fed to it; and it never takes bytes
+from the socket that were not fed to it.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from copy import copy
 
 HEADER = 5
-"""Bytes that a record begins with: its type, its version, and the length of the rest."""
+"""Bytes of a record's header: its type, its version, and the length of the rest."""
 
 RECORD = 16384
 """Most bytes of plaintext in a record."""
@@ -22,127 +22,74 @@ EXPANSION = 2048
 """Most bytes by which a record may be longer than its plaintext."""
 
 PIECE = 4104
-"""Most bytes of a record that are given to OpenSSL at once, and most of plaintext that it makes a record of, until a
-connection has moved :data:`BULK`. Its buffers in memory never shrink. Whole records would leave 27 KB each way to every
-idle connection that has once had a long message; a quarter of one leaves 7."""
+"""Most bytes of a record that are given to OpenSSL at once, and most plaintext in a record that it makes, until a
+connection has moved :data:`BULK`. OpenSSL's buffers never shrink: with whole records, every idle connection that once
+had a long message would keep 27 KB for each direction. With pieces of a quarter record it keeps 7 KB."""
 
 BULK = 1 << 21
-"""Bytes in long messages after which a connection is worth whole records: pieces take a third more of the engine's
-time."""
+"""Bytes in long messages after which a connection uses whole records: pieces take a third more of the engine's time."""
 
 WORK = 32
-"""Records that are worked off at once: a chunk that was received may hold thousands of them. Most are of one byte then,
-and no peer who means well sends those."""
+"""Most records to process at once. A received chunk may hold thousands, if most have one byte; only an attacker sends
+such records."""
 
 EMPTY_COSTS = 4
 BYTES_PER_MESSAGE = 32
-"""How many records one without a byte for the application counts for: four, as new keys, or an answer, may be made for
-it, and one more for each 32 bytes, as it may hold many messages."""
+"""How many records one without application data counts for: four, because it may make OpenSSL compute keys or send an
+answer; and one more for each 32 bytes, because it may hold many messages."""
 
 DATA = 23
 HANDSHAKE = 22
 LONGEST_HELLO = 2048
-"""Most bytes of a handshake record behind the handshake, before TLS 1.3. A renegotiation is refused, and a longer
-record would be many at once: 16 KiB hold 4,000, and OpenSSL answers each."""
+"""Most bytes of a handshake record after the handshake, before TLS 1.3. Each message in it asks for a renegotiation,
+which OpenSSL refuses with an answer; 16 KiB would hold 4,000 of them."""
 
 MOST_EMPTY = 32
-"""Records in a row that may have no byte for the application. Each costs this side far more than the peer, so there are
-only as many as BoringSSL allows (kMaxEmptyRecords, kMaxKeyUpdates)."""
+"""Most records in a row without application data. Each costs this side far more than the peer. BoringSSL has the same
+limit (kMaxEmptyRecords, kMaxKeyUpdates)."""
 
 NO_RECORD = b"\0\x03\x03\0\x40" + bytes(64)
-"""A record of a type that there is not."""
+"""A record of a type that does not exist."""
 
 
 class Truncated(Exception):
-    """The ciphertext ended without the peer's word that it was to end: somebody may have cut it."""
+    """The ciphertext ended without a close_notify: it may have been cut off on its way."""
 
 
-class TLSEngine:
-    """One end of a TLS connection.
+class RecordFeed:
+    """Gives OpenSSL one record after the other, each when all of it has arrived.
 
-    Records are given to OpenSSL one by one, each when all of it has come. So the work of a call is bounded, whatever
-    the peer sends; records that OpenSSL keeps to itself can be counted; and OpenSSL's buffers, which never shrink,
-    stay as small as a record, or as a piece of one.
-
-    :ivar object: the `ssl.SSLObject`, to ask for certificates, ciphers and versions.
-    :ivar by_name: whether a callback of the user's chooses certificates by the name that a client asks for.
-    :ivar outgoing: what is to be sent; ``outgoing.pending`` says how many bytes.
-    :ivar has_input: whether a read may give something, or an end or an error, without more ciphertext. If it is still
-        True after a read that gave None, that read had enough to do: others may have their turn before the next.
+    So the work of a call is bounded, whatever the peer sends; records without application data can be counted; and
+    OpenSSL's buffers, which never shrink, stay as small as a record, or as a piece of one.
     """
 
-    __slots__ = (
-        "_at",
-        "_chunk",
-        "_empty",
-        "_encrypted",
-        "_end",
-        "_fed_all",
-        "_handshaken",
-        "_incoming",
-        "_inside",
-        "_kept",
-        "_missing",
-        "_moved",
-        "_server_side",
-        "_size",
-        "_speaks_first",
-        "_tickets",
-        "_tired",
-        "by_name",
-        "has_input",
-        "object",
-        "outgoing",
-    )
+    __slots__ = ("_at", "_chunk", "_handshaken", "_incoming", "_missing", "_moved", "_size", "has_input", "object")
 
-    def __init__(
-        self,
-        context: ssl.SSLContext,
-        server_side: bool,
-        server_hostname: str | None = None,
-        session: ssl.SSLSession | None = None,
-    ) -> None:
-        self._incoming = ssl.MemoryBIO()
-        self.outgoing = ssl.MemoryBIO()
-        self.object = context.wrap_bio(self._incoming, self.outgoing, server_side, server_hostname, session)
-        self.by_name = context.sni_callback is not None
-        self._server_side = server_side
-        self._speaks_first = not server_side  # the handshake begins without input
-        self._chunk: bytes | bytearray = b""  # what has come, and OpenSSL has not got from _at on
+    def __init__(self, incoming: ssl.MemoryBIO, tls: ssl.SSLObject) -> None:
+        self._incoming = incoming
+        self.object = tls
+        self._chunk: bytes | bytearray = b""  # received; OpenSSL has what is before _at
         self._at = 0
-        self._missing = 0  # bytes of the record that OpenSSL has got a part of
+        self._missing = 0  # if OpenSSL has the beginning of a record: how many bytes the record still lacks
         self._size = 0  # of that record
         self._handshaken = False
-        self._inside = False  # OpenSSL holds plaintext, or a record that it has not looked at
-        self._moved = 0  # bytes in long messages, both ways
-        self._empty = 0  # records in a row without a byte for the application
-        self._tired = False  # records without a byte have been enough work for a while
-        self._kept = b""  # decrypted before somebody asked for it
-        self._end: bytes | ssl.SSLError | Truncated | None = None  # what the reads end with: b"" where all is well
-        self._fed_all = False
-        self._encrypted: list[bytes] = []  # goes out before what is in outgoing
-        self._tickets = b""  # goes out before all that, and never alone
+        self._moved = 0  # bytes in long messages, in both directions
         self.has_input = False
 
     def feed(self, ciphertext: bytes | bytearray) -> None:
-        """Take what arrived."""
+        """Add received bytes."""
         self._chunk = self._chunk[self._at :] + ciphertext if self._chunk else ciphertext
         self._at = 0
         self.has_input = True
 
-    def feed_end(self) -> None:
-        """There is no more to come."""
-        self._fed_all = True  # OpenSSL is not told: it would send an alert, and could send nothing after it
-        self.has_input = True
-
     @property
     def undecrypted(self) -> int:
-        """Bytes of ciphertext that have come, and of which nothing has come yet."""
+        """Bytes of ciphertext that were fed and not decrypted yet."""
         given = self._size - self._missing if self._missing else self._incoming.pending
         return given + len(self._chunk) - self._at
 
     def _feed_record(self) -> bool:
-        """Give OpenSSL what there is of the next record; whether it can do something with it."""
+        """Give OpenSSL what there is of the next record; return whether it can process it."""
         chunk, at, missing = self._chunk, self._at, self._missing
         left = len(chunk) - at
         begins = not missing
@@ -162,12 +109,12 @@ class TLSEngine:
         self._give(chunk[at:] if at else chunk)
         self._chunk, self._at = b"", 0
         if begins and missing > left and not _may_be_a_record(chunk[at : at + HEADER]):
-            return True  # OpenSSL says what is wrong: the rest may never come
+            return True  # OpenSSL raises the error at once: the rest may never come
         self._missing = missing - left
         return not self._missing
 
     def _give(self, part: bytes | bytearray) -> None:
-        """Give OpenSSL a part of a record. It takes each piece out of the buffer in memory before the next comes."""
+        """Give OpenSSL a part of a record, in pieces: it takes each from the buffer before the next is written."""
         room = PIECE - self._incoming.pending
         if len(part) > room and self._moved < BULK and self._handshaken:
             self._moved += len(part)
@@ -176,21 +123,74 @@ class TLSEngine:
                 part = part[room:]
                 room = PIECE
                 try:
-                    self.object.read(1)  # takes the piece: the record is not whole, so there is nothing to read yet
+                    self.object.read(1)  # takes the piece; the record is not complete, so it gives nothing yet
                 except ssl.SSLWantReadError:
                     pass
         self._incoming.write(part)
 
+
+class TLSEngine(RecordFeed):
+    """One end of a TLS connection.
+
+    :ivar object: the `ssl.SSLObject`: it knows certificates, ciphers and versions.
+    :ivar by_name: whether a callback of the user chooses certificates by the name that a client asks for.
+    :ivar outgoing: bytes to send; ``outgoing.pending`` is their number.
+    :ivar has_input: whether another read may give data, EOF or an error without more ciphertext. If it is True after a
+        read that returned None, that read has done enough work: let other connections have their turn first.
+    """
+
+    __slots__ = (
+        "_empty",
+        "_encrypted",
+        "_end",
+        "_fed_all",
+        "_inside",
+        "_kept",
+        "_server_side",
+        "_speaks_first",
+        "_tickets",
+        "_tired",
+        "by_name",
+        "outgoing",
+    )
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        server_side: bool,
+        server_hostname: str | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> None:
+        incoming = ssl.MemoryBIO()
+        self.outgoing = ssl.MemoryBIO()
+        super().__init__(incoming, context.wrap_bio(incoming, self.outgoing, server_side, server_hostname, session))
+        self.by_name = context.sni_callback is not None
+        self._server_side = server_side
+        self._speaks_first = not server_side  # a client begins the handshake without input
+        self._inside = False  # OpenSSL holds plaintext, or a record that it has not decrypted yet
+        self._empty = 0  # records in a row without application data
+        self._tired = False  # records without application data have taken enough time for one call
+        self._kept = b""  # decrypted before a read asked for it
+        self._end: bytes | ssl.SSLError | Truncated | None = None  # how the input ended: b"" is a close_notify
+        self._fed_all = False
+        self._encrypted: list[bytes] = []  # sent before what is in outgoing
+        self._tickets = b""  # sent before all that, and never alone
+
+    def feed_end(self) -> None:
+        """Record that no more ciphertext will come."""
+        self._fed_all = True  # OpenSSL must not know: it would send an alert, and could send nothing after it
+        self.has_input = True
+
     @property
     def holds_tickets(self) -> bool:
-        """Whether session tickets wait for the next output."""
+        """Whether session tickets wait for the next output; see :meth:`take_outgoing`."""
         return bool(self._tickets)
 
     def take_outgoing(self) -> bytes:
-        """What is to be sent: handshakes, answers to the peer, and what was written.
+        """Take what is to be sent: the handshake, answers to the peer, and what was written.
 
-        A server's session tickets wait for company. A client that only writes, and closes, would leave them unread,
-        which makes its kernel send a reset, and this may destroy what it has written.
+        A server's session tickets are not sent alone, but with the next output. A client that only writes, then closes,
+        would not read them; so its kernel would send a reset, which may destroy what it has written.
         """
         ciphertext = self.outgoing.read()
         if self._encrypted:
@@ -202,9 +202,9 @@ class TLSEngine:
         return ciphertext
 
     def handshake(self) -> bool:
-        """Go on with the handshake; whether it is done. Otherwise more is wanted, unless there still is input.
+        """Continue the handshake; return whether it is done. If not, feed more, unless ``has_input`` is True.
 
-        :raises ssl.SSLError: it has failed. What is to be sent then tells the peer.
+        :raises ssl.SSLError: it has failed. The output then has an alert for the peer.
         """
         if self._handshaken:
             return True
@@ -216,7 +216,7 @@ class TLSEngine:
             if self._shake_hands():
                 self._handshaken = True
                 self.has_input = bool(self._chunk)
-                # From 1.3 on a server has had its last word by then; what is there are tickets.
+                # With 1.3 the server has sent all of its handshake by then: this output is tickets.
                 if self._server_side and self.object.version() == "TLSv1.3":
                     self._tickets = self.outgoing.read()
                 return True
@@ -235,9 +235,9 @@ class TLSEngine:
         return True
 
     def decrypt(self, ciphertext: bytes, size: int) -> bytes | None:
-        """:meth:`feed` and :meth:`read` in one, where :attr:`has_input` is False.
+        """:meth:`feed` and :meth:`read` in one call. Only while :attr:`has_input` is False.
 
-        Most requests are one whole record, with nothing before and behind it. That way is short.
+        Most requests are exactly one record, for which this is faster.
         """
         length = len(ciphertext)
         if (
@@ -266,11 +266,11 @@ class TLSEngine:
         return None if self._end is None else self._read_end(self._end)
 
     def read(self, size: int) -> bytes | None:
-        """Up to ``size`` bytes of plaintext; b"" where the peer has ended; None where more ciphertext is wanted, or, if
-        ``has_input`` says so, another call.
+        """Up to ``size`` bytes of plaintext; b"" after the peer's close_notify. None: feed more ciphertext or, if
+        ``has_input`` is True, call again.
 
-        :raises Truncated: the ciphertext has ended, and the peer has not.
-        :raises ssl.SSLError: the ciphertext is broken, or too much of it brings nothing.
+        :raises Truncated: the ciphertext has ended without a close_notify.
+        :raises ssl.SSLError: the ciphertext is broken, or too many records have no data.
         """
         if self._kept:
             kept, self._kept = self._kept[:size], self._kept[size:]
@@ -286,7 +286,7 @@ class TLSEngine:
             try:
                 if not (self._inside or (self._chunk and self._feed_record())):
                     break
-                record = self.object.read(size if size < RECORD else RECORD)  # it reserves as much each time
+                record = self.object.read(size if size < RECORD else RECORD)  # it allocates this much each time
             except ssl.SSLError as error:
                 self._inside = False
                 work = self._brought_nothing(error, work)
@@ -300,7 +300,7 @@ class TLSEngine:
             work -= 1
             self._empty = 0
             size -= len(record)
-            self._inside = not size and self.object.pending() > 0  # only a read that is full can leave something
+            self._inside = not size and self.object.pending() > 0  # only a full read can leave plaintext behind
         more = self._inside or self._tired or (bool(self._chunk) and (not size or work <= 0))
         if self._fed_all and not more and self._end is None:
             self._end = Truncated()
@@ -310,14 +310,14 @@ class TLSEngine:
         return None if self._end is None else self._read_end(self._end)
 
     def _brought_nothing(self, error: ssl.SSLError, work: int) -> int:
-        """A record has: how many more may be worked off now."""
+        """A record had no data. Return how much work may still be done in this call."""
         self._read_nothing(error)
         work -= EMPTY_COSTS + self._size // BYTES_PER_MESSAGE
         self._tired = work <= 0
         return work
 
     def _read_nothing(self, error: ssl.SSLError) -> None:
-        if isinstance(error, ssl.SSLWantReadError):  # a record that OpenSSL keeps to itself
+        if isinstance(error, ssl.SSLWantReadError):  # OpenSSL has processed a record that is not application data
             self._empty += 1
             if self._empty > MOST_EMPTY:
                 self._refuse()
@@ -327,17 +327,17 @@ class TLSEngine:
             self._end = copy(error)
 
     def _refuse(self) -> None:
-        """End with an error, and tell the peer: OpenSSL is made to send a fatal alert."""
+        """Fail all reads from here on. A record of unknown type makes OpenSSL send the peer a fatal alert."""
         self._incoming.write(NO_RECORD)
         with contextlib.suppress(ssl.SSLError):
             self.object.read(1)
         self._end = ssl.SSLError(ssl.SSL_ERROR_SSL, f"more than {MOST_EMPTY} records in a row bring no data")
 
     def _read_end(self, end: bytes | ssl.SSLError | Truncated) -> bytes:
-        # OpenSSL would not say it twice.
+        # It is stored because OpenSSL reports it only once.
         if isinstance(end, bytes):
             return end
-        raise copy(end)  # the one that is kept is without a traceback, whose frames it would keep as well
+        raise copy(end)  # so the stored one gets no traceback, which would keep its frames alive
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt all of ``data``."""
@@ -350,7 +350,7 @@ class TLSEngine:
                 most = RECORD
         if size <= most:
             if size:
-                self.object.write(data)  # there is always room in memory, so it takes all
+                self.object.write(data)  # the buffer in memory grows, so it takes everything
             return
         with memoryview(data) as view:
             for at in range(0, size, most):
@@ -358,34 +358,34 @@ class TLSEngine:
                 self._encrypted.append(self.outgoing.read())
 
     def close(self) -> None:
-        """Tell the peer that this side ends. What it has sent, and sends, can still be read.
+        """Write a close_notify. What the peer has sent, and still sends, can be read afterwards.
 
-        Without a handshake, or after an error, there is nothing to tell.
+        Before the handshake, or after an error, do nothing.
         """
-        # OpenSSL looks for the peer's answer, and gives up where it finds data: take that first.
+        # OpenSSL looks for the peer's close_notify, and fails if it finds data: read that first.
         if self._inside:
             self._inside = False
             self._kept = self.object.read(RECORD)
         if not isinstance(self._end, ssl.SSLError):
-            with contextlib.suppress(ssl.SSLError):  # as a rule SSLWantReadError: the peer has not answered yet
+            with contextlib.suppress(ssl.SSLError):  # usually SSLWantReadError: the peer has not answered yet
                 self.object.unwrap()
 
 
 def _may_be_a_record(header: bytes | bytearray) -> bool:
-    """Whether these are the first bytes of a record, as far as one can see."""
+    """Whether ``header`` is a valid record header: type, version and length."""
     return 20 <= header[0] <= 24 and header[1] == 3 and (header[3] << 8 | header[4]) <= RECORD + EXPANSION
 
 
 class _MuteSniDecodeErrors:
-    """CPython prints a traceback for a client's server name that is not ASCII, before any callback sees it.
+    """Suppresses the traceback that CPython prints, before any callback runs, for a server name that is not ASCII.
 
-    The handshake fails, as it should; the traceback would be for any client to print at will. The hook is the whole
-    process's: it is there while any thread shakes hands, and leaves out what comes of those threads' handshakes.
+    The handshake fails, as it should; but any client could fill the log with tracebacks. ``sys.unraisablehook`` is the
+    whole process's: it is replaced while any thread is in a handshake, and ignores only errors of those threads.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._threads: set[int] = set()  # that shake hands
+        self._threads: set[int] = set()  # those in a handshake
         self._hook: _Hook | None = None
 
     def __enter__(self) -> None:
@@ -393,7 +393,7 @@ class _MuteSniDecodeErrors:
             self._threads.add(threading.get_ident())
             if self._hook is None:
                 report = sys.unraisablehook
-                while isinstance(report, _Hook):  # somebody has put it back meanwhile
+                while isinstance(report, _Hook):  # other code has saved it, and set it again
                     report = report.report
                 self._hook = sys.unraisablehook = _Hook(report, self._threads)
 
@@ -401,13 +401,13 @@ class _MuteSniDecodeErrors:
         with self._lock:
             self._threads.discard(threading.get_ident())
             if self._hook is not None and not self._threads:
-                if sys.unraisablehook is self._hook:  # else somebody has put another one in its place
+                if sys.unraisablehook is self._hook:  # otherwise other code has replaced it
                     sys.unraisablehook = self._hook.report
                 self._hook = None
 
 
 class _Hook:
-    """In the place of ``sys.unraisablehook``."""
+    """Replaces ``sys.unraisablehook`` during handshakes."""
 
     def __init__(self, report: Callable[["sys.UnraisableHookArgs"], object], threads: set[int]) -> None:
         self.report = report

@@ -1,1 +1,1 @@
-"""What a `TCPServer` is made of."""
+"""The parts of a `TCPServer`."""

@@ -1,6 +1,6 @@
-"""What a server needs inside: its parts, the hooks of its subclasses, and the steps that several methods share.
+"""The internals of a server: its parts, the hooks of its subclasses, and the steps that several methods share.
 
-:mod:`iostreamsrv.tcpserver` has what users call and override.
+What users call and override is in :mod:`iostreamsrv.tcpserver` and :mod:`iostreamsrv.server.listening`.
 """
 
 import asyncio
@@ -50,8 +50,8 @@ class ServerBase:
         self._io_loop = io_loop
         self._started = False
         self._on_stop: asyncio.Event | None = None
-        self._ending: Future[None] | None = None  # a shutdown is under way; done when it is over
-        self._cancelled = False  # serve_forever() was, so that another cancel ends all at once
+        self._ending: Future[None] | None = None  # a shutdown is running; done when it has ended
+        self._cancelled = False  # serve_forever() was cancelled: another cancel closes everything at once
         self._warned_no_handler = False
         if self._overrides("handle_stream"):
             self._check_handler()
@@ -66,18 +66,18 @@ class ServerBase:
     # ---- hooks of subclasses
 
     def _is_stream_idle(self, stream: IOStream) -> bool:
-        """Whether a stream only waits for its client to begin with a request, as far as bytes tell."""
+        """Whether a stream has no request in progress, judging by its bytes."""
         return stream.is_waiting()
 
     def _may_close_stream(self, stream: IOStream) -> bool:
-        """Whether a shutdown may close a stream whose handler has answered, as far as bytes tell, and reads again."""
+        """Whether a shutdown may close a stream whose handler, judging by its bytes, has answered and reads again."""
         return True
 
     _may_block = True
-    """Whether handlers run in the loop, and so may block it."""
+    """Whether handlers run in the loop, so that they may block it."""
 
     _closes_in_order = False
-    """Whether ``close()`` of a client's stream is to do what ``aclose()`` does."""
+    """Whether ``close()`` of a client's stream does what ``aclose()`` does."""
 
     def stop(self) -> None:
         """See `TCPServer.stop`."""

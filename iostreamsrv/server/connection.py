@@ -1,11 +1,11 @@
 """One client of a server: PROXY header, admission, TLS handshake, handler, close.
 
-:meth:`Connection.serve` is the order of it. A client that has no header to send and no handshake to do has nothing to
-wait for: its handler starts as soon as it is accepted, without a task around it. Nor is ``serve`` on the stack while a
-handler runs: an idle client costs its handler's task and this small object.
+:meth:`Connection.serve` shows the order. For a client without header and handshake there is nothing to wait for: its
+handler starts as soon as it is accepted, without a task for ``serve``. Nor is ``serve`` on the stack while a handler
+runs. So an idle client costs its handler's task and this small object.
 
-A client counts as *being set up* (`Deadlines.is_armed`) from the accept until its handler is called. One that ends
-before that has no ``handle_close``.
+A client counts as *being set up* (`Deadlines.is_armed`) from the accept until its handler is called. If it is closed
+before that, ``handle_close`` is not called.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ REJECT_TIMEOUT = 2.0
 
 
 class Handlers(Protocol):
-    """What users write."""
+    """The methods that users write."""
 
     def handle_stream(self, stream: IOStream, address: Any) -> Awaitable[None] | None:
         """Serve a client."""
@@ -43,7 +43,7 @@ class Handlers(Protocol):
         """Tell a client that it is rejected."""
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
-        """Learn that a client's stream is closed."""
+        """Called after a client's stream is closed."""
 
 
 class ConnectionSetup:
@@ -61,9 +61,9 @@ class ConnectionSetup:
 
     @classmethod
     def of(cls, ssl_options: Any, options: ServerOptions) -> "ConnectionSetup":
-        """For the TLS options of a listener, None or False for plain connections.
+        """The setup for TLS options of a listener; None or False for plain connections.
 
-        :raises CertificateError: they cannot be used.
+        :raises CertificateError: the options are unusable.
         """
         certificates = None if ssl_options is False else ssl_options
         if certificates is not None and not isinstance(certificates, Certificates):
@@ -86,7 +86,7 @@ class ConnectionOwner(Protocol):
     on_handler_done: "Callable[[asyncio.Future[Any]], None]"
 
     def admit(self, stream: IOStream, address: Any) -> bool:
-        """Whether a client of this address may go on."""
+        """Whether a client with this address may be served."""
 
     def is_rejected(self, stream: IOStream) -> bool:
         """Whether the stream is open only for ``handle_reject``."""
@@ -98,16 +98,16 @@ class ConnectionOwner(Protocol):
         """The stream, or the one that has replaced it."""
 
     def set_up(self, serving: Coroutine[Any, Any, None], stream: IOStream) -> None:
-        """Run ``serve`` of a connection."""
+        """Run ``serve`` of a connection in a task."""
 
     def overrides(self, name: str) -> bool:
         """Whether users have written the method of this name."""
 
     def keep(self, task: "asyncio.Task[Any]") -> None:
-        """Have a shutdown wait for a task that closes a stream, or runs ``handle_close``."""
+        """Make a shutdown wait for a task that closes a stream or runs ``handle_close``."""
 
     def close_gracefully(self, stream: IOStream, reason: CloseReason) -> None:
-        """Close a stream in the background, so that its client reads all that was written and then EOF."""
+        """Close a stream in the background: its client reads everything that was written, then EOF."""
 
 
 class Connection:
@@ -129,12 +129,12 @@ class Connection:
         return self.owner.current(self._stream)
 
     def start(self, address: Any) -> None:
-        """Serve the client: at once if there is nothing to wait for, else in a task.
+        """Serve the client: at once if there is nothing to wait for, otherwise in a task.
 
-        What needs no waiting is done within the accept: the next client must find this one counted, and no stream in
-        ``server.streams`` may send before its TLS has started.
+        Steps that need no waiting are done within the accept: this client must be counted before the next one is
+        accepted, and no stream in ``server.streams`` may send before its TLS has started.
 
-        :param address: of the connection: the client's, or that of a proxy.
+        :param address: the address of the connection: the client's, or a proxy's.
         """
         handshake = None
         if self._setup.trusted is not None:
@@ -150,9 +150,10 @@ class Connection:
         return self.owner.set_up(self.serve(address, handshake), self._stream)
 
     async def serve(self, address: Any, handshake: "asyncio.Future[SSLIOStream] | None") -> None:
-        """Do what comes before the handler, and call it.
+        """Do everything that comes before the handler, then call it.
 
-        :param handshake: of a client without a header: it was admitted, and its handshake begun, by :meth:`start`.
+        :param handshake: the running handshake of a client without a header: :meth:`start` has admitted the client and
+            begun it.
         """
         if self._setup.trusted is not None:
             if not await self._read_header(address):
@@ -161,8 +162,6 @@ class Connection:
             if not self.owner.admit(self._stream, address):
                 return
             if self._setup.certificates is not None:
-                if self._stream.closed():
-                    return
                 handshake = self._start_tls(self._setup.certificates)
         if handshake is not None and not await self._finish_tls(handshake):
             return
@@ -174,7 +173,7 @@ class Connection:
     # ---- the PROXY header
 
     async def _read_header(self, address: Any) -> bool:
-        """Read the header; whether there is one that tells who the client is."""
+        """Read the header; return whether it is valid and the stream is still open."""
         stream = self._stream
         self._setup.reading_headers += 1
         try:
@@ -189,6 +188,8 @@ class Connection:
             return False
         finally:
             self._setup.reading_headers -= 1
+        if stream.closed():  # since then: by another task, where a read does not step this one at once
+            return False
         self.owner.deadlines.disarm(stream)
         stream.set_proxied(info)
         return True
@@ -198,7 +199,7 @@ class Connection:
         self._stream.terminate(CloseReason.PROXY_ERROR)
 
     def _report_header(self, address: Any, why: str, level: int) -> None:
-        """At WARNING about a trusted proxy, which is configured wrongly; strangers are nothing special."""
+        """Emit an event. WARNING: a trusted proxy is configured wrongly. INFO: a connection from any other address."""
         text = f"PROXY header of {client_name(self._stream)}: {why}"
         self.owner.events.emit(Event("error", text, level, self._stream, address, CloseReason.PROXY_ERROR))
 
@@ -209,8 +210,8 @@ class Connection:
         return self._stream.start_tls(True, certificates, timeout=None)
 
     async def _finish_tls(self, handshake: "asyncio.Future[SSLIOStream]") -> bool:
-        """Wait for the handshake; whether it succeeded, and the stream is still open."""
-        await asyncio.wait([handshake])  # a cancel of the future itself would close the stream
+        """Wait for the handshake; return whether it succeeded and the stream is still open."""
+        await asyncio.wait([handshake])  # not "await handshake": a cancel would cancel the future, and close the stream
         if handshake.cancelled() or handshake.exception() is not None:
             return False
         self._stream = handshake.result()
@@ -222,7 +223,7 @@ class Connection:
     # ---- the handler
 
     def call_handler(self, address: Any) -> None:
-        """Call ``handle_stream``, or, for a client that is rejected, ``handle_reject``."""
+        """Call ``handle_stream``; for a rejected client ``handle_reject``."""
         if self.owner.is_rejected(self._stream):
             self._arm(CloseReason.REJECTED, "write", REJECT_TIMEOUT)
             self._call("handle_reject", address)
@@ -230,9 +231,9 @@ class Connection:
             self._call("handle_stream", address)
 
     def _announce(self, address: Any) -> bool:
-        """Emit the event that a client is there; whether it still is, as a listener may have closed it."""
+        """Emit the event "open"; return whether the stream is still open: a subscriber may have closed it."""
         stream = self._stream
-        self._arm(CloseReason.LOCAL, "read", None)  # so that it ends as one without a handler
+        self._arm(CloseReason.LOCAL, "read", None)  # if it is closed now, handle_close is not called
         text = f"{client_name(stream)} is connected"
         self.owner.events.emit(Event("open", text, stream=stream, address=address))
         return not stream.closed() and self.owner.deadlines.disarm(stream)
@@ -245,25 +246,28 @@ class Connection:
             if result is None:
                 return self._handler_returned_at_once()
             coroutine = as_coroutine(result)
-            if self.owner.is_rejected(self._stream):
-                coroutine = _bounded_reject(coroutine)
-            handling = loop_of(self._stream).create_task(coroutine, context=context)
+            rejected = self.owner.is_rejected(self._stream)
+            task = _bounded_reject(coroutine) if rejected else coroutine
+            handling = loop_of(self._stream).create_task(task, context=context)
         except (Exception, asyncio.CancelledError) as error:
             return self._handler_failed(name, error)
+        if rejected:
+            # If it is cancelled before its first step, as by a shutdown, it never awaits the coroutine.
+            handling.add_done_callback(lambda _: coroutine.close(), context=context)
         self.owner.handling[handling] = self
         self.stream.has_handler = True
         handling.add_done_callback(self.owner.on_handler_done, context=context)
         return None
 
     def _handler_returned_at_once(self) -> None:
-        """A plain function may have left the stream to other code, but not that of a client that is rejected."""
+        """After a plain function the stream stays open, for other code to use; but not that of a rejected client."""
         if self.owner.is_rejected(self._stream):
             self._close_gracefully(CloseReason.REJECTED)
 
-    # ---- the end of the handler
+    # ---- after the handler
 
     def handler_done(self, handling: "asyncio.Future[Any]") -> None:
-        """Close the stream, if that is what the end of its handler means."""
+        """Close the stream after its handler has ended, as the options and the handler's error require."""
         stream = self.stream
         stream.has_handler = False
         rejected = self.owner.is_rejected(stream)
@@ -279,7 +283,7 @@ class Connection:
             stream.callback_context = None
 
     def _close_unless_read(self) -> None:
-        """Close the stream unless a read is pending; then decide again when that is done."""
+        """Close the stream unless a read is pending. If one is, decide again when it is done."""
         stream = self.stream
         if stream.closed() or stream.has_close_callback():
             return
@@ -311,29 +315,29 @@ class Connection:
 
 
 def client_name(stream: IOStream) -> str:
-    """A client, for people; one of a Unix socket has no address, and is named after the one it came by."""
+    """The client's address, for people. A client of a Unix socket has none: the name has the listener's instead."""
     return show(stream.remote_address) or f"a client of {show(stream.local_address or 'a Unix socket')}"
 
 
 def report_raised(events: Events, name: str, stream: IOStream, error: BaseException) -> None:
-    """Emit the event that a callback of the user's has raised ``error``."""
+    """Emit the event that a user's callback has raised ``error``."""
     text = f"Exception in callback {name} for {client_name(stream)}"
     address = stream.remote_address
     events.emit(Event("error", text, logging.ERROR, stream, address, CloseReason.HANDLER_ERROR, error))
 
 
 def as_coroutine(result: Any) -> Coroutine[Any, Any, None]:
-    """What a callback of the user's has returned, as a coroutine."""
+    """The awaitable that a user's callback has returned, as a coroutine."""
     return result if inspect.iscoroutine(result) else _wait_for(result)
 
 
 async def _wait_for(result: Any) -> None:
-    """A coroutine for one stream: the future itself may be one that several handlers return."""
+    """Await a future. A coroutine for each stream, because several handlers may return the same future."""
     await gen.convert_yielded(result)
 
 
 async def _bounded_reject(handling: Awaitable[None]) -> None:
-    """Await ``handle_reject`` no longer than its stream may live, or each rejected client could leave a task behind."""
+    """Await ``handle_reject``, but not longer than its stream may live: rejected clients must leave no tasks behind."""
     try:
         async with asyncio.timeout(REJECT_TIMEOUT) as limit:
             await handling
@@ -343,7 +347,7 @@ async def _bounded_reject(handling: Awaitable[None]) -> None:
 
 
 def _error_of(handling: "asyncio.Future[Any]") -> BaseException | None:
-    """What it raised, including a `CancelledError` of what it waited for."""
+    """The exception of a handler, also a `CancelledError` of something that it awaited."""
     try:
         return handling.exception()
     except asyncio.CancelledError as error:

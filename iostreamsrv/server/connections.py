@@ -1,8 +1,8 @@
 """The connections of a server: admitted, served, closed.
 
-Each has a permit while its descriptor is open: it is one of ``Connections.open``. ``Connections.stream_closed`` is the
-only exit, whatever ended a stream: there the permit is released. What happens to one client in between is in
-:mod:`iostreamsrv.server.connection`, the end of all of them in :mod:`iostreamsrv.server.shutdown`.
+Each has a permit while its descriptor is open: an entry in ``Connections.open``. ``Connections.stream_closed`` is the
+only exit, for every close reason; it releases the permit. :mod:`iostreamsrv.server.connection` has the life of one
+client, :mod:`iostreamsrv.server.shutdown` the shutdown of all.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from ..iostream import BaseIOStream, IOStream
 from ..options import ServerOptions
 from ..runtime.addresses import show
 from ..streams.served import loop_of
-from .closing import CloseReports
+from .close_reports import CloseReports
 from .connection import Connection, ConnectionSetup, Handlers, client_name
 from .deadlines import Deadlines
 from .groups import Groups
@@ -27,31 +27,30 @@ from .limits import ConnectionLimits, host_of
 from .watchdog import watch
 
 MAX_REJECTING = 64
-"""Rejected clients that ``handle_reject`` is called for at a time. Any more are closed without it."""
+"""Most clients in ``handle_reject`` at a time. Any more are closed without a call."""
 
 
 class Connections:
     """All clients of a server, from accept to close.
 
-    :param server: whose methods are called for them.
+    :param server: has the methods that are called for clients.
     :param overrides: whether users have written the method of this name.
-    :param is_idle: whether a shutdown need not wait for this stream.
-    :param may_close: whether a shutdown may close this stream, whose handler has answered and reads again.
+    :param is_idle: whether a stream has no request in progress, so that a shutdown may close it.
+    :param may_close: whether a shutdown may close a stream whose handler has answered and reads again.
     :param closes_in_order: whether ``close()`` of a stream does what ``aclose()`` does.
     :param may_block: whether handlers run in the loop, so that the watchdog is needed.
-    :param on_capacity: is called when there is room again for a client that had to wait.
-    :ivar open: the streams that have a permit, by their id.
-    :ivar rejected: those that are open only for ``handle_reject``.
-    :ivar queued: connections that a shutdown has accepted, and that wait for a permit.
-    :ivar starting: the tasks of clients before their handler.
+    :param on_capacity: called when there is room again for a waiting client.
+    :ivar open: the streams that have a permit, by id.
+    :ivar rejected: the streams that are open only for ``handle_reject``, by id.
+    :ivar queued: connections that a shutdown has accepted and that wait for a permit.
+    :ivar starting: the tasks of clients that are being set up.
     :ivar handling: the handlers' tasks.
-    :ivar closing: the tasks that close streams, or run ``handle_close``.
-    :ivar limits: how many there may be.
+    :ivar closing: the tasks that close streams or run ``handle_close``.
+    :ivar limits: decides how many connections there may be.
     :ivar draining: whether the server is shutting down.
     :ivar closes_answered: in a shutdown: whether a stream is closed as soon as its handler has answered.
-    :ivar cancel_reason: what the stream of a handler that is cancelled ends with.
-    :ivar shutdown_callers: the tasks that wait for a shutdown, which does not wait for them: handlers may be among
-        them.
+    :ivar cancel_reason: the close reason for the stream of a cancelled handler.
+    :ivar shutdown_callers: the tasks that wait for a shutdown. It does not wait for them: they may be handlers.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class Connections:
 
     @property
     def write_timeout(self) -> float | None:
-        """For streams that have none of their own."""
+        """See `StreamOwner`."""
         return self.options.write_timeout
 
     def served(self, streams: Iterable[IOStream]) -> list[IOStream]:
@@ -123,18 +122,18 @@ class Connections:
         return self._open_with_id(stream.id) or stream
 
     def count(self) -> int:
-        """How many there are, including those still to be admitted, and those closed whose handler still works."""
+        """The number of clients, including those not admitted yet, and closed ones whose handler is still running."""
         closed = sum(not self.is_open(connection.stream) for connection in self.handling.values())
         return len(self.open) + len(self.queued) + closed
 
     # ---- admission
 
     def accepted(self, setup: ConnectionSetup, context: Context, connection: socket.socket, address: Any) -> None:
-        """A connection was accepted: of a client, or of a proxy in front of one.
+        """Take an accepted connection, from a client or from a proxy in front of one.
 
         :param context: each client's callbacks run in a copy of it.
         """
-        if not self.limits.may_accept():  # only a shutdown accepts all the same
+        if not self.limits.may_accept():  # only a shutdown accepts without capacity
             if self.limits.has_descriptor_for(len(self.queued)):
                 self.queued.append((setup, context, connection, address))
             else:
@@ -155,22 +154,22 @@ class Connections:
             self.accepted(*self.queued.popleft())
 
     def _make_room_for(self, address: Any) -> bool:
-        """Evict a client, unless the new one would be rejected all the same."""
+        """Evict a client, unless the new one would be rejected anyway; return whether one was evicted."""
         options = self.options
-        if options.when_full != "evict" or self.draining:  # those connected may finish
+        if options.when_full != "evict" or self.draining:  # in a shutdown the connected clients may finish
             return False
         if options.proxy_protocol is None and self.limits.ip_limit_reached(host_of(address)):
             return False
         return self.limits.evict(self._is_evictable)
 
     def _is_evictable(self, stream: IOStream) -> bool:
-        """Whether it is the client that the server waits for."""
+        """Whether the server waits for the client, not the client for the server."""
         return stream.reading() or stream.writing() or self.deadlines.is_armed(stream)
 
     def admit(self, stream: IOStream, address: Any) -> bool:
-        """Apply the limit of connections per address, as soon as that is known; whether the client may go on.
+        """Apply ``max_connections_per_ip``, once the client's address is known; return whether to go on.
 
-        A client that was rejected before, and has ``handle_reject`` still to come, may.
+        Go on also for a client that was rejected before and waits for ``handle_reject``.
         """
         if self.options.max_connections_per_ip is None or self.is_rejected(stream):
             return True
@@ -184,12 +183,12 @@ class Connections:
         return MAX_REJECTING if self.overrides("handle_reject") else 0
 
     def _reject(self, stream: IOStream, address: Any, limit: str) -> bool:
-        """Reject a client; whether ``handle_reject`` is still to be called."""
+        """Reject a client; return whether to call ``handle_reject``. Otherwise the stream is closed."""
         self.open.pop(stream.id, None)
         value = getattr(self.options, limit) or self.limits.capacity
         text = f"{client_name(stream)} is rejected: {limit} is {value}"
         self.events.emit(Event("reject", text, logging.INFO, stream, address, CloseReason.REJECTED))
-        if stream.closed() or len(self.rejected) >= self._max_rejecting():  # a listener may have closed it
+        if stream.closed() or len(self.rejected) >= self._max_rejecting():  # a subscriber may have closed it
             stream.terminate(CloseReason.REJECTED)
             return False
         self.rejected[stream.id] = stream
@@ -216,7 +215,7 @@ class Connections:
         reason: CloseReason | None,
         error: BaseException | None,
     ) -> None:
-        """Report a problem of a stream, with its client's address."""
+        """Report a problem of a stream as an event, with its client's address."""
         address = stream.remote_address
         text = f"{text} ({show(address) or 'a client of a Unix socket'})"
         self.events.emit(Event(kind, text, level, stream, address, reason, error))
@@ -232,13 +231,13 @@ class Connections:
         return None if connection is None else connection.stream
 
     def has(self, stream: BaseIOStream, caller: Any) -> bool:
-        """Whether ``stream`` is open, or ``caller``, which works for it, is a part of this."""
+        """Whether ``stream`` is open here, or ``caller``, an object that works for it, is a part of this."""
         if type(caller) in (Connection, CloseReports):
             return caller.owner is self
         return caller is self or self._open_with_id(stream.id) is stream
 
     def blocked(self, stream: IOStream, where: str, seconds: float) -> None:
-        """What serves ``stream`` has blocked the loop for so long."""
+        """Report that the code that serves ``stream`` has blocked the loop for ``seconds``."""
         stream = self.current(stream)
         name = client_name(stream)
         text = f"{where} has blocked the loop for {seconds:.1f} s, and all clients with it, serving {name}"
@@ -247,24 +246,24 @@ class Connections:
     # ---- close
 
     def close_gracefully(self, stream: IOStream, reason: CloseReason) -> None:
-        """Close a stream in the background, so that its client reads all that was written and then EOF."""
+        """Close a stream in the background: its client reads everything that was written, then EOF."""
         closing = stream.close_in_background(reason)
         if closing is not None:
             self.keep(closing)
 
     def keep(self, task: "asyncio.Task[Any]") -> None:
-        """Have a shutdown wait for ``task``, which closes a stream or runs ``handle_close``."""
+        """Make a shutdown wait for ``task``, which closes a stream or runs ``handle_close``."""
         self.closing[task] = None
         task.add_done_callback(self.closing.pop, context=Context())
 
     def stream_replaced(self, old: IOStream, new: IOStream) -> None:
-        """TLS has started: ``new`` has the ``id`` of ``old``."""
+        """See `StreamOwner`."""
         (self.rejected if self.is_rejected(new) else self.open)[new.id] = new
         self.deadlines.replaced(new)
         self.groups.replace(new)
 
     def stream_closed(self, stream: IOStream) -> None:
-        """The only exit: called for every accepted stream, once, when its descriptor has been closed."""
+        """The only exit: called once for every accepted stream, after its descriptor is closed."""
         before_handler = self.deadlines.forget(stream)
         if self.open.pop(stream.id, None) is None:
             self.rejected.pop(stream.id, None)
@@ -291,7 +290,7 @@ class Connections:
                 del self._draining_waiters[waiting]
 
     def begin_draining(self) -> None:
-        """The server begins to shut down."""
+        """Begin a shutdown: `wait_draining` returns."""
         self.draining = True
         self.track_answers()
         for waiting in self._draining_waiters:
@@ -299,18 +298,18 @@ class Connections:
                 waiting.set_result(None)
 
     def end_draining(self) -> None:
-        """The shutdown is over: those still connected go on as before."""
+        """End a shutdown: clients that are still connected are served as before."""
         self.draining = self.closes_answered = False
         for stream in self.open.values():
             stream.track_answers(False)
 
     def track_answers(self) -> None:
-        """Note which handlers answer."""
+        """Record which handlers answer."""
         for stream in self.open.values():
             stream.track_answers(True)
 
     def close_if_answered(self, stream: IOStream) -> bool:
-        """The handler has answered, and reads again: whether its stream is closed for that."""
+        """See `StreamOwner`."""
         if not self.closes_answered or not self.may_close(stream):
             return False
         self.close_gracefully(stream, CloseReason.SHUTDOWN)

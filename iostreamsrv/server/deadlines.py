@@ -1,14 +1,14 @@
-"""The deadlines of a server: all its streams are checked now and then, instead of a timer for each.
+"""The deadlines of a server. One timer checks all streams; no stream has a timer.
 
-A message costs nothing but the time that is noted when it comes. So a timeout is noticed a little late: by an eighth of
-the shortest one, and by a second at most.
+A message costs one time stamp, recorded when it is received. So a timeout is noticed a little late: by an eighth of the
+shortest timeout, and by a second at most.
 
-**When the process did not run**, because it was stopped or a handler blocked the loop, its clients may have been as
-busy as ever. So a check that comes more than :data:`STALL_THRESHOLD` late does not count the time since the check
-before: all times that were noted before are moved by it. A stream that is overdue all the same is closed. If that were
-so each time, no timeout would ever fire where handlers block the loop back to back. So at late checks in a row half of
-that time counts, for all streams that were waiting at the check before: a timeout fires after twice its time. A stream
-whose bytes have come, and are still to be received, is never closed.
+**If the process did not run**, because it was stopped or a handler blocked the loop, its clients may have been active
+all the time. So a check that comes more than :data:`STALL_THRESHOLD` late does not count the time since the check
+before: it moves all earlier times by that much. A stream that is overdue even then is closed. But if handlers block the
+loop again and again, each check is late, and no timeout would ever fire. So at the second late check in a row, and each
+after it, half of the time counts for all streams that were waiting at the check before: a timeout then fires after
+twice its time. A stream with bytes that are still to be received is never closed.
 """
 
 import asyncio
@@ -25,21 +25,21 @@ from ..runtime.clock import clock_of
 from ..streams.served import loop_of
 
 CHECKS_PER_TIMEOUT = 8
-"""Checks within the shortest timeout: one that is due is noticed at most an eighth late."""
+"""Checks within the shortest timeout: so it is noticed at most an eighth late."""
 
 SHORTEST, LONGEST = 0.02, 1.0
-"""Seconds between two checks. More often would cost something with thousands of streams; less often would be more than
-the second that a deadline may be late."""
+"""Seconds between two checks, at least and at most. More frequent ones would cost too much with thousands of streams;
+with less frequent ones a deadline would be noticed more than a second late."""
 
 STALL_THRESHOLD = 0.5
-"""Seconds that a check may be late before the process is taken to have been stopped, and not only to be busy."""
+"""Seconds that a check may be late because the process is busy. Beyond that the process did not run."""
 
 DISCARD_OUTPUT = frozenset({CloseReason.MIN_RATE, CloseReason.REJECTED})
-"""Reasons to close a stream without waiting for its output: its client sends next to nothing, or has had its time."""
+"""Reasons to close a stream without waiting for its output: its client sends almost nothing, or had enough time."""
 
 
 class SetupDeadline(NamedTuple):
-    """When a client must be done with what comes before its handler: the PROXY header, or the handshake."""
+    """The deadline of what comes before a client's handler: the PROXY header, or the handshake."""
 
     reason: CloseReason
     operation: Operation
@@ -48,7 +48,7 @@ class SetupDeadline(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What had come for a read when its rate was last checked."""
+    """How much was received for a read when its rate was last checked."""
 
     read: "Future[Any]"
     since: float
@@ -56,18 +56,18 @@ class Window(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What had been sent at the last check, None if nothing was queued; and the time of the check that found that."""
+    """The send progress at a check, None if nothing was queued; and the time of the check that first found it."""
 
     progress: int | None
     since: float
 
 
 class Deadlines:
-    """Closes those of ``streams`` whose deadline has passed.
+    """Closes streams whose deadline has passed.
 
-    :param streams: of a server, those that are rejected excepted.
+    :param streams: the streams of a server, in one or several dicts by id.
     :ivar options: the timeouts; may be replaced at any time.
-    :ivar running: whether streams are checked: there are some, or were at the last check.
+    :ivar running: whether a check is scheduled: there are streams, or there were at the last check.
     """
 
     def __init__(self, options: ServerOptions, *streams: Mapping[int, IOStream]) -> None:
@@ -76,7 +76,7 @@ class Deadlines:
         self._streams = streams
         self._setups: dict[int, SetupDeadline] = {}
         self._windows: dict[int, Window] = {}
-        self._sent: dict[int, Sent] = {}  # of streams that had something queued since bytes last came
+        self._sent: dict[int, Sent] = {}  # of streams that had a queue since bytes were last received
         self._timer: TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._due = 0.0
@@ -90,11 +90,11 @@ class Deadlines:
         loop = loop_of(stream)
         now = clock_of(loop)()
         self._setups[stream.id] = SetupDeadline(reason, operation, now, seconds)
-        if seconds is not None and self._due > now + _interval(seconds):  # never later: newcomers may be many
+        if seconds is not None and self._due > now + _interval(seconds):  # only earlier, or a rush would postpone it
             self._schedule(loop, now, seconds)
 
     def disarm(self, stream: IOStream) -> bool:
-        """Its deadline before the handler is over; whether it had one."""
+        """Remove the deadline of :meth:`arm`; return whether there was one."""
         return self._setups.pop(stream.id, None) is not None
 
     def is_armed(self, stream: IOStream) -> bool:
@@ -102,19 +102,19 @@ class Deadlines:
         return stream.id in self._setups
 
     def forget(self, stream: IOStream) -> bool:
-        """It is closed; whether its handler was still to be called."""
+        """Forget a closed stream; return whether its handler was still to be called."""
         self._windows.pop(stream.id, None)
         self._sent.pop(stream.id, None)
         return self.disarm(stream)
 
     def replaced(self, stream: IOStream) -> None:
-        """TLS has started, and it counts its bytes from 0 again."""
+        """Reset the send progress: TLS has started, so the stream counts bytes from 0."""
         self._sent.pop(stream.id, None)
 
     # ---- checks
 
     def run(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Check the streams as long as there are any; whether that was not so before."""
+        """Begin to check, for as long as there are streams; return False if checks are running already."""
         if self.running and self._loop is loop:
             return False
         self.running = True
@@ -143,7 +143,7 @@ class Deadlines:
         self._timer = loop.call_later(self._due - now, self._check, context=Context())
 
     def _shortest(self) -> float:
-        """The shortest timeout there is."""
+        """The shortest of all timeouts."""
         options = self.options
         timeouts = [*options.timeouts, options.min_rate_window if options.min_rate else None]
         timeouts += [setup.seconds for setup in self._setups.values()]
@@ -170,7 +170,7 @@ class Deadlines:
         self._schedule_next(self._loop)
 
     def _compensate_stall(self, streams: list[IOStream], now: float) -> None:
-        """Do not count the time since the last check, or, if that was late as well, half of it."""
+        """Do not count the time since the last check; if that check was late as well, count half of it."""
         checked_at = self._checked_at
         passed = now - checked_at
         compensated = passed / 2 if self._was_late else passed
@@ -210,7 +210,7 @@ class Deadlines:
             stream.discard_output()
 
     def _overdue(self, stream: IOStream, timeouts: Timeouts, now: float) -> "Overdue | None":
-        """Which of its timeouts has passed, if any."""
+        """The timeout of ``stream`` that has passed, if any."""
         idle, read, write = timeouts
         if stream.close_reason is not None:
             return None  # the stream itself has a timeout for its close
@@ -233,7 +233,7 @@ class Deadlines:
             return CloseReason.READ_TIMEOUT, StreamTimeoutError("read", read)
         active_at = received_at if sent is None else max(received_at, sent.since)
         if idle is not None and now - active_at > idle:
-            if not reading and stream.has_pending_input():  # it is the handler that is busy
+            if not reading and stream.has_pending_input():  # the handler is busy, not the client idle
                 stream.count_as_received()
                 return None
             return CloseReason.IDLE_TIMEOUT, StreamTimeoutError("read", idle, f"idle for {idle:g} s")
@@ -245,7 +245,7 @@ class Deadlines:
         return setup.reason, StreamTimeoutError(setup.operation, setup.seconds)
 
     def _overdue_rate(self, stream: IOStream, rate: float, now: float) -> "Overdue | None":
-        """Over each window, what has come of a read that has begun to come."""
+        """Whether too little was received in a window of time, for a read of which a part has arrived."""
         read = stream.activity().read
         if read is None or read.done() or stream.close_reason is not None or not stream.read_has_begun():
             self._windows.pop(stream.id, None)
@@ -273,5 +273,5 @@ def _interval(shortest: float) -> float:
 
 
 def _is_input_pending(stream: IOStream, operation: Operation | None) -> bool:
-    """Whether the server is late itself: the awaited input has come, and handlers keep the loop from receiving it."""
+    """Whether the server itself is late: the awaited input has arrived, but handlers have blocked the loop since."""
     return (operation == "handshake" or (operation == "read" and stream.reading())) and stream.has_pending_input()

@@ -1,20 +1,21 @@
-"""Whose fault it is that a handler failed: the client's, or the handler's.
+"""Decides why a handler failed: because of its client, or because of an error in the handler.
 
-Only what the client's own stream raised is the client's: the exception says so by its ``stream_id``. What another
-stream raised, that of an upstream server for instance, the handler should have caught.
+An exception is the client's only if the client's stream raised it: then its ``stream_id`` says so. An exception of any
+other stream, such as one to an upstream server, should have been caught by the handler.
 
-A plain `TimeoutError` knows of no stream. It is the client's if what took too long was a wait for the client's stream:
+A plain `TimeoutError` has no ``stream_id``. It is the client's if the handler waited too long for the client's stream:
 
-- for a write, or a drain: the `CancelledError` that it comes from says which stream's it was;
-- ``tornado.gen.with_timeout`` cancels nothing: a future that waits for that read or write has the error;
-- for a read: its future costs as little as can be, and does not say who cancelled it. So there must be evidence:
+- in a write or a drain: the `CancelledError` from which it was made has the ``stream_id``;
+- in ``tornado.gen.with_timeout``, which cancels nothing: a future that waits for the read or write has the error;
+- in a read: its future is kept as small as possible, and its `CancelledError` has no ``stream_id``. So all of this must
+  hold:
 
-  - the error comes from a `CancelledError`;
-  - the last read of the client's stream was cancelled, and nothing has come since;
-  - the function in which the `CancelledError` was raised has that stream, or that read, at hand;
-  - it has no other future at hand that was cancelled, nor another stream that was used since that read began.
+  - the error was made from a `CancelledError`;
+  - the last read of the client's stream was cancelled, and nothing was received since;
+  - the function in which the `CancelledError` was raised can reach that stream, or that read, by its variables;
+  - it can reach no other future that was cancelled, and no other stream that was used since that read began.
 
-In doubt it is the handler's error.
+If in doubt, it is the handler's error.
 """
 
 import asyncio
@@ -32,19 +33,19 @@ from ..iostream import BaseIOStream
 from ..streams.wakeup import waiter_of
 
 DEPTH = 3
-"""Steps from a variable to an attribute of its, to an attribute of that, and so on, in which a stream is at hand."""
+"""Steps from a variable to its attribute, to an attribute of that, and so on, to search for streams."""
 
 
 def fault(stream: BaseIOStream, error: BaseException) -> tuple[CloseReason, BaseException]:
-    """The reason for which ``stream`` is to be closed, and the error that says most of it.
+    """The reason for closing ``stream``, and the error to report.
 
-    :param error: what its handler raised. A group is the client's fault if all that is in it is.
+    :param error: the exception of its handler. A group is the client's only if all exceptions in it are.
     """
     leaves = list(_leaves(error))
     reasons = [_reason(stream, leaf) for leaf in leaves]
     if CloseReason.HANDLER_ERROR in reasons:
         return CloseReason.HANDLER_ERROR, error
-    # That the stream is closed is what all the others find out when one of them has closed it.
+    # LOCAL errors only follow from the one that has closed the stream.
     telling = [number for number, reason in enumerate(reasons) if reason is not CloseReason.LOCAL]
     first = telling[0] if telling else 0
     return reasons[first], leaves[first]
@@ -67,7 +68,7 @@ def _reason(stream: BaseIOStream, error: BaseException) -> CloseReason:
         return CloseReason.WRITE_TIMEOUT if error.operation == "write" else CloseReason.READ_TIMEOUT
     if isinstance(error, tornado.iostream.StreamBufferFullError):
         return CloseReason.BUFFER_FULL
-    if isinstance(error, ssl.SSLError):  # of its start_tls(), which has said so
+    if isinstance(error, ssl.SSLError):  # from start_tls(), which has reported it
         return CloseReason.TLS_ERROR
     if isinstance(error, FramingError):
         return CloseReason.HANDLER_ERROR if error.operation == "write" else CloseReason.LOCAL
@@ -78,12 +79,12 @@ def _reason(stream: BaseIOStream, error: BaseException) -> CloseReason:
 
 
 _TIMEOUTS = (TimeoutError, tornado.util.TimeoutError)
-"""Those of asyncio and of Tornado; in newer versions of Tornado they are one."""
+"""The timeout errors of asyncio and of Tornado; in newer versions of Tornado they are the same class."""
 
 
 def _late(stream: BaseIOStream, error: BaseException) -> CloseReason | None:
     """The reason to close ``stream`` if ``error`` is a timeout of a wait for it."""
-    if type(error) not in _TIMEOUTS or getattr(error, "errno", None) is not None:  # the kernel's have one
+    if type(error) not in _TIMEOUTS or getattr(error, "errno", None) is not None:  # with errno: from the kernel
         return None
     if any(_has_instead(future, error) for future in stream.queued_writes()):
         return CloseReason.WRITE_TIMEOUT
@@ -99,7 +100,7 @@ def _late(stream: BaseIOStream, error: BaseException) -> CloseReason | None:
 
 
 def _has_instead(future: "asyncio.Future[Any]", error: BaseException) -> bool:
-    """Whether Tornado gave ``error`` to a future that was to have the result of ``future``, which is still pending."""
+    """Whether Tornado has set ``error`` on a future that would have got the result of ``future``, which is pending."""
     for callback, _ in future._callbacks or ():
         for cell in getattr(callback, "__closure__", None) or ():
             waiting = cell.cell_contents
@@ -126,7 +127,7 @@ def _is_of_cancelled_read(stream: BaseIOStream, cancel: asyncio.CancelledError) 
 
 
 def _was_used_since(began: float, stream: BaseIOStream) -> bool:
-    """Whether what was cancelled may have been a wait for this one. A read that is pending was not."""
+    """Whether the wait that was cancelled may have been for this stream. A pending read was not cancelled."""
     _, sent_at, read_since, read = stream.activity()
     cancelled = read is not None and read.cancelled()
     pending = read is not None and not read.done()
@@ -135,7 +136,7 @@ def _was_used_since(began: float, stream: BaseIOStream) -> bool:
 
 
 def _values_where_raised(error: BaseException) -> list[Any]:
-    """Of all local variables."""
+    """The values of all local variables of the function that raised ``error``."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -143,7 +144,7 @@ def _values_where_raised(error: BaseException) -> list[Any]:
 
 
 def _streams_at_hand(values: list[Any]) -> set[BaseIOStream]:
-    """Those among ``values``, and in what these are made of."""
+    """The streams among ``values``, and in their attributes."""
     found: set[BaseIOStream] = set()
     seen: dict[int, Any] = {}
     for _ in range(DEPTH + 1):
@@ -154,7 +155,7 @@ def _streams_at_hand(values: list[Any]) -> set[BaseIOStream]:
     return found
 
 
-# issubclass, as isinstance would ask the object, which may be anything.
+# issubclass(type(x), ...): isinstance would also ask the object, which may run any code.
 
 
 def _is_stream(value: Any) -> bool:
@@ -169,7 +170,7 @@ _NOT_TAKEN_APART = (BaseIOStream, asyncio.Future, asyncio.AbstractEventLoop, Mod
 
 
 def _parts(value: Any) -> list[Any]:
-    """What a function or an object has: its attributes, without a call of anything that it may define."""
+    """What a function or an object refers to, found without calling anything that it defines."""
     kind = type(value)
     if kind is MethodType:
         return [value.__self__]
@@ -188,18 +189,18 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _contents(function: FunctionType) -> list[Any]:
-    """Of the variables from around it."""
+    """The values of a function's closure."""
     contents = []
     for cell in function.__closure__ or ():
         try:
             contents.append(cell.cell_contents)
-        except ValueError:  # it has none yet, or none any more
+        except ValueError:  # the cell is empty
             pass
     return contents
 
 
 def _attribute(value: Any, member: Any) -> Any:
-    """That of a slot."""
+    """The value of a slot."""
     try:
         return member.__get__(value) if type(member) is MemberDescriptorType else None
     except AttributeError:

@@ -9,10 +9,10 @@ from ..runtime.loops import existing_loop
 
 
 def fork_workers(num_processes: int | None, max_restarts: int | None, stop: Callable[[], None]) -> None:
-    """Return in each of the workers; the first process is in here until they have ended, and exits.
+    """Fork, and return in each worker. The first process stays in this call until all workers have ended, then exits.
 
-    :param stop: is called before it exits.
-    :raises RuntimeError: this is not the main thread, or a worker already, or there is a loop.
+    :param stop: called before the first process exits.
+    :raises RuntimeError: this is not the main thread, or this process is a worker already, or a loop exists.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("start() with more than one process forks, which only the main thread may do")
@@ -22,10 +22,10 @@ def fork_workers(num_processes: int | None, max_restarts: int | None, stop: Call
     if loop is not None:
         raise RuntimeError(
             f"start() with more than one process forks, and there is a loop already, which the workers would share:"
-            f" {loop}. Call bind() and start() before whatever makes it (listen(), a stream, asyncio.run())"
+            f" {loop}. Call bind() and start() before anything makes a loop (listen(), a stream, asyncio.run())"
         )
     try:
         process.fork_processes(num_processes, max_restarts)
-    except BaseException:  # SystemExit, as a rule; only the first process comes by
+    except BaseException:  # usually SystemExit; only in the first process
         stop()
         raise

@@ -13,8 +13,8 @@ from ..iostream import IOStream
 from ..streams.served import loop_of
 
 Slow = Literal["drop", "kick", "wait"]
-"""For a stream whose queue has no room for a broadcast: it misses the message, it is closed, or the broadcast waits for
-it."""
+"""What happens to a stream whose queue has no room for a broadcast: it misses the message, it is closed, or the
+broadcast waits for it."""
 
 
 class Streams(Collection[IOStream]):
@@ -24,7 +24,7 @@ class Streams(Collection[IOStream]):
             if stream.idle_time > 3600:
                 stream.close()
 
-    It is a collection; iterating goes over the streams that are open when it begins.
+    It is a collection. An iteration covers the streams that are open when it begins.
     """
 
     def __init__(self, streams: dict[int, IOStream]) -> None:
@@ -45,16 +45,16 @@ class Streams(Collection[IOStream]):
 
 
 class Group(Streams):
-    """Some of the streams of a server, under a name; made by `TCPServer.group`. ::
+    """A named set of a server's streams; made by `TCPServer.group`. ::
 
         room = server.group("lobby")
         room.join(stream)
         room.broadcast(b"somebody came in\\n", exclude=stream)
 
     A stream may be in several groups, and leaves them all when it is closed. A group without streams costs nothing: it
-    is dropped, and created again when it is asked for.
+    is deleted, and created again when it is next used.
 
-    :ivar name: its name.
+    :ivar name: the name of the group.
     """
 
     def __init__(self, name: object, groups: "Groups") -> None:
@@ -66,7 +66,7 @@ class Group(Streams):
         return f"<Group {self.name!r}: {len(self)} streams>"
 
     def join(self, stream: IOStream) -> None:
-        """Add ``stream``; does nothing if the group has it already.
+        """Add ``stream``; do nothing if it is in the group already.
 
         :raises StreamClosedError: the stream is closed.
         :raises ValueError: it is not a stream of this server.
@@ -74,7 +74,7 @@ class Group(Streams):
         self._groups.join(self, stream)
 
     def leave(self, stream: IOStream) -> None:
-        """Remove ``stream``; does nothing if the group does not have it."""
+        """Remove ``stream``; do nothing if it is not in the group."""
         self._groups.leave(self, stream)
 
     def broadcast(
@@ -88,7 +88,7 @@ class Groups:
     """All groups of a server, and broadcasts to them.
 
     :param streams: the open streams of the server.
-    :param served: gives, of some streams, those whose handler has been called.
+    :param served: filters streams: returns those whose handler was called.
     """
 
     def __init__(self, streams: dict[int, IOStream], served: Callable[[Iterable[IOStream]], list[IOStream]]) -> None:
@@ -100,7 +100,7 @@ class Groups:
         self._of: dict[int, set[Group]] = {}
 
     def get(self, name: object) -> Group:
-        """The group of this name, which may be new."""
+        """The group with this name; created if there is none."""
         group = self._by_name.get(name)
         if group is None:
             group = self._by_name[name] = Group(name, self)
@@ -124,12 +124,12 @@ class Groups:
                 del self._of[stream.id]
 
     def replace(self, stream: IOStream) -> None:
-        """``stream`` takes the place of the one that had its ``id``."""
+        """Replace the stream that had the ``id`` of ``stream``."""
         for group in self._of.get(stream.id, ()):
             group._streams[stream.id] = stream
 
     def forget(self, stream: IOStream) -> None:
-        """``stream`` is closed."""
+        """Remove a closed stream from all groups."""
         for group in self._of.pop(stream.id, ()):
             group._streams.pop(stream.id, None)
 
@@ -142,18 +142,18 @@ class Groups:
         exclude: IOStream | Iterable[IOStream],
         slow: Slow,
     ) -> "Future[int]":
-        """Write ``data`` to each of ``streams``, all of which share one copy; see `TCPServer.broadcast`."""
+        """Write ``data`` to each of ``streams``; they share one copy. See `TCPServer.broadcast`."""
         if slow not in get_args(Slow):
             raise OptionError("slow", slow, "must be 'drop', 'kick' or 'wait'")
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"can only broadcast bytes, bytearray or memoryview, not {type(data).__name__}")
-        data = bytes(data)  # which is no copy of bytes
+        data = bytes(data)  # bytes are not copied
         left_out = {exclude.id} if isinstance(exclude, IOStream) else {stream.id for stream in exclude}
         taken, full = 0, []
         for stream in self._served(streams):
             if stream.id in left_out:
                 continue
-            if stream.id in self._waiting:  # for an earlier one, which this one may not overtake
+            if stream.id in self._waiting:  # it waits for an earlier message, which this one must not overtake
                 full.append(stream)
                 continue
             try:
@@ -161,15 +161,15 @@ class Groups:
             except StreamBufferFullError:
                 full.append(stream)
             except StreamClosedError:
-                pass  # it is closing
+                pass  # it is being closed
             else:
-                taken += not stream.closed()  # the write may have found it broken
+                taken += not stream.closed()  # the write may have found the connection broken
         loop = asyncio.get_running_loop()
         if full and slow == "wait":
             later = [self._write_later(stream, data) for stream in full]
             return loop.create_task(_sum(taken, later), context=Context())
         if slow == "kick":
-            for stream in full:  # now that all have the data: a callback of these closes may write to them
+            for stream in full:  # after all others have the data: a callback of these closes may write to them
                 stream.kick("does not read what is broadcast")
         done: Future[int] = loop.create_future()
         done.set_result(taken)
@@ -187,13 +187,13 @@ class Groups:
 
 
 async def _write_later(previous: "asyncio.Task[bool] | None", stream: IOStream, data: bytes) -> bool:
-    """Write as soon as ``previous`` is done and there is room; whether the stream was open until then."""
+    """Write as soon as ``previous`` is done and there is room; return False if the stream is closed before."""
     if previous is not None:
         await asyncio.wait([previous])
     limit: Any = stream.max_write_buffer_size
     while True:
         try:
-            # Something must leave in any case: of many small writes the queue counts more than their bytes.
+            # Wait for at least one byte to be sent: for many small writes the queue counts more than their bytes.
             await stream.drain(max(0, min(limit - len(data), stream.queued - 1)))
             stream.write_shared(data)
         except StreamBufferFullError:

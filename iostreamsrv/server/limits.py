@@ -1,7 +1,7 @@
 """The limits of a server: how many connections there may be, how many from one address, and which one is evicted.
 
-A permit is held by each open stream. Where a full server lets new clients wait, it is acquired before the accept, so
-that the kernel's backlog is the queue.
+Each open stream holds a permit. If a full server lets new clients wait (``when_full="wait"``), the permit is acquired
+before the accept, so that the kernel's backlog is the queue.
 """
 
 import logging
@@ -18,17 +18,17 @@ from ..options import ServerOptions
 from ..runtime.rlimit import default_connections
 
 CANDIDATES = 64
-"""Streams that are chosen at once for eviction, so that a rush does not sort all of them for each new client."""
+"""Streams to choose at once for eviction, so that in a rush not every new client sorts all streams."""
 
 
 class ConnectionLimits:
     """Which connections may be accepted.
 
-    :param streams: those that hold a permit, by their id.
-    :param on_capacity: is called when there is room again for a client that had to wait.
-    :param max_rejecting: gives how many rejected clients may be open at a time, each with a descriptor.
-    :ivar capacity: how many there may be.
-    :ivar listeners: how many listeners take descriptors, too.
+    :param streams: the streams that hold a permit, by id.
+    :param on_capacity: called when there is room again for a waiting client.
+    :param max_rejecting: gives how many rejected clients may be open at a time; each needs a descriptor.
+    :ivar capacity: how many connections there may be.
+    :ivar listeners: the number of listeners, which need descriptors, too.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ConnectionLimits:
         self._max_rejecting = max_rejecting
         self._waiting = False
         self._of_host: Counter[str] = Counter()
-        self._hosts: dict[int, str] = {}  # for which of these a stream counts
+        self._hosts: dict[int, str] = {}  # the host for which a stream is counted
         self._candidates: list[tuple[IOStream, float]] = []
 
     def set_options(self, options: ServerOptions) -> None:
@@ -59,13 +59,13 @@ class ConnectionLimits:
         self._hosts.clear()
         if options.max_connections_per_ip is not None:
             for stream in self._streams.values():
-                if options.proxy_protocol is None or stream.proxy is not None:  # else it is counted by its header
+                if options.proxy_protocol is None or stream.proxy is not None:  # otherwise its header is still to come
                     self.count(stream, host_of(stream.remote_address))
 
     # ---- all
 
     def refresh_capacity(self) -> None:
-        """Compute the capacity: it may depend on the limit of descriptors, which may have changed."""
+        """Compute the capacity again: the limit of descriptors, from which it may follow, can have changed."""
         self.capacity = int(self._options.max_connections or self._default_capacity())
         self.wake_waiting()
 
@@ -74,19 +74,19 @@ class ConnectionLimits:
         return default_connections(self.listeners, self._max_rejecting() if rejects else 0)
 
     def has_capacity(self) -> bool:
-        """Whether there is room for one more."""
+        """Whether there is room for one more connection."""
         return len(self._streams) < self.capacity
 
     def may_accept(self) -> bool:
-        """Whether one more may be accepted: there is room, or new clients do not wait for it."""
+        """Whether to accept one more: there is room, or a full server rejects or evicts."""
         return len(self._streams) < self.capacity or self._options.when_full != "wait"
 
     def has_descriptor_for(self, queued: int) -> bool:
-        """Whether there is a descriptor for one more, besides ``queued`` that wait for a permit."""
+        """Whether there is a descriptor for one more, besides those of ``queued`` connections without a permit."""
         return len(self._streams) + queued < max(self.capacity, self._default_capacity())
 
     def mark_waiting(self) -> None:
-        """A client has to wait: ``on_capacity`` is called when there is room."""
+        """Record that a client waits: call ``on_capacity`` when there is room."""
         if not self._waiting:
             self._waiting = True
             text = f"there are {len(self._streams)} connections (max_connections): new ones wait"
@@ -101,7 +101,7 @@ class ConnectionLimits:
     # ---- by address
 
     def ip_limit_reached(self, host: str | None) -> bool:
-        """Whether there are as many connections from ``host`` as there may be."""
+        """Whether ``host`` has as many connections as ``max_connections_per_ip``."""
         limit = self._options.max_connections_per_ip
         return limit is not None and host is not None and self._of_host[host] >= limit
 
@@ -112,7 +112,7 @@ class ConnectionLimits:
             self._hosts[stream.id] = host
 
     def discount(self, stream: IOStream) -> None:
-        """``stream`` is closed."""
+        """Remove ``stream`` from the count."""
         host = self._hosts.pop(stream.id, None)
         if host is not None:
             self._of_host[host] -= 1
@@ -122,7 +122,7 @@ class ConnectionLimits:
     # ---- eviction
 
     def evict(self, is_evictable: Callable[[IOStream], bool]) -> bool:
-        """Close, of the streams that may be evicted, the one that has received nothing for the longest time."""
+        """Close the evictable stream that has received nothing for the longest time; return whether there was one."""
         for _ in range(2):
             while self._candidates:
                 stream, since = self._candidates.pop()

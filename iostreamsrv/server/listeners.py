@@ -24,17 +24,17 @@ Accepted = Callable[[ConnectionSetup, Context, socket.socket, Any], None]
 
 
 class Listeners:
-    """What is bound: accepted on, or waiting for `TCPServer.start`.
+    """The bound sockets: those that are accepted on, and those that wait for `TCPServer.start`.
 
-    :param accepted: is given each connection, with its setup, and the context that its client's is a copy of.
-    :param limits: whether one more may be accepted.
-    :param default: the setup of listeners without TLS options of their own.
+    :param accepted: called with each connection, its setup, and the context of which its client gets a copy.
+    :param limits: decides whether one more connection may be accepted.
+    :param default: the setup of listeners that are given no TLS options.
     """
 
     def __init__(self, accepted: Accepted, limits: ConnectionLimits, events: Events, default: ConnectionSetup) -> None:
         self._default = default
-        self._setups: dict[ConnectionSetup, None] = {}  # of what is bound, in its order
-        # of what was bound before: a client may still be sending its header
+        self._setups: dict[ConnectionSetup, None] = {}  # of the bound sockets, in their order
+        # of sockets closed since: a client that came through one may still be sending its PROXY header
         self._retired: weakref.WeakSet[ConnectionSetup] = weakref.WeakSet()
         self.suspended = False
         self._accepted = accepted
@@ -45,35 +45,35 @@ class Listeners:
         self._expiry = ExpiryTimer(self._certificates)
 
     def __bool__(self) -> bool:
-        """Whether any of them is accepted on, or would be if the server were not suspended."""
+        """Whether the server accepts on any of them, or would if it were not suspended."""
         return bool(self._acceptors)
 
     @property
     def addresses(self) -> list[Any]:
-        """What is bound, as `socket.socket.getsockname` gives it."""
+        """The bound addresses, as `socket.socket.getsockname` gives them."""
         sockets = [*(each.listener for each in self._acceptors), *(listener for listener, _ in self._pending)]
         return [listener.getsockname() for listener in sockets]
 
     @property
     def setups(self) -> list[ConnectionSetup]:
-        """The default, those of what is bound, and those of before with a client that still sends its header."""
+        """The default, those of the bound sockets, and those of closed ones with a client that still sends a header."""
         retired = [setup for setup in self._retired if setup.reading_headers]
         return list(dict.fromkeys([self._default, *self._setups, *retired]))
 
     def setup_for(self, ssl_options: Any, options: ServerOptions) -> ConnectionSetup:
         """The setup for TLS options of a listener: None for the default, False for plain connections.
 
-        :raises CertificateError: they cannot be used.
+        :raises CertificateError: the options are unusable.
         """
         return self._default if ssl_options is None else ConnectionSetup.of(ssl_options, options)
 
     def hold(self, sockets: list[socket.socket], setup: ConnectionSetup) -> None:
-        """Let clients wait in the backlog of these until :meth:`take_held`."""
+        """Keep sockets bound, with clients waiting in the backlog, until :meth:`take_held`."""
         self._pending += [(each, setup) for each in sockets]
         self._setups[setup] = None
 
     def take_held(self) -> list[tuple[socket.socket, ConnectionSetup]]:
-        """The sockets that were held, for :meth:`accept_on`."""
+        """Give the held sockets, for :meth:`accept_on`, and forget them."""
         pending, self._pending = self._pending, []
         return pending
 
@@ -83,10 +83,10 @@ class Listeners:
         io_loop: IOLoop,
         prepare: Callable[[socket.socket], None],
     ) -> None:
-        """Accept on all of these. Their clients begin with the context variables that are set here.
+        """Accept on all of these. Their clients start with the context variables of this call.
 
         :param prepare: see `Acceptor`.
-        :raises OptionError: one is closed, is not listening, or was added before; none is accepted on then.
+        :raises OptionError: a socket is closed, is not listening, or was added before; then none is accepted on.
         """
         known = {acceptor.listener.fileno() for acceptor in self._acceptors}
         for listener, _ in listeners:
@@ -123,7 +123,7 @@ class Listeners:
             acceptor.pause()
 
     def suspend(self) -> None:
-        """Accept nothing; clients wait in the backlog."""
+        """Stop accepting; clients wait in the backlog."""
         self.suspended = True
         for acceptor in self._acceptors:
             acceptor.pause()
@@ -134,18 +134,18 @@ class Listeners:
         self.resume_accepting()
 
     def resume_accepting(self) -> None:
-        """There is room for another client."""
+        """Accept again where accepting has paused because the server was full."""
         if not self.suspended:
             for acceptor in self._acceptors:
                 acceptor.resume()
 
     def accept_queued(self) -> None:
-        """Accept all clients that wait in the backlog, or as many as there may be."""
+        """Accept all clients in the backlog, as far as there are descriptors."""
         for acceptor in self._acceptors:
             acceptor.accept_queued()
 
     def close(self) -> None:
-        """Close them all."""
+        """Close all listeners."""
         acceptors, self._acceptors = self._acceptors, []
         for acceptor in acceptors:
             acceptor.close()

@@ -1,4 +1,4 @@
-"""The end of a server: wait for its clients to finish, or cancel them."""
+"""The shutdown of a server: wait for its clients to finish, or cancel their handlers."""
 
 import asyncio
 import logging
@@ -13,24 +13,23 @@ from ..runtime.clock import clock_of
 from .connections import Connections
 
 TICK = 0.02
-"""Seconds between two checks of which clients are left: too short to be noticed at the end of a program, and a shutdown
-is no place to save work."""
+"""Seconds between two checks of which clients are left: too short to be noticed at the end of a program."""
 
 LINGER = 0.2
-"""Seconds that a client whose kernel has all that was sent may keep a shutdown waiting for its EOF. A close cannot
-destroy anything on its way any more."""
+"""Seconds that a shutdown waits for the EOF of a client whose kernel has received everything. A close destroys nothing
+then."""
 
 CANCEL_GRACE = 1.0
-"""Seconds that a cancelled handler has for its last words. One that takes longer is left alone."""
+"""Seconds that a cancelled handler has for its last writes. After them the shutdown does not wait for it."""
 
 LAST_TURNS = 0.1
-"""Seconds that handlers have to notice that their streams are closed, when they have had their time after a cancel."""
+"""Seconds for handlers to notice that their streams are closed, after `CANCEL_GRACE` has passed."""
 
 
 async def drain_or_cancel(connections: Connections, timeout: float | None, hint: str) -> None:
-    """Let the clients finish, and cut off those that are left after ``timeout`` seconds; None for no limit.
+    """Let the clients finish, and disconnect those that are left after ``timeout`` seconds; None for no limit.
 
-    :param hint: what to do about it, for the log.
+    :param hint: the end of the log line: how to end it sooner.
     """
     limit = "as long as they take" if timeout is None else f"up to {timeout:g} s"
     text = f"shutting down: {_clients(connections.count())} may finish, {limit}{hint}"
@@ -48,14 +47,14 @@ def _clients(count: int) -> str:
 
 
 async def drain(connections: Connections, idle: float, timeout: float | None) -> bool:
-    """Wait until all clients have gone; whether they have.
+    """Wait until all clients are gone; return whether they are.
 
-    A client with a request under way is waited for. One of which nothing has come is closed: for ``idle`` seconds it
-    may still send what it was about to, afterwards it is closed as soon as its handler is back in a read. So is then a
-    client that asks again at once, when its handler has answered and reads again: or busy clients would keep the server
-    for ever.
+    A client with a request in progress may finish it. A client without one may still begin a request for ``idle``
+    seconds; afterwards it is closed as soon as its handler is back in a read. After those seconds a client that sends
+    requests without a pause is closed, too, when its handler has answered one and reads again: otherwise busy clients
+    would keep the server running forever.
 
-    :param timeout: seconds after which to give up; None for no limit.
+    :param timeout: seconds after which to return False; None for no limit.
     """
     time = clock_of(asyncio.get_running_loop())
     begun = time()
@@ -64,7 +63,7 @@ async def drain(connections: Connections, idle: float, timeout: float | None) ->
         connections.track_answers()
         _close_lingering(connections, LINGER)
         if timeout is not None and passed >= timeout:
-            _close_lingering(connections, 0)  # a client that has all is not cut off
+            _close_lingering(connections, 0)  # a client that has everything does not count as cut off
             return False
         if passed >= idle:
             _close_idle(connections, idle)
@@ -73,7 +72,7 @@ async def drain(connections: Connections, idle: float, timeout: float | None) ->
 
 
 def is_drained(connections: Connections) -> bool:
-    """Whether no client is left, nor a task for one, except for clients whose handlers wait for the shutdown."""
+    """Whether no client is left, and no task of one, except for handlers that wait for the shutdown themselves."""
     callers = connections.shutdown_callers
     waiting = [connections.handling[task].stream for task in connections.handling.keys() & callers]
     streams = len(connections.open) - sum(stream.id in connections.open for stream in waiting)
@@ -88,15 +87,15 @@ def is_drained(connections: Connections) -> bool:
 
 
 def _close_lingering(connections: Connections, seconds: float) -> None:
-    """Close the streams whose client has had all for so long, and has not ended its side."""
+    """Close the streams whose client has had everything for ``seconds``, and has not sent EOF."""
     for stream in [*connections.open.values(), *connections.rejected.values()]:
         if stream.has_lingered(seconds):
             stream.terminate(CloseReason.SHUTDOWN)
 
 
 def _close_idle(connections: Connections, idle: float) -> None:
-    """Close the streams that only wait for their client, and those that have not begun with their handshake; from now
-    on also those whose handler has answered and reads again."""
+    """Close the streams without a request in progress, and those still being set up. From the first call on, a stream
+    whose handler has answered and reads again is closed as well."""
     connections.closes_answered = True
     for stream in list(connections.open.values()):
         if connections.deadlines.is_armed(stream):
@@ -120,7 +119,7 @@ def _close_waiting(connections: Connections, stream: IOStream) -> None:
 async def cancel_all(connections: Connections, reason: CloseReason, graceful: bool = False) -> None:
     """Cancel all handlers and close all streams; return when the handlers have ended.
 
-    :param graceful: let the handlers have their last words before the streams are closed.
+    :param graceful: give the handlers time for their last writes before the streams are closed.
     """
     connections.cancel_reason = reason
     while connections.queued:
@@ -130,12 +129,12 @@ async def cancel_all(connections: Connections, reason: CloseReason, graceful: bo
     ending = [task for task in running if task not in spared]
     for task in ending:
         task.cancel()
-    late = {each for each in ending if each in given_up}  # they have had their time
+    late = {each for each in ending if each in given_up}  # cancelled before, and still running
     if graceful:
         late |= await _wait([*{*ending} - late])
         closing = [task for task in connections.closing if task not in spared]
-        await _wait(closing, LINGER)  # for the clients to read them
-        _close_lingering(connections, LINGER)  # those that have all
+        await _wait(closing, LINGER)  # for the clients to read the last writes
+        _close_lingering(connections, LINGER)
         await _wait(closing, CANCEL_GRACE - LINGER)
     for stream in [*connections.open.values(), *connections.rejected.values()]:
         if graceful:
@@ -149,5 +148,5 @@ async def cancel_all(connections: Connections, reason: CloseReason, graceful: bo
 
 
 async def _wait(futures: Sequence["asyncio.Future[Any]"], timeout: float = CANCEL_GRACE) -> "set[asyncio.Future[Any]]":
-    """Those that are not done by then."""
+    """Wait for ``futures``; return those that are not done after ``timeout`` seconds."""
     return (await asyncio.wait(futures, timeout=timeout))[1] if futures else set()

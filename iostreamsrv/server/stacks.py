@@ -1,17 +1,18 @@
-"""Who blocks a loop: what the stack of its thread tells to another thread.
+"""Finds what blocks a loop, and for which client: another thread reads the stack of the loop's thread.
 
-**What blocks.** Of the stack, the frames that the loop has called. How many there are around these is known from the
-last time that the loop has called us. The outermost of them that is neither Python's nor Tornado's nor ours is the
-handler; the innermost one is the line.
+**What blocks.** Only the frames that the loop has called count. How many frames are around the loop is known from the
+loop's last call to the watchdog. Of the frames that belong neither to Python nor to Tornado nor to this package, the
+outermost is the handler, and the innermost has the line.
 
-**For whom.** The client is found
+**For which client.** The client is found
 
 - by the task: a handler's, or one that a handler waits for (``await``, ``gather``, ``wait_for``, a ``TaskGroup``);
-- else by the frames that have called the handler: ours, and those of Tornado's HTTP server, have the stream.
+- otherwise by the frames that have called the handler: those of this package, and of Tornado's HTTP server, have the
+  stream.
 
-A task that a handler has made and does not wait for belongs to no client: it is named alone.
+A task that a handler has made and does not wait for belongs to no client; only the task is named.
 
-All this reads only. No frame is kept, and no code of users is called: it may not be made for another thread.
+All this only reads. No frame is kept, and no code of users is called: it may not be safe in another thread.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ PYTHONS = str(Path(os.__file__).parent) + os.sep
 PACKAGES = {"site-packages", "dist-packages"}  # may be within Python's
 
 RELATED = 100
-"""Futures and callbacks that are looked at to find the handler that waits for a task."""
+"""Most futures and callbacks to search for the handler that waits for a task."""
 
 
 class Watched(Protocol):
@@ -41,7 +42,7 @@ class Watched(Protocol):
 
     @property
     def watched(self) -> bool:
-        """Whether there may be any."""
+        """Whether there may be clients."""
 
     def client_of(self, task: Any) -> Any:
         """The stream that ``task`` serves as its handler; None if there is none."""
@@ -50,16 +51,16 @@ class Watched(Protocol):
         """Whether ``stream`` is one of them; ``caller`` is the object whose method works for it."""
 
     def blocked(self, stream: Any, where: str, seconds: float) -> None:
-        """What serves ``stream`` has blocked the loop."""
+        """Report that the code that serves ``stream`` has blocked the loop."""
 
 
 class Seen(NamedTuple):
     """What runs in a loop.
 
-    :ivar key: is the same as long as it is the same call.
+    :ivar key: identifies the call: it is the same as long as that call runs.
     :ivar where: the handler and its line, for people.
-    :ivar clients: of the server whose handler it is; None if that is not known, or the stream has left it.
-    :ivar stream: None if that is not known.
+    :ivar clients: the clients of the handler's server; None if unknown, or if the stream is not one of them any more.
+    :ivar stream: the client's stream; None if unknown.
     """
 
     key: tuple[Any, ...]
@@ -69,7 +70,7 @@ class Seen(NamedTuple):
 
 
 def waits_for_events(frame: types.FrameType) -> bool:
-    """Whether a loop of asyncio's is in its selector. A handler may use one as well, but calls it itself."""
+    """Whether an asyncio loop is waiting in its selector. (If a handler uses a selector, asyncio is not its caller.)"""
     caller = frame.f_back
     return (
         frame.f_code.co_filename == selectors.__file__
@@ -79,18 +80,18 @@ def waits_for_events(frame: types.FrameType) -> bool:
 
 
 def outside(frame: types.FrameType | None) -> int:
-    """How many frames there are around a loop that has called ``frame``: from the program's innermost one outwards."""
+    """How many frames are around a loop that has called ``frame``: from the program's innermost one outwards."""
     while frame is not None and not _is_programs(frame):
         frame = frame.f_back
     return len(_stack(frame))
 
 
 def see(loop: asyncio.AbstractEventLoop, frame: types.FrameType, around: int, clients: list[Any]) -> Seen:
-    """What runs now.
+    """What runs in ``loop`` now.
 
-    :param frame: the innermost of the loop's thread.
-    :param around: how many are around the loop; see :func:`outside`.
-    :param clients: of the servers in this loop, each a `Watched`.
+    :param frame: the innermost frame of the loop's thread.
+    :param around: how many frames are around the loop; see :func:`outside`.
+    :param clients: the `Watched` of each server in this loop.
     """
     task = asyncio.current_task(loop)
     stack = _stack(frame)
@@ -105,7 +106,7 @@ def see(loop: asyncio.AbstractEventLoop, frame: types.FrameType, around: int, cl
 
 
 def _stack(frame: types.FrameType | None) -> list[types.FrameType]:
-    """The frame, and those that have called it, the innermost first."""
+    """The frame and its callers, the innermost first."""
     frames = []
     while frame is not None:
         frames.append(frame)
@@ -123,14 +124,14 @@ def _is_programs(frame: types.FrameType) -> bool:
 
 @functools.lru_cache(1024)
 def _is_program(filename: str) -> bool:
-    """Whether a file is neither Python's nor Tornado's nor ours."""
+    """Whether a file belongs neither to Python nor to Tornado nor to this package."""
     if filename.startswith((OURS, TORNADOS, "<frozen ")):
         return False
     return not filename.startswith(PYTHONS) or not PACKAGES.isdisjoint(Path(filename).parts)
 
 
 def _client_of(task: Any, callers: list[types.FrameType], clients: list[Any]) -> tuple[Watched | None, Any]:
-    """Whom a task serves, or what its frames were called for."""
+    """The client that a task serves, or for which its frames were called."""
     for related in _waiters(task):
         for each in clients:
             stream = each.client_of(related)
@@ -148,7 +149,7 @@ def _client_of(task: Any, callers: list[types.FrameType], clients: list[Any]) ->
 
 
 def _stream_of(variables: Any) -> tuple[Any, Any]:
-    """The stream that a method of ours or of Tornado's is about, and whose method it is."""
+    """The stream in the local variables of a method of this package or of Tornado, and the method's object."""
     itself = variables.get("self")
     connection = _field(_field(itself, "request"), "connection")  # of Tornado's RequestHandler
     for stream in variables.get("stream"), itself, _field(itself, "stream"), _field(connection, "stream"):
@@ -158,12 +159,12 @@ def _stream_of(variables: Any) -> tuple[Any, Any]:
 
 
 def _field(thing: Any, name: str) -> Any:
-    """An attribute of the instance itself: a property may run code of users."""
+    """An attribute in the instance's dict, not a property: that could run code of users."""
     return getattr(thing, "__dict__", {}).get(name)
 
 
 def _waiters(task: Any) -> Iterator[Any]:
-    """A task, the tasks that wait for it, and those that wait for these."""
+    """A task, the tasks that wait for it, and so on."""
     todo, known = [task], set[int]()
     while todo and len(known) < RELATED:
         thing = todo.pop()

@@ -1,24 +1,26 @@
-"""The watchdog: a thread that sees when a handler blocks the loop.
+"""The watchdog: a thread that notices when a handler blocks the loop.
 
-**Why a thread.** A handler can block in its first step, after a read, after a sleep, in ``handle_close``, in a task
-that it has made. To look at the clock around each of these costs something each time, and misses what other code calls:
-asyncio, Tornado. A thread beside the loop costs nothing per client and per message, and misses none.
+**Why a thread.** A handler can block in its first step, after a read, after a sleep, in ``handle_close``, or in a task
+that it has made. Reading the clock around each of these would cost time with each call, and would miss what other code
+calls: asyncio, Tornado. A thread beside the loop costs nothing per client or message, and misses nothing.
 
-**What it does.** Every :data:`TICK` seconds it asks each loop that has clients for a sign of life, by
-``call_soon_threadsafe``; a loop that waits in its selector need not be asked. When there was none for :data:`LATE`
-seconds, it looks at each tick what runs there (:mod:`iostreamsrv.server.stacks`). When the loop turns again, it says,
-in its own thread, what has blocked it. The time is measured from the last sign of life, so it is up to a tick too long.
+**What it does.** Every :data:`TICK` seconds it asks each loop with clients to answer, by ``call_soon_threadsafe``. A
+loop that waits in its selector need not be asked. If a loop does not answer for :data:`LATE` seconds, the thread looks
+at each tick what runs there (:mod:`iostreamsrv.server.stacks`). When the loop runs again, the answer is called in the
+loop's thread, and reports what has blocked it. The time is measured from the answer before, so it is up to a tick too
+long.
 
-**Many short callbacks** in one turn of the loop keep it as long as one that blocks, and no one of them is at fault. So
-the time counts from when the same task, or the same callback for the same client, was seen: a task makes one step in a
+**Many short callbacks** in one turn of the loop take as much time as one that blocks, but none of them is at fault. So
+the time counts only while the same task, or the same callback for the same client, is seen: a task makes one step in a
 turn.
 
-**When the process itself was stopped** (SIGSTOP, a suspended machine), the thread wakes late as well. That alone proves
-nothing: a regular expression can keep Python's interpreter lock all the time. But that takes CPU time: a quarter of the
-time, or on a machine that has too much to do, as much as a call that is worth a warning.
+**If the process itself was stopped** (SIGSTOP, a suspended machine), the thread wakes up late as well. That alone is no
+proof: a regular expression can hold Python's interpreter lock all the time. But it uses CPU time. So the process was
+not stopped if it has used a quarter of the time or, on an overloaded machine, as much CPU time as a call that deserves
+a warning.
 
-The thread ends when no loop has clients any more, and before a fork: then it starts in the parent when a loop turns. A
-child watches nothing before it has clients of its own. Loops and servers are held by weak references.
+The thread ends when no loop has clients, and before a fork; afterwards it starts again in the parent, when a loop runs.
+A child watches nothing until it has clients itself. Loops and servers are held by weak references.
 """
 
 import asyncio
@@ -38,13 +40,13 @@ from ..runtime.kernel import kernel_of
 from .stacks import Seen, Watched, outside, see, waits_for_events
 
 BLOCKED = 0.5
-"""Seconds that a handler may keep the loop without a warning. All others wait meanwhile."""
+"""Seconds that a handler may block the loop without a warning. All other clients wait meanwhile."""
 
 TICK = 0.1
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 LATE = 0.25
-"""Seconds without a sign of life after which it is worth while to look at a stack."""
+"""Seconds without an answer after which the stack of a loop's thread is read."""
 
 LINGER = 1.0
 """Seconds for which the thread waits for the next client, when there is none."""
@@ -61,12 +63,12 @@ class Watch:
         self.loop = weakref.ref(loop)
         self._dog = dog
         self._thread = threading.get_ident()
-        self._around = outside(sys._getframe())  # as it called us last
-        self._asked = False  # for a sign of life
-        self._alive = real_time()  # when there was one
+        self._around = outside(sys._getframe())  # as of the loop's last call to this object
+        self._asked = False  # the loop was asked to answer
+        self._alive = real_time()  # when it last answered
         self._seen: Seen | None = None
-        self._since = self._looked = 0.0  # it runs at least since then; it was seen last
-        self._over: list[tuple[Seen, float]] = []  # what ran before that in the same turn, and for how long
+        self._since = self._looked = 0.0  # since when what was seen runs at least; when it was last seen
+        self._over: list[tuple[Seen, float]] = []  # what ran before it in the same turn, and for how long
         self._ask(loop)
 
     def has_clients(self) -> bool:
@@ -89,7 +91,7 @@ class Watch:
                 self._seen = None
             if now - self._alive >= LATE:
                 self._note(now, see(loop, frame, self._around, clients))
-            if not self._asked:  # not before: to ask gives the interpreter lock away, and what runs may end meanwhile
+            if not self._asked:  # only now: asking releases the interpreter lock, and what runs may end meanwhile
                 self._ask(loop)
 
     def _note(self, now: float, seen: Seen) -> None:
@@ -102,11 +104,11 @@ class Watch:
 
     def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
         self._asked = True
-        with contextlib.suppress(RuntimeError):  # the loop is closed: it is forgotten at the next look
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the next check forgets it
             loop.call_soon_threadsafe(self._answer, context=Context())
 
     def _answer(self) -> None:
-        """In the loop's thread: it turns."""
+        """In the loop's thread: the loop is running."""
         now = real_time()
         over, self._over = self._over, []
         if self._seen is not None:
@@ -136,10 +138,10 @@ class Watchdog:
         self._watches: list[Watch] = []
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()  # for this thread
-        self._looked = self._used = self._needed = 0.0  # its last look; CPU time until then; when there were clients
+        self._looked = self._used = self._needed = 0.0  # its last check; CPU time until then; when it last saw clients
 
     def watch(self, loop: asyncio.AbstractEventLoop, clients: Watched) -> None:
-        """See who blocks ``loop``; see the function."""
+        """See the function :func:`watch`."""
         with self._lock:
             watch = next((watch for watch in self._watches if watch.loop() is loop), None)
             if watch is None:
@@ -149,7 +151,7 @@ class Watchdog:
         self.start()
 
     def start(self) -> None:
-        """Have the thread run, if there is something to watch."""
+        """Start the thread, if there is something to watch."""
         with self._lock:
             if self._thread is not None or not self._watches:
                 return
@@ -170,7 +172,7 @@ class Watchdog:
             pass
 
     def _look(self) -> bool:
-        """At all loops; whether to look again."""
+        """Check all loops; return whether to go on."""
         now, used = real_time(), cpu_time()
         slept = self.slept(now, used)
         self._looked, self._used = now, used
@@ -195,7 +197,7 @@ class Watchdog:
             self._thread = None
 
     def after_fork(self) -> None:
-        """In the parent. Python counts the threads after this."""
+        """In the parent: start again when a loop runs. (Not at once: Python counts the threads after this.)"""
         for watch in self._watches:
             loop = watch.loop()
             with contextlib.suppress(RuntimeError):
@@ -207,13 +209,13 @@ _watchdog = Watchdog()
 
 
 def watch(loop: asyncio.AbstractEventLoop, clients: Watched) -> None:
-    """In the loop's thread: see who blocks ``loop``, as long as these clients are watched."""
+    """In the loop's thread: report what blocks ``loop``, as long as these clients are watched."""
     if kernel_of(loop).has_threads:
         _watchdog.watch(loop, clients)
 
 
 def _forget_parents() -> None:
-    """In a forked child."""
+    """In a forked child: watch nothing of the parent's."""
     global _watchdog
     _watchdog = Watchdog()
 

@@ -1,19 +1,19 @@
 """The engine of a stream.
 
-A stream is one object, as each message passes most of it. Its class is written in layers, each a module with one noun,
-and each may use those before it: ``core`` (its fields), ``sending``, ``writing``, ``receiving``, ``pending`` (the
-pending read), ``completion``, ``reading``, ``closing``, ``lifecycle`` (``BaseIOStream``), ``sockets``, and
-``handshake`` for TLS. They are bases in a line and not objects of their own, because a call from one object to another
-costs more than all else that most of them do; and a line of bases, as it is what ``__slots__`` and a compiler allow.
+A stream is one object, because each message passes through most of it. Its class is written in layers, one module
+each, and a layer may use those before it: ``core`` (the fields), ``sending``, ``writing``, ``receiving``, ``pending``
+(the pending read), ``completion``, ``reading``, ``closing``, ``lifecycle`` (``BaseIOStream``), ``sockets``, and
+``handshake`` for TLS. The layers are base classes and not separate objects: a call from one object to another would
+cost more than the work of most layers. The bases form one line, because ``__slots__`` and a compiler allow only that.
 
-What moves the bytes is an object: the transport (``transports``). ``state`` says in which states a stream can be,
-``served`` what a server and its streams use of each other.
+The transport is a separate object (``transports``): it moves the bytes. ``state`` explains the states of a stream,
+``served`` is the interface between a server and its streams.
 
-*Reading.* Nothing is received unless somebody reads. A read takes from the buffer, else from the kernel, else it waits
-for the hub's dispatch, which completes its future and steps the waiting task at once.
+*Reading.* A stream receives only while a read wants bytes. A read first takes from the buffer, then from the kernel;
+otherwise it waits for the hub's dispatch, which completes its future and steps the waiting task at once.
 
-*Writing.* What the kernel takes at once is done at once; the rest is queued. While the hub is dispatching and more
-requests wait, on this stream or on others, writes are **corked**: reported done, and sent together at the end of the
-hub's run. Pipelined requests are so answered by one system call, and a peer on another core is woken once for a batch
-of replies instead of once for each. What was reported done is committed: ``close()`` delivers it.
+*Writing.* A write that the kernel takes at once is done at once; the rest is queued. While the hub is dispatching and
+more requests wait, on this stream or on others, writes are **corked**: reported done, and sent together at the end of
+the hub's run. So one system call answers a batch of pipelined requests, and a peer on another core wakes up once for
+the batch, not once for each reply. What was reported done is committed: ``close()`` delivers it.
 """

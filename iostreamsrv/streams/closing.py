@@ -1,4 +1,4 @@
-"""How a stream is closed: in order, now, or because its peer is too slow."""
+"""How a stream is closed: gracefully, now, or because its peer is too slow."""
 
 import asyncio
 import errno
@@ -15,20 +15,19 @@ from .reading import ReadSide
 from .state import CLOSED, CLOSING
 
 LINGER_BYTES = 1 << 26
-"""For how many bytes ``aclose()`` goes on receiving after its half-close. Closing a socket with unread input makes the
-kernel send a reset, which can destroy the last reply on its way (nginx: lingering_close). A client that uploads a file
-often reads the answer, that it was refused, only when it has sent all of it."""
+"""Most bytes that ``aclose()`` receives after its half-close. If a socket is closed with unread input, the kernel sends
+a reset, which can destroy the last reply on its way (nginx: lingering_close). A client that uploads a file often reads
+the reply, a refusal, only when it has sent the whole file."""
 
 LINGER_TIME = 30.0
-"""Seconds for which a peer that goes on sending keeps a stream open that has sent its last byte (nginx:
-lingering_time)."""
+"""Most seconds for which a peer that goes on sending keeps a stream open after our EOF (nginx: lingering_time)."""
 
 TOO_SLOW = frozenset({CloseReason.WRITE_TIMEOUT, CloseReason.MIN_RATE})
-"""Ends of a stream whose peer did not take what was sent to it."""
+"""Reasons of a stream whose peer did not take what was sent to it."""
 
 
 class CloseSide(ReadSide):
-    """Closes. All ends meet in :meth:`terminate`, which keeps the first reason."""
+    """Closes the stream. Every way ends in :meth:`terminate`, which keeps the first reason."""
 
     __slots__ = ()
 
@@ -36,16 +35,16 @@ class CloseSide(ReadSide):
         if self._phase == CLOSED:
             if events & (WRITABLE | BROKEN):
                 self._flush_committed()
-        elif events != READABLE:  # that alone is somebody who asked for another dispatch
+        elif events != READABLE:  # READABLE alone is only a dispatch that was asked for
             self._connected(events)
 
     def _connected(self, events: int) -> None:
         raise NotImplementedError
 
-    # ---- in order: all that is queued is sent, and the peer has time to read it
+    # ---- gracefully: all that is queued is sent, and the peer has time to read it
 
     def _begin_closing(self, reason: CloseReason) -> None:
-        """From now on nothing more is read or written. :meth:`_finish_closing` has to follow."""
+        """Refuse further writes, and reads beyond the buffer. :meth:`_finish_closing` must follow."""
         self._closing = self._hub.loop.create_future()
         self._phase = CLOSING
         self.close_reason = reason
@@ -57,7 +56,7 @@ class CloseSide(ReadSide):
             return None
         self._begin_closing(reason)
         task = self._hub.loop.create_task(self._finish_closing(), context=Context())
-        # A task that is cancelled before its first step, as at the end of a loop, closes nothing.
+        # A task that is cancelled before its first step, as at the end of a loop, runs no "finally".
         task.add_done_callback(
             lambda _: None if self._phase == CLOSED else self.close_or_abort(reason), context=Context()
         )
@@ -75,7 +74,7 @@ class CloseSide(ReadSide):
             self.close_or_abort(CloseReason.LOCAL)
 
     async def _deliver(self) -> None:
-        """Send what is queued and the end, and let the peer read it."""
+        """Send what is queued, then EOF, and let the peer read it."""
         if self._hub.inherited:
             return
         self.uncork()
@@ -89,7 +88,7 @@ class CloseSide(ReadSide):
             await self._linger()
 
     async def _linger(self) -> None:
-        """Receive, and throw it away, until the peer ends its side, or has had all for long enough."""
+        """Receive and discard until the peer's EOF, or until the peer has had enough time to read everything."""
         discard = Discard(self._buffer, LINGER_BYTES)
         late = self._hub.time() + LINGER_TIME
         while self._phase != CLOSED:
@@ -105,47 +104,47 @@ class CloseSide(ReadSide):
                     return
 
     def has_lingered(self, seconds: float) -> bool:
-        """Whether the peer has had all, and not ended its side, for so long."""
+        """See `ServedStream`."""
         return (
             isinstance(self._read, Discard) and self._hub.time() - self._read_since > seconds and not self._is_sending()
         )
 
     def _is_sending(self) -> bool:
-        """Whether the peer has not taken all yet."""
+        """Whether the peer has not yet taken everything."""
         return self._write_buffer is not None or self.unacknowledged() > 0
 
     def _aclose_timed_out(self, seconds: float) -> None:
-        """An ``aclose()`` has not been done in its time."""
+        """The ``timeout`` of ``aclose()`` has passed."""
         error = StreamTimeoutError("write", seconds, f"not sent within {seconds:g} s") if self._loses_bytes() else None
         if error is not None:
             self.abort_with(CloseReason.WRITE_TIMEOUT, error)
         else:
             self.terminate(CloseReason.LOCAL)
 
-    # ---- given up
+    # ---- because the peer is too slow
 
     def _watch_progress(self) -> None:
         if self._progress_watch is None:
             self._progress_watch = ProgressWatch(self)
 
     def _write_timeout(self) -> float | None:
-        """For the watch."""
+        """For `ProgressWatch`."""
         if self.own_timeouts is not None and "write" in self.own_timeouts:
             return self.own_timeouts["write"]
         return WRITE_TIMEOUT if self._owner is None else self._owner.write_timeout
 
     def _peer_too_slow(self, reason: CloseReason, error: StreamTimeoutError) -> None:
-        """For the watch: end a stream that was closed in order, or closed and owes something still."""
+        """For `ProgressWatch`: abort a stream that is being closed gracefully, or is closed with committed output."""
         text = f"closing a connection before its peer has all that was sent: {error}"
         self._report("limit", logging.WARNING, text, reason, error)
         self.abort_with(reason, error)
 
     def abort_with(self, reason: CloseReason, error: BaseException | None = None) -> None:
-        """End the stream now, with a reset where the transport has one: the peer must not take it for the end."""
+        """Close the stream now, with a reset where the transport has one: the peer must not take it for EOF."""
         self._corked = None
         self._request_reset()
         if reason in TOO_SLOW:
-            self.close_reason = reason  # it was to end in another way, and did not
+            self.close_reason = reason  # in place of the reason for which the close began
         if self._phase == CLOSED:
             self.error = self.error or error
             return self.discard_output()
@@ -153,7 +152,7 @@ class CloseSide(ReadSide):
         self.terminate(reason, error)
 
     def close_or_abort(self, reason: CloseReason) -> None:
-        """Close the stream; if something that was written is lost by that, so that the peer notices."""
+        """Close the stream; with a reset, if written bytes are lost."""
         if self._loses_bytes():
             self.abort_with(self.close_reason or reason)
         else:
@@ -167,7 +166,7 @@ class CloseSide(ReadSide):
         if self._hub.inherited:
             self.forget_output()
         if self._corked is not None:
-            self.uncork()  # which may find the stream broken, and close it
+            self.uncork()  # this closes the stream if it finds the connection broken
         if self._phase == CLOSED:
             return
         self._phase = CLOSED
@@ -175,7 +174,7 @@ class CloseSide(ReadSide):
         self.close_reason = self.close_reason or reason
         self.error = error
         if self._hub.loop.is_closed():
-            self._forget_all()  # nobody can be told, and nothing more be sent
+            self._forget_all()  # no callback can run, and nothing more can be sent
         self._finish_read_at_eof(error)
         self._drop_uncommitted()
         self._fail_writes()
@@ -200,8 +199,8 @@ class CloseSide(ReadSide):
         try:
             self._hub.unwatch(self)
             self.close_fd()
-        except Exception as error:  # close_fd() may be a user's own
-            if not isinstance(error, OSError) or error.errno != errno.EBADF:  # that is closed, as it was to be
+        except Exception as error:  # close_fd() may be a user's method
+            if not isinstance(error, OSError) or error.errno != errno.EBADF:  # EBADF: closed already
                 text = f"error on close: {error!r}"
                 self._report("error", logging.WARNING, text, self.close_reason, without_frames(error))
         finally:
@@ -216,4 +215,4 @@ class CloseSide(ReadSide):
             self._hub.loop.call_soon(self._call_close_callback, callback, context=context)
 
     def _call_close_callback(self, callback: Callable[[], None]) -> None:
-        self.io_loop._run_callback(callback)  # the watchdog sees from this frame whose it is
+        self.io_loop._run_callback(callback)  # from this frame the watchdog knows the stream

@@ -1,4 +1,4 @@
-"""How a read gets its result: at once from its call, or later from a dispatch."""
+"""How a read gets its result: at once in its call, or later in a dispatch."""
 
 from asyncio import Future
 from contextvars import Context
@@ -31,28 +31,29 @@ class CompletionSide(PendingSide):
 
     # ---- from the call to a result
     #
-    # Every read of a user begins in _begin_read, once for each message, so what it does is written out in one
-    # function. Its checks are in the order in which they apply:
+    # Every read begins in _begin_read. It runs once for each message, so all of it is in one function, without calls
+    # that can be avoided. The checks are in the order in which they apply:
     #
-    # 1. A stream that is being closed in order gives what it has buffered, and no more. Only the close itself reads
-    #    (Discard).
+    # 1. A stream that is being closed gracefully gives what it has buffered, and no more. Only the close itself still
+    #    receives (Discard).
     # 2. While the server shuts down, a handler that has answered and reads again has no request in progress: the
-    #    stream is closed for that, and the read raises.
-    # 3. There is one pending read. One that was cancelled is cleared away; another is an error.
+    #    stream is closed, and the read raises.
+    # 3. There is one pending read. A cancelled one is cleared; any other is an error.
     # 4. After EOF, and on a closed stream, the buffer is all there is.
     #
-    # Then it tries at once. Most reads end here: the bytes are in the buffer, as requests come in batches, or in the
-    # kernel. Their future is done when it is returned, so the task that awaits it is not suspended, and the loop gets
-    # no turn. So _budget bounds how many may do so in a row, and is given back by the next dispatch; without any left,
-    # the read waits for a turn although its bytes may be there, and _unoffered remembers that it has not seen them.
+    # Then the read is attempted. Most reads end here: the bytes are in the buffer, because requests arrive in batches,
+    # or in the kernel. The future is done when it is returned, so the task that awaits it is not suspended, and the
+    # loop gets no turn. So _budget limits how many reads may end here in a row; the next dispatch restores it. With no
+    # budget left, the read waits for a turn although its bytes may be there; _unoffered records that it has not seen
+    # them.
     #
     # Otherwise it becomes the pending read, and dispatch completes it. If bytes are left (the kernel may have more, or
-    # the buffer has some that this read has not been offered), no event will come for them: edges are reported once.
-    # Then the stream itself asks the hub to be dispatched again. It is registered with the hub at its first pending
-    # read, for good where there is epoll.
+    # the buffer has some that this read has not seen), no event will come for them: edges are reported once. Then the
+    # stream asks the hub for another dispatch. Its first pending read registers it with the hub; with epoll that holds
+    # until the stream is closed.
     #
-    # Reads that fail raise here only if they failed before they were pending in a way that is the caller's doing. All
-    # that depends on the peer comes from the future, so that `await` sees it in one place.
+    # A read raises at the call only for what the caller did. Everything that depends on the peer comes from the
+    # future, so that `await` sees it in one place.
 
     def _begin_read(self, read: Read, timeout: float | None) -> "Future[Any]":
         if timeout is not None:
@@ -96,7 +97,7 @@ class CompletionSide(PendingSide):
         return future
 
     def _done_future(self, result: Any) -> "Future[Any]":
-        """A future that is done already."""
+        """The future of a read that is done already."""
         if self._close_callback is not None:
             self._poll_for_eof_soon()
         future: Future[Any] = Future(loop=self._hub.loop)
@@ -109,7 +110,7 @@ class CompletionSide(PendingSide):
         return self._done_future(result)
 
     def _failed_inline(self, read: Read, error: Exception) -> "Future[Any]":
-        """What a read returns, or raises, that failed before it was pending."""
+        """For a read that failed before it was pending: return its failed future, or raise the caller's error."""
         read.abandon(self._buffer)
         if isinstance(error, UnsatisfiableReadError | StreamBufferFullError):
             self._close_for_limit(error)
@@ -119,7 +120,7 @@ class CompletionSide(PendingSide):
         raise error
 
     def _read_after_eof(self, read: Read) -> "Future[Any]":
-        """What a read returns, or raises, when no more bytes can come and the buffer is all there is."""
+        """For a read after EOF: return the future of what the buffer has, or raise if that is not enough."""
         try:
             result = self._last_result(read)
         except ReadFailed as failed:
@@ -134,7 +135,7 @@ class CompletionSide(PendingSide):
         return self._done_future(result)
 
     def _settle_later(self, read: Read) -> "Future[Any]":
-        """Make ``read`` the pending one although no more bytes will come: there are more than suit one turn."""
+        """Make ``read`` the pending read although no more bytes will come: the buffer has too much for one turn."""
         self._read = read
         future: Future[Any] = Future(loop=self._hub.loop)
         self._read_future = future
@@ -142,7 +143,7 @@ class CompletionSide(PendingSide):
         return future
 
     def _read_hit_eof(self, read: Read) -> "Future[Any]":
-        """What a read returns that itself met the end."""
+        """For a read that has itself reached EOF: as `_read_after_eof`, but errors come from the future."""
         try:
             return self._read_after_eof(read)
         except StreamClosedError as error:
@@ -150,21 +151,21 @@ class CompletionSide(PendingSide):
 
     # ---- from an event to a result
     #
-    # dispatch is what the hub calls with the events of a stream, never from within a task. In the usual case (READABLE
-    # alone, a pending read, enough bytes) it receives, completes the future and returns: resolve_now steps the waiting
-    # task before it returns, so that the handler's whole answer is written, and corked, inside of this function.
+    # The hub calls dispatch with the events of a stream, never from within a task. In the usual case (READABLE alone,
+    # a pending read, enough bytes) it receives and completes the future. resolve_now steps the waiting task before it
+    # returns, so the handler's whole answer is written, and corked, within this function.
     #
-    # Before it come the cases in which there is nothing to read: a stream that is still connecting, or closed and with
-    # output to send; and events for the writing side. WRITABLE alone ends there. An announced end (HANGUP) is
-    # remembered in _recv_until_eagain: edge-triggered, it is reported once, perhaps together with bytes that are
-    # received before it, and from then on a short receive does not mean that the kernel has no more.
+    # The cases with nothing to read come first: a stream that is connecting, or closed with output to send; and events
+    # for output. WRITABLE alone ends there. An announced EOF (HANGUP) is recorded in _recv_until_eagain: an edge is
+    # reported once, perhaps together with bytes that come before it, and afterwards a short receive does not mean that
+    # the kernel has no more.
     #
     # A cancelled future is noticed here at the latest. Its read gives back what it took, before anything is received,
     # so a cancel loses nothing.
     #
-    # After _attempt nothing of the stream may be taken for granted: a match function, or a transport, may have closed
-    # it or begun another read. Then self._read_future is not the one that was to be completed. The pending read is
-    # cleared before its future is completed, as the task that is stepped begins its next read in there.
+    # After _attempt the stream may be in any state: a match function, or a transport, may have closed it or begun
+    # another read. Then self._read_future is not the future of this read. The pending read is cleared before its future
+    # is completed, because the task that is stepped begins its next read before resolve_now returns.
 
     def dispatch(self, events: int) -> None:
         if self._phase == CLOSED or self._connect_future is not None:
@@ -172,7 +173,7 @@ class CompletionSide(PendingSide):
         if events != READABLE:
             if events & HANGUP:
                 self._recv_until_eagain |= events & HANGUP
-            # Not for an end or urgent data: to wait for room again would report those again, round and round.
+            # Not for ENDED or URGENT: waiting for room registers again, which would report them again, forever.
             if self._write_buffer is not None and events & (WRITABLE | BROKEN):
                 self._flush()
             if self._phase == CLOSED or events == WRITABLE:
@@ -181,7 +182,7 @@ class CompletionSide(PendingSide):
         read, future = self._read, self._read_future
         if read is None or future is None:
             return self._dispatch_without_read()
-        if future.done():  # cancelled; what has come stays where it is
+        if future.done():  # cancelled; the bytes stay where they are
             self._abandon_read()
             return self._dispatch_without_read()
         try:
@@ -194,14 +195,14 @@ class CompletionSide(PendingSide):
         if result is MORE:
             return self._wait_for_more()
         if self._read_future is not future:
-            return None  # a match function has ended the stream
-        self._read = self._read_future = None  # as _forget_read does, without a call for each message
+            return None  # a match function has closed the stream
+        self._read = self._read_future = None  # inline _forget_read: a call for each message would cost time
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
         self._budget = INLINE_BUDGET
         if self._written_before is not None:
-            self._written_before = self._written()  # what comes behind it is the answer
+            self._written_before = self._written()  # what is written from here on is the answer
         resolve_now(future, result)
         if self._close_callback is not None:
             self._poll_for_eof_soon()

@@ -1,4 +1,4 @@
-"""The fields of a stream, its descriptor, and what both its sides need."""
+"""The fields of a stream, its descriptor, and what reading and writing share."""
 
 import errno
 import itertools
@@ -23,18 +23,18 @@ from .transports.base import Carrier, Transport
 from .transports.custom import CustomTransport
 
 INLINE_BUDGET = 16
-"""Reads and writes in a row that are done at once before a look at the clock: when the loop's turn is old, the next one
-waits for the next turn. So a peer who is faster than the handler cannot keep the loop for itself: asyncio sees no timer
-before the handler waits for something."""
+"""Reads and writes in a row that may be done at once before the stream checks the clock. If the loop's turn has lasted
+too long, the next one waits for the next turn. Otherwise a peer that is faster than the handler would keep the loop
+busy: asyncio runs no timer until the handler waits for something."""
 
 _ids = itertools.count(1)
 
 
 def fail(future: "Future[Any]", error: BaseException) -> None:
-    """Have ``future`` raise ``error``, if it is not done. It may go unawaited without a complaint.
+    """Set the exception of ``future``, if it is not done. asyncio does not complain if the future is never awaited.
 
-    It raises a `RuntimeError` in place of what would mean something else to the coroutine that awaits it, or to its
-    loop: that an iteration is over, or that it was cancelled. Python does the same for its generators (PEP 479).
+    A `StopIteration`, and an error that is no `Exception`, become a `RuntimeError`, as in Python's generators (PEP
+    479): the coroutine that awaits the future would take them for the end of an iteration, or for its cancellation.
     """
     if not future.done():
         if isinstance(error, _ENDS_OF_ITERATION) or not isinstance(error, Exception):
@@ -48,13 +48,13 @@ _ENDS_OF_ITERATION = StopIteration, StopAsyncIteration
 
 
 def _keep_descriptor() -> None:
-    """What closes a descriptor that is not the stream's any more."""
+    """The ``close_fd`` of a stream that has lost its descriptor: do nothing."""
 
 
 # Users override Tornado's ``read_from_fd`` and ``write_to_fd``, which move the bytes of a stream: in a subclass, or by
-# assigning to one stream, even while it is in use. To look for that with each receive would cost as much as making a
-# bound method does. So a stream looks once, when it gets its transport, and these two methods are descriptors that tell
-# it when they are assigned to later.
+# assigning to one stream, even while it is in use. A check with each receive would cost as much as making a bound
+# method. So a stream checks once, when it gets its transport; and the two methods are descriptors that notify the
+# stream of later assignments.
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -62,7 +62,7 @@ _ours: set[Callable[..., Any]] = set()
 
 
 class _Overridable:
-    """A method of a class that tells an object when it is assigned to."""
+    """A method that notifies its stream when it is assigned to."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self._method = method
@@ -85,13 +85,13 @@ class _Overridable:
 
 
 def overridable(method: F) -> F:
-    """Mark a method that does no more than to call the stream's transport, so that it may be left out."""
+    """Mark a method that only calls the stream's transport. The stream bypasses it unless it is overridden."""
     _ours.add(method)
     return cast(F, _Overridable(method))
 
 
 def _overridden(stream: Any) -> tuple[bool, bool]:
-    """Whether the ``read_from_fd`` and the ``write_to_fd`` of a stream are its user's."""
+    """Whether the user has overridden ``read_from_fd`` of a stream, and whether ``write_to_fd``."""
     kind, assigned = type(stream), stream._assigned or ()
     return (
         kind.read_from_fd not in _ours or "read_from_fd" in assigned,
@@ -100,8 +100,11 @@ def _overridden(stream: Any) -> tuple[bool, bool]:
 
 
 class StreamCore:
-    """What a stream has before it can read or write. Its base is `object`: Tornado's classes are bases of the public
-    classes only, so that a compiler can take the engine for extension types, whose first base must be one."""
+    """The fields and the transport of a stream, without reads and writes.
+
+    Its base is `object`: Tornado's classes are bases of the public classes only. So the engine can be compiled to
+    extension types, which need an extension type as their first base.
+    """
 
     __slots__ = (
         "_assigned",
@@ -185,7 +188,7 @@ class StreamCore:
         """The constructor, for arguments that have been checked."""
         self.io_loop = io_loop
         self.max_buffer_size = max_buffer_size
-        # A chunk near the limit would go over it with bytes that nobody asked for.
+        # A larger chunk could exceed the limit with bytes that no read asked for.
         self.read_chunk_size = min(read_chunk_size, max(1, max_buffer_size // 2))
         self.max_write_buffer_size = max_write_buffer_size
         self.cork = cork
@@ -208,37 +211,37 @@ class StreamCore:
         self._read_future: Future[Any] | None = None
         self._read_timer: TimerHandle | None = None
         self._read_since = self._received_at  # when the pending read, or the one before, began to wait
-        self._readable = True  # bytes may be there already, and their edge past
-        self._transport_buffered = False  # nor is a short read: the transport holds bytes that it has not given
-        # Events that say that a short read is no sign that there is no more: an end was announced, or urgent data.
+        self._readable = True  # bytes may have arrived before the hub watches: they cause no event
+        self._transport_buffered = False  # the transport holds received bytes: a short read does not mean "no more"
+        # Events after which a short read does not mean "no more" either: EOF was announced, or urgent data.
         self._recv_until_eagain = 0
         self._eof: CloseReason | None = None  # how the peer's side ended
-        self._unread_timer: TimerHandle | None = None  # an end behind unread bytes is about to be that of the stream
-        self._unoffered = False  # there are bytes that the pending read has not been offered
-        self._held_back = False  # nothing is received until the transport's own output has left
+        self._unread_timer: TimerHandle | None = None  # closes a stream whose bytes before EOF stay unread
+        self._unoffered = False  # the buffer has bytes that the pending read has not seen
+        self._held_back = False  # nothing is received until the transport's own output is sent
         self._reads_watched = False
         self._budget = INLINE_BUDGET
         # writing
         self._corked: list[bytes] | None = None  # to be sent at the end of the hub's run
         self._corked_size = 0
-        # what waits for room in the kernel; None while there is room
+        # output that waits for room in the kernel; None while there is room
         self._write_buffer: WriteBuffer | None = None
-        self._committed_until = 0  # value of bytes_written at which all that was reported done has left
+        self._committed_until = 0  # value of bytes_written at which all that was reported done is sent
         self._progress_watch: ProgressWatch | None = None
-        # what waits for bytes_written to come that far, and the file, if it is one's last byte
+        # for each future the value of bytes_written at which it is done, and the file, if it is for a file's last byte
         self._unsent_futures: deque[tuple[int, Future[Any], FileRegion | None]] | None = None
         self._sending_eof = False
         # while there is a server
         self.own_timeouts: dict[str, float | None] | None = None  # in place of the server's
-        self._written_before: int | None = None  # while the server shuts down: as of the last read's end
-        # the ends
+        self._written_before: int | None = None  # while the server shuts down: bytes written when the last read ended
+        # opening and closing
         self._connect_future: Future[Any] | None = None
-        # with the context that it is to be called in
+        # with the context in which it is called
         self._close_callback: tuple[Context, Callable[[], None]] | None = None
-        self.callback_context: Context | None = None  # what a server's client has; see the module contexts
-        self.has_handler = False  # a task of the server's is at work for it
+        self.callback_context: Context | None = None  # only for a server's client; see the module contexts
+        self.has_handler = False  # a task of the server handles this client
         self._owner: StreamOwner | None = None
-        self._closing: Future[None] | None = None  # aclose() is under way; done when it is over
+        self._closing: Future[None] | None = None  # aclose() is running; done when it has ended
         self._phase = OPEN  # see the module state
         self._assigned: dict[str, Any] | None = None  # methods that were assigned to this stream
         self._attach(self._new_transport())
@@ -246,11 +249,11 @@ class StreamCore:
     # ---- the transport
 
     def _new_transport(self) -> Transport:
-        """What the stream begins with: its own methods, for a stream of another kind."""
+        """The first transport of the stream. Here it calls the methods that a subclass overrides."""
         return CustomTransport(self)
 
     def _attach(self, transport: Transport) -> None:
-        """Receive and send by ``transport``."""
+        """Use ``transport`` from this call on."""
         self._transport = transport
         self._layered = transport.layered
         if not transport.empties:
@@ -258,10 +261,10 @@ class StreamCore:
         self._choose_carrier()
 
     def _choose_carrier(self) -> None:
-        """Choose what each message passes: the user's own methods, if there are such, or the transport."""
+        """Choose what receives and sends: the methods that the user has overridden, or else the transport."""
         receives, sends = _overridden(self)
         if receives:
-            self._recv_until_eagain |= URGENT  # it may give less than there is
+            self._recv_until_eagain |= URGENT  # the user's method may give less than there is
         self._io: Carrier = CustomTransport(self) if receives or sends else self._transport.carrier()
 
     # ---- the descriptor, for subclasses
@@ -275,28 +278,28 @@ class StreamCore:
         raise NotImplementedError
 
     def lose_descriptor(self) -> None:
-        """For the hub: somebody else has closed the descriptor, and another one may have its number by now."""
+        """For the hub: other code has closed the descriptor, and its number may already belong to another one."""
         self._forget_descriptor()
         self._corked = self._write_buffer = None
-        self.terminate(CloseReason.LOCAL, OSError(errno.EBADF, "the descriptor was closed by somebody else"))
+        self.terminate(CloseReason.LOCAL, OSError(errno.EBADF, "the descriptor was closed by other code"))
 
     def _forget_descriptor(self) -> None:
-        """Have the number left alone by :meth:`close_fd`."""
+        """Keep :meth:`close_fd` from closing this number."""
         self.close_fd = _keep_descriptor  # type: ignore[method-assign]
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """Receive up to ``len(buf)`` bytes into ``buf``.
 
-        :returns: how many; 0 at the end of the stream; None where there are none now.
-        :raises OSError: the stream will be closed with it.
+        :returns: the number of bytes; 0 at EOF; None if there are none now.
+        :raises OSError: the stream is closed with this error.
         """
         raise NotImplementedError
 
     def write_to_fd(self, data: bytes | bytearray | memoryview) -> int | None:
-        """Send what can be sent of ``data`` now.
+        """Send as much of ``data`` as can be sent now.
 
-        :returns: how many bytes; None or 0 where none can be sent now (`BlockingIOError` says the same).
-        :raises OSError: the stream will be closed with it.
+        :returns: the number of bytes; None or 0 if none can be sent now (`BlockingIOError` means the same).
+        :raises OSError: the stream is closed with this error.
         """
         raise NotImplementedError
 
@@ -311,46 +314,46 @@ class StreamCore:
 
     @property
     def data(self) -> dict[Any, Any]:
-        """A dict for whatever the application wants to keep with the stream, made when first asked for."""
+        """A dict for the application's own data about this client; created when first used."""
         if self._data is None:
             self._data = {}
         return self._data
 
     @property
     def buffered(self) -> int:
-        """Bytes received and not read; they stay readable after the stream was closed."""
+        """Bytes received and not yet read. They stay readable after the stream is closed."""
         return self._buffer.size
 
     @property
     def queued(self) -> int:
-        """Bytes that were written, and that the kernel has not taken yet."""
+        """Bytes that were written and that the kernel has not yet taken."""
         waiting = self._write_buffer
         return self._corked_size + (0 if waiting is None else waiting.size + self._transport.own_output())
 
     @property
     def idle_time(self) -> float:
-        """Seconds since bytes last came in, or since the stream was made."""
+        """Seconds since bytes were last received, or since the stream was made."""
         return self._hub.time() - self._received_at
 
     @property
     def write_idle_time(self) -> float:
-        """Seconds since bytes last went out, or since the stream was made."""
+        """Seconds since bytes were last sent, or since the stream was made."""
         return self._hub.time() - self._sent_at
 
     @property
     def real_error(self) -> BaseException | None:
-        """The same as ``error``, under the name that `StreamClosedError` has for it."""
+        """The same as ``error``, under the name that `StreamClosedError` uses."""
         return self.error
 
     def closed(self) -> bool:
-        """Whether the stream was closed. Bytes that came before can still be read."""
+        """Whether the stream is closed. Bytes that were received before can still be read."""
         return self._phase >= FINISHING
 
     def __repr__(self) -> str:
         state = f"closed, {self.close_reason}" if self._phase == CLOSED else "open"
         return f"<{type(self).__name__} {self.id} {state}>"
 
-    # ---- what both sides need
+    # ---- for reading and writing
 
     def _closed_error(self, operation: Operation) -> StreamClosedError:
         reason = self.close_reason or self._eof or CloseReason.LOCAL
@@ -361,11 +364,11 @@ class StreamCore:
             self._hub.loop.call_soon(callback, *args, context=Context())
 
     def dispatch(self, events: int) -> None:
-        """For the hub: go on with what waits for ``events``."""
+        """For the hub: continue what waits for ``events``."""
         raise NotImplementedError
 
     def _dispatch_not_open(self, events: int) -> None:
-        """A dispatch of a stream that is connecting, or closed and delivering what it owes."""
+        """Dispatch a stream that is connecting, or that is closed and still sends committed output."""
         raise NotImplementedError
 
     def uncork(self) -> None:
@@ -381,5 +384,5 @@ class StreamCore:
         raise NotImplementedError
 
     def _close_descriptor(self) -> None:
-        """Close the descriptor: all committed output has left."""
+        """Close the descriptor: all committed output is sent."""
         raise NotImplementedError

@@ -1,9 +1,9 @@
-"""A future that is done from the start: what ``write`` returns when the kernel has taken everything at once.
+"""A future that is done from the start: ``write`` returns it when the kernel has taken everything at once.
 
-Each write needs an object of its own: callers put them into sets and use them as keys of dicts, as
-``asyncio.wait({s.write(x): s for s in streams})`` does, and one that all writes share would lose entries. An
-`asyncio.Future` costs 130 ns to make and to finish, which is 2 % of an echo. This one has no fields, so making it costs
-about 50 ns, and awaiting it never reaches the loop.
+Each write needs a separate object: callers put futures into sets and use them as keys of dicts, as in
+``asyncio.wait({s.write(x): s for s in streams})``, and one shared object would lose entries. To make and finish an
+`asyncio.Future` costs 130 ns, which is 2 % of an echo. This one has no fields, so making it costs about 50 ns, and
+awaiting it never reaches the loop.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
-_FINISHED = iter(())  # an iterator that has ended, and stays so: one serves all
+_FINISHED = iter(())  # an exhausted iterator stays exhausted, so all futures can share one
 
 
 def done_future_type(loop: asyncio.AbstractEventLoop) -> "Callable[[], Future[None]]":
-    """What makes done futures of ``loop``: a class, so that the instances need no field for it."""
+    """A class of done futures for ``loop``: the class has the loop, so the instances need no field for it."""
     return type("DoneFuture", (DoneFuture,), {"__slots__": (), "_loop": loop})
 
 
@@ -27,9 +27,9 @@ class DoneFuture:
     __slots__ = ()
 
     _loop: asyncio.AbstractEventLoop
-    _asyncio_future_blocking = False  # by this asyncio.isfuture() knows a future
+    _asyncio_future_blocking = False  # asyncio.isfuture() checks for this attribute
 
-    # Not a method: ``await`` calls it without a frame of Python's.
+    # Not a Python function: ``await`` calls it without a Python frame.
     __await__ = __iter__ = _FINISHED.__iter__
 
     @property  # type: ignore[misc]
@@ -52,7 +52,7 @@ class DoneFuture:
         return False
 
     def cancel(self, msg: Any = None) -> bool:
-        """False: it is too late."""
+        """False: it is done already."""
         return False
 
     def result(self) -> None:

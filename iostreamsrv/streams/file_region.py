@@ -1,4 +1,4 @@
-"""Bytes of a file that wait to be sent."""
+"""A part of a file that waits to be sent."""
 
 import io
 import os
@@ -10,22 +10,22 @@ from ..sansio.buffers import Region
 
 
 class FileRegion(Region):
-    """A part of a file: what of it is still to be sent, and how much has been.
+    """A part of a file, and how much of it is sent.
 
-    A file with a descriptor is read through a descriptor of the region's own, so that its user may close it as soon as
-    the region is made; it goes with the region. Any other file is read by ``seek`` and ``read``. A file's position is
-    neither used nor moved.
+    A file with a descriptor is read through a duplicate of the descriptor, so its user may close the file as soon as
+    the region is made. The duplicate is closed with the region. Any other file is read by ``seek`` and ``read``. A
+    file's position is neither used nor moved.
 
-    :ivar fd: the descriptor, or -1.
+    :ivar fd: the duplicate, or -1.
     :ivar offset: where the next byte is.
     :ivar left: how many bytes are still to be sent.
-    :ivar sent: how many have been.
+    :ivar sent: how many bytes are sent.
     """
 
     __slots__ = ("_file", "fd", "offset", "sent")
 
     def __init__(self, file: Any, offset: int = 0, count: int | None = None) -> None:
-        """:raises OptionError: not a file one can seek in, opened in binary mode; or a number that cannot be."""
+        """:raises OptionError: ``file`` is not open in binary mode, or not seekable; or a number is invalid."""
         self.fd = -1  # before anything is raised: __del__ looks at it
         check_amount("offset", offset)
         if count is not None:
@@ -51,9 +51,8 @@ class FileRegion(Region):
         return status.st_size
 
     def read(self, size: int) -> bytes:
-        """The next bytes, at most ``size``, again and again until :meth:`advance`; none where the file has become
-        shorter.
-        """
+        """The next bytes, at most ``size``; b"" if the file has become shorter. It gives the same bytes again until
+        :meth:`advance`."""
         size = min(size, self.left)
         if self.fd >= 0:
             return os.pread(self.fd, size, self.offset)
@@ -66,7 +65,7 @@ class FileRegion(Region):
             file.seek(position)
 
     def advance(self, count: int) -> None:
-        """The next ``count`` bytes have left."""
+        """Record that the next ``count`` bytes are sent."""
         super().advance(count)
         self.offset += count
         self.sent += count
@@ -77,13 +76,13 @@ class FileRegion(Region):
 
 
 def check_amount(name: str, value: object) -> None:
-    """:raises OptionError: it is no number of bytes."""
+    """:raises OptionError: ``value`` is not a number of bytes."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise OptionError(name, value, "must be a number of bytes, 0 or more")
 
 
 def _descriptor(file: Any) -> int:
-    """The file's descriptor; -1 where it has none."""
+    """The file's descriptor; -1 if it has none."""
     try:
         readable = not hasattr(file, "readable") or file.readable()
         number: int = file.fileno()
@@ -103,5 +102,5 @@ def _size_by_seeking(file: Any) -> int:
         size: int = file.tell()
         file.seek(position)
     except (AttributeError, OSError, ValueError):
-        raise OptionError("file", file, "must be a binary file that one can seek in") from None
+        raise OptionError("file", file, "must be a binary file with seek() and tell()") from None
     return size

@@ -1,6 +1,6 @@
-"""The TLS handshake of a stream: it puts TLS in the place of the plain socket.
+"""The TLS handshake of a stream: it replaces the socket's transport by one with TLS.
 
-The handshake is a part of connecting: until it is done reads and writes wait as they do for a connection.
+The handshake is a part of connecting: until it is done, reads and writes wait as they do for a connection.
 """
 
 import logging
@@ -23,16 +23,16 @@ from .transports.socket import SocketTransport
 from .transports.tls import TLSTransport
 
 HANDSHAKE_TURNS = 4
-"""Receives of a handshake after which others have their turn."""
+"""Receives for a handshake before other streams have their turn."""
 
 
 class TLSStream(SocketStream):
-    """What `SSLIOStream` is, but for what its constructor takes."""
+    """`SSLIOStream` without its constructor."""
 
     __slots__ = ("_context", "_handshake_timer", "_server_hostname", "_tls", "_waiting_for_handshake")
 
     def _prepare(self, context: ssl.SSLContext) -> None:
-        """The fields, for a connection that is still to be made."""
+        """Set the fields, before the handshake has begun."""
         self._context = context
         self._server_hostname: str | None = None
         self._tls: TLSTransport | None = None  # once the handshake has begun
@@ -45,9 +45,9 @@ class TLSStream(SocketStream):
         """Connect the socket and do the handshake; the future gives the stream itself.
 
         :param address: as for `socket.socket.connect`.
-        :param server_hostname: the name that the server's certificate is to have, and that it is told.
-        :raises ssl.SSLError: from the future; the handshake failed, often for the server's certificate.
-        :raises StreamClosedError: from the future; there was no connection, or it ended.
+        :param server_hostname: the name that the server's certificate must have; it is also sent to the server (SNI).
+        :raises ssl.SSLError: from the future; the handshake failed, often because of the server's certificate.
+        :raises StreamClosedError: from the future; the connect failed, or the connection was closed.
         """
         self._server_hostname = server_hostname
         return SocketStream.connect(self, address)
@@ -56,9 +56,9 @@ class TLSStream(SocketStream):
         self._begin_handshake(False, None)
 
     def _begin_handshake(self, server_side: bool, timeout: float | None, received: bytes = b"") -> None:
-        """Begin with TLS on a socket that is connected; reads and writes wait until the handshake is done.
+        """Start TLS on a connected socket; reads and writes wait until the handshake is done.
 
-        :param received: what came of it already.
+        :param received: bytes of the handshake that were received already.
         """
         if self._connect_future is None:
             self._connect_future = Future(loop=self._hub.loop)
@@ -69,7 +69,7 @@ class TLSStream(SocketStream):
         assert isinstance(below, SocketTransport)
         try:
             tls = self._tls = TLSTransport(below, self._context, server_side, self._server_hostname, received)
-        except (OSError, ValueError) as error:  # ValueError: there is no host name to check
+        except (OSError, ValueError) as error:  # ValueError: no host name was given to check
             return self._handshake_failed(error)
         self.socket = cast(Any, TLSSocket(below.socket, tls.engine.object))
         self._attach(tls)
@@ -78,10 +78,10 @@ class TLSStream(SocketStream):
         self._continue_handshake()
 
     def wait_for_handshake(self) -> "Future[Self]":
-        """The stream itself, once the handshake is done. May be asked for again, and by several at once.
+        """A future of the stream itself, done after the handshake. May be called several times.
 
-        :raises ssl.SSLError: from the future, when it fails.
-        :raises StreamClosedError: from the future, when the connection ends before.
+        :raises ssl.SSLError: from the future, if the handshake fails.
+        :raises StreamClosedError: from the future, if the connection is closed before it is done.
         """
         future: Future[Self] = Future(loop=self._hub.loop)
         if self._is_handshaken():

@@ -1,23 +1,22 @@
-"""One readiness set per loop: it dispatches streams, and wakes the tasks that wait for them at once.
+"""One readiness set per loop. It dispatches streams, and wakes the tasks that wait for them at once.
 
-**Why not ``loop.add_reader`` for each stream.** It costs a handle, a call through the loop's queue and, for a task that
-waits, a second turn of the loop, per message. The :class:`EpollHub` has one epoll of its own for all streams of a
-loop, which is itself registered with the loop once: inside any asyncio loop, plain or uvloop, one callback takes a
-whole batch of events. Each stream is registered edge-triggered and then left alone; that nobody reads it is a flag on
-the stream, not a system call.
+**Why not ``loop.add_reader`` for each stream.** For each message it costs a handle, a call through the loop's queue
+and, if a task waits, a second turn of the loop. The :class:`EpollHub` has one epoll for all streams of a loop, and
+registers that epoll with the loop once. So inside any asyncio loop, plain or uvloop, one callback takes a whole batch
+of events. Each stream is registered once, edge-triggered. That no read is pending is a flag of the stream, not a system
+call.
 
 **Why the wake-up is immediate.** A future's result normally reaches its task through ``call_soon``, a turn of the loop
-later. ``wakeup.resolve_now`` steps the task within the dispatch instead. This saves the turn; it lets a
-stream know that the handler's writes belong to the packet it is being dispatched for, so that it can send them
-together; and it closes the gap between completion and wake-up, in which a cancelled task would lose the bytes it had
-been given.
+later. ``wakeup.resolve_now`` steps the task within the dispatch instead. This saves the turn. It also tells the stream
+that the handler's writes belong to the packet being dispatched, so that it can send them together. And it closes the
+gap between completion and wake-up, in which a cancelled task would lose the bytes of its read.
 
-**Fairness.** A run of the hub returns to the loop after :data:`SLICE` seconds and goes on in the loop's next turn.
+**Fairness.** A run of the hub returns to the loop after :data:`SLICE` seconds and continues in the loop's next turn.
 
-**Whose context variables a dispatch sees.** Nobody's: a hub works for all streams of its loop, so it registers itself
-in an empty context, not in that of the client it happens to be opened for (see :mod:`iostreamsrv.runtime.contexts`).
+**Context variables.** A dispatch sees none: a hub works for all streams of its loop, so it registers itself in an empty
+context, not in the context of the client that happens to be first (see :mod:`iostreamsrv.runtime.contexts`).
 
-**Where there is no epoll** the :class:`LoopHub` does the same through ``IOLoop.add_handler``, level-triggered.
+**Without epoll** the :class:`LoopHub` does the same through ``IOLoop.add_handler``, level-triggered.
 """
 
 import asyncio
@@ -41,15 +40,16 @@ from .readiness import ENDED, READABLE, URGENT, WRITABLE, Dispatched
 
 SLICE = 0.003
 """Seconds after which a run of the hub lets the loop's timers and other callbacks have their turn. A task that sleeps
-may have to wait for three runs: the one its timer falls into, and one each before its timer and its wake-up are seen.
-With what is sent at the end of a run that is to stay below 15 ms, however busy the streams are.
+may have to wait for three runs: the one in which its timer expires, one before the loop sees the timer, and one before
+it sees the wake-up. Together with the sends at the end of a run that must stay below 15 ms, however busy the streams
+are.
 """
 
 MAX_SLICE_CHECKS = 1000
-"""How often a stream may go on in a turn. It is asked for every few operations, so within a slice of real time it never
-comes to that; but a clock that a test moves stands still."""
+"""How often :meth:`Hub.within_slice` may be True in one turn. Streams ask every few operations, so a slice of real time
+ends long before; but a clock that a test moves stands still."""
 
-_REQUEUED = 0  # in the queue of what is due: not an event, but a stream that had enough for one turn
+_REQUEUED = 0  # in place of events: the stream has asked for another dispatch
 
 _EDGE = 1 << 31  # EPOLLET
 _ON_READ = READABLE | URGENT | ENDED | _EDGE
@@ -57,19 +57,19 @@ _ON_BOTH = _ON_READ | WRITABLE
 
 
 class Hub:
-    """What the two hubs share: the streams that wait for a turn, and the turn's end.
+    """What all hubs share: the queue of streams to dispatch, and the end of a run.
 
     :ivar loop: the asyncio loop below ``io_loop``.
-    :ivar time: gives the time; `time.monotonic`, or that of a loop with a clock of its own.
-    :ivar wall_time: gives the date; `time.time`, or that of such a loop.
-    :ivar now: the time as of the latest dispatch.
-    :ivar done: makes a future that is done: what a write returns that went out at once, or is corked.
-    :ivar running: a dispatch is under way, so what is corked now will be sent soon.
-    :ivar others_pending: more streams wait for their turn in the run that is under way.
+    :ivar time: gives the time: `time.monotonic`, or the loop's clock if the loop has a different one.
+    :ivar wall_time: gives the date: `time.time`, or the date of such a clock.
+    :ivar now: the time of the latest dispatch.
+    :ivar done: makes a future that is done, for a write that was sent at once or corked.
+    :ivar running: a run is dispatching streams, so what is corked now will be sent soon.
+    :ivar others_pending: more streams wait to be dispatched in this run.
     :ivar corked: the streams to uncork at the end of the run.
-    :ivar inherited: this is a forked child, and the streams are its parent's: they end without a word to their peers.
-    :cvar reports_ends: an end is reported also behind bytes that nobody receives; else such a stream would be reported
-        as readable, over and over.
+    :ivar inherited: this is a forked child, and the streams are its parent's: closing them sends nothing to the peers.
+    :cvar reports_ends: whether EOF behind unread bytes is reported. If not, a stream with unread bytes would be
+        reported as readable again and again, so it is not watched.
     """
 
     reports_ends = True
@@ -84,11 +84,11 @@ class Hub:
         self.others_pending = False
         self.corked: list[Dispatched] = []
         self._due: deque[tuple[Dispatched, int]] = deque()
-        self._remaining = 0  # how many of what is due are of a batch that was begun
+        self._remaining = 0  # how many entries at the head of _due belong to an unfinished batch
         self._requeued: set[Dispatched] = set()
         self._scheduled = False
         self._turn_ends = 0.0
-        self._slice_checks = 0  # in this turn, whether a stream may go on
+        self._slice_checks = 0  # calls of within_slice in this turn
 
     def follow_clock(self) -> None:
         """Take the time from the loop's clock, which may have been replaced."""
@@ -96,32 +96,32 @@ class Hub:
         self.now = self.time()
 
     def watch_reads(self, stream: Dispatched) -> bool:
-        """Have ``stream`` dispatched when it can be read.
+        """Dispatch ``stream`` when it can be read.
 
-        :returns: whether that holds for good; otherwise it is to be asked for again after each dispatch.
+        :returns: whether that holds until :meth:`unwatch`. If not, the stream must ask again after each dispatch.
         """
         raise NotImplementedError
 
     def watch_writes(self, stream: Dispatched) -> bool:
-        """Have ``stream`` dispatched when it can be written to; as :meth:`watch_reads`."""
+        """Dispatch ``stream`` when it can be written to; as :meth:`watch_reads`."""
         raise NotImplementedError
 
     def unwatch(self, stream: Dispatched) -> None:
-        """Forget ``stream``; its descriptor is about to be closed."""
+        """Stop watching ``stream``; its descriptor is about to be closed."""
         raise NotImplementedError
 
     def check(self) -> None:
-        """In asyncio's debug mode: raise, if the caller is not in this loop. See `Checked`."""
+        """In asyncio's debug mode: raise if the caller is not in this loop. See `Checked`."""
 
     def dispatch_again(self, stream: Dispatched) -> None:
-        """Dispatch ``stream`` as readable in the loop's next turn: it had enough for this one."""
-        if stream not in self._requeued:  # or each edge would add one more entry that goes round and round
+        """Dispatch ``stream`` as readable in the loop's next turn: other streams have their turn first."""
+        if stream not in self._requeued:  # otherwise each edge would add an entry, and each would be requeued forever
             self._requeued.add(stream)
             self._due.append((stream, _REQUEUED))
         self._schedule()
 
     def within_slice(self) -> bool:
-        """Whether the loop's present turn is younger than :data:`SLICE`, so that a busy stream need not yield yet."""
+        """Whether the loop's present turn is younger than :data:`SLICE`. If not, a busy stream must yield."""
         now = self.time()
         if not self._turn_ends:
             self._turn_ends, self._slice_checks = now + SLICE, 0
@@ -142,7 +142,8 @@ class Hub:
         self._run()
 
     def _run(self) -> None:
-        """Dispatch what is due now, for up to :data:`SLICE`; the rest, and what becomes due meanwhile, is for later."""
+        """Dispatch the present batch for up to :data:`SLICE`. The rest, and what is queued meanwhile, waits for the
+        loop's next turn."""
         time = self.time
         now = time()
         end = now + SLICE
@@ -161,7 +162,7 @@ class Hub:
                 stream.dispatch(events)
                 now = time()
         finally:
-            # Also when a task raised KeyboardInterrupt or SystemExit through us: edges are not reported twice.
+            # Also if a task raised KeyboardInterrupt or SystemExit: edges are not reported twice.
             self._remaining = count
             self.running = self.others_pending = False
             try:
@@ -174,17 +175,17 @@ class Hub:
     def _uncork(self) -> None:
         corked = self.corked
         corked.reverse()
-        while corked:  # what one stream raises must not keep back what the others have to send
+        while corked:  # an exception from one stream leaves the others in the list, to be sent later
             corked.pop().uncork()
 
     def _replaces(self, number: int, dead: Dispatched) -> None:
-        """The descriptor of ``dead`` was closed behind its back, and another stream has the same number."""
-        general.warning("%r: its descriptor %d was closed by somebody else, and is another stream's now", dead, number)
+        """Other code has closed the descriptor of ``dead``, and another stream has the same number."""
+        general.warning("%r: its descriptor %d was closed by other code, and belongs to another stream", dead, number)
         dead.lose_descriptor()
 
     def forget_parent(self) -> None:
-        """In a forked child: from now on no call takes out of an epoll what the parent watches with it, or ends its
-        connections. A stream that the child makes gets a hub that is the child's."""
+        """In a forked child: leave the parent's epoll and connections alone. A stream that the child makes gets a new
+        hub."""
         self.inherited = True
         while self.corked:
             self.corked.pop().forget_output()
@@ -193,13 +194,13 @@ class Hub:
 
 
 class EpollHub(Hub):
-    """The hub where there is epoll. Its epoll exists while there are streams in it."""
+    """The hub for systems with epoll. Its epoll exists while it watches a stream."""
 
     def __init__(self, io_loop: IOLoop) -> None:
         super().__init__(io_loop)
         self._epoll: select.epoll | None = None
         self._streams: dict[int, Dispatched] = {}
-        self._stale = False  # the epoll may have entries that cannot be removed, as their descriptors were closed
+        self._stale = False  # the epoll may have entries of closed descriptors, which cannot be removed
         self._warnings = LogRateLimit()
 
     def fileno(self) -> int:
@@ -212,8 +213,8 @@ class EpollHub(Hub):
         return True
 
     def watch_writes(self, stream: Dispatched) -> bool:
-        # Writes seldom have to wait, and an idle stream that is registered for them reports "writable" once, for
-        # nothing. So it is added for those that need it; asking again arms it again.
+        # Writes seldom have to wait, and each stream registered for them reports "writable" once, for nothing. So this
+        # is added only when a write must wait; registering again reports again.
         self._register(stream, _ON_BOTH)
         return True
 
@@ -238,8 +239,8 @@ class EpollHub(Hub):
         try:
             self._epoll.unregister(stream.hub_key)
         except OSError:
-            # Somebody else has closed the descriptor. That unregisters it as well, unless there is a copy of it, as in
-            # a forked child.
+            # Other code has closed the descriptor. The kernel has then removed it as well, unless a duplicate of it is
+            # open, as in a forked child.
             self._stale = True
         self._close_if_empty()
 
@@ -249,7 +250,7 @@ class EpollHub(Hub):
             self.io_loop.remove_handler(self)
             self.close()
 
-    def _open(self) -> "select.epoll":  # quoted: not everywhere is there one
+    def _open(self) -> "select.epoll":  # quoted: some systems have none
         self._epoll = kernel_of(self.loop).epoll()
         Context().run(self.io_loop.add_handler, self, self._on_ready, IOLoop.READ)
         return self._epoll
@@ -265,31 +266,31 @@ class EpollHub(Hub):
 
     def _on_ready(self, _fd: object, _events: int) -> None:
         if self._epoll is None or self._remaining:
-            # Not before the last batch is worked off: meanwhile the kernel keeps one event for each stream, where we
-            # would queue one for each packet of a flood.
+            # The last batch is not finished. The kernel keeps one event for each stream meanwhile; we would queue one
+            # for each packet of a flood.
             return
         if self._stale:
             return self._renew()
         ready = self._epoll.poll(0)
-        # The streams are looked up before any of them is dispatched: a number may be closed and reused meanwhile.
+        # Look up all streams before any of them is dispatched: a dispatch may close a number, and it may be reused.
         streams = self._streams
         try:
             self._due.extend([(streams[number], events) for number, events in ready])
-        except KeyError:  # for one number; the edges of all others are not reported twice
+        except KeyError:  # one number is unknown; keep the edges of all others, which are not reported twice
             self._due.extend([(streams[number], events) for number, events in ready if number in streams])
             self._stale = True
-        if not self._scheduled:  # or the loop's turn has had its run, and the next is to come
+        if not self._scheduled:  # otherwise a run is scheduled already
             self._run()
 
     def _renew(self) -> None:
-        """Have another epoll, with the same streams. Of the one there is some descriptors were closed while a copy of
-        them exists elsewhere: it goes on to report them, and nobody can have it stop, as entries are removed by number.
+        """Make a new epoll with the same streams. The old one has entries of closed descriptors of which a duplicate is
+        open elsewhere. It goes on to report them, and they cannot be removed, because entries are removed by number.
         """
         self._stale = False
         left_out = self._warnings.admit()
         if left_out is not None:
             more = f" (and {left_out} times before)" if left_out else ""
-            general.warning("a stream's descriptor was closed by somebody else: all streams get another epoll%s", more)
+            general.warning("a stream's descriptor was closed by other code: all streams get a new epoll%s", more)
         assert self._epoll is not None
         self.io_loop.remove_handler(self)
         with self._epoll:
@@ -297,7 +298,7 @@ class EpollHub(Hub):
         lost = []
         for number in self._streams:
             try:
-                epoll.register(number, _ON_BOTH)  # which reports once more all there is
+                epoll.register(number, _ON_BOTH)  # this reports everything once more
             except OSError:
                 lost.append(number)
         gone = [self._streams.pop(number) for number in lost]
@@ -315,7 +316,7 @@ class EpollHub(Hub):
 
 
 class LoopHub(Hub):
-    """The hub everywhere else: one handler of the loop for each stream, level-triggered."""
+    """The hub for systems without epoll: one handler of the loop for each stream, level-triggered."""
 
     reports_ends = False
 
@@ -352,15 +353,15 @@ class LoopHub(Hub):
         before = self._wanted.get(stream)
         if before is None:
             return
-        # An event uses its interest up; a stream that wants more asks again while it is dispatched, and most do, so
-        # the loop is told only of what has changed by the end.
+        # An event removes its interest. Most streams ask again while they are dispatched, so the loop's handler is
+        # updated afterwards, and only if something has changed.
         self._wanted[stream] = before & ~events
         self._dispatching = stream
         self._due.append((stream, events))
         try:
             if self.within_slice():
                 self._run()
-            else:  # the streams before this one have used the loop's turn up
+            else:  # streams before this one have used up the loop's turn
                 self._schedule()
         finally:
             self._dispatching = None
@@ -370,7 +371,7 @@ class LoopHub(Hub):
 
     def unwatch(self, stream: Dispatched) -> None:
         if self._wanted.pop(stream, None) is not None:
-            self.io_loop.remove_handler(stream.hub_key)  # it may be closed, and then has no other number
+            self.io_loop.remove_handler(stream.hub_key)  # not fileno(), which is -1 if it is closed
 
     def forget_parent(self) -> None:
         super().forget_parent()
@@ -380,10 +381,11 @@ class LoopHub(Hub):
 
 
 class Checked(Hub):
-    """A hub of a loop in asyncio's debug mode: whoever uses one of its streams must be in its loop.
+    """A hub of a loop in asyncio's debug mode: it raises if one of its streams is used outside its loop.
 
-    Reads and writes pay nothing for it otherwise: a stream looks at ``others_pending`` before it writes, and at
-    ``loop`` whenever it makes a future. What is called less often asks by :meth:`check`.
+    In other modes reads and writes pay nothing for the check: a stream reads ``others_pending`` before it writes, and
+    ``loop`` when it makes a future, and here these are properties. Methods that are called less often call
+    :meth:`check`.
     """
 
     @property
@@ -405,24 +407,21 @@ class Checked(Hub):
         self._others_pending = others_pending
 
     def check(self) -> None:
-        """Whether this is the loop that runs here, or none does.
-
-        :raises RuntimeError: it is not.
-        """
+        """:raises RuntimeError: another loop is running here, or this loop runs in another thread."""
         running = asyncio._get_running_loop()
         loop = self._loop
         if running is loop or loop.is_closed() or self.inherited:
             return
         if loop.is_running():
             raise RuntimeError(
-                "a stream is used in another thread than its loop's: call"
+                "a stream is used in another thread: call"
                 " stream.io_loop.add_callback(stream.write, data) instead, or, to wait for the result,"
                 " asyncio.run_coroutine_threadsafe(coroutine, stream.io_loop.asyncio_loop).result()"
             )
         if running is not None:
             raise RuntimeError(
-                "a stream is used in another loop than its own: make it, and use it, in one loop, or call"
-                " stream.io_loop.add_callback(stream.write, data), which is done when that loop runs"
+                "a stream is used in another loop: make it and use it in the same loop, or call"
+                " stream.io_loop.add_callback(stream.write, data), which runs when the stream's loop runs"
             )
 
 
@@ -435,16 +434,16 @@ class CheckedLoopHub(Checked, LoopHub):
 
 
 driver: Callable[[IOLoop], Hub] = EpollHub if hasattr(select, "epoll") else LoopHub
-"""What :func:`hub_of` makes. Tests set it, to have the whole suite run on either."""
+"""The class of hub that :func:`hub_of` makes. Tests set it to run on either one."""
 
 _HUB = "_iostreamsrv_hub"
-"""Where a loop has its hub."""
+"""The attribute of an `IOLoop` that holds its hub."""
 
 _CHECKED: dict[Any, type[Hub]] = {EpollHub: CheckedEpollHub, LoopHub: CheckedLoopHub}
 
 
 def hub_of(io_loop: IOLoop) -> Hub:
-    """The hub of ``io_loop``, made when first asked for."""
+    """The hub of ``io_loop``; made at the first call."""
     hub: Hub | None = io_loop.__dict__.get(_HUB)
     if hub is None:
         make = driver
@@ -458,7 +457,7 @@ def hub_of(io_loop: IOLoop) -> Hub:
 
 
 def follow_clock(loop: asyncio.AbstractEventLoop) -> None:
-    """Have the hubs of ``loop``, whose clock was replaced, take the time from its new one."""
+    """Make the hubs of ``loop`` use its new clock, after its clock was replaced."""
     io_loop = IOLoop._ioloop_for_asyncio.get(loop)
     for hub in () if io_loop is None else vars(io_loop).values():
         if isinstance(hub, Hub):
@@ -475,7 +474,7 @@ _hubs: "weakref.WeakSet[Hub]" = weakref.WeakSet()
 
 
 def _forget_parents() -> None:
-    """In a forked child: the epolls, of hubs and loops, are its parent's as well, and so are their entries."""
+    """In a forked child: the epolls of its hubs and loops are shared with the parent."""
     for hub in list(_hubs):
         hub.forget_parent()
 

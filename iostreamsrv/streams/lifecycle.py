@@ -1,7 +1,7 @@
-"""The beginning and the ends of a stream, whatever its descriptor.
+"""The constructor of a stream and the ways to close it, for every kind of descriptor.
 
-``close()`` ends a stream now, ``aclose()`` after what is queued has left and the peer had time to read it,
-``abort()`` with a reset. All meet in ``terminate()``, which keeps the first reason.
+``close()`` closes a stream now; ``aclose()`` first sends what is queued and gives the peer time to read it; ``abort()``
+closes it with a reset. All end in ``terminate()``, which keeps the first reason.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
     """Reads and writes a non-blocking descriptor; subclasses say which.
 
     A subclass overrides :meth:`fileno`, :meth:`close_fd`, :meth:`read_from_fd`, :meth:`write_to_fd` and perhaps
-    :meth:`get_fd_error`. Must be made where a loop is current, and used in that loop's thread.
+    :meth:`get_fd_error`. Make it where a loop is current, and use it in that loop's thread.
 
     :param max_buffer_size: most bytes to hold unread; default (None) 100 MiB, ``math.inf`` for no limit. A read that
         needs more closes the stream, reason ``buffer_full``.
@@ -35,21 +35,21 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
     :param max_write_buffer_size: most bytes to queue; default (None) no limit. A write beyond it raises
         `StreamBufferFullError`; a single larger write into an empty queue is taken.
     :param cork: whether writes made while more requests wait are sent together (see :meth:`write`).
-    :param allow_half_open: whether the stream stays open when the peer has ended its side. Reads then raise
-        `StreamClosedError`, reason ``eof``, and writes go on, until :meth:`send_eof` has ended this side as well;
-        that closes the stream. Otherwise, as with Tornado, the peer's end closes it, once what is queued has left.
+    :param allow_half_open: whether the stream stays open after the peer's EOF. If so, reads raise
+        `StreamClosedError`, reason ``eof``, and writes go on until :meth:`send_eof`, which then closes the stream. If
+        not, as with Tornado, EOF closes the stream once what is queued is sent.
     :raises OptionError: a size is not a positive number.
 
     :ivar io_loop: the `IOLoop` of the stream.
-    :ivar error: what closed the stream, or None after an orderly close.
+    :ivar error: the exception that closed the stream, or None after an orderly close.
     :ivar close_reason: a `CloseReason` once the stream is closed, None before.
     :ivar allow_half_open: as the parameter; may be set.
-    :ivar linger: seconds that :meth:`aclose` waits, after the peer has all of it, for the peer's end, and that a close
-        callback waits for who may still read what came before the peer's end; 2.0. May be set.
-    :ivar id: a number no other stream of this process has.
-    :ivar opened_at: when the stream was made, `time.time`.
-    :ivar bytes_read: received so far, the unread ones included.
-    :ivar bytes_written: taken by the kernel so far.
+    :ivar linger: how many seconds :meth:`aclose` waits for the peer's EOF, after the peer has taken everything; and how
+        many seconds bytes before EOF may stay unread on a stream with a close callback. Default 2.0; may be set.
+    :ivar id: a number that no other stream of this process has.
+    :ivar opened_at: when the stream was made, as `time.time`.
+    :ivar bytes_read: bytes received so far, including unread ones.
+    :ivar bytes_written: bytes that the kernel has taken so far.
     """
 
     __slots__ = ()
@@ -74,16 +74,16 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
         )
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """Call ``callback`` once the stream is closed, for whatever reason; None takes it back. ::
+        """Call ``callback`` once the stream is closed, for any reason; None removes it. ::
 
             stream.set_close_callback(lambda: users.discard(stream.id))
 
-        A stream with a close callback notices the peer's end also while nobody reads: it then receives one chunk ahead.
-        So a peer that half-closes after its request is taken as gone, as with Tornado. With unread bytes before the end
-        the stream is closed when nothing was read or written for ``linger`` seconds.
+        A stream with a close callback notices EOF also while no read is pending: it receives one chunk ahead. So a peer
+        that half-closes after its request counts as gone, as with Tornado. If there are unread bytes before EOF, the
+        stream is closed when nothing was read or written for ``linger`` seconds.
 
-        It runs in the context of the client, on a stream of a server, and else with the context variables that are set
-        here.
+        The callback of a server's stream runs in that client's context; any other one runs with the context variables
+        of this call.
         """
         self._hub.check()
         if callback is None:
@@ -105,11 +105,10 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
         """Close the stream now.
 
         A pending read and the writes whose futures are not done fail with `StreamClosedError`; what was reported done
-        is delivered. Closing a closed stream does nothing. To have everything delivered: :meth:`aclose`. (A stream of
-        an `HTTPServer` is closed so in any case, behind the back of whoever calls this; but not with an error.)
+        is delivered. Closing a closed stream does nothing. Use :meth:`aclose` to deliver everything. (On a stream of an
+        `HTTPServer` this does what :meth:`aclose` does, in the background, unless ``exc_info`` has an error.)
 
-        :param exc_info: what to set ``error`` to: an exception, a ``sys.exc_info()`` tuple, or True for the current
-            one.
+        :param exc_info: the value of ``error``: an exception, a ``sys.exc_info()`` tuple, or True for the current one.
         """
         if isinstance(exc_info, tuple):
             error = exc_info[1]
@@ -124,7 +123,7 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
             self.terminate(CloseReason.LOCAL, error)
 
     def _close_gracefully(self, owner: StreamOwner) -> None:
-        """Be closed from now on, as far as anybody sees, and do in the background what ``aclose()`` does."""
+        """Report the stream as closed, and do in the background what ``aclose()`` does."""
         if self._phase >= FINISHING:
             return
         owner.close_gracefully(self, CloseReason.LOCAL if self._written_before is None else CloseReason.SHUTDOWN)
@@ -134,22 +133,21 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
             self._run_close_callback()
 
     async def aclose(self, timeout: float | None = None) -> None:
-        """Close the stream in order: send what is queued, half-close, let the peer read it, close. ::
+        """Close the stream gracefully: send what is queued, half-close, let the peer read it, close. ::
 
-            await stream.write(b"good bye\\n")
+            await stream.write(b"bye\\n")
             await stream.aclose(timeout=5)
 
-        That takes as long as it takes, but the peer must go on taking: something in each ``write_timeout`` of the
-        server (30 s without one), and 240 bytes per second over each minute. Otherwise the stream ends with a reset,
-        under TLS without a close_notify, so that nobody takes what has come for all of it; reason ``write_timeout`` or
-        ``min_rate``, with a warning in the log.
+        The peer must make progress: it must take something within each ``write_timeout`` of the server (30 s without a
+        server), and 240 bytes per second over each minute. Otherwise the stream is closed with a reset, under TLS
+        without a close_notify, so that the peer notices that data is missing; reason ``write_timeout`` or ``min_rate``,
+        with a warning in the log. While the peer makes progress, there is no time limit.
 
-        When the peer has all, it has ``linger`` seconds (2) to end its side. What it still sends is thrown away, and
-        prolongs that, up to 30 s and 64 MiB in all. A pending read fails at once. Bytes that are buffered stay
-        readable.
+        When the peer has everything, it has ``linger`` seconds (2) to send EOF. What it still sends is discarded, and
+        extends that time, up to 30 s and 64 MiB in all. A pending read fails at once. Buffered bytes stay readable.
 
-        :param timeout: seconds for all of it. Then, if there are bytes that the kernel could not take yet, the stream
-            ends with a reset, reason ``write_timeout``; otherwise it is closed. None: no limit but those.
+        :param timeout: seconds for the whole close. After them the stream is closed; with a reset, reason
+            ``write_timeout``, if the kernel has not taken all bytes. None: only the limits above.
         """
         timeout = check_optional_timeout("timeout", timeout)
         if self._hub.inherited:
@@ -167,7 +165,7 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
             self._aclose_timed_out(timeout or 0)
 
     def abort(self) -> None:
-        """Close the stream now and throw away what is queued; a TCP peer gets a reset. Reason ``aborted``."""
+        """Close the stream now and discard what is queued; a TCP peer gets a reset. Reason ``aborted``."""
         self._hub.check()
         self.abort_with(CloseReason.ABORTED)
 
@@ -176,8 +174,7 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
 
             stream.kick("too many wrong passwords")
 
-        :param message: why; it becomes the text of the stream's ``error``, a `KickedError`, and so of what a pending
-            read raises.
+        :param message: the text of the stream's ``error``, a `KickedError`. The error of a pending read has it, too.
         """
         self.terminate(CloseReason.KICKED, of_stream(KickedError(message), self.id))
 
@@ -188,12 +185,12 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
         read: float | EllipsisType | None = ...,
         write: float | EllipsisType | None = ...,
     ) -> None:
-        """Give this stream timeouts of its own, in place of its server's ``idle_timeout``, ``read_timeout`` and
+        """Set timeouts for this stream only, in place of its server's ``idle_timeout``, ``read_timeout`` and
         ``write_timeout``; those that are not given stay as they are. ::
 
             stream.set_timeouts(idle=None, read=5)  # after the login: it may be silent, but not slow
 
-        On a stream without a server only ``write`` means something, and only for its end (:meth:`aclose`).
+        On a stream without a server only ``write`` has an effect, and only in :meth:`aclose`.
 
         :param idle: seconds, or None for no limit; likewise the others.
         :raises OptionError: not a number of seconds above 0.
@@ -204,10 +201,10 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
         self.own_timeouts = {**(self.own_timeouts or {}), **changes}
 
     async def wait_draining(self) -> None:
-        """Return when the stream's server begins to shut down (`TCPServer.shutdown`), for a protocol with a last
-        message. Without a server it never returns. ::
+        """Return when the stream's server begins to shut down (`TCPServer.shutdown`): for protocols that announce it.
+        Without a server it never returns. ::
 
-            async def say_goodbye(stream):
+            async def announce_shutdown(stream):
                 await stream.wait_draining()
                 await stream.write(b"the server is shutting down\\n")
         """

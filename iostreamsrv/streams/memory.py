@@ -1,6 +1,6 @@
-"""Streams without descriptors: both ends in this process, on the same engine as all others.
+"""Streams in memory, without descriptors: both ends are in this process.
 
-:class:`MemoryHub` takes the place of epoll, a ``MemorySocket`` that of a socket. Everything above is what serves real
+:class:`MemoryHub` replaces epoll, a ``MemorySocket`` replaces a socket. Everything above is the code that serves real
 clients.
 """
 
@@ -12,11 +12,11 @@ from ..iostream import IOStream
 from .hub import Hub
 from .readiness import Dispatched
 from .transports.base import Transport
-from .transports.memory import MemorySocket, MemoryTransport, nobody
+from .transports.memory import MemorySocket, MemoryTransport, ignore_events
 
 
 class MemoryHub(Hub):
-    """The hub of the memory streams of a loop. Like epoll it reports what has changed, each stream once in a batch."""
+    """The hub of a loop's memory streams. Like epoll, it reports changes, and each stream once in a batch."""
 
     def __init__(self, io_loop: IOLoop) -> None:
         super().__init__(io_loop)
@@ -42,7 +42,7 @@ class MemoryHub(Hub):
         return True
 
     def unwatch(self, stream: Dispatched) -> None:
-        cast(Any, stream).socket.notify = nobody
+        cast(Any, stream).socket.notify = ignore_events
         self._ready.pop(stream, None)
 
     def _resume(self) -> None:

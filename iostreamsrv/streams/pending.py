@@ -1,4 +1,4 @@
-"""The pending read: how it is given up, and what is noticed while there is none."""
+"""The pending read: how it times out, is cancelled or fails; and what a stream notices while no read is pending."""
 
 import logging
 from asyncio import Future
@@ -31,15 +31,17 @@ from .state import CLOSED
 from .wakeup import resolve_now, waiter_of
 
 TURNS_TO_READ_AGAIN = 5
-"""Of the loop, until the result of a read has reached all who wait for it: `asyncio.wait_for`, `asyncio.gather` and
+"""Turns of the loop until the result of a read has reached every waiter: `asyncio.wait_for`, `asyncio.gather` and
 Tornado's ``with_timeout`` take one or two each."""
 
 ALL_ANSWERED = -1
-"""What was written before a read that was pending when the server began to shut down: never as much as now."""
+"""``_written_before`` of a read that was pending when the server began to shut down. It equals no number of bytes, so
+the stream counts as answered."""
 
 
 class RestoringFuture(Future[Any]):
-    """The future of a read that puts bytes where its caller can change them: it may not learn of a cancel later."""
+    """The future of a read into the caller's buffer. A cancel must restore the bytes at once: the caller may change
+    its buffer afterwards."""
 
     __slots__ = ("_stream",)
 
@@ -60,8 +62,8 @@ class PendingSide(ReceiveSide):
     __slots__ = ()
 
     def when_read_done(self, look: Callable[[], None]) -> None:
-        """Call ``look`` some turns of the loop after the pending read is done: whoever waited for it may have begun
-        another one by then. Or, if a task awaits it, when that has ended: the stream is the task's."""
+        """See `ServedStream`. If a task awaits the read, wait for the end of that task. Otherwise wait some turns of
+        the loop after the read: its waiter may begin another read."""
         future = self._read_future
         assert future is not None
         reader = waiter_of(future)
@@ -77,13 +79,13 @@ class PendingSide(ReceiveSide):
             look()
 
     def read_has_begun(self) -> bool:
-        """Whether something has come of what the pending read waits for."""
+        """Whether a part of what the pending read waits for has arrived."""
         begun = isinstance(self._read, ReadInto) and self._read.filled > 0
         begun = begun or self._buffer.size > 0 or self._received_at > self._read_since
         return begun or self._transport.partial() > 0
 
     def is_waiting(self) -> bool:
-        """Whether all there is to do is to wait for a message of which nothing has come yet."""
+        """Whether the stream only waits for a message, and no part of it has arrived."""
         return self.reading() and not self.read_has_begun() and not self.writing() and not self.has_pending_input()
 
     def has_close_callback(self) -> bool:
@@ -93,12 +95,12 @@ class PendingSide(ReceiveSide):
     # ---- while the server shuts down
 
     def _written(self) -> int:
-        """Bytes that were written so far."""
+        """Bytes written so far, sent or not."""
         return self.bytes_written + self.queued
 
     def track_answers(self, on: bool) -> None:
-        """While the server shuts down, now and then: begin to note what is written between two reads. What is written
-        while a read waits is no answer to it; a read that goes on and on has no end where that could be noted."""
+        """See `ServedStream`. What is written while a read waits does not answer it. A `ReadMatch` may go on for many
+        messages without an end, so its record is renewed with each call."""
         if not on:
             self._written_before = None
         elif isinstance(self._read, ReadMatch) or (self._written_before is None and not self.reading()):
@@ -107,12 +109,12 @@ class PendingSide(ReceiveSide):
             self._written_before = ALL_ANSWERED
 
     def is_unanswered(self) -> bool:
-        """While the server shuts down: whether something was read since that began, and no answer to it written."""
+        """See `ServedStream`."""
         return self._written_before == self._written() and not isinstance(self._read, ReadMatch)
 
     def _has_answered(self) -> bool:
-        """While the server shuts down, with each read: whether something was written since the last one, and the stream
-        is closed for that, as the handler asks for the next request."""
+        """While the server shuts down, with each read: close the stream if the handler has written since the last read
+        and now asks for the next request. Return whether it was closed."""
         before, self._written_before = self._written_before, self._written()
         if self._written_before == before or self._phase or self._owner is None:
             return False
@@ -121,17 +123,17 @@ class PendingSide(ReceiveSide):
     # ---- the pending read
 
     def _run_for_reader(self, future: "Future[Any]", function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call ``function``, which calls what users wrote, in the context of the task that waits for ``future``; if
-        there is none, in that of the stream's callbacks.
+        """Call ``function``, which calls a user's code, in the context of the task that waits for ``future``; without
+        such a task, in the context of the stream's callbacks.
 
-        It is called by dispatches and by the loop, so no task is running whose context could not be entered.
+        Only dispatches and the loop call this, so no task is running and the context can be entered.
         """
         callbacks = future._callbacks
         context = callbacks[0][1] if callbacks else self.callback_context
         return function(*arguments) if context is None else context.run(function, *arguments)
 
     def _expect_no_read(self) -> None:
-        """Clear away a read whose future was cancelled; any other is in the way of a new one."""
+        """Clear a pending read whose future was cancelled; raise for any other."""
         assert self._read_future is not None
         if not self._read_future.done():
             if self._phase == CLOSED:
@@ -146,10 +148,10 @@ class PendingSide(ReceiveSide):
             read.abandon(self._buffer)
 
     def _restore(self, future: "Future[Any]") -> None:
-        """A read was cancelled that has taken bytes: they are given back before anybody can change them."""
+        """Put the bytes of a cancelled read back into the buffer, before its caller can change them."""
         if self._read_future is future:
             self._abandon_read()
-            self._read_future = future  # as after the cancel of any other read
+            self._read_future = future  # any other cancelled read leaves its future there, too
 
     def _forget_read(self) -> None:
         self._read = self._read_future = None
@@ -177,21 +179,21 @@ class PendingSide(ReceiveSide):
         self._eof = self._transport.eof_reason()
         self.uncork()
         self._close_if_ended()
-        if self._phase != CLOSED:  # what is queued, or is still to be written, goes out
+        if self._phase != CLOSED:  # output is queued, or may still be written
             self._finish_read_at_eof(None)
-            if not self._reads_watched:  # the end was there at once; a reset is still to be noticed
+            if not self._reads_watched:  # EOF came at once; watch for a reset
                 self._reads_watched = self._hub.watch_reads(self)
 
     def _finish_read_at_eof(self, error: BaseException | None) -> None:
-        """Answer the pending read, for which no more bytes will come."""
+        """Complete or fail the pending read: no more bytes will come."""
         read, future = self._read, self._read_future
         if read is None or future is None:
             return
         if future.done():
             self._abandon_read()
         elif error is None or reason_for(error) is CloseReason.RESET:
-            # Its result may be in the buffer. It is taken from there when no task runs, so that the reader gets it
-            # or, being cancelled first, leaves it.
+            # Its result may be in the buffer. It is taken when no task is running: then its reader either gets it, or
+            # was cancelled before and leaves it in the buffer.
             self._call_soon(self._settle_read, future)
         else:
             self._fail_read(self._closed_error("read"))
@@ -218,24 +220,24 @@ class PendingSide(ReceiveSide):
             self._fail_read(self._closed_error("read"))
 
     def _last_result(self, read: Read) -> Any | More:
-        """The result of a read that can have no more than the buffer, or MORE where that is not enough."""
+        """The result of a read when the buffer is all there is, or MORE if that is not enough."""
         try:
             result = read.take(self._buffer) if self._buffer.size else MORE
         except UnsatisfiableReadError:
-            result = MORE  # beyond its limit, and nothing left to close for it
+            result = MORE  # beyond its limit; the stream is at its end anyway
         return read.finish(self._buffer) if result is MORE else result
 
-    # ---- with nobody reading
+    # ---- while no read is pending
 
     def _dispatch_without_read(self) -> None:
-        """What there is to be noticed all the same."""
+        """Notice EOF, for the close callback, and a broken connection."""
         if self._close_callback is not None and not self._eof:
             self._poll_for_eof()
         if self._eof or self._recv_until_eagain & BROKEN:
             self._check_for_error()
 
     def _check_for_error(self) -> None:
-        """The connection may be broken: behind its end, or behind bytes that nobody has read."""
+        """Close the stream if the connection is broken, after EOF or behind unread bytes."""
         try:
             error = None if self._phase == CLOSED else self.get_fd_error()
         except OSError as problem:
@@ -249,7 +251,7 @@ class PendingSide(ReceiveSide):
             self._hub.dispatch_again(self)
 
     def _poll_for_eof(self) -> None:
-        """Notice the end for the close callback: by receiving a chunk ahead, or because the kernel has announced it."""
+        """Notice EOF for the close callback: by receiving a chunk ahead, or because the kernel has announced it."""
         try:
             done = self._receive_chunk_ahead()
         except Exception as error:  # read_from_fd may be a user's own
@@ -264,8 +266,8 @@ class PendingSide(ReceiveSide):
             self._reads_watched = self._hub.watch_reads(self)
 
     def _close_unread_later(self) -> None:
-        """There are unread bytes, and the end behind them. Who is there to read them, and to answer, has ``linger``
-        seconds for it; with neither done it is the end of the stream, and the bytes stay readable."""
+        """There are unread bytes, and EOF behind them. If nothing is read or written for ``linger`` seconds, close the
+        stream; the bytes stay readable."""
         if self._unread_timer is None and (self._sending_eof or not self.allow_half_open):
             self._unread_timer = self._hub.loop.call_later(
                 self.linger, self._close_unread, self._bytes_handled(), context=Context()
@@ -290,7 +292,7 @@ class PendingSide(ReceiveSide):
         if isinstance(error, UnsatisfiableReadError):
             self._close_for_limit(error)
         elif isinstance(error, ReadFailed):
-            self._fail_read(self._tag_error(error.error))  # the function's own trouble: the stream goes on
+            self._fail_read(self._tag_error(error.error))  # an error of the match function: the stream stays open
         else:
             if isinstance(error, StreamBufferFullError):
                 self._close_for_limit(error)

@@ -1,4 +1,4 @@
-"""Whether the peer of a stream that is ending still takes what is on its way to it."""
+"""Checks that the peer of a stream that is being closed still takes its output."""
 
 from asyncio import TimerHandle
 from contextvars import Context
@@ -8,20 +8,20 @@ from ..errors import CloseReason, StreamTimeoutError
 from .hub import Hub
 
 CHECKS_PER_TIMEOUT = 8
-"""Looks within the write timeout: its end is found at most an eighth late."""
+"""Checks within one write timeout: so a timeout is noticed at most an eighth late."""
 
 MAX_INTERVAL = 1.0
-"""Seconds between two looks, at most."""
+"""Most seconds between two checks."""
 
 STALL_THRESHOLD = 0.5
-"""Seconds that a look may be late before the process is taken to have slept: no peer is to blame for that."""
+"""Seconds that a check may be late. Beyond that the process itself was delayed, which no peer is to blame for."""
 
 MIN_RATE = 240
-"""Bytes per second that a peer must take, counted over `RATE_WINDOW`: or one that takes a byte now and then would hold
-its place for as long as it likes. (Kestrel's figure, for what is received.)"""
+"""Bytes per second that a peer must take, counted over `RATE_WINDOW`. Otherwise a peer could keep its connection
+forever by taking a byte now and then. (Kestrel's figure, for what is received.)"""
 
 RATE_WINDOW = 60.0
-"""Seconds."""
+"""Seconds over which the rate is counted."""
 
 
 class Ending(Protocol):
@@ -30,20 +30,20 @@ class Ending(Protocol):
     _hub: Hub
 
     def _write_timeout(self) -> float | None:
-        """Seconds without progress after which the stream is given up."""
+        """Seconds without progress after which the stream is aborted."""
 
     def send_progress(self) -> int:
-        """Grows with what the peer takes."""
+        """A number that grows with what the peer takes."""
 
     def _is_sending(self) -> bool:
-        """Whether the peer has not taken all yet."""
+        """Whether the peer has not yet taken everything."""
 
     def _peer_too_slow(self, reason: CloseReason, error: StreamTimeoutError) -> None:
         """The peer takes too little."""
 
 
 class ProgressWatch:
-    """Looks now and then how much a peer has taken, and gives the stream up when that is too little."""
+    """Checks at intervals how much a peer has taken, and aborts the stream if that is too little."""
 
     __slots__ = ("_due", "_rated", "_rated_at", "_seen", "_seen_at", "_stream", "_timeout", "_timer")
 
@@ -56,7 +56,7 @@ class ProgressWatch:
         self._schedule(self._seen_at)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._timer.cancel()
 
     def _schedule(self, now: float) -> None:

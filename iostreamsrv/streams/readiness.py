@@ -1,20 +1,20 @@
-"""What a hub reports, and what it reports it to."""
+"""The events that a hub reports, and the interface of the streams that it reports them to."""
 
 from typing import Protocol
 
 # Events as epoll numbers them, which are IOLoop.READ and IOLoop.WRITE as well.
 READABLE = 0x001  # EPOLLIN
 WRITABLE = 0x004  # EPOLLOUT
-URGENT = 0x002  # EPOLLPRI: a receive ends at the urgent mark, however much lies behind it
-BROKEN = 0x010 | 0x008  # EPOLLHUP | EPOLLERR: a send will say what it is
-ENDED = 0x2000 | 0x010  # EPOLLRDHUP | EPOLLHUP: the peer sends no more, behind what is still unread
-HANGUP = ENDED | BROKEN | URGENT  # a short read proves nothing any more
+URGENT = 0x002  # EPOLLPRI: urgent data; a receive stops at its mark, although more bytes may follow
+BROKEN = 0x010 | 0x008  # EPOLLHUP | EPOLLERR: the next send raises the error
+ENDED = 0x2000 | 0x010  # EPOLLRDHUP | EPOLLHUP: EOF follows the bytes that are still unread
+HANGUP = ENDED | BROKEN | URGENT  # after any of these a short receive does not mean that there is no more
 
 
 class Dispatched(Protocol):
     """What the hub needs of a stream.
 
-    :ivar hub_key: for the hub to write: the descriptor the stream is registered under, or -1.
+    :ivar hub_key: set by the hub: the descriptor that the stream is registered with, or -1.
     """
 
     hub_key: int
@@ -23,10 +23,10 @@ class Dispatched(Protocol):
         """The descriptor."""
 
     def close(self) -> None:
-        """What a loop that closes all it knows calls."""
+        """Close the stream: called by `IOLoop.close` with ``all_fds=True``."""
 
     def lose_descriptor(self) -> None:
-        """Somebody else has closed the descriptor: end without touching what may have its number by now."""
+        """Other code has closed the descriptor: close the stream, but not that number, which may be reused by now."""
 
     def dispatch(self, events: int) -> None:
         """Do what the events allow. Never called from within a task."""
@@ -35,4 +35,4 @@ class Dispatched(Protocol):
         """Send what was corked."""
 
     def forget_output(self) -> None:
-        """In a forked child: send nothing of what waits, as the parent does."""
+        """In a forked child: discard the output, because the parent sends it."""

@@ -1,4 +1,4 @@
-"""The side of a stream that receives: the reads that users call."""
+"""The reads that users call."""
 
 from asyncio import Future
 from re import Pattern
@@ -25,7 +25,7 @@ _UNTIL_CLOSE = ReadUntilClose()
 
 
 class ReadSide(CompletionSide):
-    """Has every kind of read. Each makes an object of `iostreamsrv.sansio.reads`, which says when it has enough."""
+    """Has every kind of read. Each makes an object of `iostreamsrv.sansio.reads`, which decides when it is done."""
 
     __slots__ = ()
 
@@ -37,14 +37,14 @@ class ReadSide(CompletionSide):
             line = await stream.read_until(b"\\n", max_bytes=1000, timeout=60)
 
         :param delimiter: one byte or more.
-        :param max_bytes: close the stream (reason ``buffer_full``) when the first ``max_bytes`` have no delimiter.
+        :param max_bytes: close the stream (reason ``buffer_full``) if the first ``max_bytes`` have no delimiter.
             None: ``max_buffer_size`` is the limit.
-        :param timeout: seconds; None for no limit. Afterwards the stream goes on and no byte is lost.
-        :returns: a future of the bytes, with the delimiter.
-        :raises OptionError: an argument that cannot be.
+        :param timeout: seconds; None for no limit. After a timeout the stream stays open and no byte is lost.
+        :returns: a future of the bytes, including the delimiter.
+        :raises OptionError: an argument is invalid.
         :raises ConcurrentReadError: another read is pending.
-        :raises StreamClosedError: at the call, when the stream is closed and holds no such bytes; from the future, when
-            it is closed before they have come, also for a limit that was reached.
+        :raises StreamClosedError: from the call, if the stream is closed and has no such bytes in its buffer; from the
+            future, if it is closed before they arrive, also because a limit was reached.
         :raises StreamTimeoutError: from the future.
         """
         try:
@@ -65,12 +65,12 @@ class ReadSide(CompletionSide):
         :meth:`read_until`.
 
         :param regex: of bytes, compiled or not.
-        :raises re.error: it is not a regular expression.
+        :raises re.error: ``regex`` is not a regular expression.
         """
         return self._begin_read(ReadUntilRegex.of(regex, max_bytes), timeout)
 
     def read_bytes(self, num_bytes: int, partial: bool = False, *, timeout: float | None = None) -> "Future[bytes]":
-        """Read ``num_bytes`` bytes, or with ``partial`` as many as there are, from one to ``num_bytes``. ::
+        """Read ``num_bytes`` bytes; with ``partial`` as many as there are, at least one and at most ``num_bytes``. ::
 
             (length,) = struct.unpack(">I", await stream.read_bytes(4))
             some = await stream.read_bytes(65536, partial=True)
@@ -89,20 +89,20 @@ class ReadSide(CompletionSide):
             and 0 < self._buffer.size < num_bytes
             and self._read is None
         ):
-            self._receive_ahead()  # the end behind it is for a later read to meet
+            self._receive_ahead()  # EOF behind these bytes is left to a later read
         return self._begin_read(read, timeout)
 
     def read_into(
         self, buf: bytearray | memoryview, partial: bool = False, *, timeout: float | None = None
     ) -> "Future[int]":
-        """Read into ``buf`` until it is full, or with ``partial`` until it has at least one byte; gives the number of
-        bytes. ::
+        """Read into ``buf`` until it is full, or with ``partial`` until it has at least one byte; the future gives the
+        number of bytes. ::
 
             frame = bytearray(1500)
             size = await stream.read_into(frame, partial=True)
 
-        ``buf`` shows the bytes as they come, and can be resized again as soon as the future is done. What a read
-        that times out or is cancelled had put there is put back for the next read.
+        Bytes are put into ``buf`` as they arrive. It cannot be resized until the future is done. If the read times out
+        or is cancelled, the bytes it has put there stay available to the next read.
         Raises and ``timeout`` as :meth:`read_until`.
         """
         if not len(buf):
@@ -116,25 +116,25 @@ class ReadSide(CompletionSide):
         return self._begin_read(read, timeout)
 
     def read_until_close(self, *, timeout: float | None = None) -> "Future[bytes]":
-        """Read all until the end of the stream: at most ``max_buffer_size`` bytes. ::
+        """Read everything up to EOF: at most ``max_buffer_size`` bytes. ::
 
             upload = await stream.read_until_close(timeout=30)
 
-        A reset counts as an end; another error fails the read. Raises and ``timeout`` as :meth:`read_until`.
+        A reset counts as EOF; any other error fails the read. Raises and ``timeout`` as :meth:`read_until`.
         """
         return self._begin_read(_UNTIL_CLOSE, timeout)
 
     def read_until_match(self, match: Matcher, *, timeout: float | None = None) -> "Future[Any]":
-        """Read whatever ``match`` makes of the bytes.
+        """Read a message that a function recognises.
 
-        :param match: called with a ``bytearray`` of all that is buffered, whenever there is more of it. It returns
+        :param match: called with a ``bytearray`` of everything buffered, each time more has arrived. It returns
             None to wait for more bytes, or ``(consumed, result)``: ``consumed`` bytes are removed and the read gives
-            ``result``. It must neither change the ``bytearray`` nor keep it. What it raises, the read raises; the
-            bytes stay. (A `RuntimeError` in place of a `StopIteration` and its like, as in a generator.)
+            ``result``. It must neither change the ``bytearray`` nor keep it. If it raises, the read raises the same
+            error and the bytes stay. (A `StopIteration` becomes a `RuntimeError`, as in a generator.)
 
         Raises and ``timeout`` as :meth:`read_until`. ::
 
-            def frame(buffer):  # a length byte, then so many bytes
+            def frame(buffer):  # one byte with the length, then the payload
                 if buffer and len(buffer) > buffer[0]:
                     return 1 + buffer[0], bytes(buffer[1 : 1 + buffer[0]])
 
@@ -142,7 +142,7 @@ class ReadSide(CompletionSide):
 
         While the read waits, ``match`` is called with the context variables of the task that awaits it.
 
-        A function that does all the work itself returns ``(consumed, MORE)``, with `iostreamsrv.iostream.MORE`: those
-        bytes are removed, and it is called again for what is left, at once or when there is more.
+        A function that processes the messages itself returns ``(consumed, MORE)``, with `iostreamsrv.iostream.MORE`:
+        those bytes are removed, and it is called again for the rest, at once or when more has arrived.
         """
         return self._begin_read(ReadMatch(match), timeout)

@@ -1,4 +1,4 @@
-"""How a stream receives, into its buffer or past it."""
+"""How a stream receives: into its buffer, or directly for the pending read."""
 
 import errno
 import os
@@ -23,14 +23,13 @@ from .served import Activity
 from .writing import WriteSide
 
 RECEIVES_PER_TURN = 4
-"""Calls to receive after which a read that is still not satisfied lets other streams have their turn."""
+"""Receives for one read before other streams have their turn."""
 
 
 class ReceiveSide(WriteSide):
-    """Receives when it is asked to, and only then: otherwise the kernel's buffer, and in the end the peer, waits.
+    """Receives only on request. Otherwise bytes stay in the kernel's buffer; when that is full, the peer waits.
 
-    ``_readable`` says whether the kernel may have bytes: a receive that gives less than it was asked for has emptied
-    it.
+    ``_readable`` says whether the kernel may have bytes. A receive that gives less than requested has emptied it.
     """
 
     __slots__ = ()
@@ -53,23 +52,23 @@ class ReceiveSide(WriteSide):
         self._received_at = self._hub.time()
 
     def receive_progress(self) -> int:
-        """Grows with whatever comes."""
+        """A number that grows with whatever is received."""
         return self.bytes_read + self._transport.partial()
 
     def has_pending_input(self) -> bool:
-        """Whether bytes wait in the kernel, or in the transport, that are still to be dispatched."""
+        """Whether bytes in the kernel, or in the transport, were not dispatched yet."""
         return self._transport.has_input()
 
     def at_eof(self) -> bool:
-        """Whether the peer has ended its side and all that came before was read."""
+        """Whether the peer has sent EOF and all bytes before it were read."""
         return self._eof is not None and not self._buffer.size
 
     # ---- receiving
 
     def _attempt(self, read: Read, untried: bool) -> Any | More:
-        """The result of ``read`` from what can be received without waiting, or MORE.
+        """The result of ``read`` from what is buffered and what can be received now, or MORE.
 
-        :param untried: there are buffered bytes that this read has not been offered yet.
+        :param untried: the buffer has bytes that this read has not seen yet.
         """
         buffer = self._buffer
         if untried:
@@ -95,10 +94,10 @@ class ReceiveSide(WriteSide):
         return MORE
 
     def _receive_some(self, ahead: bool = False) -> bytes | None:
-        """Receive once. None where nothing came: none there now, the end, or an error that closed the stream.
+        """Receive once. None if there is nothing now, at EOF, and after an error, which closes the stream.
 
-        :param ahead: no read asks for it. An end behind bytes that are still unread is left for the read that will
-            meet it: until then the answers to these bytes can be written.
+        :param ahead: no read needs it. EOF behind unread bytes is left to the read that reaches it: until then the
+            answers to these bytes can be written.
         """
         size = self.read_chunk_size
         buffered = self._buffer.size
@@ -127,7 +126,7 @@ class ReceiveSide(WriteSide):
         return chunk
 
     def _receive_layered(self, size: int) -> bytes:
-        """Receive from a transport that holds bytes, and sends some of its own."""
+        """Receive from a transport that holds received bytes, and has output of its own."""
         transport = self._transport
         if self._write_buffer is not None and transport.own_output() > OWN_OUTPUT:
             self._held_back = True
@@ -140,18 +139,18 @@ class ReceiveSide(WriteSide):
             raise
         finally:
             self._transport_buffered = transport.pending()
-            if transport.stuck and self._corked is None:  # or else the uncork sees to it
+            if transport.stuck and self._corked is None:  # otherwise uncork does it
                 self._wait_for_room()
 
     def _receive_rest_soon(self) -> None:
-        """What has come is no byte for the application, but more may be there, without an event to come for it."""
-        if self._transport.partial():  # a part of a record; new keys and the like are no sign of life
+        """Nothing for the application was received. Ask for a dispatch if more may be there: no event would come."""
+        if self._transport.partial():  # a part of a record; a key update, say, does not count as activity
             self._received_at = self._hub.time()
         if (self._transport.pending() or self._recv_until_eagain) and not self._hub.loop.is_closed():
             self._hub.dispatch_again(self)
 
     def _rescue_input(self) -> None:
-        """Bytes that came before the connection broke are still to be read."""
+        """Receive the bytes that arrived before the connection broke, so that they stay readable."""
         receive = self._receive_layered if self._layered else self._io.recv
         try:
             while self._buffer.size < self.max_buffer_size and (chunk := receive(self.read_chunk_size)):
@@ -168,13 +167,13 @@ class ReceiveSide(WriteSide):
             raise error
 
     def _receive_ahead(self) -> None:
-        """Receive into the buffer, for no read in particular."""
+        """Receive once into the buffer, although no read needs it."""
         chunk = self._receive_some(ahead=True)
         if chunk is not None:
             self._buffer.feed(chunk)
 
     def _receive_chunk_ahead(self) -> bool:
-        """Receive until a chunk is buffered, or all that has come by now; whether that is done."""
+        """Receive until a chunk is buffered, or all that has arrived; False if others must have their turn first."""
         turns = RECEIVES_PER_TURN
         before = -1
         while self._readable and before < self._buffer.size < self.read_chunk_size:

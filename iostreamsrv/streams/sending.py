@@ -18,28 +18,28 @@ from .state import CLOSED
 from .transports.custom import CustomTransport
 
 CORK_SIZE = 65536
-"""Corked bytes that are sent without waiting for the end of the hub's run."""
+"""Most bytes to cork. More are sent without waiting for the end of the hub's run."""
 
 OWN_OUTPUT = 1024
-"""Bytes of a transport's own output that may be stuck, behind what was written perhaps, while reading goes on: some
-dozens of TLS's answers. A peer who sends all before it reads must not be stopped by one of them."""
+"""Bytes of a transport's own output that may wait for room while reading goes on: some dozens of TLS's answers. A peer
+that sends everything before it reads must not be stopped by one of them."""
 
 FUTURE_SIZE = 256
-"""Bytes of memory that the future of a queued write takes, as long as somebody has it."""
+"""Bytes of memory that the future of a queued write takes, as long as its caller holds it."""
 
 OVERHEAD_FREE = 32768
-"""Bytes of futures and the like in a queue that do not count for ``max_write_buffer_size``, so that few writes may fill
-it to the last byte. All others count, or a million writes of one byte each would pass as 1 MB."""
+"""Bytes of futures and other overhead in a queue that do not count for ``max_write_buffer_size``, so that a few writes
+may fill it to the last byte. The rest counts, or a million writes of one byte each would count as 1 MB."""
 
 _references: Callable[[object], int] = getattr(sys, "getrefcount", lambda _: -1)  # not every Python counts them
 _IN_A_QUEUE = deque([(0, object())])
 _UNREFERENCED = max(0, _references(_IN_A_QUEUE[-1][1]))
-"""References to what is in a queue's last entry, and nowhere else."""
+"""The reference count of a future that only its queue entry holds."""
 
 
 class QueuedWrite(Future[Any]):
-    """The future of a queued write. If its wait is cancelled, the `CancelledError` says of which stream it was: for a
-    `TimeoutError` that comes of it to be that stream's."""
+    """The future of a queued write. If it is cancelled, its `CancelledError` has the id of the stream: so a
+    `TimeoutError` made from it can be traced to that stream."""
 
     __slots__ = ("_stream_id",)
 
@@ -56,15 +56,15 @@ class QueuedWrite(Future[Any]):
 
 
 class SendSide(StreamCore):
-    """Sends what the kernel takes, and queues the rest, each write with a future for its last byte.
+    """Sends what the kernel takes, and queues the rest, with a future for the last byte of each write.
 
-    ``_write_buffer`` is there only while the kernel has no room, or the stream is not yet connected.
+    ``_write_buffer`` exists only while the kernel has no room, or while the stream is not yet connected.
     """
 
     __slots__ = ()
 
     def writing(self) -> bool:
-        """Whether written bytes wait to be taken by the kernel."""
+        """Whether written bytes wait for the kernel to take them."""
         return self._corked is not None or (self._write_buffer is not None and self._write_buffer.size > 0)
 
     def queued_writes(self) -> list[Future[Any]]:
@@ -72,14 +72,14 @@ class SendSide(StreamCore):
         return [future for _, future, _ in self._unsent_futures or ()]
 
     def send_progress(self) -> int:
-        """Grows whenever the peer takes something of what is queued, as far as the transport can tell."""
+        """A number that grows whenever the peer takes output, as far as the transport can tell."""
         return self.bytes_written - self._transport.untaken()
 
     def unacknowledged(self) -> int:
-        """Bytes that the kernel has taken, and that would be lost if the peer broke the connection now."""
+        """Bytes that the kernel has taken, and that would be lost if the connection broke now."""
         return self._transport.unsent()
 
-    # ---- what both sides need
+    # ---- for reading and writing
 
     def _has_budget(self) -> bool:
         """Whether another read or write may be done at once."""
@@ -93,13 +93,13 @@ class SendSide(StreamCore):
         return future
 
     def _tag_error(self, error: BaseException) -> BaseException:
-        """``error``, which is this stream's from now on, unless it is another one's or a user's."""
+        """Record in ``error`` that it is this stream's, unless it is another stream's or a user's error."""
         return of_stream(error, self.id) if isinstance(error, StreamError) else error
 
     def _report(
         self, kind: EventKind, level: int, text: str, reason: CloseReason | None, error: BaseException | None
     ) -> None:
-        """Report a problem as an event: of the owner's, if there is one."""
+        """Report a problem as an event: to the owner, if there is one."""
         if self._owner is None:
             UNOWNED_EVENTS.emit(Event(kind, text, level, cast(Any, self), None, reason, error))
         else:
@@ -108,7 +108,7 @@ class SendSide(StreamCore):
     # ---- at once, or corked
 
     def _cork(self, data: bytes | bytearray | memoryview) -> bool:
-        """Keep ``data`` for the end of the hub's run, if there is one and it is not too much."""
+        """Keep ``data`` for the end of the hub's run. Return False if the hub is not running, or it is too much."""
         hub = self._hub
         size = self._corked_size + len(data)
         if not hub.running or not self.cork or size > CORK_SIZE:
@@ -136,9 +136,9 @@ class SendSide(StreamCore):
             self._committed_until = self.bytes_written + len(data) - sent
 
     def _send(self, data: bytes | bytearray | memoryview) -> int:
-        """How many bytes the kernel took now. An error closes the stream.
+        """Send ``data``; return how many bytes the kernel took. An error closes the stream.
 
-        A user's write_to_fd may raise anything: that must not keep other streams from being uncorked.
+        A user's write_to_fd may raise anything. That must not stop the hub from uncorking other streams.
         """
         try:
             sent = self._io.send(data)
@@ -161,19 +161,19 @@ class SendSide(StreamCore):
         self.terminate(reason, without_frames(error))
 
     def _rescue_input(self) -> None:
-        """Bytes that came before the connection broke are still to be read."""
+        """Receive the bytes that arrived before the connection broke, so that they stay readable."""
         raise NotImplementedError
 
     def _must_yield(self) -> bool:
-        """Whether a write that is done lets its writer wait for the loop's next turn, when it has done many in a row.
+        """Whether a write that is done makes its writer wait for the loop's next turn: it has done many in a row.
 
-        In an old turn that is every 16th: a handler that awaits none of them would fill the memory with futures. It
-        waits when it reads.
+        In a turn that has lasted too long this is every 16th write, not every one: a handler that awaits none of its
+        writes would fill the memory with futures. It waits when it reads.
         """
         return not self._has_budget() and self._budget % INLINE_BUDGET == 0
 
     def _done_next_turn(self, result: Any = None) -> "Future[Any]":
-        """For a write that is done: a future that lets the loop have a turn first."""
+        """The future of a write that is done, after which the loop has a turn first."""
         future: Future[Any] = Future(loop=self._hub.loop)
         self._call_soon(self._end_turn, future, result)
         return future
@@ -191,7 +191,7 @@ class SendSide(StreamCore):
         return self._future_of_queued()
 
     def _check_room(self, output: WriteBuffer, size: int) -> None:
-        """:raises StreamBufferFullError: there is no room for ``size`` bytes more."""
+        """:raises StreamBufferFullError: there is no room for ``size`` more bytes."""
         limit = self.max_write_buffer_size
         queued = output.size - output.in_files
         if limit is None or not queued:
@@ -203,24 +203,24 @@ class SendSide(StreamCore):
             raise of_stream(StreamBufferFullError(text, "write"), self.id)
 
     def _wait_for_room(self) -> WriteBuffer:
-        """Where to queue what the kernel has no room for; _flush goes on with it."""
+        """The queue for what the kernel has no room for. _flush sends it."""
         if self._write_buffer is None:
             self._write_buffer = WriteBuffer()
-        # Each time anew, so that it is reported also if there is room by now, or always was (somebody's own write_to_fd
-        # may take less than it could): then there is no edge to come.
+        # Register again each time: there may be room by now, or there always was (a user's write_to_fd may take less
+        # than it could). Then no edge would come; registering again reports it.
         self._reads_watched = self._hub.watch_writes(self) or self._reads_watched
         return self._write_buffer
 
     def _future_of_queued(self, region: FileRegion | None = None, remaining: int = 0) -> "Future[Any]":
-        """Done when all that is queued now has left, but for ``remaining`` bytes; for a file's last byte, with how many
-        there were."""
+        """A future, done when all but ``remaining`` bytes of the present queue are sent. If a file ends there, its
+        result is how many bytes of the file were sent."""
         assert self._write_buffer is not None
         future = QueuedWrite(self)
         futures = self._unsent_futures
         if futures is None:
             futures = self._unsent_futures = deque()
         elif futures and _references(futures[-1][1]) == _UNREFERENCED and not futures[-1][1]._callbacks:
-            futures.pop()  # its caller does not wait for it, and could queue thousands like it
+            futures.pop()  # only the queue still holds it; a caller that awaits none could queue thousands
         at = self.bytes_written + self._write_buffer.size - remaining
         place = len(futures)
         while remaining and place and futures[place - 1][0] > at:
@@ -229,7 +229,7 @@ class SendSide(StreamCore):
         return future
 
     def _flush(self) -> None:
-        """Send what is queued, as far as the kernel takes it."""
+        """Send as much of the queue as the kernel takes."""
         output = self._write_buffer
         assert output is not None
         while output.size and self._send_first(output):
@@ -247,7 +247,7 @@ class SendSide(StreamCore):
             self._resume_receiving()
 
     def _transport_has_output(self) -> bool:
-        """Whether something waits for room that nobody has written: what TLS sends by itself."""
+        """Whether output of the transport itself, as of TLS, waits for room."""
         try:
             return not self._transport.flush()
         except OSError as error:
@@ -255,13 +255,13 @@ class SendSide(StreamCore):
             return False
 
     def _resume_receiving(self) -> None:
-        """Go on receiving, if what the transport itself has to send has left."""
+        """Go on receiving, if the transport's own output is sent."""
         if self._write_buffer is None or self._transport.own_output() <= OWN_OUTPUT:
             self._held_back = False
             self._hub.dispatch_again(self)
 
     def _send_first(self, output: WriteBuffer) -> bool:
-        """Send what is first in the queue; whether it is worth trying the next."""
+        """Send the first entry of the queue; return whether to try the next one."""
         first = output.peek()
         if not isinstance(first, memoryview):
             assert isinstance(first, FileRegion)
@@ -284,7 +284,7 @@ class SendSide(StreamCore):
             return False
         if sent is None:
             missing = output.skip_file()
-            # Whatever is queued behind it leaves that much earlier.
+            # The file is shorter than it was: all that is queued behind it is sent that much earlier.
             self._unsent_futures = deque((at - missing, future, of) for at, future, of in self._unsent_futures or ())
             return True
         self.bytes_written += sent
@@ -305,14 +305,14 @@ class SendSide(StreamCore):
         self._close_if_ended()
 
     def forget_output(self) -> None:
-        """For the hub, in a forked child: send nothing of what waits, as the parent does."""
+        """For the hub, in a forked child: discard the output, because the parent sends it."""
         self._corked = self._write_buffer = None
         self._corked_size = 0
 
     # ---- the end of the output
 
     def _close_if_ended(self) -> None:
-        """Once all has been sent the peer's end is that of the stream, or, where it may be half open, both ends are."""
+        """After the peer's EOF, once all is sent: close the stream. With ``allow_half_open`` only after our EOF."""
         if self._eof is None or self._write_buffer is not None or self._phase:
             return
         if self._sending_eof or not self.allow_half_open:
@@ -320,7 +320,7 @@ class SendSide(StreamCore):
 
     def _shutdown_writes(self) -> None:
         if not self._transport.shutdown_write():
-            self._wait_for_room()  # _flush goes on with it, and comes back here
+            self._wait_for_room()  # _flush sends the rest, then calls this again
 
     def _try_shutdown_writes(self) -> None:
         try:

@@ -1,8 +1,8 @@
-"""What a server and its streams use of each other: all of it, and nothing else.
+"""The interface between a server and its streams: all of it, and nothing else.
 
-A stream knows no server. It has an owner, which it tells of its end and asks for what is decided for all streams. A
-server uses the public names of a stream and those of :class:`ServedStream`. These have no underscore, as other modules
-use them, but they are not for users: they are in no reference, and may change.
+A stream knows no server. It has an owner: it reports its close to the owner, and asks it for settings that apply to
+all streams. A server uses the public names of a stream and those of :class:`ServedStream`. The latter have no
+underscore, because other modules use them; but they are not public: no reference lists them, and they may change.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from ..runtime.loops import asyncio_loop
 
 
 class StreamSettings(Protocol):
-    """The options of a server that its streams are made with; `ServerOptions` has them."""
+    """The options of a server that its streams are created with; `ServerOptions` has them."""
 
     @property
     def max_buffer_size(self) -> int: ...
@@ -41,14 +41,14 @@ class StreamSettings(Protocol):
 class StreamOwner(Protocol):
     """What a stream uses of the server that it belongs to.
 
-    :ivar closes_in_order: whether ``close()`` of a stream is to do what ``aclose()`` does.
+    :ivar closes_in_order: whether ``close()`` of a stream does what ``aclose()`` does.
     """
 
     closes_in_order: bool
 
     @property
     def write_timeout(self) -> float | None:
-        """Seconds, for streams that have no write timeout set by ``set_timeouts()``."""
+        """Seconds, for streams whose ``set_timeouts()`` has set no write timeout."""
 
     def report(
         self, stream: Any, kind: EventKind, level: int, text: str, reason: CloseReason | None, error: Any
@@ -62,23 +62,23 @@ class StreamOwner(Protocol):
         """Close the stream as ``aclose()`` does, in the background."""
 
     def close_if_answered(self, stream: Any) -> bool:
-        """While the server shuts down: the handler has written since its last read, and reads again. Whether the stream
-        is closed for that."""
+        """Called during a shutdown when the handler has written since its last read, and reads again. Close the stream
+        if it may be closed; return whether it was."""
 
     def stream_closed(self, stream: Any) -> None:
         """The stream's descriptor has been closed. Called once."""
 
     def stream_replaced(self, old: Any, new: Any) -> None:
-        """``new`` has taken the place, and the ``id``, of ``old``: TLS has started."""
+        """``new`` replaces ``old`` and has its ``id``: TLS has started."""
 
 
 class Activity(NamedTuple):
     """When a stream was last active, in its loop's time.
 
-    :ivar received_at: when bytes last came, or the stream was made.
-    :ivar sent_at: when bytes last left, or the stream was made.
+    :ivar received_at: when bytes were last received, or the stream was made.
+    :ivar sent_at: when bytes were last sent, or the stream was made.
     :ivar read_since: when the pending read, or the one before, began to wait.
-    :ivar read: the future of the pending read, or of one that was cancelled and after which nothing has come.
+    :ivar read: the future of the pending read; or of a cancelled one, if nothing was received since.
     """
 
     received_at: float
@@ -90,9 +90,9 @@ class Activity(NamedTuple):
 class ServedStream(Protocol):
     """What a server uses of a stream, besides the public names.
 
-    :ivar callback_context: what this client's callbacks run in; see :mod:`iostreamsrv.runtime.contexts`.
-    :ivar has_handler: for the server to set: whether a task handles this client.
-    :ivar own_timeouts: by their name, what ``set_timeouts()`` has set; None for nothing.
+    :ivar callback_context: the context in which this client's callbacks run; see :mod:`iostreamsrv.runtime.contexts`.
+    :ivar has_handler: set by the server: whether a task handles this client.
+    :ivar own_timeouts: what ``set_timeouts()`` has set, by name; None if nothing.
     """
 
     callback_context: Context | None
@@ -103,42 +103,42 @@ class ServedStream(Protocol):
     def for_client(
         cls, connection: Any, address: Any, settings: StreamSettings, owner: StreamOwner, context: Context
     ) -> Self:
-        """A stream for a connection that was accepted."""
+        """Make the stream of an accepted connection."""
 
     def set_proxied(self, info: Any) -> None:
         """The connection is a proxy's: set ``proxy``, and the address of the client if ``info`` has one."""
 
-    # what it does, and has done
+    # activity
 
     def activity(self) -> Activity:
-        """When it was last active."""
+        """When the stream was last active."""
 
     def receive_progress(self) -> int:
         """A number that grows with whatever is received."""
 
     def send_progress(self) -> int:
-        """A number that grows with whatever the peer takes of what is queued."""
+        """A number that grows with whatever the peer takes of the queue."""
 
     def unacknowledged(self) -> int:
-        """Bytes that the kernel has, and that would be lost if the peer broke the connection now."""
+        """Bytes that the kernel has taken, and that would be lost if the connection broke now."""
 
     def has_pending_input(self) -> bool:
-        """Whether bytes wait that are still to be dispatched."""
+        """Whether bytes have arrived that were not dispatched yet."""
 
     def read_has_begun(self) -> bool:
-        """Whether something has come of what the pending read waits for."""
+        """Whether a part of what the pending read waits for has arrived."""
 
     def is_waiting(self) -> bool:
-        """Whether it only waits for a message of which nothing has come yet."""
+        """Whether the stream only waits for a message, and no part of it has arrived."""
 
     def has_close_callback(self) -> bool:
-        """Whether there is a close callback that has not been called."""
+        """Whether a close callback is set and was not called yet."""
 
     def queued_writes(self) -> "list[Future[Any]]":
         """The futures of the writes that wait in the queue."""
 
     def when_read_done(self, look: Callable[[], None]) -> None:
-        """Call ``look`` when the pending read is done, or the task that awaits it."""
+        """Call ``look`` when the pending read is done; if a task awaits it, when that task has ended."""
 
     def write_shared(self, data: bytes) -> None:
         """``write()`` without a future, for the same data to many streams."""
@@ -146,38 +146,38 @@ class ServedStream(Protocol):
     # for deadlines
 
     def shift_times(self, later: Callable[[float], float]) -> None:
-        """The process did not run for a while: move the times of :meth:`activity` that count for deadlines."""
+        """Move the times of :meth:`activity` that count for deadlines: the process did not run for a while."""
 
     def count_as_received(self) -> None:
-        """Input waits in the kernel for a busy handler: it counts as received now."""
+        """Count input that waits in the kernel, for a busy handler, as received now."""
 
     # for a shutdown
 
     def track_answers(self, on: bool) -> None:
-        """Begin, or go on, to note what is written between two reads; or stop."""
+        """Record, or stop recording, what is written between two reads. May be called again at any time."""
 
     def is_unanswered(self) -> bool:
-        """Whether something was read since :meth:`track_answers`, and no answer to it written."""
+        """Whether something was read since :meth:`track_answers`, and nothing was written after it."""
 
     def has_lingered(self, seconds: float) -> bool:
-        """Whether the peer has had all for so long, and has not ended its side."""
+        """Whether the peer has had all output for ``seconds``, and has not sent EOF."""
 
-    # how it ends
+    # closing
 
     def terminate(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Close the stream now, as ``close()`` does."""
 
     def discard_output(self) -> None:
-        """Of a closed stream: close the descriptor, whatever is still to be sent."""
+        """Close the descriptor of a closed stream; what is still to be sent is lost."""
 
     def abort_with(self, reason: CloseReason, error: BaseException | None = None) -> None:
         """Close the stream now with a reset, as ``abort()`` does."""
 
     def close_or_abort(self, reason: CloseReason) -> None:
-        """Close the stream now; with a reset, if something that was written is lost."""
+        """Close the stream now; with a reset, if written bytes are lost."""
 
     def close_in_background(self, reason: CloseReason) -> "asyncio.Task[None] | None":
-        """Begin to do what ``aclose()`` does; its task, or None if the stream is closing already."""
+        """Start a task that does what ``aclose()`` does; None if the stream is closing already."""
 
 
 def loop_of(stream: Any) -> asyncio.AbstractEventLoop:

@@ -21,7 +21,7 @@ from .transports.socket import SocketTransport
 
 
 class SocketStream(BaseIOStream):
-    """What `IOStream` is, but for the change to TLS."""
+    """`IOStream` without ``start_tls``."""
 
     __slots__ = ("_remote_address", "proxy", "socket")
 
@@ -59,7 +59,7 @@ class SocketStream(BaseIOStream):
         owner: StreamOwner,
         context: Context,
     ) -> Self:
-        """See `ServedStream`. What the constructor checks, the options have checked."""
+        """See `ServedStream`. The options were checked when the server was made."""
         stream = cls.__new__(cls)
         stream.socket = connection
         connection.setblocking(False)
@@ -81,14 +81,14 @@ class SocketStream(BaseIOStream):
     def set_proxied(self, info: Any) -> None:
         """See `ServedStream`."""
         self.proxy = info
-        if info.source is not None:  # else it is the proxy itself that has come
+        if info.source is not None:  # otherwise the proxy itself is the client
             self._remote_address = info.source
 
     def _hand_over_to(self, stream: "SocketStream") -> None:
-        """``stream`` has the socket from now on, and the place of this one."""
+        """Give the socket, and this stream's place with its owner, to ``stream``."""
         self._hub.unwatch(self)
         self.socket = cast(Any, None)
-        self._attach(Transport())  # which does nothing: an abort() of this stream must not reach the other's socket
+        self._attach(Transport())  # one that does nothing: abort() of this stream must not reach the socket
         self._phase = CLOSED
         self._readable = False
         self.close_reason = CloseReason.LOCAL
@@ -136,7 +136,8 @@ class SocketStream(BaseIOStream):
 
     @property
     def remote_address(self) -> Any:
-        """The peer's address as `socket.socket.getpeername` gives it; once closed, what it was if it was asked for."""
+        """The peer's address as `socket.socket.getpeername` gives it. Once closed: the address if it is known, else
+        None."""
         if self._remote_address is None and self.socket is not None:
             try:
                 self._remote_address = self.socket.getpeername()
@@ -152,7 +153,7 @@ class SocketStream(BaseIOStream):
         try:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if value else 0)
         except OSError as error:
-            # EINVAL: the connection broke, which the next operation will say better.
+            # EINVAL: the connection broke; the next operation reports it better.
             if error.errno != errno.EINVAL and reason_for(error) is not CloseReason.RESET:
                 raise
 
@@ -162,13 +163,13 @@ class SocketStream(BaseIOStream):
             stream = IOStream(socket.socket(socket.AF_UNIX))
             await stream.connect("/run/echo.sock")
 
-        Writes may be made at once: they go out once connected, after the future is done. A host name in ``address`` is
-        resolved by the operating system, which blocks the loop.
+        You may write at once: it is sent when the stream is connected, after the future is done. A host name in
+        ``address`` is resolved by the operating system, which blocks the loop.
 
         :param address: as for `socket.socket.connect`.
-        :param server_hostname: of no meaning without TLS.
-        :raises StreamClosedError: from the future; ``operation`` is "connect" and ``real_error`` says why.
-        :raises ConcurrentConnectError: it is connecting already.
+        :param server_hostname: has no effect without TLS.
+        :raises StreamClosedError: from the future; ``operation`` is "connect", and ``real_error`` says why.
+        :raises ConcurrentConnectError: the stream is connecting already.
         """
         self._hub.check()
         if self._phase == CLOSED:
@@ -186,8 +187,8 @@ class SocketStream(BaseIOStream):
             return future
         self._connect_future = future
         self._readable = False
-        self._write_buffer = WriteBuffer()  # for what is written meanwhile
-        # Not before: an unconnected socket reports a hangup.
+        self._write_buffer = WriteBuffer()  # for writes before it is connected
+        # Not before connect(): an unconnected socket reports a hangup.
         self._reads_watched = self._hub.watch_writes(self)
         return future
 
@@ -196,7 +197,7 @@ class SocketStream(BaseIOStream):
         if error is None:
             try:
                 self._remote_address = self.socket.getpeername()
-            except OSError as problem:  # a Unix socket whose listener's queue is full says so only here
+            except OSError as problem:  # only here does a Unix socket report that the listener's queue is full
                 error = problem
             else:
                 error = self._connected_to_itself()
@@ -205,16 +206,15 @@ class SocketStream(BaseIOStream):
         self._established(events)
 
     def _established(self, events: int) -> None:
-        """There is a connection; ``events`` came with it: perhaps the peer's end, which is not reported twice."""
+        """The stream is connected. Dispatch ``events``, too: they may announce EOF, which is not reported twice."""
         future, self._connect_future = self._connect_future, None
         if future is not None and not future.done():
             future.set_result(self)
         self.dispatch(events | READABLE | WRITABLE)
 
     def _connected_to_itself(self) -> OSError | None:
-        """The error, if so: the kernel may choose the very port that nobody listens on as this end's (as Go's net.Dial
-        knows, too).
-        """
+        """The error, if the socket is connected to itself: if no server listens on the port, the kernel may choose it
+        as this end's port. (Go's net.Dial has the same check.)"""
         if self.socket.family not in (socket.AF_INET, socket.AF_INET6) or (
             self._remote_address != self.socket.getsockname()
         ):

@@ -1,14 +1,14 @@
-"""What ``stream.socket`` is under TLS."""
+"""The ``socket`` attribute of a stream under TLS."""
 
 import ssl
 from typing import Any
 
 
 class TLSSocket:
-    """What ``stream.socket`` is under TLS: what one may ask a socket, and an `ssl.SSLSocket` beside it.
+    """The ``socket`` attribute of a stream under TLS: what can be asked of a socket, and of an `ssl.SSLSocket`.
 
-    There is nothing that would send or receive past TLS, or end the connection behind the stream's back: the error for
-    it names the stream's method.
+    It has no method that would bypass TLS, or close the connection without the stream. The error for such a method
+    names the stream's method to use instead.
     """
 
     def __init__(self, raw: Any, tls: ssl.SSLObject) -> None:
@@ -96,4 +96,4 @@ _INSTEAD = {
     "unwrap": "send_eof() or aclose()",
     "write": "write()",
 }
-"""What there is instead of what a socket has."""
+"""For each method that is missing: what to use of the stream instead."""

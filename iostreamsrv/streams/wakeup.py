@@ -1,4 +1,4 @@
-"""Waking the task that waits for a future at once, instead of a turn of the loop later."""
+"""Wakes the task that waits for a future at once, not a turn of the loop later."""
 
 import asyncio
 import types
@@ -10,11 +10,11 @@ from typing import Any
 
 from ..runtime.clock import real_time
 
-_WAKEUP = "task_wakeup"  # what the C Task of CPython names the method that it leaves with a future
+_WAKEUP = "task_wakeup"  # the name of the callback that CPython's C task adds to a future
 
 
 def _supports_eager_wakeup() -> bool:
-    """Whether a task that awaits a future leaves there the one callback that :func:`resolve_now` knows how to use."""
+    """Whether a task that awaits a future adds one callback to it, of the kind that :func:`resolve_now` can call."""
     loop = asyncio.new_event_loop()
     try:
         future: asyncio.Future[str] = loop.create_future()
@@ -44,22 +44,22 @@ def _supports_eager_wakeup() -> bool:
 
 
 def _probe() -> bool:
-    # In a thread of its own: this module may be imported while a loop runs.
+    # In another thread: this module may be imported while a loop runs in this one.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_supports_eager_wakeup).result()
 
 
 EAGER_WAKEUP = _probe()
-"""Whether this interpreter's tasks can be stepped at once. If not, :func:`resolve_now` goes through ``call_soon``:
-replies to pipelined requests leave one by one, and a task that is cancelled between completion and wake-up loses that
-one read.
+"""Whether this interpreter's tasks can be stepped at once. If not, :func:`resolve_now` goes through ``call_soon``. Then
+replies to pipelined requests are sent one by one, and a task that is cancelled between completion and wake-up loses
+that one read.
 """
 
 
 def resolve_now(future: "asyncio.Future[Any]", result: object) -> None:
-    """Give ``future`` its result and, where all that waits for it is one task, step that task now.
+    """Set the result of ``future``. If its only callback is a task's wake-up, step that task now.
 
-    Only for callers outside any task, as a dispatch is: a task cannot be entered from within another one. Every other
+    Call it only outside any task, as in a dispatch: a task cannot be entered from within another one. Every other
     kind of callback goes through ``call_soon`` as usual: `IOLoop.add_future` promises the next turn of the loop.
     """
     callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks
@@ -86,11 +86,11 @@ def waiter_of(future: "asyncio.Future[Any]") -> "asyncio.Future[Any] | None":
 
 
 debugging = False
-"""Whether there was a loop in asyncio's debug mode."""
+"""Whether a hub was made for a loop in asyncio's debug mode."""
 
 
 def _step_watched(callback: Any, context: Context, future: "asyncio.Future[Any]") -> None:
-    """Step a task, and log it if it is slow, as a loop in debug mode does that steps it itself."""
+    """Step a task, and log it if it is slow, as a loop in debug mode does."""
     loop: Any = future.get_loop()
     began = real_time()
     context.run(callback, future)

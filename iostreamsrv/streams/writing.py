@@ -1,4 +1,4 @@
-"""The side of a stream that sends: the writes that users call, and what becomes of them in the end."""
+"""The writes that users call, and what happens to queued writes when the stream is closed."""
 
 import errno
 from asyncio import Future
@@ -12,10 +12,10 @@ from .sending import SendSide
 from .state import CLOSED
 
 REASONS_WITHOUT_CLOSE_NOTIFY = frozenset({CloseReason.ABORTED, CloseReason.RESET, CloseReason.TLS_ERROR})
-"""Reasons to close without a close_notify: the peer is gone, or is to notice that data is missing."""
+"""Reasons to close without a close_notify: the peer is gone, or must notice that data is missing."""
 
 MAX_QUEUED_FILES = 16
-"""Files that may wait in a queue that has a limit: each takes a descriptor."""
+"""Most files in a queue that has a limit: each takes a descriptor."""
 
 
 class WriteSide(SendSide):
@@ -23,37 +23,37 @@ class WriteSide(SendSide):
 
     __slots__ = ()
 
-    # write has four ways out, and the first two are for nearly all writes:
+    # write has four outcomes; nearly all writes have one of the first two:
     #
-    # 1. Corked. Requests wait that have already arrived, on this stream (its buffer is not empty) or on others of the
-    #    loop, so the hub will call uncork soon, and all answers leave in one send. A stream that has begun to cork
-    #    goes on: what is written later must not overtake.
+    # 1. Corked. More requests have already arrived, on this stream (its buffer is not empty) or on others of the loop.
+    #    So the hub will call uncork soon, and all answers are sent together. A stream that has begun to cork continues
+    #    to: later writes must not overtake earlier ones.
     # 2. Sent. The kernel takes all of it now.
-    # 3. Sent in part. The rest is queued, with a future for its last byte; the hub is asked for an event when there is
-    #    room.
-    # 4. Queued behind what is queued already, or until the stream is connected.
+    # 3. Sent in part. The rest is queued, with a future for its last byte; the hub reports when there is room.
+    # 4. Queued behind earlier writes, or until the stream is connected.
     #
-    # In the first two the future is done when it is returned: hub.done() makes one without fields, for a third of what
-    # an asyncio.Future costs. As a writer that awaits it is not suspended, _budget counts these writes, too, and now
+    # In the first two the future is done when it is returned: hub.done() makes one without fields, at a third of the
+    # cost of an asyncio.Future. A writer that awaits it is not suspended. So _budget counts these writes, too, and now
     # and then the future is done one turn later.
     #
-    # others_pending comes first of the conditions because in debug mode it checks the thread; _write_buffer is looked
-    # at twice because uncork may have found that there is no room, or that the connection is broken.
+    # others_pending is the first condition because it checks the thread in debug mode. _write_buffer is checked twice
+    # because uncork may have found that there is no room, or that the connection is broken.
 
     def write(self, data: bytes | bytearray | memoryview) -> "Future[None]":
-        """Write ``data``; the future is done when the kernel has taken all of it, or, corked, at once. ::
+        """Write ``data``. The future is done when the kernel has taken all of it; if corked, at once. ::
 
             await stream.write(b"200 OK\\n")
 
         Bytes that the kernel does not take now are queued: ``bytes`` by reference, anything else as a copy, so that
         the caller may change it as soon as this returns.
 
-        **Cork.** While requests wait that have already arrived, on this stream or on others of the loop, writes are
-        *corked*: done at once, and sent together when those have been dispatched, at most some milliseconds later, or
-        at 64 KiB. So "done" means *accepted and committed*: ``close()`` still delivers it. ``await stream.drain()``
-        says that the kernel has it; ``cork=False`` makes every write mean that.
+        **Cork.** While more requests that have already arrived are waiting, on this stream or on others of the loop,
+        writes are *corked*: done at once, and sent together when those requests were dispatched (some milliseconds
+        later at most), or at 64 KiB. So "done" means *accepted and committed*: ``close()`` still delivers it. After
+        ``await stream.drain()`` the kernel has it; with ``cork=False`` that holds for every write.
 
-        :raises StreamClosedError: at the call, when the stream is closed; from the future, when it is closed before.
+        :raises StreamClosedError: from the call, if the stream is closed; from the future, if it is closed before the
+            future is done.
         :raises StreamBufferFullError: ``max_write_buffer_size`` bytes are queued; nothing of ``data`` was taken.
         :raises TypeError: ``data`` is a str, or anything else that is not bytes.
         """
@@ -82,8 +82,7 @@ class WriteSide(SendSide):
         return self._queue(data)
 
     def write_shared(self, data: bytes) -> None:
-        """:meth:`write` for somebody who writes the same to many streams and waits for none: what waits costs each of
-        them a reference."""
+        """:meth:`write` without a future, for the same data to many streams: a queued entry is only a reference."""
         if self._write_buffer is None or self._phase or self._sending_eof:
             self.write(data)
         else:
@@ -91,13 +90,13 @@ class WriteSide(SendSide):
             self._write_buffer.append(data)
 
     def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> "Future[int]":
-        """Send a part of a file, after all that was written before and ahead of all that is written later.
+        """Send a part of a file, after all earlier writes and before all later ones.
 
-        The kernel copies from the file to the socket (``os.sendfile``) where it can; elsewhere the file is read in
-        pieces. The file may be closed as soon as this returns, if it has a descriptor. Its position is neither used
-        nor moved, and none of it counts for ``max_write_buffer_size``, but where there is such a limit no more than 16
-        files may wait: each takes a descriptor until it has been sent. What was written to it and is still in Python's
-        own buffer is not in the file: flush it before. ::
+        The kernel copies from the file to the socket (``os.sendfile``) where it can; otherwise the file is read in
+        pieces. A file with a descriptor may be closed as soon as this returns. The file's position is neither used nor
+        moved. The file does not count for ``max_write_buffer_size``; but if there is such a limit, at most 16 files may
+        be queued, because each takes a descriptor until it is sent. If you have written to the file, call its
+        ``flush()`` first: what is still in Python's buffer is not sent. ::
 
             with open(path, "rb") as file:
                 await stream.write(b"%d\\n" % os.fstat(file.fileno()).st_size)
@@ -105,12 +104,12 @@ class WriteSide(SendSide):
 
         :param file: a regular file that is open in binary mode, or an object with ``seek``, ``tell`` and ``read``.
         :param offset: where to begin, in bytes.
-        :param count: how many bytes; None for all to the present end of the file.
-        :returns: how many bytes were sent, once the kernel has taken them: less than ``count`` where the file ends
-            before.
-        :raises OptionError: not such a file, or a number that cannot be.
-        :raises StreamBufferFullError: 16 files wait, and there is a limit of the queue; nothing was taken.
-        :raises StreamClosedError: as :meth:`write`; also when the file cannot be read any more, with that error.
+        :param count: how many bytes; None for all up to the present end of the file.
+        :returns: a future of the number of bytes sent, once the kernel has taken them: less than ``count`` if the file
+            is shorter.
+        :raises OptionError: ``file`` is not such a file, or a number is invalid.
+        :raises StreamBufferFullError: the queue has a limit and holds 16 files; nothing was taken.
+        :raises StreamClosedError: as :meth:`write`; also if reading the file fails, with that error.
         """
         if self._phase or self._sending_eof:
             raise self._closed_error("write")
@@ -140,21 +139,21 @@ class WriteSide(SendSide):
         return future
 
     def drain(self, remaining: int = 0) -> "Future[None]":
-        """Done when the kernel has taken all that was written before, but for ``remaining`` bytes. ::
+        """Wait until the kernel has taken all earlier writes, except for ``remaining`` bytes. ::
 
             await stream.write(b"moved\\n")
             await stream.drain()
             os.execv(sys.executable, [sys.executable, *sys.argv])
 
-        Whoever does not await each write can fill the queue up to one mark and wait for another::
+        If you do not await each write, fill the queue to a high-water mark and wait for a low-water mark::
 
             for record in records:
                 stream.write(record)
                 if stream.queued > 500_000:
                     await stream.drain(100_000)
 
-        :param remaining: how many bytes may be left in the queue (``queued``); 0.
-        :raises OptionError: it is not a number of bytes.
+        :param remaining: how many bytes may stay in the queue (``queued``); default 0.
+        :raises OptionError: ``remaining`` is not a number of bytes.
         :raises StreamClosedError: as :meth:`write`.
         """
         self._hub.check()
@@ -168,13 +167,13 @@ class WriteSide(SendSide):
         return self._future_of_queued(remaining=remaining)
 
     def send_eof(self) -> "Future[None]":
-        """Half-close: after all that was written the peer reads the end of the stream; reading goes on. ::
+        """Half-close: the peer reads EOF after all that was written; this side may still read. ::
 
             await stream.write(request)
             await stream.send_eof()
             answer = await stream.read_until_close()
 
-        The future is done when the end was sent. Writes raise `StreamClosedError` from now on.
+        The future is done when EOF is sent. Later writes raise `StreamClosedError`.
 
         :raises StreamClosedError: the stream is closed.
         :raises OSError: the transport has no half-close (pipes).
@@ -209,7 +208,7 @@ class WriteSide(SendSide):
             fail(future, self._closed_error(operation))
 
     def _drop_uncommitted(self) -> None:
-        """Of what is queued, what was reported done still leaves, as the kernel finds room."""
+        """Remove from the queue what was not reported done. The rest is still sent, as the kernel has room."""
         if self._layered:
             self._committed_until = max(self._committed_until, self.bytes_written + self._transport.committed())
         if self._write_buffer is not None:
@@ -224,18 +223,18 @@ class WriteSide(SendSide):
                 self._finish_close()
 
     def _finish_close(self) -> bool:
-        """Send close_notify, under TLS, and close the descriptor; whether that could be done at once."""
+        """Send close_notify, under TLS, and close the descriptor; return whether that was done at once."""
         if not self._send_close_notify() and not self._hub.loop.is_closed():
             try:
-                self._wait_for_room()  # _flush_committed goes on with it
+                self._wait_for_room()  # _flush_committed sends the rest
                 return False
             except OSError:
-                self._write_buffer = None  # the descriptor was closed by somebody else
+                self._write_buffer = None  # the descriptor was closed by other code
         self._close_descriptor()
         return True
 
     def _send_close_notify(self) -> bool:
-        """Tell the peer under TLS that no more is sent, unless it is to notice a loss; whether that has left."""
+        """Send close_notify, under TLS, unless the peer must notice a loss. Return False if it waits for room."""
         if not self._layered:
             return True
         if self._hub.inherited or self.close_reason in REASONS_WITHOUT_CLOSE_NOTIFY:
@@ -247,20 +246,20 @@ class WriteSide(SendSide):
             return True  # the peer is gone
 
     def _loses_bytes(self) -> bool:
-        """Whether a close would throw away some of what is queued."""
+        """Whether a close would discard a part of the queue."""
         return self._write_buffer is not None and self._write_buffer.size > max(
             0, self._committed_until - self.bytes_written
         )
 
     def _request_reset(self) -> None:
-        """Have the descriptor's close tell the peer that something is missing, where there is a way to."""
+        """Make the close of the descriptor show the peer that data is missing, where the transport can."""
         if self._hub.inherited:
             self._transport.leave_silently()
         else:
             self._transport.reset()
 
     def discard_output(self) -> None:
-        """Of a closed stream: close the descriptor, whatever is still to be sent."""
+        """Close the descriptor of a closed stream; what is still to be sent is lost."""
         if self._write_buffer is not None:
             if self._write_buffer.size:
                 self._request_reset()
@@ -269,7 +268,7 @@ class WriteSide(SendSide):
 
 
 def _as_bytes(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
-    """``data`` such that ``len`` counts bytes."""
+    """``data`` in a form whose ``len`` counts bytes."""
     if isinstance(data, memoryview):
         return data.cast("B") if data.c_contiguous else data.tobytes()
     if isinstance(data, bytes | bytearray):

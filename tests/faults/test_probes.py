@@ -13,7 +13,7 @@ import pytest
 from .catalogue import PROBES
 from .probes import Guard, Probe, Trial
 
-pytestmark = [pytest.mark.alone, pytest.mark.skipif(sys.platform != "linux", reason="it needs /proc")]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it needs /proc")
 
 ALL = os.environ.get("IOSTREAMSRV_FULL") == "1"
 
@@ -31,10 +31,18 @@ LONG = {"slow reader", "KeyUpdate flood", "renegotiation flood"}
 """Probes that take seconds, and that tests of the first tier cover in another way."""
 
 
+def alone_if_timed(probe: Probe) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.alone] if any(each.timed for each in probe.thresholds) else []
+
+
 @pytest.mark.parametrize(
     "probe",
     [
-        pytest.param(probe, id=probe.name, marks=() if probe.name in LONG else pytest.mark.first_tier)
+        pytest.param(
+            probe,
+            id=probe.name,
+            marks=alone_if_timed(probe) + ([] if probe.name in LONG else [pytest.mark.first_tier]),
+        )
         for probe in PROBES
     ],
 )
@@ -46,7 +54,11 @@ GUARDED = [(probe, guard) for probe in PROBES for guard in probe.guards]
 
 
 @pytest.mark.parametrize(
-    ("probe", "guard"), GUARDED, ids=[f"{probe.name} without {guard.name}" for probe, guard in GUARDED]
+    ("probe", "guard"),
+    [
+        pytest.param(probe, guard, id=f"{probe.name} without {guard.name}", marks=alone_if_timed(probe))
+        for probe, guard in GUARDED
+    ],
 )
 def test_a_probe_notices_that_its_guard_is_off(probe: Probe, guard: Guard) -> None:
     assert guard.breaks in probe.missed([probe.measure(Trial(guard=guard))])

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -87,6 +88,26 @@ def test_a_loop_with_a_time_of_its_own_decides_and_others_are_not_touched(loop: 
     assert clock_of(loop) is real_time
     assert abs(current_wall_time() - real_wall_time()) < PATIENCE
     assert abs(current_time() - real_time()) < PATIENCE
+
+
+def test_the_attributes_of_a_loop_stay_where_it_finds_them_fast(loop: asyncio.AbstractEventLoop) -> None:
+    fresh = asyncio.SelectorEventLoop()
+    asyncio.set_event_loop(fresh)
+    try:
+        fresh.run_until_complete(echo_once())
+        assert not [each for each in gc.get_referents(fresh) if isinstance(each, dict) and "_ready" in each]
+        IOLoop.current().close(all_fds=False)
+    finally:
+        asyncio.set_event_loop(loop)
+        fresh.close()
+
+
+async def echo_once() -> None:
+    async with running(Echo()) as (host, port):
+        stream = await TCPClient().connect(host, port)
+        await stream.write(b"line\n")
+        assert await stream.read_until(b"\n") == b"line\n"
+        stream.close()
 
 
 # ---- jumps

@@ -1,6 +1,7 @@
 """Imports go down only, and nothing of Tornado's streams shows through ours."""
 
 import ast
+import functools
 import graphlib
 import inspect
 import re
@@ -205,6 +206,7 @@ def given_to_itself(node: ast.AST) -> list[str]:
     return []
 
 
+@functools.cache
 def private_of_others(source: str) -> set[str]:
     """The private names that a module uses of objects that are not ``self`` or ``cls``, and that its own classes do not
     give themselves. ``super()._x`` and ``Base._x(self)`` count as ``self``'s; ``_replace`` is a named tuple's method.
@@ -297,7 +299,7 @@ TO_BE_OVERRIDDEN = {"_may_block"}
 
 def test_the_servers_of_styles_give_no_private_name_that_their_base_has() -> None:
     """It would be taken for one of their own, and be put in its place."""
-    sources = [inside[name].read_text() for name in ("tcpserver", "server.base")]
+    sources = [inside[name].read_text() for name in ("tcpserver", "server.listening", "server.base")]
     taken = set.union(*map(private_names, sources)) - TO_BE_OVERRIDDEN
     assert "_listeners" in taken
     found = [server for name in STYLES for server in servers(inside[name].read_text())]
@@ -319,6 +321,32 @@ def test_the_servers_of_styles_give_no_private_name_that_their_base_has() -> Non
 def test_every_private_name_is_seen(source: str, used: set[str], given: set[str]) -> None:
     assert private_uses(source) == used
     assert private_names(source) == given
+
+
+MAX_FILE = 500
+MAX_CLASS = 300
+"""Lines, with docstrings and comments: what is longer has more than one noun in it."""
+
+
+def class_lengths(source: str) -> dict[str, int]:
+    """The lines of each class of a module, decorators included, and classes within it."""
+    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    first = {node: min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) for node in classes}
+    return {node.name: (node.end_lineno or 0) - first[node] + 1 for node in classes}
+
+
+@pytest.mark.parametrize("name", inside)
+def test_no_file_and_no_class_is_too_long(name: str) -> None:
+    source = inside[name].read_text()
+    assert len(source.splitlines()) <= MAX_FILE
+    assert {kind: lines for kind, lines in class_lengths(source).items() if lines > MAX_CLASS} == {}
+
+
+def test_every_line_of_a_class_is_counted() -> None:
+    source = (
+        '@final\nclass A:\n    """Text."""\n\n    class B:\n        x = 1\n\n    y = (\n        2,\n    )\n\n\nz = 3\n'
+    )
+    assert class_lengths(source) == {"A": 10, "B": 2}
 
 
 def test_the_front_door_only_re_exports() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from iostreamsrv.sansio.buffers import BY_REFERENCE, SMALL_WRITE, ReadBuffer, WriteBuffer
 from iostreamsrv.streams.file_region import FileRegion
+from tests.support.tiers import crossed
 
 
 def filled(*chunks: bytes) -> ReadBuffer:
@@ -385,8 +386,10 @@ def test_a_piece_that_has_begun_to_leave_is_not_copied_again() -> None:
     assert sent(buffer) == b"x" * 999 + b"y" * 1_000 + b"z" * 1_000
 
 
-@pytest.mark.parametrize("sizes", [[1], [63], [64], [100], [1, 64], [63, 63, 64], [20_000], [50_000, 1]])
-@pytest.mark.parametrize("kind", [bytes, bytearray], ids=["bytes", "bytearray"])
+@pytest.mark.parametrize(
+    ("sizes", "kind"),
+    crossed([[1], [63], [64], [100], [1, 64], [63, 63, 64], [20_000], [50_000, 1]], [bytes, bytearray]),
+)
 def test_a_write_buffer_takes_no_more_memory_than_it_says(sizes: list[int], kind: type[bytes]) -> None:
     buffer = WriteBuffer()
     tracemalloc.start()

@@ -14,9 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from iostreamsrv.sansio.proxy import ProxyError, ProxyInfo, parse_header
+from tests.support.tiers import EVERY_CASE
 
-ALL = os.environ.get("IOSTREAMSRV_ALL") == "1"
-MUTATIONS = 10000 if ALL else 1000
+MUTATIONS = 10_000 if EVERY_CASE else 300
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 V1 = b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 443\r\n"
@@ -148,6 +148,7 @@ def test_every_beginning_of_a_header_wants_more(header: bytes, info: ProxyInfo) 
 
 
 @every_header
+@settings(max_examples=100 if EVERY_CASE else 10, deadline=None)
 @given(
     behind=st.binary(min_size=1) | st.sampled_from([b"\n", b"\r\n", b"GET / HTTP/1.1\r\n", b"\x16\3\1", V1, SIGNATURE])
 )
@@ -316,7 +317,7 @@ def test_the_error_says_what_is_wrong(data: bytes, message: str) -> None:
 # ---- every header there can be
 
 
-many = settings(max_examples=2000 if ALL else 200, deadline=None, derandomize=True)
+many = settings(max_examples=2000 if EVERY_CASE else 60, deadline=None, derandomize=True)
 ports = st.integers(0, 65535)
 ipv6 = st.ip_addresses(v=6)
 mapped = st.ip_addresses(v=4).map(lambda address: IPv6Address((0xFFFF << 32) + int(address)))

@@ -63,6 +63,12 @@ def rsa_pair() -> KeyPair:
     return certificate_for(rsa.generate_private_key(65537, 2048))
 
 
+@pytest.fixture(scope="session")
+def slow_pair() -> KeyPair:
+    """A certificate with an RSA key of 4096 bits, which takes long to check, and longer to make."""
+    return certificate_for(rsa.generate_private_key(65537, 4096))
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Any]:
     """A certificate and its key."""
@@ -156,8 +162,8 @@ def test_a_key_under_each_cipher_that_openssl_has_is_opened(
 # ---- how long it takes
 
 
-def test_a_key_is_not_checked_a_second_time(tmp_path: Path) -> None:
-    options = certificate_for(rsa.generate_private_key(65537, 4096)).write(tmp_path)
+def test_a_key_is_not_checked_a_second_time(slow_pair: KeyPair, tmp_path: Path) -> None:
+    options = slow_pair.write(tmp_path)
     Certificates(options)
     began = time.process_time()
     for _ in range(10):
@@ -172,8 +178,10 @@ def context_of(stream: Any) -> ssl.SSLContext:
 
 @on_a_loop
 @pytest.mark.gen_test
-async def test_start_tls_with_a_dict_reads_the_files_for_the_first_client_only(tmp_path: Path) -> None:
-    options = certificate_for(rsa.generate_private_key(65537, 4096)).write(tmp_path)
+async def test_start_tls_with_a_dict_reads_the_files_for_the_first_client_only(
+    slow_pair: KeyPair, tmp_path: Path
+) -> None:
+    options = slow_pair.write(tmp_path)
 
     async def context_of_one() -> Any:
         ours, theirs = tcp_pair()

@@ -24,11 +24,12 @@ from tests.support.engines import on_every_loop
 from tests.support.http import upgraded
 from tests.support.peers import tls_contexts
 from tests.support.servers import Serving
+from tests.support.tiers import EVERY_CASE
 from tests.support.waiting import PATIENCE, eventually, turns
 
 pytestmark = on_every_loop
 
-TRIES = 20
+TRIES = 20 if EVERY_CASE else 5
 
 BODY = 8_000_000
 """Bytes that a client sends before it reads."""

@@ -1212,7 +1212,7 @@ REGISTERING = {
 
 INHERITING = {
     # the client's own, or a copy of it
-    "server.closing._call_handle_close",
+    "server.close_reports._call_handle_close",
     "styles.blocking.server._serve_handle",
     "styles.blocking.pool.call",
     # that of the code that waits for it, and for no longer

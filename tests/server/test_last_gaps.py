@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.programs import printed, program
+from tests.support.tiers import crossed
 from tests.support.waiting import PATIENCE
 
 # ---- forked children
@@ -107,10 +108,16 @@ def received(client: socket.socket, count: int) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("end", ["close", "aclose", "abort", "kick", "error", "stop", "shutdown", "exit"])
+ENDS = ["close", "aclose", "abort", "kick", "error", "stop", "shutdown", "exit"]
+
+
 @pytest.mark.parametrize(
-    ("transport", "engine"),
-    [("tcp", "epoll"), ("tcp", "loop"), ("tcp", "debug"), ("tls", "epoll"), ("tls", "loop"), ("unix", "epoll")],
+    ("end", "transport", "engine"),
+    [
+        *crossed(ENDS, ["tcp", "tls", "unix"], ["epoll"]),
+        *crossed(ENDS, ["tcp", "tls"], ["loop"]),
+        *crossed(ENDS, ["tcp"], ["debug"]),
+    ],
 )
 def test_a_stream_that_ends_in_a_forked_child_goes_on_in_its_parent(
     transport: str, engine: str, end: str, tmp_path: Path
@@ -125,8 +132,7 @@ def test_a_stream_that_ends_in_a_forked_child_goes_on_in_its_parent(
         assert received(client, 5) == b"two\n"
 
 
-@pytest.mark.parametrize("end", ["close", "aclose", "abort"])
-@pytest.mark.parametrize("transport", ["tcp", "tls"])
+@pytest.mark.parametrize(("end", "transport"), crossed(["close", "aclose", "abort"], ["tcp", "tls"]))
 def test_what_waits_to_be_sent_at_a_fork_is_sent_once(transport: str, end: str, tmp_path: Path) -> None:
     big = bytes(range(256)) * (1 << 15)
     with (
@@ -307,8 +313,9 @@ STALE = """
 """
 
 
-@pytest.mark.parametrize("what", ["closed", "used by another stream"])
-@pytest.mark.parametrize("selector", ["PollSelector", "SelectSelector"])
+@pytest.mark.parametrize(
+    ("selector", "what"), crossed(["PollSelector", "SelectSelector"], ["closed", "used by another stream"])
+)
 def test_without_epoll_a_descriptor_that_a_child_holds_makes_nobody_deaf_and_costs_no_turns(
     selector: str, what: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 from collections.abc import Callable
@@ -797,6 +798,37 @@ async def test_a_goodbye_that_raises_is_logged_and_its_stream_closed(
     assert await answers(good)
     messages = [record.getMessage() for record in caplog.records if record.name == "iostreamsrv.application"]
     assert messages == [f"Exception in callback handle_reject for {host}:{port}"]
+
+
+@pytest.mark.parametrize("cut_off_by", ["close_all_connections", "the loop's end"])
+@pytest.mark.gen_test
+async def test_a_goodbye_that_is_cut_off_before_its_first_step_leaves_no_coroutine_unawaited(
+    serving: Serving, cut_off_by: str
+) -> None:
+    test = asyncio.current_task()
+    said: list[IOStream] = []
+
+    async def coroutine(stream: IOStream) -> None:
+        said.append(stream)
+
+    def cancel_all_others() -> None:
+        for task in asyncio.all_tasks() - {test}:
+            task.cancel()
+
+    def goodbye(stream: IOStream, address: Any) -> Any:
+        if cut_off_by == "close_all_connections":
+            closing.append(asyncio.create_task(server.close_all_connections()))
+        else:
+            asyncio.get_running_loop().call_soon(cancel_all_others)
+        return coroutine(stream)
+
+    closing: list[asyncio.Task[None]] = []
+    server, _ = await turning(serving, goodbye)
+    assert await is_turned_away(serving.connect(server))
+    await asyncio.gather(*closing)
+    await eventually(lambda: not server.streams)
+    assert said == []
+    gc.collect()  # a coroutine that was never awaited warns here
 
 
 @pytest.mark.usefixtures("no_time_for_goodbyes")

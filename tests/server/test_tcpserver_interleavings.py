@@ -1,18 +1,22 @@
 """`TCPServer`: what happens while something else is still under way."""
 
 import asyncio
+import itertools
 import logging
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from iostreamsrv import IOLoop, IOStream, OptionError, TCPServer
+from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, TCPServer
+from iostreamsrv.streams import wakeup
 from tests.support import PROJECT
 from tests.support.engines import on_every_loop
-from tests.support.servers import Echo, Serving
+from tests.support.peers import Peer
+from tests.support.servers import TRUSTING, Echo, Serving, header
 from tests.support.waiting import PATIENCE, eventually, fill, turns
 
 pytestmark = on_every_loop
@@ -170,3 +174,76 @@ def test_a_port_that_only_the_resolver_takes_for_a_number_is_refused(port: str) 
             server.listen(port, "127.0.0.1")
         finally:
             server.stop()
+
+
+class Counted(TCPServer):
+    """Notes, by the ids of their streams, for which clients its two handlers are called."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.served: list[int] = []
+        self.ended: list[int] = []
+        self.kick_on_return = False
+
+    async def handle_stream(self, stream: IOStream, address: Any) -> None:
+        self.served.append(stream.id)
+        await stream.read_until(b"\n")
+        if self.kick_on_return:
+            self.kick_all()
+
+    def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
+        self.ended.append(stream.id)
+
+
+ENDS: dict[str, Callable[[Peer, TCPServer], object]] = {
+    "resets": lambda peer, server: peer.reset(),
+    "closes": lambda peer, server: peer.close(),
+    "half-closes": lambda peer, server: peer.half_close(),
+    "is kicked": lambda peer, server: server.kick_all(),
+}
+
+
+@pytest.mark.parametrize("eager", [True, False], ids=["stepped at once", "stepped later"])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.gen_test
+async def test_a_client_of_a_proxy_has_both_handlers_or_neither_whenever_it_ends(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, end: str, eager: bool
+) -> None:
+    monkeypatch.setattr(wakeup, "EAGER_WAKEUP", eager and wakeup.EAGER_WAKEUP)
+    server = Counted(**TRUSTING)
+    serving.started(server)
+    message = header("192.0.2.1") + b"request"
+    for split, before, after in itertools.product((0, 9, len(message) - 7, len(message)), range(4), range(6)):
+        peer = serving.connect(server)
+        peer.send(message[:split])
+        await turns(before)
+        peer.send(message[split:])
+        await turns(after)
+        ENDS[end](peer, server)
+    await eventually(lambda: server.addresses and not server.streams)
+    await turns()
+    assert sorted(server.ended) == sorted(server.served)
+    assert 0 < len(server.served) <= 96
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_is_closed_right_after_its_proxy_header_has_no_handler_and_no_place(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a read does not step its task at once, another client's handler may run between the two."""
+    monkeypatch.setattr(wakeup, "EAGER_WAKEUP", False)
+    server = Counted(max_connections_per_ip=1, **TRUSTING)
+    serving.started(server)
+    for _ in range(3):
+        kicker, peer = serving.connect(server), serving.connect(server)
+        kicker.send(header("192.0.2.2"))
+        await eventually(lambda: len(server.streams) == 2 and len(server.served) == len(server.ended) + 1)
+        server.kick_on_return = True
+        kicker.send(b"kick them all\n")  # is dispatched first
+        peer.send(header("192.0.2.1") + b"request\n")
+        await eventually(lambda: not server.streams)
+        await turns()
+    assert server.served == server.ended
+    assert len(server.served) == 3
+    serving.connect(server).send(header("192.0.2.1"))
+    await eventually(lambda: len(server.served) == 4)

@@ -20,10 +20,11 @@ from iostreamsrv import CloseReason, IOStream, TCPClient, TCPServer
 from iostreamsrv.certificates import CertificateAuthority, self_signed
 from tests.support.hostile import everything
 from tests.support.programs import ReportingServer
+from tests.support.tiers import EVERY_CASE
 from tests.support.tls_records import RecordClient
 from tests.support.waiting import PATIENCE, eventually
 
-pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("io_loop")]
+pytestmark = pytest.mark.usefixtures("io_loop")
 
 TURN = 0.025
 """CPU seconds that a turn of the loop may take."""
@@ -199,6 +200,7 @@ FLOODS: dict[str, tuple[str, Callable[[RecordClient], bytes], int]] = {
 """By name: the version, what makes a piece of it, and how many pieces."""
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("version", "piece", "count"), FLOODS.values(), ids=FLOODS)
 @pytest.mark.gen_test(timeout=60)
 async def test_no_flood_of_records_keeps_the_loop_from_its_other_work(
@@ -214,6 +216,7 @@ async def test_no_flood_of_records_keeps_the_loop_from_its_other_work(
         assert turns.stop() <= TURN
 
 
+@pytest.mark.alone
 @pytest.mark.gen_test(timeout=60)
 async def test_a_hello_in_one_byte_records_keeps_the_loop_from_nothing(files: dict[str, str]) -> None:
     message = b"\x01\x01\xf0\x00" + bytes(0x1F000)
@@ -259,6 +262,7 @@ async def fill_with_answers(server: Lines, client: RecordClient, piece: Callable
     return stream
 
 
+@pytest.mark.alone
 @of_answered
 @pytest.mark.gen_test(timeout=60)
 async def test_answers_that_nobody_reads_count_as_queued_and_stop_the_receiving_until_they_leave(
@@ -280,6 +284,7 @@ async def test_answers_that_nobody_reads_count_as_queued_and_stop_the_receiving_
         await ended
 
 
+@pytest.mark.alone
 @of_answered
 @pytest.mark.gen_test(timeout=60)
 async def test_answers_that_nobody_reads_are_subject_to_the_write_timeout(
@@ -298,6 +303,7 @@ async def test_answers_that_nobody_reads_are_subject_to_the_write_timeout(
 # ---- timeouts and the end of the server
 
 
+@pytest.mark.alone
 @pytest.mark.gen_test(timeout=60)
 async def test_new_keys_are_no_sign_of_life(files: dict[str, str]) -> None:
     async with serving(files, idle_timeout=0.3) as server, client_of(server) as client:
@@ -310,7 +316,15 @@ async def test_new_keys_are_no_sign_of_life(files: dict[str, str]) -> None:
         assert server.ends == ["idle_timeout"]
 
 
-@pytest.mark.parametrize("flood", ["new keys and bytes", "refused renegotiations and bytes", "one-byte records"])
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    "flood",
+    [
+        "new keys and bytes",
+        pytest.param("refused renegotiations and bytes", marks=pytest.mark.second_tier),
+        pytest.param("one-byte records", marks=pytest.mark.second_tier),
+    ],
+)
 @pytest.mark.gen_test(timeout=60)
 async def test_a_flood_does_not_outlast_the_drain_of_a_shutdown(flood: str, files: dict[str, str]) -> None:
     version, piece, count = FLOODS[flood]
@@ -360,7 +374,7 @@ def test_an_idle_connection_keeps_little_of_a_long_line_and_of_its_echo(
 def kept_after_a_long_line(files: dict[str, str], server: str | None) -> float:
     """Bytes of resident memory for each idle connection."""
     trusting = ssl.create_default_context(cafile=files["certfile"])
-    count, line = 150, b"x" * 900_000 + b"\n"
+    count, line = 150 if EVERY_CASE else 60, b"x" * 900_000 + b"\n"
     with ReportingServer(server=server, ssl_options=files) as serving, contextlib.ExitStack() as stack:
         asked = [stack.enter_context(serving.client(tls=trusting)) for _ in range(10)]
         for client in asked:  # takes the memory that is free since the start

@@ -287,7 +287,7 @@ def has_blocked(name: str) -> str:
     return (
         re.escape(name)
         + lines
-        + r" has blocked the loop for (\d\.\d) s, and all clients with it(?:, (?:serving|for) (\S+))?"
+        + r" has blocked the loop for (\d+\.\d) s, and all clients with it(?:, (?:serving|for) (\S+))?"
     )
 
 

@@ -151,7 +151,6 @@ IDLE = """
 """
 
 
-@pytest.mark.alone
 def test_a_hundred_idle_clients_cost_less_than_a_hundredth_of_a_core() -> None:
     with started(IDLE) as program:
         assert program.stdout

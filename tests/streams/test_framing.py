@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,11 +23,12 @@ from iostreamsrv import (
 )
 from iostreamsrv.framing import Delimited, FixedSize, Framing, JSONLines, LengthPrefixed, Netstrings, Structs
 from iostreamsrv.testing import memory_stream_pair, running
+from tests.support.tiers import EVERY_CASE
 from tests.support.waiting import eventually, turns
 
 pytestmark = pytest.mark.usefixtures("io_loop")
 
-CASES = 300 if os.environ.get("IOSTREAMSRV_ALL") == "1" else 30
+CASES = 300 if EVERY_CASE else 15
 
 
 class Chunks(Framing[bytes]):

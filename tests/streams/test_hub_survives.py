@@ -126,7 +126,7 @@ async def test_a_number_that_was_used_again_is_noticed_and_harms_nobody(
         assert dead.closed()
         assert reading.done()
         reading.exception()
-        assert f"its descriptor {number} was closed by somebody else" in caplog.text
+        assert f"its descriptor {number} was closed by other code" in caplog.text
         # What happens to the dead one is nothing to its successor.
         successor.set_close_callback(lambda: None)
         with contextlib.suppress(OSError):  # where there is no copy, there is no connection

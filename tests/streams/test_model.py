@@ -7,7 +7,6 @@ and errors come where, and only where, the model has them.
 """
 
 import asyncio
-import os
 import re
 import socket
 from collections.abc import Awaitable, Callable
@@ -24,15 +23,13 @@ from tests.conftest import new_loop
 from tests.support.engines import EVERY_STREAM
 from tests.support.leaks import open_descriptors
 from tests.support.peers import Cut, Peer, TLSPeer, tcp_pair, tls_pair
-from tests.support.waiting import turns
+from tests.support.tiers import EVERY_CASE
+from tests.support.waiting import PATIENCE, turns
 
-CASES = 2000 if os.environ.get("IOSTREAMSRV_ALL") == "1" else 60
+CASES = 2000 if EVERY_CASE else 30
 
 SOON = 0.002
 """Seconds: the timeouts of reads. Whether one passes before the bytes are there is left to chance."""
-
-PATIENCE = 2.0
-"""Seconds after which something hangs. Less than elsewhere, as shrinking a failure waits for it many times."""
 
 MORE = object()
 NEVER = object()

@@ -1,6 +1,7 @@
 """The modules of the package, and what each imports."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ FRONT_DOOR = "__init__"
 """Imports from all; nobody imports it."""
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every module of the package under its name within it; a subpackage under the subpackage's name."""
     return {
@@ -41,6 +43,7 @@ def imports(path: Path, source: str | None = None) -> Iterator[str]:
             yield from submodules if len(submodules) == len(names) else [module, *submodules]
 
 
+@functools.cache
 def own_imports(path: Path, source: str | None = None) -> list[str]:
     """Those of them that are of this package, by their names within it."""
     return [

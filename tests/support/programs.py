@@ -190,6 +190,7 @@ async def main(options):
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, server.reload_certificates)
     loop.add_signal_handler(signal.SIGUSR1, report, server)
+    gc.freeze()  # so that reports take little of the machine's time
     print("listening on %s:%d" % server.addresses[0])
     await server.serve_forever()
 

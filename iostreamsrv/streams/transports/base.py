@@ -1,4 +1,4 @@
-"""What every transport can do."""
+"""The base of all transports."""
 
 import errno
 import os
@@ -8,28 +8,28 @@ from ...errors import CloseReason
 from ..file_region import FileRegion
 
 SMALL_FILE_CHUNK = 65536
-"""Bytes of a file that are read into memory at once, where the kernel cannot send them by itself."""
+"""Bytes of a file to read into memory at once, if the kernel cannot send the file."""
 
 
 class Carrier(Protocol):
-    """What each message passes: a transport, or, for a plain socket, the socket itself."""
+    """What receives and sends each message: a transport or, for a plain socket, the socket itself."""
 
     def recv(self, size: int, /) -> bytes:
-        """Receive up to ``size`` bytes; b"" at EOF, `BlockingIOError` where there are none now."""
+        """Receive up to ``size`` bytes; b"" at EOF; raise `BlockingIOError` if there are none now."""
 
     def send(self, data: bytes | bytearray | memoryview, /) -> int:
-        """Send what can be sent now: how many bytes."""
+        """Send what can be sent now; return how many bytes."""
 
 
 class Transport:
-    """Moves bytes, without ever waiting. Subclasses override what they have.
+    """Moves bytes and never waits. Subclasses override what they support.
 
-    :cvar has_half_close: whether one direction can be ended: :meth:`shutdown_write` works.
-    :cvar layered: whether it does more than the kernel: it holds bytes that were received and not given, and sends
-        bytes that nobody wrote. Then a stream asks it for :meth:`pending` and the methods below that.
-    :cvar empties: whether a receive that gives less than it was asked for has emptied the kernel's buffer. A terminal
-        gives a line at a time, and a user's method as little as it likes.
-    :ivar incomplete: the last receive found something, but no byte of it is data: a part of a TLS record, say.
+    :cvar has_half_close: whether output can end before input: :meth:`shutdown_write` works.
+    :cvar layered: whether it does more than the kernel: it holds received bytes that :meth:`recv` has not given yet,
+        and has output of its own, as TLS does. Only then does a stream call :meth:`pending` and the methods below it.
+    :cvar empties: whether a receive that gives less than requested has emptied the kernel's buffer. (A terminal gives
+        one line at a time, and a user's method may give any part.)
+    :ivar incomplete: the last receive found bytes, but no data for the stream: a part of a TLS record, say.
     :ivar stuck: the last receive caused output of the transport's own, and the kernel has no room for it.
     :cvar file_chunk: most bytes of a file to send at once.
     """
@@ -44,7 +44,7 @@ class Transport:
     stuck: bool = False
 
     def carrier(self) -> Carrier:
-        """What has the same ``recv`` and ``send``, and is faster."""
+        """The fastest object with the same ``recv`` and ``send``."""
         return self
 
     def fileno(self) -> int:
@@ -60,36 +60,37 @@ class Transport:
         raise NotImplementedError
 
     def recv_into(self, buffer: bytearray | memoryview) -> int:
-        """As :meth:`recv`, into ``buffer``: how many bytes, 0 at EOF."""
+        """As :meth:`recv`, into ``buffer``; return how many bytes, 0 at EOF."""
         chunk = self.recv(len(buffer))
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
     def send(self, data: bytes | bytearray | memoryview) -> int:
-        """Send what can be sent of ``data`` now: how many bytes.
+        """Send as much of ``data`` as can be sent now; return how many bytes.
 
-        :raises BlockingIOError: none can be sent now (0 says the same).
+        :raises BlockingIOError: none can be sent now (0 means the same).
         :raises OSError: the connection is broken.
         """
         raise NotImplementedError
 
     def sendfile(self, region: FileRegion, size: int) -> int | None:
-        """Send up to ``size`` bytes of a file: how many, 0 where there is no room, None where it has become shorter."""
+        """Send up to ``size`` bytes of a file; return how many, 0 if there is no room, None if the file has become
+        shorter."""
         chunk = region.read(size)
         return self.send(chunk) if chunk else None
 
     def shutdown_write(self) -> bool:
-        """Send EOF; False if something has to leave before, so this is to be called again when there is room.
+        """Send EOF. If other output must be sent first, return False; the caller calls again when there is room.
 
-        :raises OSError: it could not be sent.
+        :raises OSError: EOF could not be sent.
         """
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     def reset(self) -> None:
-        """Have :meth:`close` tell the peer that data is missing, where there is a way to."""
+        """Make :meth:`close` show the peer that data is missing, if the transport can."""
 
     def detach(self) -> None:
-        """Leave the descriptor alone: somebody else has closed it, and its number may be another's."""
+        """Give up the descriptor without closing it: other code has closed it, and its number may be reused."""
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -100,7 +101,7 @@ class Transport:
         return None
 
     def has_input(self) -> bool:
-        """Whether there is something to receive, or EOF, as far as one can see without receiving."""
+        """Whether there is something to receive, as far as that is known without receiving."""
         return False
 
     def unsent(self) -> int:
@@ -108,41 +109,41 @@ class Transport:
         return 0
 
     def untaken(self) -> int:
-        """Bytes that count as sent and that the peer has not taken yet; 0 where nobody can tell."""
+        """Bytes that count as sent and that the peer has not taken yet; 0 if that is not known."""
         return 0
 
     # ---- for layered transports
 
     def pending(self) -> bool:
-        """Whether :meth:`recv` may give more without the kernel saying so, as of the last one."""
+        """Whether, after the last :meth:`recv`, another one may give more without a new event of the kernel."""
         return False
 
     def partial(self) -> int:
-        """Bytes that were received, and of which :meth:`recv` has given nothing yet."""
+        """Bytes of a message that is not complete, so that :meth:`recv` has given nothing of it yet."""
         return 0
 
     def own_output(self) -> int:
-        """Bytes to be sent that nobody wrote, and that the kernel has not taken yet."""
+        """Bytes of the transport's own output that the kernel has not taken yet."""
         return 0
 
     def committed(self) -> int:
-        """Bytes of what is to be sent next that must be sent, as a part of what they became is on its way."""
+        """How many of the next bytes to send are encrypted already, so that they must be sent."""
         return 0
 
     def flush(self) -> bool:
-        """Send what waits in the transport; whether all of it has left.
+        """Send what waits in the transport; return whether all of it is sent.
 
         :raises OSError: the connection is broken.
         """
         return True
 
     def send_close_notify(self) -> bool:
-        """Tell the peer that no more is sent, where the transport has words for it; whether these have left."""
+        """Send close_notify, if the transport has it; return whether it is sent."""
         return True
 
     def leave_silently(self) -> None:
-        """Close without telling the peer."""
+        """Make :meth:`close` send nothing to the peer."""
 
     def eof_reason(self) -> CloseReason:
-        """How the peer's side ended: ``eof``, or ``truncated`` where it is not certain that it has sent all."""
+        """How the peer's side ended: ``eof``, or ``truncated`` if the peer may not have sent everything."""
         return CloseReason.EOF

@@ -8,7 +8,7 @@ from .base import Transport
 
 
 class Descriptor(Protocol):
-    """What of a stream its user may override; see `iostreamsrv.BaseIOStream`."""
+    """The methods of a stream that users may override; see `iostreamsrv.BaseIOStream`."""
 
     def fileno(self) -> int:
         """The descriptor."""
@@ -24,7 +24,7 @@ class Descriptor(Protocol):
 
 
 class CustomTransport(Transport):
-    """Receives and sends by a stream's own methods: of a stream of another kind, or of one that overrides them."""
+    """Receives and sends through methods of a stream: those that a user's subclass has, or that a user has assigned."""
 
     __slots__ = ("_stream",)
 

@@ -1,7 +1,7 @@
 """One end of a connection in memory as a transport.
 
-A :class:`MemorySocket` has as much of a non-blocking TCP socket's interface as a stream uses, and behaves as the
-kernel's does: buffers that fill, half-closes, resets for those who close without reading.
+A :class:`MemorySocket` has the part of a non-blocking TCP socket's interface that a stream uses. It behaves like the
+kernel's: buffers fill, half-close works, and a close with unread bytes sends a reset.
 """
 
 import errno
@@ -16,7 +16,8 @@ from .base import Transport
 from .socket import SocketTransport
 
 CAPACITY = 1 << 18
-"""Bytes on their way that nobody has received yet: a small socket buffer, so that a test soon sees what waits."""
+"""Most bytes in each direction that were sent and not received yet: a small socket buffer, so that tests fill it soon.
+"""
 
 
 class MemorySocket:
@@ -28,7 +29,7 @@ class MemorySocket:
     family = socket.AF_INET
 
     def __init__(self, address: tuple[str, int], capacity: int) -> None:
-        self.notify: Callable[[int], None] = nobody
+        self.notify: Callable[[int], None] = ignore_events
         self._address = address
         self._capacity = capacity
         self._inbox = bytearray()
@@ -42,13 +43,13 @@ class MemorySocket:
 
     @classmethod
     def pair(cls, capacity: int = CAPACITY) -> tuple[Self, Self]:
-        """Two that are connected."""
+        """Two connected sockets."""
         one, other = cls(("memory", 1), capacity), cls(("memory", 2), capacity)
         one._peer, other._peer = other, one
         return one, other
 
     def fileno(self) -> int:
-        """There is none: -1."""
+        """-1: it has no descriptor."""
         return -1
 
     def setblocking(self, flag: bool) -> None:
@@ -60,7 +61,7 @@ class MemorySocket:
         return False
 
     def events(self) -> int:
-        """What could be done now."""
+        """The events of what can be done now."""
         readable = READABLE if self._inbox or self._ended or self._error else 0
         return readable | (WRITABLE if self._room() else 0)
 
@@ -68,10 +69,10 @@ class MemorySocket:
         return self._peer._capacity - len(self._peer._inbox)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """As `socket.socket.recv`; of the flags there is only ``MSG_PEEK``."""
+        """As `socket.socket.recv`; the only flag is ``MSG_PEEK``."""
         received = bytes(self._inbox[:size])
         if not received:
-            if self._error != errno.EPIPE:  # that is for who sends: here the end came before the reset
+            if self._error != errno.EPIPE:  # only send() raises that: for recv() EOF came before the reset
                 self._raise_error()
             if not self._ended:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -108,7 +109,7 @@ class MemorySocket:
         return count
 
     def _answered_with_a_reset(self, count: int) -> int:
-        """What is sent to a socket that is closed is taken, and the next thing one hears is a reset."""
+        """A send to a closed socket succeeds, and is answered with a reset."""
         if count:
             self._reset = True
             self._error = errno.EPIPE
@@ -135,7 +136,7 @@ class MemorySocket:
             self._peer.notify(READABLE | WRITABLE | HANGUP)
 
     def connect(self, address: object) -> None:
-        """It is connected already.
+        """Not possible: the socket is connected already.
 
         :raises OSError: always.
         """
@@ -148,7 +149,7 @@ class MemorySocket:
         return error
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
-        """As `socket.socket.setsockopt`: whatever is told of lingering means a reset, anything else means nothing."""
+        """As `socket.socket.setsockopt`: every value of ``SO_LINGER`` requests a reset; other options do nothing."""
         if (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER):
             self._resets = True
 
@@ -166,12 +167,12 @@ class MemorySocket:
             raise OSError(number, os.strerror(number))
 
 
-def nobody(_events: int) -> None:
-    """What is notified of a socket that no stream watches."""
+def ignore_events(_events: int) -> None:
+    """The ``notify`` of a socket that no stream watches: do nothing."""
 
 
 class MemoryTransport(SocketTransport):
-    """A `MemorySocket`. The kernel does not know it, so a file is read into memory to be sent."""
+    """A `MemorySocket`. The kernel does not know it, so a file is read into memory and sent from there."""
 
     __slots__ = ()
 

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class PipeTransport(Transport):
-    """A pipe has one direction, so there is no half-close.
+    """One end of a pipe. A pipe has one direction, so there is no half-close.
 
     :param fd: the descriptor; it is made non-blocking.
     """
@@ -43,7 +43,7 @@ class PipeTransport(Transport):
             return self._nothing(error)
 
     def _nothing(self, error: OSError) -> bytes:
-        """What is received from the writing end: EOF when the reader is gone, and until then nothing."""
+        """What the writing end receives: EOF if the reader is gone, otherwise nothing."""
         if error.errno == errno.EBADF:
             poll = select.poll()
             poll.register(self._file.fileno(), 0)  # errors are always reported
@@ -60,7 +60,7 @@ class PipeTransport(Transport):
 
 
 def _received(data: T | None) -> T:
-    if data is None:  # what an `io.FileIO` says where a read would block
+    if data is None:  # io.FileIO returns None if a read would block
         raise _blocked()
     return data
 

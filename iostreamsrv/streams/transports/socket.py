@@ -11,14 +11,14 @@ from ..file_region import FileRegion
 from .base import Carrier, Transport
 
 FILE_CHUNK = 1 << 20
-"""Bytes of a file that are sent before a look at the clock, so that one long download does not keep the loop."""
+"""Bytes of a file that are sent before a check of the clock, so that a long download does not block the loop."""
 
 
 class SocketTransport(Transport):
     """A plain socket.
 
-    A stream receives and sends by the socket's own ``recv`` and ``send``, which saves a Python call for each message;
-    all else it does through this object.
+    A stream calls ``recv`` and ``send`` of the socket directly, which saves a Python call for each message. Everything
+    else goes through this object.
 
     :ivar socket: that socket; non-blocking.
     """
@@ -62,12 +62,12 @@ class SocketTransport(Transport):
 
     def reset(self) -> None:
         if self.is_tcp():
-            # Lingering for 0 seconds is how one asks for a reset.
+            # SO_LINGER with 0 seconds requests a reset.
             with contextlib.suppress(OSError):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def is_tcp(self) -> bool:
-        """Whether it is a TCP socket, and not one of the system's own."""
+        """Whether it is a TCP socket, not a Unix socket."""
         return self.socket.family in (socket.AF_INET, socket.AF_INET6)
 
     def detach(self) -> None:
@@ -87,18 +87,19 @@ class SocketTransport(Transport):
             return False
 
     def unsent(self) -> int:
-        return unsent(self.fileno()) if self.is_tcp() else 0  # of a Unix socket the peer has it already
+        return unsent(self.fileno()) if self.is_tcp() else 0  # on a Unix socket the peer can read it already
 
     def untaken(self) -> int:
-        # The kernel has room for megabytes, and says so only when a third of it is free: what counts is what has left.
+        # The kernel buffers megabytes, and reports room only when a third of it is free. So bytes that it has taken
+        # are no progress of the peer; only bytes that have left its buffer are.
         return unsent(self.fileno())
 
 
 def unsent(fd: int) -> int:
-    """Bytes that the kernel has taken for a socket and the peer has not; 0 where it does not tell."""
+    """Bytes that the kernel has taken for a socket and the peer has not acknowledged; 0 if the kernel does not say."""
     return current_kernel().unsent(fd)
 
 
 _SENDFILE = getattr(os, "sendfile", None)
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK})
-"""What the kernel says where this socket or the file's file system cannot do it."""
+"""The errors of ``sendfile`` for a socket or a file system that does not support it."""

@@ -1,20 +1,20 @@
 """TLS on a socket as a transport.
 
 The engine of :mod:`iostreamsrv.sansio.tls` sits between the socket and the stream: ``recv`` gives plaintext, ``send``
-takes it. Limits, counters, corks and futures of the stream are those of plaintext.
+takes it. Limits, counters, corks and futures of the stream count plaintext.
 
-**Sending.** What is encrypted must be sent, whole and in order. So data is encrypted when it is its turn, and counts as
-sent when the kernel has the last byte of its ciphertext. Until then ``send`` reports nothing sent; the stream's queue
-keeps the plaintext, gives it again, and it is not encrypted a second time.
+**Sending.** Ciphertext must be sent whole and in order. So data is encrypted only when it is its turn, and counts as
+sent when the kernel has the last byte of its ciphertext. Until then ``send`` reports 0 bytes, and the stream's queue
+keeps the plaintext. It passes the same data to the next ``send``, which does not encrypt it a second time.
 
-**Receiving.** A receive is as large as the socket gives; what is decrypted of it is as much as the caller wants. That
-the socket is empty says nothing yet: records may wait in the engine. One receive, and a bounded number of records, are
-all that one ``recv`` does, also when they bring no data: then it raises `BlockingIOError`, and
-``incomplete`` says so.
+**Receiving.** One ``recv`` does at most one receive from the socket, and decrypts as much as the caller asks for. So an
+empty socket does not mean that there is no more: records may wait in the engine. The number of records that one call
+processes is bounded, also if they have no data. If it gets no data, it raises `BlockingIOError` and sets
+``incomplete``.
 
-**What TLS sends by itself** (alerts, answers to a new key) leaves with the ``recv`` that caused it. What of it the
-kernel does not take is :meth:`~TLSTransport.own_output`: the stream counts it as queued, so that its write timeout
-holds for it, and receives nothing more while there is much of it.
+**What TLS sends by itself** (alerts, answers to key updates) is sent in the ``recv`` that caused it. What the kernel
+does not take is :meth:`~TLSTransport.own_output`. The stream counts it as queued, so that its write timeout applies,
+and stops receiving if there is too much of it.
 """
 
 import contextlib
@@ -30,28 +30,28 @@ from .base import Transport
 from .socket import SocketTransport
 
 CIPHERTEXT = 4 * (16384 + 22)
-"""Bytes received at once: four full records of TLS 1.3, so that a fast peer's chunks are not cut short by the end of
-one. Twice as much would have malloc map and unmap memory each time."""
+"""Bytes to receive at once: four full records of TLS 1.3, so that a fast peer's data does not end within a record.
+With twice as much malloc would map and unmap memory each time."""
 
 PLAINTEXT = 1 << 16
-"""Bytes encrypted at once: what a send may have to leave behind in memory, while the plaintext is kept as well."""
+"""Bytes to encrypt at once. A send may leave so much ciphertext in memory, while the queue keeps the plaintext, too."""
 
 SENT_AT_ONCE = 4 * PLAINTEXT
-"""Bytes of one write that are sent before a look at the clock, however fast the peer takes them."""
+"""Bytes of one write that are sent before a check of the clock, however fast the peer takes them."""
 
 HANDSHAKE_CHUNK = 16384
-"""Bytes received at once during the handshake."""
+"""Bytes to receive at once during the handshake."""
 
 NOTHING = memoryview(b"")
 
 
 class TLSTransport(Transport):
-    """TLS on ``below``, whose handshake is still to be done: :meth:`handshake`.
+    """TLS on ``below``. Call :meth:`handshake` first.
 
-    :param below: connected.
-    :param received: what has been received from it already.
-    :raises ssl.SSLError: the context cannot be used.
-    :raises ValueError: there is no host name to check.
+    :param below: the transport of a connected socket.
+    :param received: bytes that were received from it already.
+    :raises ssl.SSLError: the context is unusable.
+    :raises ValueError: the context checks host names, and none was given.
 
     :ivar below: the socket's transport.
     :ivar engine: encrypts and decrypts.
@@ -97,29 +97,29 @@ class TLSTransport(Transport):
         self._pending = False
         self._truncated = False  # the peer's side ended without a close_notify
         self._close_notify_made = False
-        self._silent = False  # the peer is not told of the end
+        self._silent = False  # close without a close_notify
 
     # ---- the handshake
 
     def handshake(self) -> bool:
-        """Do what can be done of the handshake with what was received; whether it is done.
+        """Continue the handshake with what was received; return whether it is done.
 
-        :raises ssl.SSLError: it failed; the peer was told why, as far as there was room.
+        :raises ssl.SSLError: it failed; an alert was sent to the peer, if there was room.
         """
         try:
             self.handshaken = self.engine.handshake()
         finally:
-            # Also if it failed: then it is what tells the peer so.
+            # Also if it failed: then this sends the alert.
             self.stuck = not self.flush()
         if self.handshaken and self.engine.holds_tickets:
             _acknowledge(self._raw)
         return self.handshaken
 
     def receive_handshake(self) -> None:
-        """Receive what :meth:`handshake` goes on with.
+        """Receive more bytes for :meth:`handshake`.
 
-        :raises BlockingIOError: there is nothing now.
-        :raises EOFError: the peer has ended its side.
+        :raises BlockingIOError: there are none now.
+        :raises EOFError: the peer has sent EOF.
         """
         chunk = self._raw.recv(HANDSHAKE_CHUNK)
         if not chunk:
@@ -146,7 +146,7 @@ class TLSTransport(Transport):
             return b""
         finally:
             if engine.outgoing.pending:
-                with contextlib.suppress(OSError):  # a send that fails says so at the next write
+                with contextlib.suppress(OSError):  # the next write raises the error as well
                     self.stuck = not self.flush()
         self._pending = engine.has_input or not drained
         if plaintext is None:
@@ -169,7 +169,7 @@ class TLSTransport(Transport):
     # ---- sending
 
     def send(self, data: bytes | bytearray | memoryview) -> int:
-        """Send ``data``, which begins with what was encrypted before, if that has not been reported sent."""
+        """Send ``data``. It begins with what an earlier call has encrypted and not reported as sent, if any."""
         sent = 0
         while True:
             if not self._accepted:
@@ -186,7 +186,7 @@ class TLSTransport(Transport):
                 return sent
 
     def sendfile(self, region: FileRegion, size: int) -> int | None:
-        if self._accepted:  # what is encrypted goes first, even if the file has become shorter since
+        if self._accepted:  # ciphertext goes first, even if the file has become shorter since
             return self.send(b"")
         return Transport.sendfile(self, region, size)  # the kernel does not know the key
 
@@ -200,7 +200,7 @@ class TLSTransport(Transport):
                 self._ciphertext = memoryview(ciphertext)[sent:]
                 return False
             if not self._ciphertext:
-                break  # it was all there is
+                break  # take_outgoing gave everything: no second call
             self._ciphertext = NOTHING
         return True
 
@@ -208,16 +208,16 @@ class TLSTransport(Transport):
         return self.engine.outgoing.pending + (0 if self._accepted else len(self._ciphertext))
 
     def committed(self) -> int:
-        return self._accepted  # half a record would break the rest
+        return self._accepted  # after a part of a record the peer could not read what follows
 
     def unsent(self) -> int:
         return self.below.unsent()
 
     def untaken(self) -> int:
-        # Of a large write all is counted at its end only.
+        # A write counts as sent only when all of its ciphertext is sent, so subtract what is sent already.
         return self.below.untaken() - self._accepted + len(self._ciphertext)
 
-    # ---- the end
+    # ---- closing
 
     def shutdown_write(self) -> bool:
         return self.send_close_notify() and self.below.shutdown_write()
@@ -248,20 +248,20 @@ class TLSTransport(Transport):
 
     def close(self) -> None:
         if not self._silent:
-            # Session tickets, which a client that only writes never reads: to close with them unread would be a reset.
+            # Session tickets: a client that only writes never reads them, and closing with unread bytes sends a reset.
             with contextlib.suppress(OSError):  # there are none, or the peer is gone
                 self._raw.recv(CIPHERTEXT)
         self.below.close()
 
 
 def _acknowledge(sock: socket.socket) -> None:
-    """Have the kernel acknowledge at once what was received.
+    """Make the kernel acknowledge at once what was received.
 
-    The tickets that are held back would have carried the acknowledgement. Without it a client with Nagle's algorithm
-    keeps its first request until the kernel's delayed one, 40 ms later.
+    Session tickets would carry the acknowledgement, but they are held back. A client with Nagle's algorithm would keep
+    its first request until the kernel's delayed acknowledgement, 40 ms later.
     """
     if _QUICKACK is not None:
-        with contextlib.suppress(OSError):  # no TCP socket, or the peer is gone
+        with contextlib.suppress(OSError):  # not a TCP socket, or the peer is gone
             sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
 

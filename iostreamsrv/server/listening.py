@@ -1,0 +1,139 @@
+"""The methods of `TCPServer` that listen: bind, accept, suspend, stop."""
+
+import socket
+import ssl
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from ..certs.certificates import Certificates
+from ..errors import OptionError
+from ..net.bind import BACKLOG, bind_sockets
+from ..runtime.checks import is_int
+from .base import ServerBase
+from .forking import fork_workers
+
+SSLOptions = dict[str, Any] | ssl.SSLContext | Certificates | Literal[False] | None
+
+
+class ListeningServer(ServerBase):
+    """Has the methods of `TCPServer` that listen; see there."""
+
+    def listen(
+        self,
+        port: int | str,
+        address: str | None = None,
+        family: socket.AddressFamily = socket.AF_UNSPEC,
+        backlog: int = BACKLOG,
+        flags: int | None = None,
+        reuse_port: bool = False,
+        ssl_options: SSLOptions = None,
+    ) -> None:
+        """Bind ``port`` and accept on it; may be called again for more ports and addresses. ::
+
+            server.listen(8888, "127.0.0.1")
+            print(server.addresses)
+
+        Parameters: `bind_sockets`, and:
+
+        :param ssl_options: TLS options for these clients; None for those of the server, False for plain connections.
+        :raises OptionError: an argument is invalid.
+        :raises ListenError: the address does not resolve, or binding fails.
+        :raises NotImplementedError: there is no ``handle_stream``.
+        """
+        self._need_handler()
+        setup = self._listeners.setup_for(ssl_options, self._options)
+        sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
+        self._accept_on([(each, setup) for each in sockets])
+
+    def bind(
+        self,
+        port: int | str,
+        address: str | None = None,
+        family: socket.AddressFamily = socket.AF_UNSPEC,
+        backlog: int = BACKLOG,
+        flags: int | None = None,
+        reuse_port: bool = False,
+        ssl_options: SSLOptions = None,
+    ) -> None:
+        """Bind ``port``; clients wait in the backlog until :meth:`start`. After it, the same as :meth:`listen`. ::
+
+            server.bind(8888)
+            server.start()
+
+        Parameters and errors are those of :meth:`listen`.
+        """
+        self._need_handler()
+        setup = self._listeners.setup_for(ssl_options, self._options)
+        sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
+        if self._started:
+            self._accept_on([(each, setup) for each in sockets])
+        else:
+            self._listeners.hold(sockets, setup)
+
+    def start(self, num_processes: int | None = 1, max_restarts: int | None = None) -> None:
+        """Accept on all that was bound. ::
+
+            server.bind(8888)
+            server.start(4)  # four processes go on from here
+            iostreamsrv.run(server)
+
+        :param num_processes: 1 for this process; more to fork that many workers, which share the listeners; None or 0
+            for one per core. The call returns in each worker. The first process stays in it: it replaces workers that
+            die, and exits when all have ended. Not on Windows.
+        :param max_restarts: how many dead workers are replaced in all; None for Tornado's 100.
+        :raises RuntimeError: the server was started already; or it would fork while a loop exists (the workers would
+            share its epoll), or outside the main thread.
+        :raises OptionError: a number is invalid.
+        """
+        self._need_handler()
+        if self._started:
+            raise RuntimeError("the server has been started already: call stop() first")
+        if num_processes is not None and not is_int(num_processes, 0):
+            raise OptionError("num_processes", num_processes, "must be 1 or more, or None for one for each core")
+        if max_restarts is not None and not is_int(max_restarts, 0):
+            raise OptionError("max_restarts", max_restarts, "must be 0 or more, or None for 100")
+        if num_processes != 1:
+            fork_workers(num_processes, max_restarts, self.stop)
+        self._started = True
+        self._accept_on(self._listeners.take_held())
+
+    def add_sockets(self, sockets: Iterable[socket.socket], ssl_options: SSLOptions = None) -> None:
+        """Accept on sockets that are listening already; the server owns them, and :meth:`stop` closes them. ::
+
+            server.add_sockets([*bind_sockets(8888), bind_unix_socket("/run/echo.sock")])
+
+        :param ssl_options: TLS options for their clients; None for those of the server, False for plain connections.
+        :raises OptionError: a socket is closed, is not listening, or was added before; then none of them is added.
+        """
+        setup = self._listeners.setup_for(ssl_options, self._options)
+        self._accept_on([(listener, setup) for listener in sockets])
+
+    def add_socket(self, socket: socket.socket, ssl_options: SSLOptions = None) -> None:
+        """:meth:`add_sockets` for one socket."""
+        self.add_sockets([socket], ssl_options)
+
+    def suspend(self) -> None:
+        """Accept no client until :meth:`resume`: clients wait in the backlog, open streams stay open."""
+        self._listeners.suspend()
+
+    def resume(self) -> None:
+        """Accept again after :meth:`suspend`."""
+        self._listeners.resume()
+
+    @property
+    def suspended(self) -> bool:
+        """Whether :meth:`suspend` was called without a :meth:`resume` since."""
+        return self._listeners.suspended
+
+    def stop(self) -> None:
+        """Stop listening: new clients are refused, open streams stay open. The server may listen again afterwards."""
+        self._listeners.close()
+        self._started = False
+        if self._on_stop is not None:
+            self._on_stop.set()
+            self._on_stop = None
+
+    @property
+    def addresses(self) -> list[Any]:
+        """The bound addresses, as `socket.socket.getsockname` gives them: with the real port in place of port 0."""
+        return self._listeners.addresses
