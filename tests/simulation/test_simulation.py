@@ -371,6 +371,18 @@ def test_the_order_of_timers_of_one_instant_is_drawn_and_call_soon_keeps_its_own
     assert len(orders) > 10
 
 
+def test_timers_that_were_cancelled_do_not_pile_up() -> None:
+    async def main(sim: Simulation) -> None:
+        for _ in range(20_000):
+            sim.loop.call_later(HOUR, int).cancel()
+        assert len(sim.loop.kernel.agenda) < 2_100
+        async with asyncio.timeout(1):
+            await sim.sleep(0.5)
+        assert sim.time == 0.5
+
+    simulate(main)
+
+
 @pytest.mark.parametrize(
     "option", [{"rst": 2}, {"delay": -1}, {"delay": (2, 1)}, {"descriptors": 0}, {"most": -1}, {"cut": "x"}]
 )

@@ -24,6 +24,9 @@ START = 1000.0
 """The time at the beginning."""
 
 
+FEW_CANCELLED = 1000
+"""Timers that were cancelled and do no harm until they are due."""
+
 MOST_TURNS = 1_000_000
 """Turns of the loop at one instant after which it is taken to go round in circles."""
 
@@ -117,6 +120,20 @@ class SimulationLoop(BaseSelectorEventLoop):
     def _drop(self, timer: Any) -> None:
         timer._scheduled = False
         self._timer_cancelled_count -= 1
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Forget timers that were cancelled, when they are more than all else; `asyncio` does likewise."""
+        self._timer_cancelled_count += 1
+        agenda = self.kernel.agenda
+        if self._timer_cancelled_count > FEW_CANCELLED and self._timer_cancelled_count * 2 > len(agenda):
+            kept = []
+            for each in agenda:
+                if isinstance(each[2], asyncio.TimerHandle) and each[2]._cancelled:
+                    self._drop(each[2])
+                else:
+                    kept.append(each)
+            agenda[:] = kept
+            heapq.heapify(agenda)
 
     def stop_process(self, seconds: float) -> None:
         """Let time pass without anything running."""
