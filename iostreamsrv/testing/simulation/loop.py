@@ -45,6 +45,7 @@ class SimulationLoop(BaseSelectorEventLoop):
     # What BaseEventLoop has, and its stubs do not.
     _ready: deque[asyncio.Handle]
     _stopping: bool
+    _closed: bool
     _timer_cancelled_count: int
 
     def __init__(self) -> None:
@@ -92,12 +93,29 @@ class SimulationLoop(BaseSelectorEventLoop):
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See `asyncio.loop.call_at`."""
-        if self.is_closed():
+        if self._closed:
             raise RuntimeError("Event loop is closed")
+        network = self.kernel
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         timer._scheduled = True  # type: ignore[attr-defined]
-        heapq.heappush(self.kernel.agenda, (when, next(self.kernel.sequence), timer))
+        heapq.heappush(network.agenda, (when, next(network.sequence), timer))
         return timer
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See `asyncio.loop.call_later`."""
+        return self.call_at(self.kernel.now + delay, callback, *args, context=context)
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """See `asyncio.loop.call_soon`. It makes no more calls than it must: there is one for each wake-up."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
 
     def _pass_time(self) -> None:
         """Go to the next instant at which something happens."""
