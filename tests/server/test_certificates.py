@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import dsa, ed25519
+from cryptography.hazmat.primitives.asymmetric import dsa, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from iostreamsrv.certificates import CertificateAuthority, Certificates, KeyPair, client_context, self_signed
@@ -373,6 +373,20 @@ def test_a_key_of_another_kind_raises(files: dict[str, Any], tmp_path: Path) -> 
     key = tmp_path / "ed25519.key"
     key.write_bytes(in_pem(ed25519.Ed25519PrivateKey.generate()))
     assert "the key is not what" in problem({**files, "keyfile": key})
+
+
+def test_what_only_openssl_refuses_is_said_in_its_words(tmp_path: Path) -> None:
+    key, name = rsa.generate_private_key(65537, 1024), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "short")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+    files = {"certfile": tmp_path / "cert.pem", "keyfile": tmp_path / "key.pem"}
+    pem = serialization.Encoding.PEM
+    files["certfile"].write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(pem))
+    files["keyfile"].write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    assert "OpenSSL does not take it: EE_KEY_TOO_SMALL" in problem(files)
 
 
 STEP = 1 if EVERY_CASE else 7
