@@ -23,7 +23,8 @@ from tornado.ioloop import IOLoop
 from .iostream import IOStream
 from .runtime.loops import asyncio_loop
 from .tcpserver import TCPServer
-from .testing import bind_unused_port, end, memory_stream_pair
+from .testing import bind_unused_port, memory_stream_pair
+from .testing.serving import end
 
 __all__ = ["memory_streams", "serve", "unused_port"]
 

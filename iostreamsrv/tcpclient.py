@@ -30,6 +30,7 @@ from .options import check_size, check_timeout
 from .runtime.addresses import check_port, show
 from .runtime.checks import check_int, is_int, is_number
 from .runtime.exports import names_of
+from .runtime.kernel import current_kernel
 
 __all__ = ["TCPClient"]
 
@@ -145,7 +146,7 @@ class TCPClient:
         source_port: int | None = None,
     ) -> Attempt:
         """Start to connect to one address. Returns the stream, and the future of its ``connect``."""
-        made: Any = socket.socket(af)
+        made: Any = current_kernel().socket(af)
         try:
             if source_ip or source_port:
                 _bind(made, source_ip, source_port or 0)

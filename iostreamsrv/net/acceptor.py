@@ -17,6 +17,7 @@ from ..errors import OptionError
 from ..events import UNOWNED_EVENTS, Event, Events
 from ..runtime.clock import clock_of
 from ..runtime.exports import set_module
+from ..runtime.kernel import SYSTEM, kernel_of
 from ..runtime.loops import asyncio_loop, current_loop
 
 ACCEPTS_PER_TURN = 16
@@ -100,6 +101,7 @@ class Acceptor:
         self._log_again_at = 0.0
         self._reserve = -1  # a spare descriptor, to accept and close a client when there is no other
         self._process = os.getpid()  # the process that registered the listener
+        self._kernel = SYSTEM  # where the reserve is from
 
     def start(self, io_loop: IOLoop) -> None:
         """Accept on ``io_loop``, and no longer on the previous loop."""
@@ -107,6 +109,7 @@ class Acceptor:
             return
         self.stop()
         self._io_loop = io_loop
+        self._kernel = kernel_of(asyncio_loop(io_loop))
         self._take_reserve()
         self.resume()
 
@@ -235,11 +238,11 @@ class Acceptor:
 
     def _take_reserve(self) -> None:
         with contextlib.suppress(OSError):
-            self._reserve = os.open(os.devnull, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._reserve = self._kernel.open_spare()
 
     def _drop_reserve(self) -> None:
         if self._reserve >= 0:
-            os.close(self._reserve)
+            self._kernel.close_spare(self._reserve)
             self._reserve = -1
 
 

@@ -12,6 +12,7 @@ from ..options import check_flag
 from ..runtime.addresses import check_host, check_port, show
 from ..runtime.checks import check_int, is_int
 from ..runtime.exports import set_module
+from ..runtime.kernel import current_kernel
 from . import unixlistener
 from .resolve import Endpoint, lookup
 
@@ -97,7 +98,7 @@ def _listener(endpoint: Endpoint, backlog: int, reuse_port: bool) -> socket.sock
     """A bound, listening socket; None for IPv6 on a host where it is compiled in but disabled."""
     try:
         with contextlib.ExitStack() as unfinished:
-            listener = unfinished.enter_context(socket.socket(endpoint.family, socket.SOCK_STREAM))
+            listener = unfinished.enter_context(current_kernel().socket(endpoint.family))
             _prepare(listener, reuse_port)
             listener.bind(endpoint.address)
             listener.listen(backlog)

@@ -12,6 +12,7 @@ from time import sleep
 from types import ModuleType
 
 from ..runtime.clock import real_time
+from ..runtime.kernel import current_kernel
 
 fcntl: ModuleType | None
 try:
@@ -67,12 +68,14 @@ def bind(path: str, mode: int, backlog: int) -> socket.socket:
         raise OSError(errno.EAFNOSUPPORT, "this platform has no Unix sockets")
     _check_length(path)
     with contextlib.ExitStack() as unfinished:
-        listener = unfinished.enter_context(UnixListener(socket.AF_UNIX, socket.SOCK_STREAM))
-        listener.setblocking(False)
-        if path.startswith("\0"):
+        if path.startswith("\0") or not current_kernel().has_files:
+            listener = unfinished.enter_context(current_kernel().socket(socket.AF_UNIX))
+            listener.setblocking(False)
             listener.bind(path)
             listener.listen(backlog)
         else:
+            listener = unfinished.enter_context(UnixListener(socket.AF_UNIX, socket.SOCK_STREAM))
+            listener.setblocking(False)
             _bind_file(listener, path, mode, backlog)
         unfinished.pop_all()
         return listener

@@ -3,6 +3,8 @@
 import contextlib
 from types import ModuleType
 
+from .kernel import current_kernel
+
 resource: ModuleType | None
 try:
     import resource
@@ -27,10 +29,8 @@ def default_connections(listeners: int = 0, doubles: int = 0) -> int:
     :param doubles: number of further descriptors that connections may need at a time: a second one for a client, or
         that of a client that is being rejected.
     """
-    if resource is None:
-        return DEFAULT_MAX_CONNECTIONS
-    soft: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if soft == resource.RLIM_INFINITY:
+    soft = current_kernel().descriptor_limit()
+    if soft is None:
         return DEFAULT_MAX_CONNECTIONS
     free = soft - PER_LISTENER * listeners
     free = max(free - RESERVED_FDS, free // 2)

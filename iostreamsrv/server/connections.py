@@ -71,9 +71,9 @@ class Connections:
         self.open: dict[int, IOStream] = {}
         self.rejected: dict[int, IOStream] = {}
         self.queued: deque[tuple[ConnectionSetup, Context, socket.socket, Any]] = deque()
-        self.starting: set[asyncio.Task[None]] = set()
+        self.starting: dict[asyncio.Task[None], None] = {}  # not sets: these go by addresses, and so by chance
         self.handling: dict[asyncio.Future[Any], Connection] = {}
-        self.closing: set[asyncio.Task[Any]] = set()
+        self.closing: dict[asyncio.Task[Any], None] = {}
         self.limits = ConnectionLimits(self.open, options, self.events, on_capacity, self._max_rejecting)
         self.deadlines = Deadlines(options, self.open, self.rejected)
         self.groups = Groups(self.open, self.served)
@@ -86,7 +86,7 @@ class Connections:
         self.closes_in_order = closes_in_order
         self._may_block = may_block
         self.overrides = overrides
-        self._draining_waiters: set[asyncio.Future[None]] = set()
+        self._draining_waiters: dict[asyncio.Future[None], None] = {}
         self._reports = CloseReports(self)
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self.on_handler_done: Callable[[asyncio.Future[Any]], None] = self._handler_done
@@ -198,8 +198,8 @@ class Connections:
     def set_up(self, serving: Coroutine[Any, Any, None], stream: IOStream) -> None:
         """Run ``serve`` of a connection in a task, in an empty context."""
         task = loop_of(stream).create_task(serving, context=Context())
-        self.starting.add(task)
-        task.add_done_callback(self.starting.discard, context=Context())
+        self.starting[task] = None
+        task.add_done_callback(self.starting.pop, context=Context())
 
     def _handler_done(self, handling: "asyncio.Future[Any]") -> None:
         self.handling.pop(handling).handler_done(handling)
@@ -253,8 +253,8 @@ class Connections:
 
     def keep(self, task: "asyncio.Task[Any]") -> None:
         """Make a shutdown wait for ``task``, which closes a stream or runs ``handle_close``."""
-        self.closing.add(task)
-        task.add_done_callback(self.closing.discard, context=Context())
+        self.closing[task] = None
+        task.add_done_callback(self.closing.pop, context=Context())
 
     def stream_replaced(self, old: IOStream, new: IOStream) -> None:
         """See `StreamOwner`."""
@@ -283,11 +283,11 @@ class Connections:
         """Return when the server begins to shut down."""
         if not self.draining:
             waiting = asyncio.get_running_loop().create_future()
-            self._draining_waiters.add(waiting)
+            self._draining_waiters[waiting] = None
             try:
                 await waiting
             finally:
-                self._draining_waiters.discard(waiting)
+                del self._draining_waiters[waiting]
 
     def begin_draining(self) -> None:
         """Begin a shutdown: `wait_draining` returns."""

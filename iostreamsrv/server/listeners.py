@@ -33,7 +33,7 @@ class Listeners:
 
     def __init__(self, accepted: Accepted, limits: ConnectionLimits, events: Events, default: ConnectionSetup) -> None:
         self._default = default
-        self._setups: set[ConnectionSetup] = set()  # of the bound sockets
+        self._setups: dict[ConnectionSetup, None] = {}  # of the bound sockets, in their order
         # of sockets closed since: a client that came through one may still be sending its PROXY header
         self._retired: weakref.WeakSet[ConnectionSetup] = weakref.WeakSet()
         self.suspended = False
@@ -57,8 +57,8 @@ class Listeners:
     @property
     def setups(self) -> list[ConnectionSetup]:
         """The default, those of the bound sockets, and those of closed ones with a client that still sends a header."""
-        others = self._setups | {setup for setup in self._retired if setup.reading_headers}
-        return [self._default, *(others - {self._default})]
+        retired = [setup for setup in self._retired if setup.reading_headers]
+        return list(dict.fromkeys([self._default, *self._setups, *retired]))
 
     def setup_for(self, ssl_options: Any, options: ServerOptions) -> ConnectionSetup:
         """The setup for TLS options of a listener: None for the default, False for plain connections.
@@ -70,7 +70,7 @@ class Listeners:
     def hold(self, sockets: list[socket.socket], setup: ConnectionSetup) -> None:
         """Keep sockets bound, with clients waiting in the backlog, until :meth:`take_held`."""
         self._pending += [(each, setup) for each in sockets]
-        self._setups.add(setup)
+        self._setups[setup] = None
 
     def take_held(self) -> list[tuple[socket.socket, ConnectionSetup]]:
         """Give the held sockets, for :meth:`accept_on`, and forget them."""
@@ -105,7 +105,7 @@ class Listeners:
             for listener, setup in listeners
         ]
         self._acceptors += acceptors
-        self._setups.update(setup for _, setup in listeners)
+        self._setups.update((setup, None) for _, setup in listeners)
         for acceptor in acceptors:
             self._start(acceptor, io_loop)
         self._expiry.start(asyncio_loop(io_loop))

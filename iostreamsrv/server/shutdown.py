@@ -82,7 +82,7 @@ def is_drained(connections: Connections) -> bool:
         or connections.rejected
         or connections.starting
         or len(connections.handling) > len(waiting)
-        or connections.closing - callers
+        or connections.closing.keys() - callers
     )
 
 
@@ -125,17 +125,14 @@ async def cancel_all(connections: Connections, reason: CloseReason, graceful: bo
     while connections.queued:
         connections.queued.pop()[2].close()
     spared = {asyncio.current_task(), *connections.shutdown_callers}
-    ending: list[asyncio.Future[Any]] = [
-        *connections.handling.keys() - spared,
-        *connections.closing - spared,
-        *connections.starting - spared,
-    ]
+    running = [*connections.handling, *connections.closing, *connections.starting]
+    ending = [task for task in running if task not in spared]
     for task in ending:
         task.cancel()
     late = {each for each in ending if each in given_up}  # cancelled before, and still running
     if graceful:
         late |= await _wait([*{*ending} - late])
-        closing = [*connections.closing - spared]
+        closing = [task for task in connections.closing if task not in spared]
         await _wait(closing, LINGER)  # for the clients to read the last writes
         _close_lingering(connections, LINGER)
         await _wait(closing, CANCEL_GRACE - LINGER)
@@ -146,7 +143,7 @@ async def cancel_all(connections: Connections, reason: CloseReason, graceful: bo
         else:
             stream.terminate(reason)
     connections.cancel_reason = CloseReason.SHUTDOWN
-    late |= await _wait([*{*ending, *connections.closing - spared} - late])
+    late |= await _wait([*{*ending, *connections.closing.keys() - spared} - late])
     given_up.update(await _wait([*late], LAST_TURNS))
 
 

@@ -36,6 +36,7 @@ from typing import Any
 from ..events import UNOWNED_EVENTS, Event
 from ..runtime.addresses import show
 from ..runtime.clock import cpu_time, real_time
+from ..runtime.kernel import kernel_of
 from .stacks import Seen, Watched, outside, see, waits_for_events
 
 BLOCKED = 0.5
@@ -209,7 +210,8 @@ _watchdog = Watchdog()
 
 def watch(loop: asyncio.AbstractEventLoop, clients: Watched) -> None:
     """In the loop's thread: report what blocks ``loop``, as long as these clients are watched."""
-    _watchdog.watch(loop, clients)
+    if kernel_of(loop).has_threads:
+        _watchdog.watch(loop, clients)
 
 
 def _forget_parents() -> None:

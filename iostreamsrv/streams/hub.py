@@ -32,6 +32,7 @@ from typing import Any
 from tornado.ioloop import IOLoop
 
 from ..runtime.clock import clock_of, wall_clock_of
+from ..runtime.kernel import kernel_of
 from ..runtime.logs import LogRateLimit, general
 from . import wakeup
 from .donefuture import done_future_type
@@ -250,7 +251,7 @@ class EpollHub(Hub):
             self.close()
 
     def _open(self) -> "select.epoll":  # quoted: some systems have none
-        self._epoll = select.epoll()
+        self._epoll = kernel_of(self.loop).epoll()
         Context().run(self.io_loop.add_handler, self, self._on_ready, IOLoop.READ)
         return self._epoll
 

@@ -1,13 +1,10 @@
-"""Tools for tests of programs that use iostreamsrv: streams in memory, free ports, temporary servers, and a clock that
-the test moves.
+"""Tools for tests of programs that use iostreamsrv: streams in memory, free ports, temporary servers, a clock that the
+test moves, and a simulation of network and time.
 
 They need no test framework. Fixtures for pytest are in :mod:`iostreamsrv.pytest_plugin`.
 """
 
-import asyncio
-import contextlib
 import socket
-from collections.abc import AsyncIterator
 from typing import Any, cast
 
 from ..iostream import IOStream
@@ -15,10 +12,11 @@ from ..net.bind import bind_sockets
 from ..runtime.checks import check_int
 from ..streams.memory import MemoryStream
 from ..streams.transports.memory import CAPACITY, MemorySocket
-from ..tcpserver import TCPServer
 from .mockclock import MockClock
+from .serving import running
+from .simulation import Faults, Simulation
 
-__all__ = ["MockClock", "bind_unused_port", "memory_stream_pair", "running"]
+__all__ = ["Faults", "MockClock", "Simulation", "bind_unused_port", "memory_stream_pair", "running"]
 
 
 def memory_stream_pair(*, capacity: int = CAPACITY, **options: Any) -> tuple[IOStream, IOStream]:
@@ -56,37 +54,3 @@ def bind_unused_port(reuse_port: bool = False, address: str = "127.0.0.1") -> tu
     """
     (listener,) = bind_sockets(0, address, reuse_port=reuse_port)
     return listener, listener.getsockname()[1]
-
-
-@contextlib.asynccontextmanager
-async def running(server: TCPServer, address: str = "127.0.0.1") -> AsyncIterator[Any]:
-    """Run a server during an ``async with`` block. At its end, stop the server, cancel its handlers and close its
-    streams. ::
-
-        async with running(EchoServer()) as address:
-            stream = await TCPClient().connect(*address)
-            await stream.write(b"hello\\n")
-            assert await stream.read_until(b"\\n") == b"hello\\n"
-
-    The value of ``as`` is the first address that the server listens on: ``(host, port)`` for IPv4.
-
-    :param server: the server. Unless it listens already, it listens on a free port of ``address``.
-    :param address: an IP address of this host.
-    :raises ListenError: it is not possible to listen on the address.
-    """
-    if not server.addresses:
-        server.listen(0, address)
-    serving = asyncio.ensure_future(server.serve_forever())
-    try:
-        yield server.addresses[0]
-    finally:
-        await end(server, serving)
-
-
-async def end(server: TCPServer, serving: "asyncio.Task[None]") -> None:
-    """Stop a server at once. (Only to cancel ``serving``, the task of its ``serve_forever``, would let clients
-    finish.)"""
-    server.stop()
-    await server.close_all_connections()
-    serving.cancel()  # if it has not started yet
-    await asyncio.wait([serving])

@@ -5,18 +5,10 @@ import errno
 import os
 import socket
 import struct
-import sys
-from types import ModuleType
 
+from ...runtime.kernel import current_kernel
 from ..file_region import FileRegion
 from .base import Carrier, Transport
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-    import termios
-except ImportError:  # on Windows, which does not report what its kernel holds
-    fcntl = None
 
 FILE_CHUNK = 1 << 20
 """Bytes of a file that are sent before a check of the clock, so that a long download does not block the loop."""
@@ -56,7 +48,7 @@ class SocketTransport(Transport):
         return self.socket.send(data)
 
     def sendfile(self, region: FileRegion, size: int) -> int | None:
-        if region.fd >= 0 and _SENDFILE:
+        if region.fd >= 0 and _SENDFILE and current_kernel().has_files:
             try:
                 return _SENDFILE(self.socket.fileno(), region.fd, region.offset, size) or None
             except OSError as error:
@@ -105,12 +97,7 @@ class SocketTransport(Transport):
 
 def unsent(fd: int) -> int:
     """Bytes that the kernel has taken for a socket and the peer has not acknowledged; 0 if the kernel does not say."""
-    if fcntl is None or fd < 0:
-        return 0
-    count = bytearray(4)
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(fd, termios.TIOCOUTQ, count)
-    return int.from_bytes(count, sys.byteorder)
+    return current_kernel().unsent(fd)
 
 
 _SENDFILE = getattr(os, "sendfile", None)

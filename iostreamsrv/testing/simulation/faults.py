@@ -1,0 +1,140 @@
+"""What goes wrong in a simulation, and when."""
+
+import dataclasses
+import errno
+import os
+import random
+from collections.abc import Callable
+
+from ...errors import OptionError
+from ...runtime.checks import is_int, is_number
+from ...runtime.exports import set_module
+
+Span = float | tuple[float, float]
+"""Seconds: always the same, or drawn between two."""
+
+ACCEPT_ERRORS = (
+    errno.ECONNABORTED,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOBUFS,
+    errno.ENOMEM,
+    errno.EPERM,
+    errno.EPROTO,
+    errno.ENETDOWN,
+    errno.EHOSTUNREACH,
+)
+SETSOCKOPT_ERRORS = (errno.EINVAL, errno.ENOBUFS, errno.ENOMEM, errno.ENOPROTOOPT)
+BROKEN_ERRORS = (errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+"""Errors of ``recv`` and ``send`` after which there is no connection any more."""
+PASSING_ERRORS = (errno.ENOBUFS, errno.ENOMEM)
+"""Errors of theirs that leave the connection as it was."""
+
+SYSTEM_CALLS: dict[str, tuple[int, ...]] = {
+    "accept": ACCEPT_ERRORS,
+    "recv": BROKEN_ERRORS + PASSING_ERRORS,
+    "send": BROKEN_ERRORS + PASSING_ERRORS,
+    "setsockopt": SETSOCKOPT_ERRORS,
+}
+"""The errors that each call fails with. Not EAGAIN: the kernel never says so of what it has reported as ready."""
+
+
+@set_module("iostreamsrv.testing")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What the network is like, and how often something goes wrong. Probabilities are from 0 to 1. ::
+
+        Faults(delay=(0, 0.2), rst=0.01, partition=0.001)
+
+    :param delay: seconds that a segment takes from one end to the other, or (least, most) to draw between; 0.0005.
+    :param cut: the probability that a segment is cut in two; 0.1.
+    :param rst: the probability that in place of a segment both ends get a reset; 0.
+    :param partition: the probability that with a segment the network between both hosts fails; 0.
+    :param partition_time: seconds until it works again; between 1 and 30.
+    :param stop: the probability that the process is stopped at an instant at which something happens; 0.
+    :param stop_time: seconds for which it is stopped; between 0.1 and 5.
+    :param accept: the probability that the system call fails, with one of its errors; 0.
+    :param recv: likewise.
+    :param send: likewise.
+    :param setsockopt: likewise.
+    :param descriptors: how many descriptors there are for servers and clients; 65536.
+    :param most: how many faults strike in all; then the network and the system work. None, the default: no limit.
+    :raises OptionError: a value is invalid.
+    """
+
+    delay: Span = 0.0005
+    cut: float = 0.1
+    rst: float = 0.0
+    partition: float = 0.0
+    partition_time: Span = (1.0, 30.0)
+    stop: float = 0.0
+    stop_time: Span = (0.1, 5.0)
+    accept: float = 0.0
+    recv: float = 0.0
+    send: float = 0.0
+    setsockopt: float = 0.0
+    descriptors: int = 65536
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("cut", "rst", "partition", "stop", *SYSTEM_CALLS):
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value <= 1:
+                raise OptionError(name, value, "must be a probability, from 0 to 1")
+        for name in ("delay", "partition_time", "stop_time"):
+            object.__setattr__(self, name, _span(name, getattr(self, name)))
+        if not is_int(self.descriptors, 8):
+            raise OptionError("descriptors", self.descriptors, "must be an integer, 8 or more")
+        if self.most is not None and not is_int(self.most, 0):
+            raise OptionError("most", self.most, "must be an integer, 0 or more, or None")
+
+
+def _span(name: str, value: object) -> tuple[float, float]:
+    least, most = value if isinstance(value, tuple) and len(value) == 2 else (value, value)
+    if is_number(least) and is_number(most) and 0 <= least <= most < float("inf"):
+        return float(least), float(most)
+    raise OptionError(name, value, "must be a number of seconds, or (least, most)")
+
+
+def span(seconds: Span) -> tuple[float, float]:
+    """The least and the most."""
+    return seconds if isinstance(seconds, tuple) else (seconds, seconds)
+
+
+class Injector:
+    """Decides where faults strike.
+
+    :param note: is told of each fault that strikes: who, what.
+    :ivar struck: how many there were.
+    """
+
+    def __init__(self, faults: Faults, seed: object, note: Callable[[str, str], None]) -> None:
+        self._faults = faults
+        self._random = random.Random(f"{seed}:faults").random
+        self._note = note
+        self.struck = 0
+
+    def strikes(self, name: str, who: str) -> bool:
+        """Whether the fault of this name strikes now."""
+        probability: float = getattr(self._faults, name)
+        if not probability or self._random() >= probability:
+            return False
+        if self._faults.most is not None and self.struck >= self._faults.most:
+            return False
+        self.struck += 1
+        self._note(who, f"fault {self.struck}: {name}")
+        return True
+
+    def draw(self, seconds: Span) -> float:
+        """A number of seconds."""
+        least, most = span(seconds)
+        return least + (most - least) * self._random()
+
+    def error(self, call: str, who: str) -> OSError | None:
+        """The error that a system call fails with here; None if it works."""
+        if not self.strikes(call, who):
+            return None
+        errors = SYSTEM_CALLS[call]
+        number = errors[int(self._random() * len(errors))]
+        self._note(who, f"{call} fails: {errno.errorcode[number]}")
+        return OSError(number, os.strerror(number))

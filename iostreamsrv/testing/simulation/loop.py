@@ -1,0 +1,257 @@
+"""The loop of a simulation."""
+
+import asyncio
+import gc
+import heapq
+import itertools
+import selectors
+import socket
+from asyncio.selector_events import BaseSelectorEventLoop
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from ...runtime.clock import real_wall_time
+from .faults import Faults
+from .network import Network
+from .polling import Selector
+from .trace import CHUNK, Trace
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+START = 1000.0
+"""The time at the beginning."""
+
+
+FEW_CANCELLED = 1000
+"""Timers that were cancelled and do no harm until they are due."""
+
+MOST_TURNS = 1_000_000
+"""Turns of the loop at one instant after which it is taken to go round in circles."""
+
+
+class SimulationStuck(RuntimeError):
+    """All tasks wait for something that will not come: there is no timer, and nothing is on its way. Or there is
+    always something to do, so that no time passes."""
+
+
+class SimulationLoop(BaseSelectorEventLoop):
+    """An asyncio loop without descriptors and without real time.
+
+    :ivar kernel: its network. Until a `Simulation` begins there are no faults, and the seed is 0.
+    """
+
+    # What BaseEventLoop has, and its stubs do not.
+    _ready: deque[asyncio.Handle]
+    _stopping: bool
+    _closed: bool
+    _timer_cancelled_count: int
+
+    def __init__(self) -> None:
+        self.kernel = Network(0, Faults(), START, Trace())
+        self._waiting = Selector(self.kernel)
+        self._turns_left = MOST_TURNS
+        self._tasks = 0
+        self._date = real_wall_time() - START  # at time 0
+        super().__init__(self._waiting)
+
+    def begin(self, seed: object, faults: Faults, trace: Trace, date: float | None) -> None:
+        """Have another network from here on.
+
+        :param date: see `Simulation`.
+        :raises RuntimeError: there are sockets in the one that there is.
+        """
+        if self.kernel.open:
+            raise RuntimeError("this loop has sockets: begin a simulation in a new loop")
+        before, self.kernel = self.kernel, Network(seed, faults, self.kernel.now, trace)
+        timers = [entry for entry in before.agenda if isinstance(entry[2], asyncio.TimerHandle)]
+        heapq.heapify(timers)
+        self.kernel.agenda, self.kernel.sequence = timers, before.sequence
+        self._selector = self._waiting = Selector(self.kernel)
+        self._date = (real_wall_time() if date is None else date) - self.kernel.now
+
+    def _make_self_pipe(self) -> None:
+        """There is nobody outside to wake it."""
+
+    _close_self_pipe = _make_self_pipe
+
+    def _write_to_self(self) -> None:
+        """See above."""
+
+    # ---- time
+
+    def time(self) -> float:
+        """Seconds; see `asyncio.loop.time`."""
+        return self.kernel.now
+
+    def wall_time(self) -> float:
+        """The date; see :mod:`iostreamsrv.runtime.clock`."""
+        return self._date + self.kernel.now
+
+    def call_at(  # type: ignore[override]  # the stubs count the arguments
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See `asyncio.loop.call_at`."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        network = self.kernel
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer._scheduled = True  # type: ignore[attr-defined]
+        heapq.heappush(network.agenda, (when, next(network.sequence), timer))
+        return timer
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See `asyncio.loop.call_later`."""
+        return self.call_at(self.kernel.now + delay, callback, *args, context=context)
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """See `asyncio.loop.call_soon`. It makes no more calls than it must: there is one for each wake-up."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def _pass_time(self) -> None:
+        """Go to the next instant at which something happens."""
+        network = self.kernel
+        agenda = network.agenda
+        while agenda and isinstance(entry := agenda[0][2], asyncio.TimerHandle) and entry._cancelled:
+            self._drop(heapq.heappop(agenda)[2])
+        if not agenda:
+            waiting = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self)))
+            raise SimulationStuck(f"all tasks wait, and nothing is on its way: {waiting}")
+        if agenda[0][0] > network.now:
+            network.now = agenda[0][0]
+            self._turns_left = MOST_TURNS
+            if network.faults.stop and network.injector.strikes("stop", "process"):
+                self.stop_process(network.injector.draw(network.faults.stop_time))
+        if len(network.trace.recent) >= CHUNK:
+            network.trace.fold()
+            gc.collect(1)
+
+    def _drop(self, timer: Any) -> None:
+        timer._scheduled = False
+        self._timer_cancelled_count -= 1
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Forget timers that were cancelled, when they are more than all else; `asyncio` does likewise."""
+        self._timer_cancelled_count += 1
+        agenda = self.kernel.agenda
+        if self._timer_cancelled_count > FEW_CANCELLED and self._timer_cancelled_count * 2 > len(agenda):
+            kept = []
+            for each in agenda:
+                if isinstance(each[2], asyncio.TimerHandle) and each[2]._cancelled:
+                    self._drop(each[2])
+                else:
+                    kept.append(each)
+            agenda[:] = kept
+            heapq.heapify(agenda)
+
+    def stop_process(self, seconds: float) -> None:
+        """Let time pass without anything running."""
+        self.kernel.note("process", f"stopped for {seconds:.6f} s")
+        self.kernel.now += seconds
+
+    def _run_once(self) -> None:
+        """A turn, as `asyncio` has it: descriptors that are ready, then timers, then all callbacks that there are."""
+        network, ready, waiting = self.kernel, self._ready, self._waiting
+        agenda = network.agenda
+        due = self._happened() if agenda and agenda[0][0] <= network.now else None
+        events = waiting.select() if waiting.maybe else None
+        while not (ready or due or events or self._stopping):
+            self._pass_time()
+            due = self._happened()
+            events = waiting.select() if waiting.maybe else None
+        if events:
+            for key, seen in events:
+                reader, writer = key.data
+                if seen & READ and not reader._cancelled:
+                    ready.append(reader)
+                if seen & WRITE and not writer._cancelled:
+                    ready.append(writer)
+        if due:
+            ready.extend(due)
+        self._turns_left -= 1
+        if not self._turns_left:
+            raise SimulationStuck(f"the loop has turned {MOST_TURNS:,} times, and no time has passed")
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+
+    def _happened(self) -> list[asyncio.TimerHandle]:
+        """Let happen what is due; the timers among it, those of the same instant in a drawn order."""
+        network = self.kernel
+        agenda, now = network.agenda, network.now
+        due: list[Any] = []
+        while agenda and agenda[0][0] <= now:
+            entry = heapq.heappop(agenda)[2]
+            if not isinstance(entry, asyncio.TimerHandle):
+                entry()
+            elif entry._cancelled:
+                self._drop(entry)
+            else:
+                entry._scheduled = False  # type: ignore[attr-defined]
+                due.append(entry)
+        return due if len(due) < 2 else self._in_drawn_order(due)
+
+    def _in_drawn_order(self, due: list[asyncio.TimerHandle]) -> list[asyncio.TimerHandle]:
+        drawn: list[asyncio.TimerHandle] = []
+        for _, same in itertools.groupby(due, asyncio.TimerHandle.when):
+            timers = list(same)
+            if len(timers) > 1:
+                self.kernel.shuffle(timers)
+            drawn += timers
+        return drawn
+
+    def create_task(self, coro: Any, *, name: Any = None, **options: Any) -> Any:
+        """See `asyncio.loop.create_task`. Tasks without a name get one that does not depend on earlier simulations."""
+        self._tasks += 1
+        return super().create_task(coro, name=f"Task-{self._tasks}" if name is None else name, **options)
+
+    # ---- what asyncio does with the system
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> Any:
+        """Run a function in this thread, a turn later. There are no others."""
+        future = self.create_future()
+
+        def run() -> None:
+            if future.cancelled():
+                return
+            try:
+                future.set_result(func(*args))
+            except Exception as error:
+                future.set_exception(error)
+
+        self.call_later(self.kernel.delay(), run)
+        return future
+
+    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
+        """See `asyncio.loop.create_connection`."""
+        if options.get("sock") is None and host is not None:
+            found = await self.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = found[0]
+            options["sock"] = self.kernel.socket(family)
+            options["sock"].setblocking(False)
+            await self.sock_connect(options["sock"], address)
+            if options.get("ssl") and options.get("server_hostname") is None:
+                options["server_hostname"] = host
+        return await super().create_connection(protocol_factory, **options)
+
+    async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
+        """See `asyncio.loop.create_server`; it listens on one address."""
+        if options.get("sock") is None:
+            found = await self.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = found[0]
+            options["sock"] = self.kernel.socket(family)
+            options["sock"].setblocking(False)
+            options["sock"].bind(address)
+        return await super().create_server(protocol_factory, **options)

@@ -1,0 +1,56 @@
+"""What happened in a simulation."""
+
+import hashlib
+from collections import deque
+
+Entry = tuple[float, str, str | int]
+"""The time, who, what: the bytes of a segment that arrives, or words."""
+
+CHUNK = 4096
+"""Entries that are hashed at once."""
+
+KEPT = 100_000
+"""Entries that are kept to be read. All of them are in the digest."""
+
+
+class Trace:
+    """The events of a simulation, in their order.
+
+    :ivar recent: what was noted last.
+    :ivar add: notes an entry.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._kept: deque[Entry] = deque(maxlen=KEPT)
+        self.recent: list[Entry] = []
+        self._folded = 0
+        self.add = self.recent.append
+
+    def fold(self) -> None:
+        """Hash what was noted last. Called when it is much, so that to note something costs next to nothing."""
+        self._hash.update(repr(self.recent[:CHUNK]).encode())
+        self._kept.extend(self.recent[:CHUNK])
+        self._folded += CHUNK
+        del self.recent[:CHUNK]
+
+    @property
+    def count(self) -> int:
+        """How many entries there were."""
+        return self._folded + len(self.recent)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The last 100,000 entries."""
+        return [*self._kept, *self.recent][-KEPT:]
+
+    def digest(self) -> str:
+        """A hash of all entries: 64 hexadecimal digits."""
+        whole = self._hash.copy()
+        whole.update(repr(self.recent).encode())
+        whole.update(b"%d" % self.count)
+        return whole.hexdigest()
+
+    def __str__(self) -> str:
+        """A line for each entry."""
+        return "\n".join(f"{time:14.6f}  {who:<46} {what}" for time, who, what in self.entries)

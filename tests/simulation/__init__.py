@@ -1,0 +1,1 @@
+"""The simulation: what its network does, and servers on it."""

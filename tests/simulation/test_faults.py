@@ -1,0 +1,116 @@
+"""What is made to go wrong in a simulation, and what of it the server survives."""
+
+import asyncio
+import errno
+from typing import Any
+
+import pytest
+
+from iostreamsrv import CloseReason, IOStream, StreamClosedError
+from iostreamsrv.testing import Faults, Simulation
+from iostreamsrv.testing.simulation.faults import SYSTEM_CALLS
+from tests.support.servers import Echo
+
+
+class Counts(Echo):
+    """Notes the reason of each end."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.ends: list[tuple[int, CloseReason]] = []
+
+    def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
+        self.ends.append((stream.id, reason))
+
+
+async def talk(sim: Simulation, server: Any, rounds: int = 10) -> str:
+    """A client that speaks until it is done, or its connection breaks; how it ends. What it reads is what it wrote."""
+    try:
+        stream = await sim.connect(server)
+    except StreamClosedError:
+        return "not connected"
+    try:
+        for number in range(rounds):
+            line = b"%d %d\n" % (stream.id, number)
+            await stream.write(line)
+            assert await stream.read_until(b"\n") == line
+            await sim.sleep(0.1)
+    except StreamClosedError:
+        return "broken"
+    await stream.aclose()
+    return "done"
+
+
+def run(seed: int, clients: int = 8, **faults: Any) -> tuple[Simulation, list[str]]:
+    async def main(sim: Simulation) -> list[str]:
+        server = Counts()
+        ends = await asyncio.gather(*[talk(sim, sim.serve(server) if not n else server) for n in range(clients)])
+        await server.shutdown(timeout=5)
+        assert len({stream for stream, _ in server.ends}) == len(server.ends)
+        return ends
+
+    sim = Simulation(seed, Faults(**faults))
+    ends = sim.run(main)
+    assert sim.open_descriptors == 0
+    assert sim.errors == []
+    return sim, ends
+
+
+def words_of(sim: Simulation) -> str:
+    return str(sim.trace)
+
+
+@pytest.mark.parametrize("call, probability", [("accept", 0.2), ("recv", 0.03), ("send", 0.03)])
+def test_every_error_of_a_system_call_strikes_and_others_are_served(call: str, probability: float) -> None:
+    seen: set[str] = set()
+    done = 0
+    for seed in range(30):
+        sim, ends = run(seed, **{call: probability})
+        seen |= {errno.errorcode[number] for number in SYSTEM_CALLS[call] if errno.errorcode[number] in words_of(sim)}
+        done += ends.count("done")
+    assert seen == {errno.errorcode[number] for number in SYSTEM_CALLS[call]}
+    assert done > 60
+
+
+def test_clients_are_served_although_setsockopt_fails_for_their_connections() -> None:
+    struck = 0
+    for seed in range(20):
+        try:
+            sim, ends = run(seed, setsockopt=0.2)
+        except OSError as error:
+            assert error.errno in SYSTEM_CALLS["setsockopt"]  # the listener's: the server cannot be started
+        else:
+            assert ends == ["done"] * 8
+            struck += sim.struck
+    assert struck > 5
+
+
+def test_resets_from_somewhere_on_the_way_break_connections_and_no_more() -> None:
+    broken = done = 0
+    for seed in range(20):
+        sim, ends = run(seed, rst=0.01, delay=(0, 0.1))
+        assert ends.count("broken") <= sim.struck
+        broken, done = broken + ends.count("broken"), done + ends.count("done")
+    assert broken > 10
+    assert done > 50
+
+
+def test_partitions_and_stops_break_nothing_as_long_as_they_are_short() -> None:
+    struck = 0
+    for seed in range(20):
+        sim, ends = run(seed, partition=0.01, partition_time=(0.1, 5), stop=0.01, stop_time=(0.1, 3))
+        assert ends == ["done"] * 8
+        struck += sim.struck
+    assert struck > 20
+
+
+def test_a_server_that_runs_out_of_descriptors_serves_all_in_the_end() -> None:
+    for seed in range(5):
+        ends = run(seed, clients=12, descriptors=21)[1]
+        assert ends.count("done") + ends.count("broken") + ends.count("not connected") == 12
+        assert ends.count("done") >= 6
+
+
+def test_no_faults_strike_without_being_asked_for() -> None:
+    sim, ends = run(0)
+    assert (sim.struck, ends) == (0, ["done"] * 8)
