@@ -11,7 +11,7 @@ from tornado.ioloop import IOLoop
 
 from ..certs.certificates import Certificates
 from ..certs.expiry import ExpiryTimer
-from ..errors import OptionError
+from ..errors import ListenError, OptionError
 from ..events import Event, Events
 from ..net.acceptor import Acceptor, why_not_listening
 from ..options import ServerOptions
@@ -87,6 +87,7 @@ class Listeners:
 
         :param prepare: see `Acceptor`.
         :raises OptionError: a socket is closed, is not listening, or was added before; then none is accepted on.
+        :raises ListenError: the kernel refuses a socket option; likewise.
         """
         known = {acceptor.listener.fileno() for acceptor in self._acceptors}
         for listener, _ in listeners:
@@ -94,15 +95,7 @@ class Listeners:
             known.add(listener.fileno())
         context = copy_context()
         acceptors = [
-            Acceptor(
-                listener,
-                partial(self._accepted, setup, context),
-                prepare,
-                self._limits.may_accept,
-                self._limits.mark_waiting,
-                self._events,
-            )
-            for listener, setup in listeners
+            self._acceptor(listener, partial(self._accepted, setup, context), prepare) for listener, setup in listeners
         ]
         self._acceptors += acceptors
         self._setups.update((setup, None) for _, setup in listeners)
@@ -111,6 +104,19 @@ class Listeners:
         self._expiry.start(asyncio_loop(io_loop))
         for address in [acceptor.listener.getsockname() for acceptor in acceptors]:  # a subscriber may stop the server
             self._events.emit(Event("listen", f"listening on {show(address)}", address=address))
+
+    def _acceptor(
+        self,
+        listener: socket.socket,
+        accepted: Callable[[socket.socket, Any], None],
+        prepare: Callable[[socket.socket], None],
+    ) -> Acceptor:
+        limits = self._limits
+        try:
+            return Acceptor(listener, accepted, prepare, limits.may_accept, limits.mark_waiting, self._events)
+        except OSError as error:
+            address = show(listener.getsockname())
+            raise ListenError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
 
     def move_to(self, io_loop: IOLoop) -> None:
         """Accept on another loop."""

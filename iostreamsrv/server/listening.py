@@ -1,15 +1,17 @@
 """The methods of `TCPServer` that listen: bind, accept, suspend, stop."""
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from ..certs.certificates import Certificates
-from ..errors import OptionError
+from ..errors import ListenError, OptionError
 from ..net.bind import BACKLOG, bind_sockets
 from ..runtime.checks import is_int
 from .base import ServerBase
+from .connection import ConnectionSetup
 from .forking import fork_workers
 
 SSLOptions = dict[str, Any] | ssl.SSLContext | Certificates | Literal[False] | None
@@ -37,13 +39,14 @@ class ListeningServer(ServerBase):
 
         :param ssl_options: TLS options for these clients; None for those of the server, False for plain connections.
         :raises OptionError: an argument is invalid.
-        :raises ListenError: the address does not resolve, or binding fails.
+        :raises ListenError: the address does not resolve, binding fails, or the kernel refuses a socket option. Nothing
+            is left bound.
         :raises NotImplementedError: there is no ``handle_stream``.
         """
         self._need_handler()
         setup = self._listeners.setup_for(ssl_options, self._options)
         sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
-        self._accept_on([(each, setup) for each in sockets])
+        self._accept_on_bound([(each, setup) for each in sockets])
 
     def bind(
         self,
@@ -66,7 +69,7 @@ class ListeningServer(ServerBase):
         setup = self._listeners.setup_for(ssl_options, self._options)
         sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
         if self._started:
-            self._accept_on([(each, setup) for each in sockets])
+            self._accept_on_bound([(each, setup) for each in sockets])
         else:
             self._listeners.hold(sockets, setup)
 
@@ -84,6 +87,7 @@ class ListeningServer(ServerBase):
         :raises RuntimeError: the server was started already; or it would fork while a loop exists (the workers would
             share its epoll), or outside the main thread.
         :raises OptionError: a number is invalid.
+        :raises ListenError: the kernel refuses a socket option. Nothing is left bound.
         """
         self._need_handler()
         if self._started:
@@ -95,7 +99,19 @@ class ListeningServer(ServerBase):
         if num_processes != 1:
             fork_workers(num_processes, max_restarts, self.stop)
         self._started = True
-        self._accept_on(self._listeners.take_held())
+        try:
+            self._accept_on_bound(self._listeners.take_held())
+        except ListenError:
+            self._started = False
+            raise
+
+    def _accept_on_bound(self, listeners: list[tuple[socket.socket, ConnectionSetup]]) -> None:
+        """Accept on sockets that this server has bound, and that no one else would close if it fails."""
+        with contextlib.ExitStack() as unfinished:
+            for listener, _ in listeners:
+                unfinished.callback(listener.close)
+            self._accept_on(listeners)
+            unfinished.pop_all()
 
     def add_sockets(self, sockets: Iterable[socket.socket], ssl_options: SSLOptions = None) -> None:
         """Accept on sockets that are listening already; the server owns them, and :meth:`stop` closes them. ::
@@ -104,6 +120,7 @@ class ListeningServer(ServerBase):
 
         :param ssl_options: TLS options for their clients; None for those of the server, False for plain connections.
         :raises OptionError: a socket is closed, is not listening, or was added before; then none of them is added.
+        :raises ListenError: the kernel refuses a socket option; then, too, none is added, and all stay open.
         """
         setup = self._listeners.setup_for(ssl_options, self._options)
         self._accept_on([(listener, setup) for listener in sockets])

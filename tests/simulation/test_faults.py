@@ -2,11 +2,14 @@
 
 import asyncio
 import errno
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from iostreamsrv import CloseReason, IOStream, StreamClosedError
+from iostreamsrv import CloseReason, IOStream, ListenError, StreamClosedError
+from iostreamsrv.runtime.kernel import current_kernel
 from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation.faults import SYSTEM_CALLS
 from tests.support.servers import Echo
@@ -77,12 +80,70 @@ def test_clients_are_served_although_setsockopt_fails_for_their_connections() ->
     for seed in range(20):
         try:
             sim, ends = run(seed, setsockopt=0.2)
-        except OSError as error:
+        except ListenError as error:
             assert error.errno in SYSTEM_CALLS["setsockopt"]  # the listener's: the server cannot be started
         else:
             assert ends == ["done"] * 8
             struck += sim.struck
     assert struck > 5
+
+
+def listen(server: Counts) -> None:
+    server.listen(7000, "10.1.0.1")
+
+
+def bind_and_start(server: Counts) -> None:
+    server.bind(7000, "10.1.0.1")
+    server.start()
+
+
+@pytest.mark.parametrize("begin", [listen, bind_and_start])
+def test_a_server_whose_listener_refuses_an_option_says_so_and_leaves_nothing_open(
+    begin: Callable[[Counts], None],
+) -> None:
+    failed = set()
+    for seed in range(30):
+
+        async def main(sim: Simulation) -> None:
+            server = Counts()
+            while True:
+                try:
+                    begin(server)
+                    break
+                except ListenError as error:
+                    failed.add(str(error))
+                    assert str(error).startswith("cannot listen on 10.1.0.1:7000: ")
+                    assert (sim.open_descriptors, server.addresses) == (0, [])
+            assert server.addresses == [("10.1.0.1", 7000)]
+            server.stop()
+
+        Simulation(seed, Faults(setsockopt=0.3)).run(main)
+    assert len(failed) == len(SYSTEM_CALLS["setsockopt"])
+
+
+def test_sockets_that_were_added_stay_open_when_one_of_them_refuses_an_option() -> None:
+    refused = []
+
+    async def main(sim: Simulation) -> None:
+        sockets = [current_kernel().socket(socket.AF_INET) for _ in range(2)]
+        for host, each in enumerate(sockets):
+            each.setblocking(False)
+            each.bind((f"10.1.0.{host}", 7000))
+            each.listen()
+        server = Counts()
+        try:
+            server.add_sockets(sockets)
+        except ListenError as error:
+            refused.append(str(error)[:27])
+            assert server.addresses == []
+            assert [each.fileno() >= 0 for each in sockets] == [True, True]
+            for each in sockets:
+                each.close()
+        server.stop()
+
+    for seed in range(20):
+        Simulation(seed, Faults(setsockopt=0.3)).run(main)
+    assert {*refused} == {"cannot listen on 10.1.0.0:7", "cannot listen on 10.1.0.1:7"}
 
 
 def test_resets_from_somewhere_on_the_way_break_connections_and_no_more() -> None:
