@@ -134,6 +134,14 @@ async def test_streams_in_memory_are_a_sequence_of_two(memory_streams):
 DECORATOR
 async def test_streams_that_nobody_wants(memory_streams):
     pass
+
+
+DECORATOR
+async def test_on_a_simulation(simulation):
+    stream = await simulation.connect(simulation.serve(Echo(idle_timeout=3600)))
+    await echoed(stream)
+    assert await stream.read_until_close() == b""
+    assert simulation.time > 3600
 """
 
 WITH_A_FIXTURE = """

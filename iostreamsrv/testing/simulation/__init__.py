@@ -16,6 +16,8 @@ kernel. ``runtime.clock`` and ``runtime.kernel`` ask the running loop for these 
             Flow        one direction of a connection: send buffer, wire, receive buffer
       Injector          decides whether a fault strikes here, from the seed
       Trace             (time, who, what) of all that happened, and a digest of it
+        timeline        the trace as a picture
+    shrinking           a failing test run again with fewer faults; used by the pytest fixture
 
 **A turn.** The loop runs all that is ready. When nothing is, ``select()`` takes the next instant at which a timer is
 due or a segment arrives, moves the clock there, and lets the arrivals happen: bytes enter receive buffers, sockets wake

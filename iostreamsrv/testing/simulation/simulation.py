@@ -59,7 +59,7 @@ class Simulation:
     :param date: the date at the beginning, in seconds of `time.time`, for what depends on dates, such as warnings of
         certificates that expire; default (None): the real one. (OpenSSL looks at the real date.)
     :ivar loop: the loop, while the simulation runs, and afterwards.
-    :ivar trace: what has happened: ``trace.entries``, ``str(trace)``, ``trace.digest()``.
+    :ivar trace: what has happened: ``trace.entries``, ``str(trace)``, ``trace.svg()``, ``trace.digest()``.
     :ivar errors: what `asyncio.loop.call_exception_handler` was called with: exceptions that nobody has caught.
     """
 
@@ -75,7 +75,12 @@ class Simulation:
         self.seed = seed
         self._date = date
         self.faults = Faults() if faults is None else faults
-        self.trace = Trace()
+        self._begin_again(0.0)
+
+    def _begin_again(self, now: float) -> None:
+        """Forget the last run, so that the next one does the same."""
+        self._begun = now
+        self.trace = Trace(now)
         self.errors: list[dict[str, Any]] = []
         self._serving: list[tuple[TCPServer, asyncio.Task[None]]] = []
         self._clients: list[IOStream] = []
@@ -90,6 +95,8 @@ class Simulation:
 
     def run(self, main: "Callable[[Simulation], Awaitable[T]]") -> T:
         """Run a coroutine function in the simulation, and return what it returns.
+
+        It may be called more than once: each run begins at the beginning, with a new trace, and does the same.
 
         :param main: is called with the simulation.
         :raises SimulationStuck: all tasks wait for something that will not come, or there is always something to do, so
@@ -117,7 +124,7 @@ class Simulation:
             kind = f"{type(loop).__module__}.{type(loop).__qualname__}"
             raise RuntimeError(f"a simulation needs a SimulationLoop, not {kind}: use Simulation(seed).run(main)")
         self.loop = loop
-        self._begun = loop.kernel.now
+        self._begin_again(loop.kernel.now)
         loop.begin(self.seed, self.faults, self.trace, self._date)
         loop.set_exception_handler(self._note_error)
         current_loop()
@@ -247,8 +254,8 @@ class Simulation:
 
     @property
     def struck(self) -> int:
-        """How many faults have struck."""
-        return self._network.injector.struck
+        """How many faults have struck; 0 if it has not run."""
+        return self._network.injector.struck if hasattr(self, "loop") else 0
 
     @property
     def open_descriptors(self) -> int:

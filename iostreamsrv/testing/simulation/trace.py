@@ -2,6 +2,9 @@
 
 import hashlib
 from collections import deque
+from collections.abc import Iterable
+
+from .timeline import svg
 
 Entry = tuple[float, str, str | int]
 """The time, who, what: the bytes of a segment that arrives, or words."""
@@ -16,11 +19,13 @@ KEPT = 100_000
 class Trace:
     """The events of a simulation, in their order.
 
+    :ivar begun: the time at the beginning; `str` and :meth:`svg` count from there.
     :ivar recent: what was noted last.
     :ivar add: notes an entry.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, begun: float = 0.0) -> None:
+        self.begun = begun
         self._hash = hashlib.sha256()
         self._kept: deque[Entry] = deque(maxlen=KEPT)
         self.recent: list[Entry] = []
@@ -51,6 +56,20 @@ class Trace:
         whole.update(b"%d" % self.count)
         return whole.hexdigest()
 
+    def lines(self, entries: Iterable[Entry]) -> list[str]:
+        """A line for each of these entries: seconds since the beginning, who, what."""
+        return [f"{time - self.begun:14.6f}  {who:<46} {_words(what)}" for time, who, what in entries]
+
     def __str__(self) -> str:
         """A line for each entry."""
-        return "\n".join(f"{time:14.6f}  {who:<46} {what}" for time, who, what in self.entries)
+        return "\n".join(self.lines(self.entries))
+
+    def svg(self) -> str:
+        """A picture of the last entries: a lane for each connection, host or name, and time from left to right."""
+        return svg([(time - self.begun, who, what) for time, who, what in self.entries])
+
+
+def _words(what: str | int) -> str:
+    if isinstance(what, str):
+        return what
+    return f"{what} bytes arrive" if what > 1 else "1 byte arrives"

@@ -1,0 +1,181 @@
+"""The pytest fixture `simulation`: it runs tests of every kind, and says of one that fails what made it fail."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.support import PROJECT
+
+PATIENCE = 60
+
+BEGINNING = """
+import asyncio
+import pytest
+from iostreamsrv import TCPServer
+
+SEEDS = []
+
+
+class Echo(TCPServer):
+    async def handle_stream(self, stream, address):
+        while True:
+            await stream.write(await stream.read_until(b"\\n"))
+
+
+async def talk(sim, rounds=30):
+    stream = await sim.connect(sim.serve(Echo()))
+    for _ in range(rounds):
+        await stream.write(b"hello\\n")
+        assert await stream.read_until(b"\\n") == b"hello\\n"
+
+"""
+
+
+class Outcome:
+    """What pytest has said."""
+
+    def __init__(self, folder: Path, source: str, *options: str, conftest: bool = True) -> None:
+        named = 'pytest_plugins = ["iostreamsrv.pytest_plugin"]\n'
+        (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n" if conftest else "[pytest]\n")
+        (folder / "conftest.py").write_text(named if conftest else "")
+        (folder / "test_it.py").write_text((BEGINNING if conftest else BEGINNING + named) + source)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:tornado", *options],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(PROJECT), "PYTEST_ADDOPTS": ""},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        self.said = done.stdout
+
+    @property
+    def counts(self) -> str:
+        """The last line without the time."""
+        return self.said.splitlines()[-1].partition(" in ")[0]
+
+
+PASSING = """
+async def test_a_coroutine(simulation):
+    await talk(simulation)
+    await simulation.sleep(3600)
+    SEEDS.append(simulation.seed)
+
+
+def test_a_plain_test(simulation):
+    simulation.run(talk)
+
+
+class TestInAClass:
+    @pytest.mark.parametrize("rounds", [1, 2])
+    @pytest.mark.simulation(stop=0.5, delay=0.1)
+    async def test_a_method_with_other_arguments(self, simulation, rounds, tmp_path):
+        assert simulation.faults.stop == 0.5
+        await talk(simulation, rounds)
+        assert simulation.struck
+"""
+
+
+@pytest.mark.parametrize("conftest", [True, False])
+def test_tests_of_every_kind_run_on_it_without_another_plugin(tmp_path: Path, conftest: bool) -> None:
+    outcome = Outcome(tmp_path, PASSING, conftest=conftest)
+    assert outcome.counts == ("4 passed" if conftest else "4 passed, 1 warning"), (
+        outcome.said
+    )  # pytest learns the mark late
+
+
+@pytest.mark.parametrize(
+    "option, count, seeds", [([], 4, "[0]"), (["--seeds=3"], 12, "[0, 1, 2]"), (["--seed=x"], 4, "['x']")]
+)
+def test_each_runs_with_the_seeds_that_are_asked_for(tmp_path: Path, option: list[str], count: int, seeds: str) -> None:
+    outcome = Outcome(tmp_path, PASSING + f"\n\ndef test_the_seeds():\n    assert SEEDS == {seeds}\n", *option)
+    assert outcome.counts == f"{count + 1} passed", outcome.said
+
+
+FAILING = """
+@pytest.mark.simulation(stop=0.2, rst=0.03, delay=(0, 0.2))
+async def test_it(simulation):
+    try:
+        await talk(simulation)
+    except OSError:
+        await simulation.sleep(10)
+        [await talk_again() for talk_again in [lambda: simulation.sleep(1)] * 100]
+        raise ValueError(f"after {simulation.struck}")
+"""
+
+
+def test_a_failure_is_shown_with_the_first_faults_that_are_enough(tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, FAILING, "--seed=3", "--simulation-traces=out")
+    found = re.search(r"seed 3: it fails after (\d+) faults, and the first (\d+) of them are enough:", outcome.said)
+    assert found, outcome.said
+    struck, needed = map(int, found.groups())
+    assert 0 < needed < struck
+    assert f"ValueError: after {needed}\n" in outcome.said
+    faults = re.findall(r"^ +\d+\.\d{6}  .* fault (\d+): (\w+)$", outcome.said.partition("the end of")[0], re.MULTILINE)
+    assert [int(number) for number, _ in faults] == list(range(1, needed + 1))
+    assert faults[-1][1] == "rst"
+
+
+def test_the_command_that_is_shown_fails_in_the_same_way(tmp_path: Path) -> None:
+    first = Outcome(tmp_path, FAILING, "--seeds=4").said
+    report = re.search(r"^seed 3: .*?pytest \"(\S+)\" --seed 3$", first, re.DOTALL | re.MULTILINE)
+    assert report, first
+    again = Outcome(tmp_path, FAILING, report[1], "--seed", "3")
+    assert again.counts == "1 failed"
+    assert report[0] in again.said
+
+
+def test_the_trace_of_a_failure_is_written_where_the_option_says(tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, FAILING + PASSING, "--seed=3", "--simulation-traces=out")
+    assert "the trace: out/test_it.py-test_it-seed3.txt and .svg" in outcome.said
+    text, picture = (tmp_path / "out" / f"test_it.py-test_it-seed3.{kind}" for kind in ("txt", "svg"))
+    assert {text, picture} == {*(tmp_path / "out").iterdir()}
+    assert "fault 1: " in text.read_text()
+    ElementTree.parse(picture)
+
+
+def test_it_says_when_faults_have_nothing_to_do_with_it(tmp_path: Path) -> None:
+    source = """
+@pytest.mark.simulation(stop=1)
+async def test_it(simulation):
+    await talk(simulation)
+    raise ValueError
+"""
+    assert re.search(r"seed 0: it fails without faults as well \(\d+ had struck\)", Outcome(tmp_path, source).said)
+    plain = source.replace("@pytest.mark.simulation(stop=1)\n", "")
+    assert "seed 0: it fails; no fault has struck" in Outcome(tmp_path, plain).said
+
+
+def test_it_says_when_a_run_cannot_be_repeated(tmp_path: Path) -> None:
+    source = """
+async def test_it(simulation):
+    SEEDS.append(0)
+    await talk(simulation, len(SEEDS))
+    raise ValueError
+"""
+    said = Outcome(tmp_path, source).said
+    assert "seed 0: a second run did not do the same, so something in it does not come from the seed" in said
+
+
+def test_a_test_may_skip_and_expect_errors_as_ever(tmp_path: Path) -> None:
+    source = """
+async def test_skipped(simulation):
+    pytest.skip("not here")
+
+
+@pytest.mark.xfail(strict=True)
+async def test_expected(simulation):
+    assert False
+
+
+def test_stuck(simulation):
+    with pytest.raises(RuntimeError, match="all tasks wait"):
+        simulation.run(lambda sim: asyncio.Event().wait())
+"""
+    assert Outcome(tmp_path, source).counts == "1 passed, 1 skipped, 1 xfailed"
