@@ -153,7 +153,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     simulation, test = pyfuncitem.funcargs.get("simulation"), pyfuncitem.obj
     if not isinstance(simulation, Simulation):
         return (yield)
-    pyfuncitem.obj = functools.partial(_run_simulated, pyfuncitem, simulation, _coroutine_function(test) or test)
+    pyfuncitem.obj = _simulated(pyfuncitem, simulation, _coroutine_function(test) or test)
     try:
         return (yield)
     finally:
@@ -166,19 +166,25 @@ def _coroutine_function(test: Any) -> Any:
     return next((each for each in candidates if inspect.iscoroutinefunction(each)), None)
 
 
-def _run_simulated(item: pytest.Function, simulation: Simulation, test: Callable[..., Any], /, **arguments: Any) -> Any:
-    def run() -> Any:
-        if inspect.iscoroutinefunction(test):
-            return simulation.run(lambda _: test(**arguments))
-        return test(**arguments)
+def _simulated(item: pytest.Function, simulation: Simulation, test: Callable[..., Any]) -> Callable[..., Any]:
+    """A plain function with the arguments of the test, which runs it and shrinks its faults."""
 
-    try:
-        return run()
-    except (Exception, pytest.fail.Exception) as error:
-        shrunk = shrink(simulation, run, error)
-        again = f'pytest "{item.nodeid}" --seed {simulation.seed}'
-        item.add_report_section("call", "simulation", shrunk.report(simulation, again) + _written(item, simulation))
-        raise shrunk.error from None
+    @functools.wraps(test)  # pytest-tornado looks at the arguments
+    def run(**arguments: Any) -> Any:
+        def once() -> Any:
+            if inspect.iscoroutinefunction(test):
+                return simulation.run(lambda _: test(**arguments))
+            return test(**arguments)
+
+        try:
+            return once()
+        except (Exception, pytest.fail.Exception) as error:
+            shrunk = shrink(simulation, once, error)
+            again = f'pytest "{item.nodeid}" --seed {simulation.seed}'
+            item.add_report_section("call", "simulation", shrunk.report(simulation, again) + _written(item, simulation))
+            raise shrunk.error from None
+
+    return run
 
 
 def _written(item: pytest.Function, simulation: Simulation) -> str:
