@@ -112,7 +112,7 @@ async def test_it(simulation):
 
 def test_a_failure_is_shown_with_the_first_faults_that_are_enough(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, FAILING, "--seed=3", "--simulation-traces=out")
-    found = re.search(r"seed 3: it fails after (\d+) faults, and the first (\d+) of them are enough:", outcome.said)
+    found = re.search(r"seed 3: it fails after (\d+) faults, and the first (\d+) are enough:", outcome.said)
     assert found, outcome.said
     struck, needed = map(int, found.groups())
     assert 0 < needed < struck

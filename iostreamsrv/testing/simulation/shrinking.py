@@ -54,7 +54,8 @@ class Shrunk(NamedTuple):
             return "it fails; no fault has struck"
         if not self.needed:
             return f"it fails without faults as well ({self.struck} had struck)"
-        return f"it fails after {self.struck} faults, and the first {self.needed} of them are enough:"
+        enough = "the first is" if self.needed == 1 else f"the first {self.needed} are"
+        return f"it fails after {self.struck} faults, and {enough} enough:"
 
 
 def shrink(simulation: Simulation, test: Callable[[], Any], error: BaseException) -> Shrunk:

@@ -195,8 +195,12 @@ class SimulatedSocket(ConnectingSocket):
     def strike(self) -> None:
         """Both ends get a reset from somewhere on the way."""
         peer = self._peer()
+        self._reset_from_outside()
+        self.network.at(self.network.now + self.network.delay(), peer._reset_from_outside)
+
+    def _reset_from_outside(self) -> None:
+        self.network.note(self.name, "RST from on the way arrives")
         self.was_reset()
-        self.network.at(self.network.now + self.network.delay(), peer.was_reset)
 
     def events(self, wanted: int = ALL) -> int:
         inflow, outflow, state = self.inflow, self.outflow, self.state
