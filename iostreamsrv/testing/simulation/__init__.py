@@ -15,6 +15,7 @@ kernel. ``runtime.clock`` and ``runtime.kernel`` ask the running loop for these 
           SimulatedSocket   one end of a connection, or a listener, with the methods of socket.socket
             Flow        one direction of a connection: send buffer, wire, receive buffer
       Injector          decides whether a fault strikes here, from the seed
+      Disturbances      kicks, cancels, shuts down and so on, at instants that are drawn
       Trace             (time, who, what) of all that happened, and a digest of it
         timeline        the trace as a picture
     shrinking           a failing test run again with fewer faults; used by the pytest fixture

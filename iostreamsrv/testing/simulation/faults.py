@@ -4,11 +4,14 @@ import dataclasses
 import errno
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ...errors import OptionError
 from ...runtime.checks import is_int, is_number
 from ...runtime.exports import set_module
+
+T = TypeVar("T")
 
 Span = float | tuple[float, float]
 """Seconds: always the same, or drawn between two."""
@@ -38,6 +41,9 @@ SYSTEM_CALLS: dict[str, tuple[int, ...]] = {
 }
 """The errors that each call fails with. Not EAGAIN: the kernel never says so of what it has reported as ready."""
 
+DISTURBANCES = ("block", "jump", "cancel", "kick", "shutdown", "reload", "replace")
+"""What strikes at instants, besides a stop: see :mod:`.disturbances`."""
+
 
 @set_module("iostreamsrv.testing")
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,17 @@ class Faults:
     :param partition: the probability that with a segment the network between both hosts fails; 0.
     :param partition_time: seconds until it works again; between 1 and 30.
     :param stop: the probability that the process is stopped at an instant at which something happens; 0.
-    :param stop_time: seconds for which it is stopped; between 0.1 and 5.
+    :param block: the probability that a callback blocks the loop at such an instant, amid others of its turn; 0.
+    :param stop_time: seconds for which it is stopped or blocked; between 0.1 and 5.
+    :param jump: the probability that the date jumps there, forward or back; 0. (Timers do not depend on the date.)
+    :param jump_time: seconds by which it jumps; up to a day.
+    :param cancel: the probability that there the task of a client's ``handle_stream`` is cancelled; 0.
+    :param kick: the probability that there a client is kicked, see `IOStream.kick`; 0.
+    :param shutdown: the probability that there a server begins its `TCPServer.shutdown`, as on SIGTERM; 0.
+    :param reload: the probability that there a server reloads its certificates, as on SIGHUP; 0.
+    :param replace: the probability that there a server replaces options, see `TCPServer.replace_options`; 0.
+    :param replacements: the changes of which one is drawn then, such as ``[{"idle_timeout": 5}]``; by default one that
+        changes nothing.
     :param accept: the probability that the system call fails, with one of its errors; 0.
     :param recv: likewise.
     :param send: likewise.
@@ -68,7 +84,16 @@ class Faults:
     partition: float = 0.0
     partition_time: Span = (1.0, 30.0)
     stop: float = 0.0
+    block: float = 0.0
     stop_time: Span = (0.1, 5.0)
+    jump: float = 0.0
+    jump_time: Span = (0.0, 86400.0)
+    cancel: float = 0.0
+    kick: float = 0.0
+    shutdown: float = 0.0
+    reload: float = 0.0
+    replace: float = 0.0
+    replacements: Sequence[Mapping[str, Any]] = ({},)
     accept: float = 0.0
     recv: float = 0.0
     send: float = 0.0
@@ -77,11 +102,11 @@ class Faults:
     most: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("cut", "rst", "partition", "stop", *SYSTEM_CALLS):
+        for name in ("cut", "rst", "partition", "stop", *DISTURBANCES, *SYSTEM_CALLS):
             value = getattr(self, name)
             if not is_number(value) or not 0 <= value <= 1:
                 raise OptionError(name, value, "must be a probability, from 0 to 1")
-        for name in ("delay", "partition_time", "stop_time"):
+        for name in ("delay", "partition_time", "stop_time", "jump_time"):
             object.__setattr__(self, name, _span(name, getattr(self, name)))
         if not is_int(self.descriptors, 8):
             raise OptionError("descriptors", self.descriptors, "must be an integer, 8 or more")
@@ -130,11 +155,14 @@ class Injector:
         least, most = span(seconds)
         return least + (most - least) * self._random()
 
+    def pick(self, choices: Sequence[T]) -> T:
+        """One of them."""
+        return choices[int(self._random() * len(choices))]
+
     def error(self, call: str, who: str) -> OSError | None:
         """The error that a system call fails with here; None if it works."""
         if not self.strikes(call, who):
             return None
-        errors = SYSTEM_CALLS[call]
-        number = errors[int(self._random() * len(errors))]
+        number = self.pick(SYSTEM_CALLS[call])
         self._note(who, f"{call} fails: {errno.errorcode[number]}")
         return OSError(number, os.strerror(number))

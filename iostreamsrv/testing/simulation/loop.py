@@ -40,6 +40,7 @@ class SimulationLoop(BaseSelectorEventLoop):
     """An asyncio loop without descriptors and without real time.
 
     :ivar kernel: its network. Until a `Simulation` begins there are no faults, and the seed is 0.
+    :ivar disturb: is called at each instant at which something happens.
     """
 
     # What BaseEventLoop has, and its stubs do not.
@@ -54,6 +55,7 @@ class SimulationLoop(BaseSelectorEventLoop):
         self._turns_left = MOST_TURNS
         self._tasks = 0
         self._date = real_wall_time() - START  # at time 0
+        self.disturb: Callable[[], None] | None = None
         super().__init__(self._waiting)
 
     def begin(self, seed: object, faults: Faults, trace: Trace, date: float | None) -> None:
@@ -131,6 +133,8 @@ class SimulationLoop(BaseSelectorEventLoop):
             self._turns_left = MOST_TURNS
             if network.faults.stop and network.injector.strikes("stop", "process"):
                 self.stop_process(network.injector.draw(network.faults.stop_time))
+            if self.disturb is not None:
+                self.disturb()
         if len(network.trace.recent) >= CHUNK:
             network.trace.fold()
             gc.collect(1)
@@ -157,6 +161,23 @@ class SimulationLoop(BaseSelectorEventLoop):
         """Let time pass without anything running."""
         self.kernel.note("process", f"stopped for {seconds:.6f} s")
         self.kernel.now += seconds
+
+    def block(self) -> None:
+        """Let a callback block, amid those of this turn that have not run yet."""
+        injector, ready = self.kernel.injector, self._ready
+        seconds = injector.draw(self.kernel.faults.stop_time)
+        handle = asyncio.Handle(self.stop_process, (seconds,), self)
+        ready.insert(injector.pick(range(len(ready) + 1)), handle)
+
+    def jump(self, seconds: float) -> None:
+        """Let the date jump."""
+        self.kernel.note("process", f"the date jumps by {seconds:.6f} s")
+        self._date += seconds
+
+    def jump_by_chance(self) -> None:
+        """Let the date jump by a number of seconds that is drawn, forward or back."""
+        injector = self.kernel.injector
+        self.jump(injector.draw(self.kernel.faults.jump_time) * injector.pick((1, -1)))
 
     def _run_once(self) -> None:
         """A turn, as `asyncio` has it: descriptors that are ready, then timers, then all callbacks that there are."""

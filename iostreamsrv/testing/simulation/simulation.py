@@ -17,6 +17,7 @@ from ...runtime.exports import set_module
 from ...runtime.loops import current_loop
 from ...tcpserver import TCPServer
 from ..serving import end
+from .disturbances import Disturbances
 from .faults import Faults
 from .loop import SimulationLoop, SimulationStuck
 from .network import Network
@@ -126,11 +127,14 @@ class Simulation:
         self.loop = loop
         self._begin_again(loop.kernel.now)
         loop.begin(self.seed, self.faults, self.trace, self._date)
+        disturbances = Disturbances(loop, self.faults, self._turns)
+        loop.disturb = disturbances.strike if disturbances else None
         loop.set_exception_handler(self._note_error)
         current_loop()
         return self
 
     async def __aexit__(self, *exception: object) -> None:
+        self.loop.disturb = None
         for server, serving in reversed(self._serving):
             await end(server, serving)
         self._serving.clear()
@@ -245,6 +249,10 @@ class Simulation:
     def stop(self, seconds: float) -> None:
         """Let time pass without anything running, as if the process was stopped, or a handler had blocked the loop."""
         self.loop.stop_process(seconds)
+
+    def jump(self, seconds: float) -> None:
+        """Let the date jump, forward or, if below 0, back. Timers and deadlines do not depend on it."""
+        self.loop.jump(seconds)
 
     # ---- what has happened
 

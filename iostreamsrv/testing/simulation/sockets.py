@@ -195,6 +195,7 @@ class SimulatedSocket(ConnectingSocket):
     def strike(self) -> None:
         """Both ends get a reset from somewhere on the way."""
         peer = self._peer()
+        assert isinstance(peer, SimulatedSocket)
         self._reset_from_outside()
         self.network.at(self.network.now + self.network.delay(), peer._reset_from_outside)
 
