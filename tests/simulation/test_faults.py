@@ -34,7 +34,7 @@ async def talk(sim: Simulation, server: Any, rounds: int = 10) -> str:
         return "not connected"
     try:
         for number in range(rounds):
-            line = b"%d %d\n" % (stream.id, number)
+            line = b"%06d %d\n" % (stream.id, number)  # of the same length in each run: ids go on from run to run
             await stream.write(line)
             assert await stream.read_until(b"\n") == line
             await sim.sleep(0.1)

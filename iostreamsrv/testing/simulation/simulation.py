@@ -44,9 +44,9 @@ class Simulation:
 
         Simulation(seed=7, faults=Faults(delay=(0, 0.2))).run(main)
 
-    :meth:`run` makes a `SimulationLoop` and may be called anywhere, also while another loop runs: that one stands still
-    until the simulation is over. Inside a loop that is a `SimulationLoop` already, ``async with Simulation(7) as sim:``
-    does the same.
+    :meth:`run` makes a ``SimulationLoop`` and may be called anywhere, also while another loop runs: that one stands
+    still until the simulation is over. Inside a loop that is a ``SimulationLoop`` already,
+    ``async with Simulation(7) as sim:`` does the same.
 
     **What is promised.** Time passes only when nothing is left to do, and then at once. There are no descriptors, no
     threads and no real time. All that is left to chance follows from the seed: with the same seed and the same code,
@@ -61,7 +61,7 @@ class Simulation:
         certificates that expire; default (None): the real one. (OpenSSL looks at the real date.)
     :ivar loop: the loop, while the simulation runs, and afterwards.
     :ivar trace: what has happened: ``trace.entries``, ``str(trace)``, ``trace.svg()``, ``trace.digest()``.
-    :ivar errors: what `asyncio.loop.call_exception_handler` was called with: exceptions that nobody has caught.
+    :ivar errors: what ``loop.call_exception_handler`` was called with: exceptions that nobody has caught.
     """
 
     loop: SimulationLoop
@@ -100,8 +100,8 @@ class Simulation:
         It may be called more than once: each run begins at the beginning, with a new trace, and does the same.
 
         :param main: is called with the simulation.
-        :raises SimulationStuck: all tasks wait for something that will not come, or there is always something to do, so
-            that no time passes. It is a `RuntimeError`.
+        :raises RuntimeError: all tasks wait for something that will not come, or there is always something to do, so
+            that no time passes. It is a ``SimulationStuck``.
         :raises Exception: what ``main`` raises.
         """
         with _no_loop_running(), _no_garbage_collector(), contextlib.closing(SimulationLoop()) as loop:
