@@ -45,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     heed_signals()
     if sys.flags.dev_mode and (hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None)):
         debug_this_process_only()
+        config.option.async_test_timeout *= 5  # everything takes several times as long
 
 
 def debug_this_process_only() -> None:

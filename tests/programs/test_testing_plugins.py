@@ -23,7 +23,11 @@ TORNADO = ["pytest-tornado==0.8.1", "pytest>=8.4,<9", "setuptools<80.9"]
 
 FUNCTION_LOOPS = ["-o", "asyncio_default_fixture_loop_scope=function"]  # the default, about which it warns
 MODULE_LOOPS = [f"asyncio_default_{kind}_loop_scope=module" for kind in ("test", "fixture")]
-DEPRECATED = ["-W", "ignore:make_current", "-W", "ignore:clear_current"]  # pytest-tornado's own io_loop uses these
+DEPRECATED = [  # pytest-tornado's own io_loop uses these, and Python 3.12 warns of the last
+    *("-W", "ignore:make_current"),
+    *("-W", "ignore:clear_current"),
+    *("-W", "ignore:There is no current event loop"),
+]
 
 BEGINNING = """\
 import asyncio

@@ -2,13 +2,15 @@
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from iostreamsrv import IOStream
 
-PATIENCE = 5.0
-"""Seconds after which something that must happen is taken not to: far more than it ever takes."""
+PATIENCE = 25.0 if sys.flags.dev_mode else 5.0
+"""Seconds after which something that must happen is taken not to: far more than it ever takes. With ``-X dev``
+everything takes several times as long."""
 
 
 async def eventually(condition: Callable[[], object]) -> None:
