@@ -30,7 +30,7 @@ run: $(VENV)/.has-package ## start the echo server on 127.0.0.1:8888 (or HOST=..
 install: $(VENV)/.has-tests $(VENV)/.has-tools $(VENV)/.has-docs ## install all that the other targets need into .venv
 	$(PYTEST) --collect-only $(EVERYTHING) tests >/dev/null
 
-test: $(VENV)/.has-tests ## the first tier of tests, in about two minutes
+test: $(VENV)/.has-tests ## the first tier of tests, in about two and a half minutes
 	$(PYTEST) $(PARALLEL) tests
 	$(PYTEST) -m alone tests
 

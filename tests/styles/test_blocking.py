@@ -476,7 +476,7 @@ def test_more_clients_than_threads_are_served_in_their_turn() -> None:
             client.shutdown(socket.SHUT_WR)
         assert [everything(client) for client in clients] == [b"hello\n"] * 20
         names = [thread.name for thread in threading.enumerate() if thread.name.startswith("handle")]
-        assert len(names) == 2
+        assert 1 <= len(names) <= 2  # one, if it was always free again before the next client came
 
 
 def test_a_handle_method_that_raises_is_logged_once_and_ends_that_client_only(
