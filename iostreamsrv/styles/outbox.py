@@ -119,6 +119,10 @@ class Outbox:
         :raises StreamClosedError: the stream was closed before.
         """
         await self._stream.drain(remaining)
+        # Writes are recorded as sent when the stream's queue is empty. If the client has taken a part of them, that is
+        # recorded here: otherwise this would go round in circles until the client has taken the rest.
+        self._record_sent(self._written - self._stream.queued)
         while self.size > remaining:
+            await self._stream.drain()
             await asyncio.sleep(0)  # _on_written() or _retry() is called in the loop's next turn
-            await self._stream.drain(remaining)
+            self._record_sent(self._written - self._stream.queued)

@@ -1,5 +1,6 @@
 """`QueueServer` and `SendQueue`: what goes wrong harms the one connection, or is a clear error, and nothing is left."""
 
+import asyncio
 import contextlib
 import os
 import queue
@@ -16,6 +17,8 @@ import pytest
 
 from iostreamsrv import OptionError, StreamClosedError
 from iostreamsrv.styles import QueueServer, SendQueue
+from iostreamsrv.styles.outbox import Outbox
+from iostreamsrv.testing import memory_stream_pair
 from tests.support.leaks import complaints
 from tests.support.peers import tls_contexts
 from tests.support.programs import PATIENCE
@@ -403,3 +406,24 @@ def test_a_put_of_a_thread_does_not_wait_for_the_next_client() -> None:
             time.sleep(0.1)
             threading.Thread(target=sending.put, args=(b"now",)).start()
             assert exactly(client, 3) == b"now"
+
+
+# ---- the outbox
+
+
+def test_a_queue_is_short_enough_as_soon_as_a_part_of_it_was_taken() -> None:
+    """Not only when all of it was: a server that waits for that would go round in circles until then."""
+
+    async def main() -> None:
+        ours, peer = memory_stream_pair(capacity=1000)
+        outbox = Outbox(ours, ours.io_loop.add_callback)
+        outbox.put_in_loop(bytes(100_000))
+        outbox.put_in_loop(bytes(60_000))
+        waiting = asyncio.ensure_future(outbox.drain(60_000))
+        await peer.read_bytes(120_000)
+        await asyncio.wait_for(waiting, PATIENCE)
+        assert 0 < outbox.size <= 40_000
+        ours.abort()
+        peer.close()
+
+    asyncio.run(main())

@@ -34,6 +34,8 @@ async def thinking(peer: Peer) -> None:
     if not await peer.open():
         return
     options = peer.world.scenario.options
+    if "blocking" in peer.world.scenario.characters:  # half of the time of blocked loops counts
+        peer.may_end(CloseReason.IDLE_TIMEOUT, CloseReason.READ_TIMEOUT)
     pause = min(options.get(name, 30.0) for name in ("idle_timeout", "read_timeout")) * 0.4
     while peer.sim.time < peer.world.ends_at() and await peer.ask(padding=10):
         await peer.pause(pause / 2, pause)
@@ -44,7 +46,7 @@ async def half_closing(peer: Peer) -> None:
     peer.record.innocent = peer.record.exact = True
     if not await peer.open():
         return
-    size, padding = peer.chance.choice([(10, 10), (3000, 900)])
+    size, padding = peer.chance.choice([(10, 10), (3000, 3000)])
     if await peer.send([peer.request(WORK, size, padding) for _ in range(peer.chance.randint(1, 4))]):
         await peer.half_close()
         await peer.read_to_end()
@@ -94,6 +96,7 @@ async def downloading(peer: Peer) -> None:
 async def watching(peer: Peer) -> None:
     """Sends what is not read, then EOF: the handler is told by its close callback."""
     peer.record.innocent = True
+    peer.may_end(CloseReason.IDLE_TIMEOUT)  # if it comes before the end is noticed
     if await peer.open() and await peer.ask(WATCH) and await peer.send([b"not read"]):
         await peer.half_close()
         await must_end(peer, 8.0)
@@ -129,24 +132,27 @@ async def broadcasting(peer: Peer) -> None:
 
 
 async def never_pausing(peer: Peer) -> None:
-    """Sends its next request before it reads the answer, until the server ends."""
+    """Has always requests on their way, until the server ends."""
     peer.record.innocent = True
     if not await peer.open():
         return
+    ahead = peer.chance.choice([1, 3])
     until = peer.world.ends_at()
-    if not await peer.send([peer.request(size=10, padding=10)]):
+    if not await peer.send([peer.request(WORK, 10, 10) for _ in range(ahead)]):
         return
-    while peer.sim.time < until and len(peer.record.sent) < 3000:
-        if peer.sim.time < peer.world.scenario.shutdown_at - 2:
-            await peer.pause(0.1, 0.5)
-        if not await peer.ask(size=10, padding=10):
+    while peer.sim.time < until and len(peer.record.sent) < 600:
+        if not await peer.send([peer.request(WORK, 10, 10)]) or not await peer.answered(left=ahead):
             return
-    peer.close()
+        if not peer.world.scenario.coroutines:
+            await peer.pause(0.1, 0.3)
+    if await peer.answered():
+        peer.close()
 
 
 async def reading_late(peer: Peer) -> None:
     """Asks for much, one thing after the other, before it reads."""
     peer.record.innocent = True
+    peer.may_end(CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE)  # it asks nothing while it reads
     if peer.world.scenario.style == "queue":
         peer.may_end(FULL)
     if not await peer.open():
@@ -206,7 +212,7 @@ async def resetting(peer: Peer) -> None:
 
 async def not_reading(peer: Peer) -> None:
     """Asks for much and reads nothing."""
-    peer.may_end(*SLOW, FULL, CloseReason.RESET)
+    peer.may_end(*SLOW, FULL, CloseReason.RESET, CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE)
     if not await peer.open(handshake=True):
         return
     for _ in range(15):

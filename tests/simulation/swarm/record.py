@@ -28,6 +28,8 @@ class Record:
     :ivar sent: the requests.
     :ivar answers: how many were answered.
     :ivar heard: the last number of each client whose broadcasts came.
+    :ivar active_at: when its client has last sent or received something.
+    :ivar wrote_at: when it has last sent something.
     :ivar end: how it ended for the client: "eof", "reset" and so on; "" if the client has ended it.
     :ivar seen: how many requests the server's handler got.
     :ivar written: how many answers it wrote, as it was told.
@@ -47,6 +49,7 @@ class Record:
     heard: dict[int, int] = field(default_factory=dict)
     connected_at: float | None = None
     active_at: float = 0.0
+    wrote_at: float = 0.0
     ended_at: float | None = None
     end: str = ""
     seen: int = 0
