@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from iostreamsrv import CloseReason
 
 from .peer import UNLIMITED, Peer, Surroundings
-from .protocol import BLOCK, BROADCAST, ECHO, FAIL, LEAVE_READING, QUIT, WATCH, WORK
+from .protocol import BLOCK, BLOCKS, BROADCAST, ECHO, FAIL, LEAVE_READING, QUIT, WATCH, WORK
 
 ROUNDS = 6
 
@@ -186,6 +186,18 @@ async def dripping(peer: Peer) -> None:
     peer.close()
 
 
+async def sending_slowly(peer: Peer) -> None:
+    """Has little bandwidth for long requests: under TLS, a record takes seconds to arrive."""
+    peer.record.sequential = True
+    peer.may_end(CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE, CloseReason.IDLE_TIMEOUT)
+    if not await peer.open(bandwidth=500):
+        return
+    for _ in range(20):
+        if not await peer.send([peer.request(size=10, padding=6000)]) or not await peer.answered(60.0):
+            return
+    peer.close()
+
+
 async def silent(peer: Peer) -> None:
     """Says nothing more after a request."""
     peer.may_end(CloseReason.IDLE_TIMEOUT, CloseReason.READ_TIMEOUT)
@@ -255,7 +267,7 @@ async def blocking(peer: Peer) -> None:
     peer.may_end(CloseReason.IDLE_TIMEOUT, CloseReason.READ_TIMEOUT)
     if not await peer.open():
         return
-    for _ in range(peer.chance.choice([2, 60])):
+    for _ in range(peer.chance.choice([2, BLOCKS])):
         if not await peer.ask(BLOCK, size=0):
             return
     peer.close()
@@ -277,6 +289,7 @@ CHARACTERS: dict[str, Callable[[Peer], Awaitable[None]]] = {
         pipelining,
         half_closing,
         dripping,
+        sending_slowly,
         silent,
         silent_before_its_handler,
         resetting,

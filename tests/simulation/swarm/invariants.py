@@ -43,6 +43,7 @@ def at_the_end(world: "World") -> Iterator[Problem]:
         yield from of_reasons(world, record)
         yield from of_bytes(world, record)
         yield from of_requests_in_hand(world, record)
+        yield from of_the_accept_queue(world, record)
         yield from of_deadlines(world, record)
     yield from of_what_is_left(world)
     yield from of_log(world)
@@ -122,6 +123,19 @@ def of_requests_in_hand(world: "World", record: Record) -> Iterator[Problem]:
     if record.seen > record.answers or begun < world.shut_down[0] - ARRIVES:
         at = record.closes[0][1]
         yield "shutdown", f"{record} is closed at {at:.3f} with a request of {begun:.3f} in hand"
+
+
+def of_the_accept_queue(world: "World", record: Record) -> Iterator[Problem]:
+    """A shutdown serves those who were connected before it began."""
+    scenario = world.scenario
+    if world.shut_down is None or scenario.tls or scenario.proxied or len(scenario.faults) > 2 or record.handled:
+        return
+    if scenario.options.get("when_full", "wait") != "wait" or "max_connections_per_ip" in scenario.options:
+        return
+    begun, ended = world.shut_down
+    in_time = ended - begun < scenario.options["drain_timeout"]
+    if in_time and record.end == "reset" and record.connected_at is not None and record.connected_at < begun:
+        yield "shutdown", f"{record}, connected at {record.connected_at:.3f}, is reset in the accept queue"
 
 
 def of_deadlines(world: "World", record: Record) -> Iterator[Problem]:

@@ -13,8 +13,11 @@ return; return with a read pending; return when its close callback was called.""
 NEEDS_COROUTINE = frozenset({WORK, QUIT, LEAVE_READING, WATCH})
 """Kinds for a handler that is a coroutine and reads lines. Any other takes them for `ECHO`."""
 
-BLOCKED = 0.7
+BLOCKED = 1.0
 """Seconds for which the loop is blocked."""
+
+BLOCKS = 30
+"""Most requests of a client to block the loop."""
 
 WORKED = 0.5
 """Seconds of work."""

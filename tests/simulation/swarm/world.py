@@ -16,7 +16,7 @@ from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation import SimulationStuck
 
 from . import clients, invariants
-from .protocol import BLOCKED
+from .protocol import BLOCKED, BLOCKS
 from .record import Record
 from .scenario import Scenario, draw
 from .servers import STYLES, Lines, Swarm
@@ -75,7 +75,7 @@ class World(logging.Handler):
 
     def patience(self, seconds: float) -> float:
         """See `Surroundings`."""
-        blocked = BLOCKED * 60 * self.scenario.characters.count("blocking")
+        blocked = BLOCKED * BLOCKS * self.scenario.characters.count("blocking")
         faults = self.scenario.faults
         struck = 30.0 if {"partition", "stop", "accept", "descriptors"} & set(faults) else 0.0
         return seconds + blocked + struck
