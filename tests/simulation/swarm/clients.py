@@ -34,8 +34,6 @@ async def thinking(peer: Peer) -> None:
     if not await peer.open():
         return
     options = peer.world.scenario.options
-    if "blocking" in peer.world.scenario.characters:  # half of the time of blocked loops counts
-        peer.may_end(CloseReason.IDLE_TIMEOUT, CloseReason.READ_TIMEOUT)
     pause = min(options.get(name, 30.0) for name in ("idle_timeout", "read_timeout")) * 0.4
     while peer.sim.time < peer.world.ends_at() and await peer.ask(padding=10):
         await peer.pause(pause / 2, pause)
@@ -82,7 +80,7 @@ async def leaving_reading(peer: Peer) -> None:
 async def uploading(peer: Peer) -> None:
     """Sends much behind its last request, which is answered nevertheless."""
     peer.record.innocent = peer.record.exact = True
-    if await peer.open() and await peer.send([peer.request(QUIT, 20_000), bytes(100_000)]):
+    if await peer.open(bandwidth=20_000) and await peer.send([peer.request(QUIT, 60_000), bytes(100_000)]):
         await must_end(peer, 60.0)
 
 
@@ -257,9 +255,9 @@ async def reconnecting(peer: Peer) -> None:
 async def failing(peer: Peer) -> None:
     """Makes the handler fail."""
     peer.may_end(CloseReason.HANDLER_ERROR)
-    if await peer.open() and await peer.ask() and await peer.send([peer.request(FAIL)]):
-        if not await peer.read_to_end(10.0):
-            peer.record.problem("ends", "is still connected although its handler has failed")
+    failed = await peer.open() and await peer.ask() and await peer.send([peer.request(FAIL)])
+    if failed and not await peer.read_to_end(10.0):
+        peer.record.problem("ends", "is still connected although its handler has failed")
 
 
 async def blocking(peer: Peer) -> None:

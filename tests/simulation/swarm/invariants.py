@@ -23,8 +23,13 @@ IN_ORDER = frozenset({CloseReason.LOCAL, CloseReason.EOF, CloseReason.SHUTDOWN})
 ALWAYS = IN_ORDER | {CloseReason.DRAIN_TIMEOUT}
 """Reasons that any connection may be closed for, at some time."""
 
+TIMEOUTS = frozenset({CloseReason.IDLE_TIMEOUT, CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE})
+
 ARRIVES = 1.0
 """Seconds after which what was sent has arrived, and an answer to it, if there are no faults."""
+
+FIRST_SEGMENT = 3.5
+"""Seconds until the first segment of a request with little bandwidth has arrived."""
 
 OVERHEAD_FREE = 32768
 """Bytes that a queue may hold besides the data, and besides one message that is larger."""
@@ -72,6 +77,8 @@ def of_reasons(world: "World", record: Record) -> Iterator[Problem]:
     reason, options = record.reason, world.scenario.options
     if reason is None or is_struck(world):
         return
+    if "blocking" in world.scenario.characters and reason in TIMEOUTS:
+        return  # of the time for which the loop is blocked again and again, half counts
     if reason in ALWAYS | record.expects and not (reason is CloseReason.DRAIN_TIMEOUT and is_done_soon(world, record)):
         return
     if reason is CloseReason.RESET and not record.end and "broadcasting" in world.scenario.characters:
@@ -99,6 +106,8 @@ def is_struck(world: "World") -> bool:
 
 def of_bytes(world: "World", record: Record) -> Iterator[Problem]:
     """A client that got EOF has all answers that were written before; an exact one, all answers."""
+    if record.exact and record.end == "reset" and record.reason is CloseReason.LOCAL and not is_struck(world):
+        yield "bytes", f"{record} got a reset after {record.answers} answers to {len(record.sent)} requests"
     if record.end != "eof" or record.reason not in IN_ORDER or is_struck(world):
         return
     cut = world.scenario.style == "gateway" and record.reason is CloseReason.SHUTDOWN  # it knows no requests
@@ -120,7 +129,8 @@ def of_requests_in_hand(world: "World", record: Record) -> Iterator[Problem]:
     if world.scenario.style in ("parts", "queue") and record.seen == record.answers:
         return  # the server does not know that the handler keeps a part of a request
     begun = record.sent[record.answers].begun
-    if record.seen > record.answers or begun < world.shut_down[0] - ARRIVES:
+    arrives = ARRIVES + (FIRST_SEGMENT if record.character == "sending_slowly" else 0)
+    if record.seen > record.answers or begun < world.shut_down[0] - arrives:
         at = record.closes[0][1]
         yield "shutdown", f"{record} is closed at {at:.3f} with a request of {begun:.3f} in hand"
 
@@ -134,7 +144,7 @@ def of_the_accept_queue(world: "World", record: Record) -> Iterator[Problem]:
         return
     begun, ended = world.shut_down
     in_time = ended - begun < scenario.options["drain_timeout"]
-    if in_time and record.end == "reset" and record.connected_at is not None and record.connected_at < begun:
+    if in_time and record.end == "reset" and record.connected_at is not None and record.connected_at < begun - ARRIVES:
         yield "shutdown", f"{record}, connected at {record.connected_at:.3f}, is reset in the accept queue"
 
 

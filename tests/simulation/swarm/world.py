@@ -157,6 +157,11 @@ class World(logging.Handler):
 
 def problems_of(seed: int) -> list[tuple[str, str]]:
     """Run a seed: the invariants that did not hold, each with a text."""
+    return play(seed)[0]
+
+
+def play(seed: int) -> tuple[list[tuple[str, str]], str]:
+    """Run a seed: the invariants that did not hold, each with a text; and a hash of all that happened."""
     scenario = draw(seed)
     world = World(scenario)
     sim = Simulation(seed, Faults(**scenario.faults))
@@ -183,4 +188,4 @@ def problems_of(seed: int) -> list[tuple[str, str]]:
     world.problems += [("warnings", str(each.message)) for each in warned]
     world.problems += [("errors", str(each.get("message"))) for each in sim.errors]
     world.problems += invariants.of_descriptors(sim)
-    return world.problems
+    return world.problems, sim.trace.digest()
