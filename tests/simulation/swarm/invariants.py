@@ -106,7 +106,9 @@ def is_struck(world: "World") -> bool:
 
 def of_bytes(world: "World", record: Record) -> Iterator[Problem]:
     """A client that got EOF has all answers that were written before; an exact one, all answers."""
-    if record.exact and record.end == "reset" and record.reason is CloseReason.LOCAL and not is_struck(world):
+    before = record.ended_at is not None and (world.shut_down is None or record.ended_at < world.shut_down[0])
+    reset = record.end == "reset" and record.reason is CloseReason.LOCAL and before
+    if record.exact and reset and not is_struck(world):
         yield "bytes", f"{record} got a reset after {record.answers} answers to {len(record.sent)} requests"
     if record.end != "eof" or record.reason not in IN_ORDER or is_struck(world):
         return
@@ -140,7 +142,7 @@ def of_the_accept_queue(world: "World", record: Record) -> Iterator[Problem]:
     scenario = world.scenario
     if world.shut_down is None or scenario.tls or scenario.proxied or len(scenario.faults) > 2 or record.handled:
         return
-    if scenario.options.get("when_full", "wait") != "wait" or "max_connections_per_ip" in scenario.options:
+    if world.server.options.when_full != "wait" or "max_connections_per_ip" in scenario.options:
         return
     begun, ended = world.shut_down
     in_time = ended - begun < scenario.options["drain_timeout"]
