@@ -80,7 +80,7 @@ async def leaving_reading(peer: Peer) -> None:
 async def uploading(peer: Peer) -> None:
     """Sends much behind its last request, which is answered nevertheless."""
     peer.record.innocent = peer.record.exact = True
-    if await peer.open(bandwidth=20_000) and await peer.send([peer.request(QUIT, 60_000), bytes(100_000)]):
+    if await peer.open() and await peer.send([peer.request(QUIT, 100_000), bytes(400_000)]):
         await must_end(peer, 60.0)
 
 
