@@ -18,7 +18,7 @@ EVERYTHING = --all --engines=all
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all release-check conformance bench faults-peers style types coverage docs clean
+.PHONY: help run install test test-all release-check conformance simulate bench faults-peers style types coverage docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 20
@@ -43,6 +43,9 @@ release-check: ## all checks of .ci/run, with test-all on every Python that is f
 
 conformance: $(VENV)/.has-tests ## Tornado's own tests of streams and servers, run on ours
 	$(BIN)/python -m tests.conformance
+
+simulate: $(VENV)/.has-tests ## servers, clients and faults drawn at random, in a simulation, for 10 minutes on two cores
+	$(BIN)/python -m tests.simulation.swarm --seconds 600 --jobs 2 --first $$(date +%s)000
 
 bench: $(VENV)/.has-tests ## measure against Tornado and asyncio, and write the table in docs
 	$(BIN)/python -m benchmarks --write-docs

@@ -1,0 +1,318 @@
+"""A function for each character of client. Each says what it may be closed for: an innocent client for nothing."""
+
+from collections.abc import Awaitable, Callable
+
+from iostreamsrv import CloseReason
+
+from .peer import UNLIMITED, Peer, Surroundings
+from .protocol import BLOCK, BLOCKS, BROADCAST, ECHO, FAIL, LEAVE_READING, QUIT, WATCH, WORK
+
+ROUNDS = 6
+
+FULL = CloseReason.BUFFER_FULL
+SLOW = (CloseReason.WRITE_TIMEOUT, CloseReason.IDLE_TIMEOUT)
+
+
+# ---- innocent ones
+
+
+async def honest(peer: Peer) -> None:
+    """Asks and reads, one request after the other, and sometimes one that takes a while."""
+    peer.record.innocent = peer.record.sequential = True
+    if not await peer.open():
+        return
+    for _ in range(ROUNDS):
+        if not await peer.ask(peer.chance.choice([ECHO, ECHO, WORK])):
+            return
+        await peer.pause(0, 0.5)
+    peer.close()
+
+
+async def thinking(peer: Peer) -> None:
+    """Stays until the server ends, and says something as often as it must."""
+    peer.record.innocent = peer.record.sequential = peer.record.exact = True
+    if not await peer.open():
+        return
+    options = peer.world.scenario.options
+    pause = min(options.get(name, 30.0) for name in ("idle_timeout", "read_timeout")) * 0.4
+    while peer.sim.time < peer.world.ends_at() and await peer.ask(padding=10):
+        await peer.pause(pause / 2, pause)
+
+
+async def half_closing(peer: Peer) -> None:
+    """Asks several things, sends EOF, and reads all answers."""
+    peer.record.innocent = peer.record.exact = True
+    if not await peer.open():
+        return
+    size, padding = peer.chance.choice([(10, 10), (3000, 3000)])
+    if await peer.send([peer.request(WORK, size, padding) for _ in range(peer.chance.randint(1, 4))]):
+        await peer.half_close()
+        await peer.read_to_end()
+
+
+async def pipelining(peer: Peer) -> None:
+    """Asks many things at once, and reads."""
+    peer.record.innocent = True
+    if not await peer.open():
+        return
+    for _ in range(3):
+        if not await peer.send([peer.request(size=500) for _ in range(peer.chance.randint(2, 30))]):
+            return
+        if not await peer.answered():
+            return
+    peer.close()
+
+
+async def quitting(peer: Peer) -> None:
+    """Asks for the end: gets the answer, then EOF."""
+    peer.record.innocent = peer.record.sequential = peer.record.exact = True
+    if await peer.open() and await peer.ask() and await peer.ask(QUIT):
+        await must_end(peer, 5.0)
+
+
+async def leaving_reading(peer: Peer) -> None:
+    """The handler returns while a read is pending: the connection ends after that read."""
+    peer.record.innocent = peer.record.sequential = peer.record.exact = True
+    if await peer.open() and await peer.ask(LEAVE_READING) and await peer.send([b"!"]):
+        await must_end(peer, 5.0)
+
+
+async def uploading(peer: Peer) -> None:
+    """Sends much behind its last request, which is answered nevertheless."""
+    peer.record.innocent = peer.record.exact = True
+    if await peer.open() and await peer.send([peer.request(QUIT, 100_000), bytes(400_000)]):
+        await must_end(peer, 60.0)
+
+
+async def downloading(peer: Peer) -> None:
+    """Takes its answer slowly, and takes all of it, although the handler has returned."""
+    peer.record.innocent = peer.record.exact = True
+    if await peer.open(bandwidth=2000) and await peer.send([peer.request(QUIT, 100_000, 0)]):
+        await must_end(peer, 120.0)
+
+
+async def watching(peer: Peer) -> None:
+    """Sends what is not read, then EOF: the handler is told by its close callback."""
+    peer.record.innocent = True
+    peer.may_end(CloseReason.IDLE_TIMEOUT)  # if it comes before the end is noticed
+    if await peer.open() and await peer.ask(WATCH) and await peer.send([b"not read"]):
+        await peer.half_close()
+        await must_end(peer, 8.0)
+
+
+async def must_end(peer: Peer, within: float) -> None:
+    """The server must end the connection."""
+    if not await peer.read_to_end(within) and peer.record.answers:
+        peer.record.problem("ends", f"is still connected after {within:g} s")
+
+
+async def writing_only(peer: Peer) -> None:
+    """Never reads: requests whose answers are small. It closes in an orderly way."""
+    peer.record.innocent = True
+    if not await peer.open():
+        return
+    peer.may_end(CloseReason.RESET)  # it closes with unread answers
+    if await peer.send([peer.request(size=0) for _ in range(3)]):
+        await peer.pause(0.5, 1)
+        peer.close()
+
+
+async def broadcasting(peer: Peer) -> None:
+    """Asks for broadcasts, and stays for those of others."""
+    peer.record.innocent = True
+    if not await peer.open():
+        return
+    for _ in range(ROUNDS):
+        if not await peer.ask(BROADCAST, padding=10):
+            return
+        await peer.pause(0, 0.3)
+    peer.close()
+
+
+async def never_pausing(peer: Peer) -> None:
+    """Has always requests on their way, until the server ends."""
+    peer.record.innocent = True
+    if not await peer.open():
+        return
+    ahead = peer.chance.choice([1, 3])
+    until = peer.world.ends_at()
+    if not await peer.send([peer.request(WORK, 10, 10) for _ in range(ahead)]):
+        return
+    while peer.sim.time < until and len(peer.record.sent) < 600:
+        if not await peer.send([peer.request(WORK, 10, 10)]) or not await peer.answered(left=ahead):
+            return
+        if not peer.world.scenario.coroutines:
+            await peer.pause(0.1, 0.3)
+    if await peer.answered():
+        peer.close()
+
+
+async def reading_late(peer: Peer) -> None:
+    """Asks for much, one thing after the other, before it reads."""
+    peer.record.innocent = True
+    peer.may_end(CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE)  # it asks nothing while it reads
+    if peer.world.scenario.style == "queue":
+        peer.may_end(FULL)
+    if not await peer.open():
+        return
+    for _ in range(12):
+        if not await peer.send([peer.request(size=30_000, padding=10)]):
+            return
+        await peer.sim.sleep(0.1)
+    if await peer.answered(30.0):
+        peer.close()
+
+
+# ---- culprits
+
+
+async def dripping(peer: Peer) -> None:
+    """Sends byte by byte; it is done in time, or it takes too long."""
+    slow = peer.chance.random() < 0.5
+    peer.record.sequential = True
+    if slow:
+        peer.may_end(CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE, CloseReason.IDLE_TIMEOUT)
+    else:
+        peer.record.innocent = True
+        peer.may_end(CloseReason.MIN_RATE)
+    if not await peer.open():
+        return
+    for _ in range(2):
+        pause = 0.5 if slow else 0.02
+        if not await peer.drip(peer.request(size=10, padding=30), pause) or not await peer.answered():
+            return
+    peer.close()
+
+
+async def sending_slowly(peer: Peer) -> None:
+    """Has little bandwidth for long requests: under TLS, a record takes seconds to arrive."""
+    peer.record.sequential = True
+    peer.may_end(CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE, CloseReason.IDLE_TIMEOUT)
+    if not await peer.open(bandwidth=500):
+        return
+    for _ in range(20):
+        if not await peer.send([peer.request(size=10, padding=6000)]) or not await peer.answered(60.0):
+            return
+    peer.close()
+
+
+async def silent(peer: Peer) -> None:
+    """Says nothing more after a request."""
+    peer.may_end(CloseReason.IDLE_TIMEOUT, CloseReason.READ_TIMEOUT)
+    if await peer.open() and await peer.ask():
+        await peer.read_to_end()
+
+
+async def silent_before_its_handler(peer: Peer) -> None:
+    """Sends no PROXY header, or does not begin its handshake."""
+    peer.may_end(CloseReason.IDLE_TIMEOUT, CloseReason.READ_TIMEOUT)
+    if await peer.open(header=peer.chance.random() < 0.5, handshake=False):
+        await peer.read_to_end()
+
+
+async def resetting(peer: Peer) -> None:
+    """Sends a reset at some moment."""
+    peer.may_end(CloseReason.RESET)
+    if not await peer.open():
+        return
+    if await peer.ask() and await peer.send([peer.request(WORK, 5000)]):
+        await peer.pause(0, 1)
+        peer.abort()
+
+
+async def not_reading(peer: Peer) -> None:
+    """Asks for much and reads nothing."""
+    peer.may_end(*SLOW, FULL, CloseReason.RESET, CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE)
+    if not await peer.open(handshake=True):
+        return
+    for _ in range(15):
+        if not await peer.send([peer.request(size=50_000, padding=10)]):
+            return
+    await peer.pause(10, 60)
+    peer.abort()
+
+
+async def flooding(peer: Peer) -> None:
+    """Connects again and again, and makes the handler fail."""
+    for number in range(30):
+        each = peer if not number else Peer(peer.world, "flooding")
+        each.may_end(CloseReason.HANDLER_ERROR)
+        if await each.open() and await each.ask(FAIL):
+            each.close()
+
+
+async def reconnecting(peer: Peer) -> None:
+    """Comes and goes, sometimes before it is served."""
+    for number in range(5):
+        each = peer if not number else Peer(peer.world, "reconnecting")
+        each.may_end(CloseReason.RESET)
+        if await each.open(handshake=each.chance.random() < 0.7):
+            if each.chance.random() < 0.5 and each.stream is not None and each.record.end == "":
+                await each.pause(0, 0.3)
+            (each.close if each.chance.random() < 0.5 else each.abort)()
+
+
+async def failing(peer: Peer) -> None:
+    """Makes the handler fail."""
+    peer.may_end(CloseReason.HANDLER_ERROR)
+    failed = await peer.open() and await peer.ask() and await peer.send([peer.request(FAIL)])
+    if failed and not await peer.read_to_end(10.0):
+        peer.record.problem("ends", "is still connected although its handler has failed")
+
+
+async def blocking(peer: Peer) -> None:
+    """Makes the handler block the loop, again and again."""
+    peer.may_end(CloseReason.IDLE_TIMEOUT, CloseReason.READ_TIMEOUT)
+    if not await peer.open():
+        return
+    for _ in range(peer.chance.choice([2, BLOCKS])):
+        if not await peer.ask(BLOCK, size=0):
+            return
+    peer.close()
+
+
+async def garbling(peer: Peer) -> None:
+    """Sends no request, no TLS, no PROXY header."""
+    peer.may_end(*UNLIMITED)
+    early = peer.chance.random() < 0.5
+    if await peer.open(header=not early, handshake=not early) and await peer.send([b"GET / HTTP/1.1\r\n\r\n"]):
+        await peer.read_to_end()
+
+
+CHARACTERS: dict[str, Callable[[Peer], Awaitable[None]]] = {
+    each.__name__: each
+    for each in (
+        honest,
+        thinking,
+        pipelining,
+        half_closing,
+        dripping,
+        sending_slowly,
+        silent,
+        silent_before_its_handler,
+        resetting,
+        not_reading,
+        reading_late,
+        flooding,
+        reconnecting,
+        never_pausing,
+        broadcasting,
+        failing,
+        blocking,
+        quitting,
+        uploading,
+        downloading,
+        leaving_reading,
+        watching,
+        writing_only,
+        garbling,
+    )
+}
+"""All characters, by name."""
+
+
+async def act(world: Surroundings, character: str) -> None:
+    """Be a client of this character, from some moment on."""
+    peer = Peer(world, character)
+    await peer.pause(0, min(3.0, world.scenario.shutdown_at * 0.8))
+    await CHARACTERS[character](peer)

@@ -1,0 +1,210 @@
+"""A connection of a client of the swarm: it sends requests, and checks what it receives."""
+
+import asyncio
+import contextlib
+import math
+import random
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from iostreamsrv import CloseReason, IOStream, StreamTimeoutError, TCPServer
+from iostreamsrv.testing import Simulation
+from tests.support.certificates import TRUSTING_ALL
+from tests.support.servers import header
+
+from .protocol import ECHO, Request
+from .record import Record, Sent
+from .scenario import Scenario
+
+UNLIMITED = frozenset(CloseReason)
+"""For a client that may be closed for any reason."""
+
+
+class Surroundings(Protocol):
+    """What a client needs of its world."""
+
+    sim: Simulation
+    scenario: Scenario
+    server: TCPServer
+
+    def new_record(self, character: str) -> Record:
+        """For a new connection."""
+
+    def connected(self, record: Record, address: Any) -> None:
+        """The server knows a connection by this address."""
+
+    def patience(self, seconds: float) -> float:
+        """Seconds within which something must happen that takes so many without faults and blocked loops."""
+
+    def ends_at(self) -> float:
+        """When the shutdown is over at the latest."""
+
+
+class Peer:
+    """See the module.
+
+    :param character: of the client.
+    :ivar stream: the connection, once there is one.
+    """
+
+    stream: IOStream
+
+    def __init__(self, world: Surroundings, character: str) -> None:
+        self.world = world
+        self.sim = world.sim
+        self.record = world.new_record(character)
+        self.chance = random.Random(f"{world.scenario.seed}:{self.record.number}")
+
+    def may_end(self, *reasons: CloseReason) -> None:
+        """The server may close this connection with these reasons."""
+        self.record.expects |= frozenset(reasons)
+
+    # ---- the connection
+
+    async def open(self, *, header: bool = True, handshake: bool = True, **options: Any) -> bool:
+        """Connect; whether there is a connection.
+
+        :param header: whether to send a PROXY header where one is expected.
+        :param handshake: whether to begin TLS where it is expected.
+        """
+        scenario, record = self.world.scenario, self.record
+        try:
+            self.stream = await self.sim.connect(self.world.server, **options)
+            record.connected_at = record.active_at = self.sim.time
+            self.world.connected(record, self.stream.local_address)
+            if scenario.proxied and header:
+                await self._send_header()
+            if scenario.tls and header and handshake:
+                self.stream = await self.stream.start_tls(False, TRUSTING_ALL)
+                record.active_at = self.sim.time
+        except OSError:
+            self._ended()
+            return False
+        return True
+
+    async def _send_header(self) -> None:
+        host = f"198.51.100.{self.record.number % 250 + 1}"
+        self.world.connected(self.record, (host, 1000))
+        await self._write(header(host))
+
+    async def _write(self, data: bytes) -> None:
+        await self.stream.write(data)
+        self.record.active_at = self.record.wrote_at = self.sim.time
+
+    def _ended(self) -> None:
+        record = self.record
+        if record.ended_at is None:
+            record.ended_at = self.sim.time
+            stream = getattr(self, "stream", None)
+            record.end = str(stream.close_reason or "") if stream is not None else "refused"
+
+    def close(self) -> None:
+        """Close it; what the server does with it from here on is not looked at."""
+        if self.record.ended_at is None:
+            self.record.ended_at = self.sim.time
+        self.stream.close()
+
+    def abort(self) -> None:
+        """Close it with a reset."""
+        if self.record.ended_at is None:
+            self.record.ended_at = self.sim.time
+        self.stream.abort()
+
+    # ---- requests and answers
+
+    def request(self, kind: bytes = ECHO, size: int | None = None, padding: int | None = None) -> bytes:
+        """The line of a new request, which is about to be sent."""
+        record, chance = self.record, self.chance
+        if size is None:
+            size = chance.choice([0, 10, 100, 3000])
+        if padding is None:
+            padding = chance.choice([0, 10, 1000])
+        if not self.world.scenario.knows(kind):
+            kind = ECHO
+        request = Request(kind, record.number, len(record.sent), size)
+        record.sent.append(Sent(request, self.sim.time, math.inf))
+        return request.line(padding)
+
+    async def send(self, lines: Iterable[bytes]) -> bool:
+        """Send lines of new requests; whether the connection holds."""
+        record = self.record
+        try:
+            await self._write(b"".join(lines))
+        except OSError:
+            await self.read_to_end()
+            return False
+        for sent in reversed(record.sent):
+            if sent.ended < math.inf:
+                break
+            sent.ended = self.sim.time
+        return True
+
+    async def ask(self, kind: bytes = ECHO, size: int | None = None, padding: int | None = None) -> bool:
+        """Send a request and wait for its answer; whether the connection holds."""
+        return await self.send([self.request(kind, size, padding)]) and await self.answered()
+
+    async def answered(self, within: float = 10.0, left: int = 0) -> bool:
+        """Wait until all requests but ``left`` are answered; whether they are."""
+        record = self.record
+        begun = self.sim.time
+        while record.answers < len(record.sent) - left:
+            if not await self._receive(begun + self.world.patience(within)):
+                if record.ended_at is None and record.innocent and self._is_served():
+                    number = record.answers
+                    record.problem("answers", f"no answer {number} within {self.sim.time - begun:.1f} s")
+                self.may_end(CloseReason.RESET)
+                self.close()
+                return False
+        return True
+
+    def _is_served(self) -> bool:
+        """Whether it does not wait for a place."""
+        options = self.world.scenario.options
+        return bool(self.record.answers) or "max_connections" not in options
+
+    async def _receive(self, until: float) -> bool:
+        """Receive something; whether the connection holds, and it is not too late."""
+        left = until - self.sim.time
+        if left <= 0:
+            return False
+        try:
+            data = await self.stream.read_bytes(65536, partial=True, timeout=left)
+        except StreamTimeoutError:
+            return False
+        except OSError:  # also one that a fault causes
+            self._ended()
+            return False
+        self.record.received(data, self.sim.time)
+        return True
+
+    async def read_to_end(self, within: float | None = None) -> bool:
+        """Receive until the connection ends; whether it did.
+
+        :param within: seconds; None for as long as the server may run.
+        """
+        until = self.world.ends_at() if within is None else self.sim.time + self.world.patience(within)
+        while await self._receive(until):
+            pass
+        return self.record.ended_at is not None
+
+    async def drip(self, data: bytes, pause: float) -> bool:
+        """Send a request byte by byte; whether the connection holds."""
+        for index in range(len(data)):
+            try:
+                await self._write(data[index : index + 1])
+            except OSError:
+                await self.read_to_end()
+                return False
+            await self.sim.sleep(pause)
+        self.record.sent[-1].ended = self.sim.time
+        return True
+
+    async def half_close(self) -> None:
+        """Send EOF."""
+        with contextlib.suppress(OSError):
+            await self.stream.send_eof()
+        self.record.active_at = self.sim.time
+
+    async def pause(self, least: float, most: float) -> None:
+        """Do nothing for a while."""
+        await asyncio.sleep(self.chance.uniform(least, most))
