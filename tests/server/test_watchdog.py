@@ -384,7 +384,7 @@ async def test_a_call_that_lets_no_other_thread_run_is_named_as_well(serving: Se
     await expect_adds_to_be_named(serving)
 
 
-BUSY_FOR = 20
+BUSY_FOR = 40
 """Seconds after which a busy process ends by itself."""
 
 
