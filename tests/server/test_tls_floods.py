@@ -362,7 +362,13 @@ class Counting(TCPServer):
             await stream.write(b"%d\n" % length)
 
 
-@pytest.mark.parametrize(("server", "bound"), [("tests.server.test_tls_floods:Counting", 24_000), (None, 40_000)])
+@pytest.mark.parametrize(
+    ("server", "bound"),
+    [
+        ("tests.server.test_tls_floods:Counting", 24_000),
+        pytest.param(None, 40_000, marks=pytest.mark.second_tier),
+    ],
+)
 def test_an_idle_connection_keeps_little_of_a_long_line_and_of_its_echo(
     files: dict[str, str], server: str | None, bound: int
 ) -> None:
