@@ -8,10 +8,10 @@ PORT := 8888
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Tests wait more than they compute, so one process more than there are cores. Those that measure time or memory are
-# marked "alone" and follow by themselves.
+# Tests wait more than they compute, so there are more processes than cores. Those that measure time or memory are marked
+# "alone" and follow by themselves.
 PYTEST = $(BIN)/python -m pytest --quiet
-PARALLEL = -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist worksteal -m "not alone"
+PARALLEL = -n $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN) + 1) --dist worksteal -m "not alone"
 EVERYTHING = --all --engines=all
 
 # Some shells set it. Without bytecode each process that runs tests compiles all of them again: 12 s, many times over.
@@ -30,7 +30,7 @@ run: $(VENV)/.has-package ## start the echo server on 127.0.0.1:8888 (or HOST=..
 install: $(VENV)/.has-tests $(VENV)/.has-tools $(VENV)/.has-docs ## install all that the other targets need into .venv
 	$(PYTEST) --collect-only $(EVERYTHING) tests >/dev/null
 
-test: $(VENV)/.has-tests ## the first tier of tests, in about two and a half minutes
+test: $(VENV)/.has-tests ## the first tier of tests, in about two minutes
 	$(PYTEST) $(PARALLEL) tests
 	$(PYTEST) -m alone tests
 

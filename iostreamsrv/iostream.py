@@ -20,9 +20,8 @@ from .errors import OptionError, StreamBufferFullError, StreamClosedError, Unsat
 from .options import HANDSHAKE_TIMEOUT, check_timeout
 from .runtime.exports import names_of
 from .sansio.reads import MORE
-from .streams.core import overridable
 from .streams.handshake import TLSStream
-from .streams.lifecycle import BaseIOStream
+from .streams.lifecycle import BaseIOStream, TransportStream
 from .streams.sockets import SocketStream
 from .streams.state import CLOSED
 from .streams.transports.base import Transport
@@ -209,7 +208,7 @@ def _plain(wrapped: ssl.SSLSocket) -> socket.socket:
     return socket.socket(family, kind, fileno=wrapped.detach())
 
 
-class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):  # type: ignore[misc]
+class PipeIOStream(TransportStream, tornado.iostream.PipeIOStream):  # type: ignore[misc]
     """A stream on one end of a pipe, to read from or to write to. Not on Windows. ::
 
         reader, writer = os.pipe()
@@ -237,7 +236,7 @@ class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):  # type: ignore
         if sys.platform == "win32":
             raise OSError(errno.EOPNOTSUPP, "pipes cannot be polled on Windows")
         self.fd = fd
-        BaseIOStream.__init__(self, max_buffer_size, read_chunk_size, max_write_buffer_size, cork=cork)
+        TransportStream.__init__(self, max_buffer_size, read_chunk_size, max_write_buffer_size, cork=cork)
 
     def _new_transport(self) -> Transport:
         return PipeTransport(self.fd)
@@ -247,14 +246,3 @@ class PipeIOStream(BaseIOStream, tornado.iostream.PipeIOStream):  # type: ignore
 
     def close_fd(self) -> None:
         self._transport.close()
-
-    @overridable
-    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
-        try:
-            return self._transport.recv_into(buf)
-        except BlockingIOError:
-            return None
-
-    @overridable
-    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int:
-        return self._transport.send(data)

@@ -10,6 +10,7 @@ import select
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -54,6 +55,13 @@ def debug_this_process_only() -> None:
     for name in "PYTHONDEVMODE", "PYTHONASYNCIODEBUG":
         os.environ.pop(name, None)
     logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).startswith("Executing "))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m alone``, import only files that have such tests: to collect all of them takes several seconds."""
+    if config.option.markexpr == "alone" and collection_path.suffix == ".py":
+        return "mark.alone" not in collection_path.read_text() or None
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

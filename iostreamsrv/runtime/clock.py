@@ -30,8 +30,8 @@ REAL_LOOPS = ("uvloop", "winloop")
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Clock:
     """The function that returns the time of ``loop``, in the seconds of its timers."""
-    # Not by the loop's __dict__: CPython keeps attributes in an array until somebody asks for the dict, and finds them
-    # more slowly from then on. A turn of asyncio's loop would cost a tenth more.
+    # Not by the loop's __dict__: CPython keeps attributes in an array until the dict is asked for, and finds them more
+    # slowly from then on. A turn of asyncio's loop would cost a tenth more.
     time = loop.time
     if getattr(time, "__self__", None) is not loop:  # assigned to this loop
         return time

@@ -1,4 +1,4 @@
-"""Futures that somebody else may have cancelled."""
+"""Futures that other code may have cancelled."""
 
 from asyncio import Future
 from typing import Any

@@ -111,7 +111,7 @@ class ServerBase:
         self._listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
 
     def _accepted(self, setup: ConnectionSetup, context: Context, connection: socket.socket, address: Any) -> None:
-        if not self._has_handler:
+        if not self._has_handler:  # once it has one, clients need not wait for this look
             self._has_handler = self._overrides("handle_stream")
         if self._has_handler:
             self._clients.accepted(setup, context, connection, address)

@@ -81,6 +81,7 @@ class ConnectionOwner(Protocol):
     options: ServerOptions
     events: Events
     deadlines: Deadlines
+    open: dict[int, IOStream]
     cancel_reason: CloseReason
     handling: "dict[asyncio.Future[Any], Connection]"
     on_handler_done: "Callable[[asyncio.Future[Any]], None]"
@@ -126,7 +127,8 @@ class Connection:
     @property
     def stream(self) -> IOStream:
         """The stream to this client."""
-        return self.owner.current(self._stream)
+        # Almost always it is in ``open``. (Two Python calls less, twice for each client.)
+        return self.owner.open.get(self._stream.id) or self.owner.current(self._stream)
 
     def start(self, address: Any) -> None:
         """Serve the client: at once if there is nothing to wait for, otherwise in a task.

@@ -176,8 +176,8 @@ class CloseSide(ReadSide):
         if self._hub.loop.is_closed():
             self._forget_all()  # no callback can run, and nothing more can be sent
         self._finish_read_at_eof(error)
-        if self._write_buffer is not None or self._layered:
-            self._drop_uncommitted()
+        if self._write_buffer is not None:
+            self._drop_uncommitted(self._write_buffer)
         if self._unsent_futures is not None or self._connect_future is not None:
             self._fail_writes()
         if self._write_buffer is not None or not self._finish_close():

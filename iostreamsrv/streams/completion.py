@@ -4,19 +4,9 @@ from asyncio import Future
 from contextvars import Context
 from typing import Any
 
-from ..errors import (
-    StreamBufferFullError,
-    StreamClosedError,
-    UnsatisfiableReadError,
-)
+from ..errors import StreamBufferFullError, StreamClosedError, UnsatisfiableReadError
 from ..options import check_timeout
-from ..sansio.reads import (
-    MORE,
-    Discard,
-    Read,
-    ReadFailed,
-    ReadMatch,
-)
+from ..sansio.reads import MORE, Discard, Read, ReadFailed, ReadMatch
 from .core import INLINE_BUDGET
 from .pending import PendingSide, RestoringFuture
 from .readiness import BROKEN, HANGUP, READABLE, WRITABLE

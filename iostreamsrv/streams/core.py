@@ -90,15 +90,6 @@ def overridable(method: F) -> F:
     return cast(F, _Overridable(method))
 
 
-def _overridden(stream: Any) -> tuple[bool, bool]:
-    """Whether the user has overridden ``read_from_fd`` of a stream, and whether ``write_to_fd``."""
-    kind, assigned = type(stream), stream._assigned or ()
-    return (
-        kind.read_from_fd not in _ours or "read_from_fd" in assigned,
-        kind.write_to_fd not in _ours or "write_to_fd" in assigned,
-    )
-
-
 class StreamCore:
     """The fields and the transport of a stream, without reads and writes.
 
@@ -262,7 +253,9 @@ class StreamCore:
 
     def _choose_carrier(self) -> None:
         """Choose what receives and sends: the methods that the user has overridden, or else the transport."""
-        receives, sends = _overridden(self)
+        kind, assigned = type(self), self._assigned or ()
+        receives = kind.read_from_fd not in _ours or "read_from_fd" in assigned
+        sends = kind.write_to_fd not in _ours or "write_to_fd" in assigned
         if receives:
             self._recv_until_eagain |= URGENT  # the user's method may give less than there is
         self._io: Carrier = CustomTransport(self) if receives or sends else self._transport.carrier()

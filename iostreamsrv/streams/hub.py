@@ -189,8 +189,8 @@ class Hub:
         self.inherited = True
         while self.corked:
             self.corked.pop().forget_output()
-        if self.io_loop.__dict__.get(_HUB) is self:
-            del self.io_loop.__dict__[_HUB]
+        if getattr(self.io_loop, _HUB, None) is self:
+            delattr(self.io_loop, _HUB)
 
 
 class EpollHub(Hub):
@@ -437,21 +437,21 @@ driver: Callable[[IOLoop], Hub] = EpollHub if hasattr(select, "epoll") else Loop
 """The class of hub that :func:`hub_of` makes. Tests set it to run on either one."""
 
 _HUB = "_iostreamsrv_hub"
-"""The attribute of an `IOLoop` that holds its hub."""
+"""The attribute of an `IOLoop` that holds its hub. (Its ``__dict__`` is left alone: see `clock_of`.)"""
 
 _CHECKED: dict[Any, type[Hub]] = {EpollHub: CheckedEpollHub, LoopHub: CheckedLoopHub}
 
 
 def hub_of(io_loop: IOLoop) -> Hub:
     """The hub of ``io_loop``; made at the first call."""
-    hub: Hub | None = io_loop.__dict__.get(_HUB)
+    hub: Hub | None = getattr(io_loop, _HUB, None)
     if hub is None:
         make = driver
         if io_loop.asyncio_loop.get_debug():  # type: ignore[attr-defined]
             wakeup.debugging = True
             make = _CHECKED.get(driver, driver)
         hub = make(io_loop)
-        io_loop.__dict__[_HUB] = hub
+        setattr(io_loop, _HUB, hub)
         _hubs.add(hub)
     return hub
 

@@ -16,6 +16,7 @@ from tornado.ioloop import IOLoop
 from ..errors import CloseReason, KickedError, of_stream
 from ..options import LINGER, READ_CHUNK_SIZE, check_flag, check_optional_timeout, check_size
 from .closing import CloseSide
+from .core import overridable
 from .served import StreamOwner
 from .state import CLOSED, FINISHING
 
@@ -210,3 +211,20 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
         """
         self._hub.check()
         await (asyncio.Event().wait() if self._owner is None else self._owner.wait_draining())
+
+
+class TransportStream(BaseIOStream):
+    """A stream whose bytes its transport moves, unless a user overrides these methods."""
+
+    __slots__ = ()
+
+    @overridable
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        try:
+            return self._transport.recv_into(buf)
+        except BlockingIOError:
+            return None
+
+    @overridable
+    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int:
+        return self._transport.send(data)

@@ -14,6 +14,9 @@ from .readiness import Dispatched
 from .transports.base import Transport
 from .transports.memory import MemorySocket, MemoryTransport, ignore_events
 
+_HUB = "_iostreamsrv_memory_hub"
+"""The attribute of an `IOLoop` that holds the hub of its memory streams."""
+
 
 class MemoryHub(Hub):
     """The hub of a loop's memory streams. Like epoll, it reports changes, and each stream once in a batch."""
@@ -58,9 +61,10 @@ class MemoryStream(IOStream):
 
     @staticmethod
     def _hub_of(io_loop: IOLoop) -> Hub:
-        hub: Hub | None = io_loop.__dict__.get("_iostreamsrv_memory_hub")
+        hub: Hub | None = getattr(io_loop, _HUB, None)
         if hub is None:
-            hub = io_loop.__dict__["_iostreamsrv_memory_hub"] = MemoryHub(io_loop)
+            hub = MemoryHub(io_loop)
+            setattr(io_loop, _HUB, hub)
         return hub
 
     def _new_transport(self) -> Transport:

@@ -16,14 +16,7 @@ from ..errors import (
     reason_for,
     without_frames,
 )
-from ..sansio.reads import (
-    MORE,
-    More,
-    Read,
-    ReadFailed,
-    ReadInto,
-    ReadMatch,
-)
+from ..sansio.reads import MORE, More, Read, ReadFailed, ReadInto, ReadMatch
 from .core import fail
 from .readiness import BROKEN, ENDED
 from .receiving import ReceiveSide

@@ -1,25 +1,14 @@
 """How a stream receives: into its buffer, or directly for the pending read."""
 
-import errno
-import os
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import (
-    CloseReason,
-    StreamBufferFullError,
-    of_stream,
-    reason_for,
-    without_frames,
-)
-from ..sansio.reads import (
-    MORE,
-    More,
-    Read,
-)
+from ..errors import CloseReason, StreamBufferFullError, of_stream, reason_for, without_frames
+from ..sansio.reads import MORE, More, Read
 from .readiness import ENDED
 from .sending import OWN_OUTPUT
 from .served import Activity
+from .transports.base import would_block
 from .writing import WriteSide
 
 RECEIVES_PER_TURN = 4
@@ -130,7 +119,7 @@ class ReceiveSide(WriteSide):
         transport = self._transport
         if self._write_buffer is not None and transport.own_output() > OWN_OUTPUT:
             self._held_back = True
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise would_block()
         try:
             return self._io.recv(size)
         except BlockingIOError:

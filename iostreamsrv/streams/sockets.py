@@ -11,8 +11,7 @@ from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason, ConcurrentConnectError, of_stream, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
-from .core import overridable
-from .lifecycle import BaseIOStream
+from .lifecycle import TransportStream
 from .readiness import READABLE, WRITABLE
 from .served import StreamOwner, StreamSettings
 from .state import CLOSED
@@ -20,7 +19,7 @@ from .transports.base import Transport
 from .transports.socket import SocketTransport
 
 
-class SocketStream(BaseIOStream):
+class SocketStream(TransportStream):
     """`IOStream` without ``start_tls``."""
 
     __slots__ = ("_remote_address", "proxy", "socket")
@@ -41,7 +40,7 @@ class SocketStream(BaseIOStream):
         socket.setblocking(False)
         self._remote_address: Any = None
         self.proxy = None
-        BaseIOStream.__init__(
+        TransportStream.__init__(
             self,
             max_buffer_size,
             read_chunk_size,
@@ -114,17 +113,6 @@ class SocketStream(BaseIOStream):
 
     def _new_transport(self) -> Transport:
         return SocketTransport(self.socket)
-
-    @overridable
-    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
-        try:
-            return self._transport.recv_into(buf)
-        except BlockingIOError:
-            return None
-
-    @overridable
-    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int:
-        return self._transport.send(data)
 
     def _forget_descriptor(self) -> None:
         self._transport.detach()

@@ -207,14 +207,13 @@ class WriteSide(SendSide):
         for future in futures:
             fail(future, self._closed_error(operation))
 
-    def _drop_uncommitted(self) -> None:
+    def _drop_uncommitted(self, output: WriteBuffer) -> None:
         """Remove from the queue what was not reported done. The rest is still sent, as the kernel has room."""
         if self._layered:
             self._committed_until = max(self._committed_until, self.bytes_written + self._transport.committed())
-        if self._write_buffer is not None:
-            self._write_buffer.truncate(max(0, self._committed_until - self.bytes_written))
-            if not self._write_buffer.size:
-                self._write_buffer = None
+        output.truncate(max(0, self._committed_until - self.bytes_written))
+        if not output.size:
+            self._write_buffer = None
 
     def _flush_committed(self) -> None:
         if self._write_buffer is not None:

@@ -256,7 +256,7 @@ class Session:
         self._reading.cancel()
 
     def _was_woken(self) -> bool:
-        """Whether :meth:`notify` has cancelled the read, and not somebody who cancelled the task."""
+        """Whether :meth:`notify` has cancelled the read, and not other code that cancelled the task."""
         task = asyncio.current_task()
         return bool(self._due or self._failure) and task is not None and not task.cancelling()
 

@@ -96,7 +96,9 @@ def test_the_attributes_of_a_loop_stay_where_it_finds_them_fast(loop: asyncio.Ab
     try:
         fresh.run_until_complete(echo_once())
         assert not [each for each in gc.get_referents(fresh) if isinstance(each, dict) and "_ready" in each]
-        IOLoop.current().close(all_fds=False)
+        io_loop = IOLoop.current()
+        assert not [each for each in gc.get_referents(io_loop) if isinstance(each, dict) and "handlers" in each]
+        io_loop.close(all_fds=False)
     finally:
         asyncio.set_event_loop(loop)
         fresh.close()

@@ -395,7 +395,7 @@ def test_a_write_buffer_takes_no_more_memory_than_it_says(sizes: list[int], kind
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        while buffer.size + buffer.overhead < 1 << 19:
+        while buffer.size + buffer.overhead < 1 << 18:
             for size in sizes:
                 buffer.append(kind(size))
         taken = tracemalloc.get_traced_memory()[0] - before

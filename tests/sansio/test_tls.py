@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv.certificates import Certificates, client_context, self_signed
-from iostreamsrv.sansio.tls import BULK, HEADER, MOST_EMPTY, PIECE, RECORD, WORK, TLSEngine, Truncated
+from iostreamsrv.sansio.tls import BULK, HEADER, INPUT_PIECE, MOST_EMPTY, PIECE, RECORD, WORK, TLSEngine, Truncated
 
 UNVERIFIED = {"cert_reqs": ssl.CERT_NONE}
 HTTP = b"GET / HTTP/1.1\r\n\r\n"
@@ -382,7 +382,7 @@ def test_records_are_small_until_much_has_been_moved(pair: tuple[TLSEngine, TLSE
     assert RECORD < lengths[BULK // len(said)] == lengths[-1]
 
 
-@pytest.mark.parametrize("step", [1000, 3000, PIECE, 9000, 65_000])
+@pytest.mark.parametrize("step", [1000, INPUT_PIECE, 3000, 9000, 65_000])
 def test_long_records_are_taken_piece_by_piece(pair: tuple[TLSEngine, TLSEngine], step: int) -> None:
     server, client = pair
     said = bytes(range(256)) * 256
@@ -394,7 +394,7 @@ def test_long_records_are_taken_piece_by_piece(pair: tuple[TLSEngine, TLSEngine]
     for at in range(0, len(ciphertext), step):
         server.feed(ciphertext[at : at + step])
         heard += read_all(server)
-        assert server._incoming.pending <= PIECE
+        assert server._incoming.pending <= INPUT_PIECE
     assert heard == said
     assert server.undecrypted == 0
 

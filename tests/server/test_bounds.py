@@ -110,7 +110,7 @@ def test_writes_that_nobody_awaits_take_no_more_memory_than_the_limit_and_64_KiB
 
 
 @measured
-@pytest.mark.parametrize("size", [5, 100])
+@pytest.mark.parametrize("size", [5, pytest.param(100, marks=pytest.mark.second_tier)])
 def test_small_writes_whose_futures_are_thrown_away_fill_the_queue_with_bytes(size: int) -> None:
     taken, queued = filled("write", "tcp", 5, size, 1 << 18)
     assert taken <= (1 << 18) + SLACK
@@ -126,7 +126,7 @@ def test_clients_that_read_nothing_share_the_small_broadcasts_that_wait_for_them
 
 
 @measured
-@pytest.mark.parametrize("size", [7, 63])
+@pytest.mark.parametrize("size", [7, pytest.param(63, marks=pytest.mark.second_tier)])
 def test_the_smallest_broadcasts_are_copied_and_take_no_more_memory_than_the_limit_and_64_KiB(size: int) -> None:
     taken, queued = filled("broadcast", "tcp", 20, size, 1 << 17)
     assert taken <= (1 << 17) + SLACK

@@ -86,8 +86,11 @@ def test_a_busy_port_is_named(reuse_port: bool) -> None:
 @with_ipv6
 @pytest.mark.parametrize("taken_address", ["::1", "::"])
 def test_a_dual_stack_bind_that_fails_halfway_frees_the_first_half(taken_address: str) -> None:
-    with socket.create_server((taken_address, 0), family=socket.AF_INET6) as taken:
-        port = taken.getsockname()[1]
+    # A port that is free for IPv4 as well: other tests use ports at the same time.
+    with socket.create_server(("0.0.0.0", 0)) as free:
+        port = free.getsockname()[1]
+        taken = socket.create_server((taken_address, port), family=socket.AF_INET6)
+    with taken:
         with refused(f"[::]:{port}: Address already in use", errno.EADDRINUSE):
             bind_sockets(port)
         socket.create_server(("0.0.0.0", port)).close()

@@ -20,7 +20,6 @@ from iostreamsrv import CloseReason, IOStream, TCPClient, TCPServer
 from iostreamsrv.certificates import CertificateAuthority, self_signed
 from tests.support.hostile import everything
 from tests.support.programs import ReportingServer
-from tests.support.tiers import EVERY_CASE
 from tests.support.tls_records import RecordClient
 from tests.support.waiting import PATIENCE, eventually
 
@@ -363,18 +362,25 @@ class Counting(TCPServer):
             await stream.write(b"%d\n" % length)
 
 
-@pytest.mark.parametrize(("server", "bound"), [("tests.server.test_tls_floods:Counting", 24_000), (None, 40_000)])
+@pytest.mark.parametrize(
+    ("server", "bound"),
+    [
+        ("tests.server.test_tls_floods:Counting", 24_000),
+        pytest.param(None, 40_000, marks=pytest.mark.second_tier),
+    ],
+)
 def test_an_idle_connection_keeps_little_of_a_long_line_and_of_its_echo(
     files: dict[str, str], server: str | None, bound: int
 ) -> None:
-    # The allocator keeps more or less besides, never less than what is used: so the least of three is what counts.
+    # 21,300 to 23,000 bytes were measured: the allocator keeps more or less besides. It never keeps less than what is
+    # used, so the least of three is what counts.
     assert any(kept_after_a_long_line(files, server) < bound for _ in range(3))
 
 
 def kept_after_a_long_line(files: dict[str, str], server: str | None) -> float:
     """Bytes of resident memory for each idle connection."""
     trusting = ssl.create_default_context(cafile=files["certfile"])
-    count, line = 150 if EVERY_CASE else 60, b"x" * 900_000 + b"\n"
+    count, line = 150, b"x" * 900_000 + b"\n"  # with fewer, what the allocator keeps besides weighs too much
     with ReportingServer(server=server, ssl_options=files) as serving, contextlib.ExitStack() as stack:
         asked = [stack.enter_context(serving.client(tls=trusting)) for _ in range(10)]
         for client in asked:  # takes the memory that is free since the start

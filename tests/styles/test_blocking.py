@@ -30,6 +30,7 @@ from tests.support.threads import (
     eventually,
     everything,
     exactly,
+    others,
     reset,
     send_back,
     serving,
@@ -914,7 +915,7 @@ def test_process_is_for_servers_without_a_thread() -> None:
 
 
 def test_process_serves_and_makes_no_thread() -> None:
-    before = threading.active_count()
+    before = others()
     with without_thread(notify=Notes(recv=send_back)) as server, connect(server) as client:
         client.setblocking(False)
         client.sendall(b"hello")
@@ -926,7 +927,7 @@ def test_process_serves_and_makes_no_thread() -> None:
             return received == [b"hello"]
 
         pumped(server, answered)
-        assert threading.active_count() == before
+        assert not others() - before
 
 
 def test_process_returns_as_soon_as_there_is_something_to_tell() -> None:

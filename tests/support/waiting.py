@@ -8,7 +8,7 @@ from typing import Any
 
 from iostreamsrv import IOStream
 
-PATIENCE = 25.0 if sys.flags.dev_mode else 5.0
+PATIENCE = 75.0 if sys.flags.dev_mode else 15.0
 """Seconds after which something that must happen is taken not to: far more than it ever takes. With ``-X dev``
 everything takes several times as long."""
 

@@ -11,6 +11,11 @@ SMALL_FILE_CHUNK = 65536
 """Bytes of a file to read into memory at once, if the kernel cannot send the file."""
 
 
+def would_block() -> BlockingIOError:
+    """What a receive or a send raises that would have to wait."""
+    return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
 class Carrier(Protocol):
     """What receives and sends each message: a transport or, for a plain socket, the socket itself."""
 

@@ -1,10 +1,8 @@
 """Tornado's extension points as a transport: a user's ``read_from_fd`` and ``write_to_fd``."""
 
-import errno
-import os
 from typing import Protocol
 
-from .base import Transport
+from .base import Transport, would_block
 
 
 class Descriptor(Protocol):
@@ -39,7 +37,7 @@ class CustomTransport(Transport):
         with memoryview(scratch) as view:
             count = self._stream.read_from_fd(view)
         if count is None:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise would_block()
         return bytes(scratch[:count])
 
     def send(self, data: bytes | bytearray | memoryview) -> int:

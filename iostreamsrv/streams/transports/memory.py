@@ -12,7 +12,7 @@ from typing import Self
 
 from ..file_region import FileRegion
 from ..readiness import HANGUP, READABLE, WRITABLE
-from .base import Transport
+from .base import Transport, would_block
 from .socket import SocketTransport
 
 CAPACITY = 1 << 18
@@ -75,7 +75,7 @@ class MemorySocket:
             if self._error != errno.EPIPE:  # only send() raises that: for recv() EOF came before the reset
                 self._raise_error()
             if not self._ended:
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                raise would_block()
         elif not flags & socket.MSG_PEEK:
             was_full = not self._peer._room()
             del self._inbox[: len(received)]
@@ -98,7 +98,7 @@ class MemorySocket:
             return self._answered_with_a_reset(len(data))
         room = self._room()
         if not room and len(data):
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise would_block()
         with memoryview(data) as view:
             taken = view[:room]
             self._peer._inbox += taken

@@ -18,15 +18,13 @@ and stops receiving if there is too much of it.
 """
 
 import contextlib
-import errno
-import os
 import socket
 import ssl
 
 from ...errors import CloseReason
 from ...sansio.tls import TLSEngine, Truncated
 from ..file_region import FileRegion
-from .base import Transport
+from .base import Transport, would_block
 from .socket import SocketTransport
 
 CIPHERTEXT = 4 * (16384 + 22)
@@ -151,7 +149,7 @@ class TLSTransport(Transport):
         self._pending = engine.has_input or not drained
         if plaintext is None:
             self.incomplete = True
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise would_block()
         return plaintext
 
     def pending(self) -> bool:
