@@ -98,7 +98,7 @@ def _listener(endpoint: Endpoint, backlog: int, reuse_port: bool) -> socket.sock
     """A bound, listening socket; None for IPv6 on a host where it is compiled in but disabled."""
     try:
         with contextlib.ExitStack() as unfinished:
-            listener = unfinished.enter_context(current_kernel().socket(endpoint.family))
+            listener = unfinished.enter_context(current_kernel().listening_socket(endpoint.family))
             _prepare(listener, reuse_port)
             listener.bind(endpoint.address)
             listener.listen(backlog)

@@ -12,7 +12,7 @@ from time import sleep
 from types import ModuleType
 
 from ..runtime.clock import real_time
-from ..runtime.kernel import current_kernel
+from ..runtime.kernel import ListeningSocket, current_kernel
 
 fcntl: ModuleType | None
 try:
@@ -30,7 +30,7 @@ A longer holder is another program (some lock directories against cleaners), whi
 """
 
 
-class UnixListener(socket.socket):
+class UnixListener(ListeningSocket):
     """A Unix socket that removes its file when the process that bound it closes it."""
 
     _file: Path | None = None
@@ -69,7 +69,7 @@ def bind(path: str, mode: int, backlog: int) -> socket.socket:
     _check_length(path)
     with contextlib.ExitStack() as unfinished:
         if path.startswith("\0") or not current_kernel().has_files:
-            listener = unfinished.enter_context(current_kernel().socket(socket.AF_UNIX))
+            listener = unfinished.enter_context(current_kernel().listening_socket(socket.AF_UNIX))
             listener.setblocking(False)
             listener.bind(path)
             listener.listen(backlog)

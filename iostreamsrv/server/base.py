@@ -106,9 +106,9 @@ class ServerBase:
 
     def _accept_on(self, listeners: list[tuple[socket.socket, ConnectionSetup]]) -> None:
         prepare = partial(set_socket_options, options=self._options)
-        self._clients.limits.listeners = len(self._listeners.addresses) + len(listeners)
-        self._clients.limits.refresh_capacity()
         self._listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
+        self._clients.limits.listeners = len(self._listeners.addresses)
+        self._clients.limits.refresh_capacity()
 
     def _accepted(self, setup: ConnectionSetup, context: Context, connection: socket.socket, address: Any) -> None:
         if not self._has_handler:  # once it has one, clients need not wait for this look

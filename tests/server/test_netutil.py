@@ -8,8 +8,10 @@ import resource
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -467,3 +469,26 @@ async def test_a_log_line_about_a_unix_client_names_its_socket(
     server.stop()
     caplog.clear()
     await eventually(lambda: not server.streams)
+
+
+def test_accept_computes_no_enum_of_the_family_and_type_for_each_connection() -> None:
+    (listener,) = bind_sockets(0, "127.0.0.1")
+    listener.setblocking(True)
+    called: list[str] = []
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        called.append(frame.f_code.co_name)
+
+    with listener, contextlib.ExitStack() as stack:
+        for _ in range(2):  # of the first it may
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+            called.clear()
+            sys.setprofile(profile)
+            try:
+                connection = listener.accept()[0]
+            finally:
+                sys.setprofile(None)
+            stack.enter_context(connection)
+            assert (connection.family, connection.type) == (socket.AF_INET, socket.SOCK_STREAM)
+    assert "accept" in called
+    assert "_intenum_converter" not in called

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ...runtime.kernel import Kernel
+from ...runtime.kernel import Kernel, Socket
 from .faults import SYSTEM_CALLS, Faults, Injector, span
 from .flow import Flow
 from .polling import Epoll, File
@@ -172,6 +172,9 @@ class Network(Kernel):
         made = SimulatedSocket(self, family, kind)
         self.new_number(made)
         return made
+
+    def listening_socket(self, family: int) -> Socket:
+        return self.socket(family)
 
     def epoll(self) -> Any:
         made = Epoll(self)
