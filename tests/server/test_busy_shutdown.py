@@ -23,7 +23,7 @@ from tests.support.engines import on_every_loop
 from tests.support.peers import tls_contexts
 from tests.support.programs import printed, program
 from tests.support.servers import Echo, Serving, answers
-from tests.support.simulated import peer_of, simulate
+from tests.support.simulations import peer_of, simulate
 from tests.support.waiting import PATIENCE, eventually, turns
 
 pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]

@@ -24,7 +24,7 @@ from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts
 from tests.support.programs import ReportingServer
 from tests.support.programs import eventually as until
 from tests.support.servers import Echo, Serving, answers
-from tests.support.simulated import simulate
+from tests.support.simulations import simulate
 from tests.support.waiting import eventually, fill
 
 pytestmark = pytest.mark.usefixtures("clock")

@@ -19,7 +19,7 @@ from iostreamsrv.testing import MockClock, Simulation
 from tests.support.engines import on_every_loop
 from tests.support.peers import Cut, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts
 from tests.support.servers import Serving
-from tests.support.simulated import pair, peer_of, simulate
+from tests.support.simulations import pair, peer_of, simulate
 from tests.support.waiting import eventually, fill, turns
 
 pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]

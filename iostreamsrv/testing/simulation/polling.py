@@ -8,7 +8,7 @@ connections.
 import errno
 import os
 import selectors
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 READ, WRITE = 0x001, 0x004  # EPOLLIN, EPOLLOUT
@@ -186,6 +186,7 @@ class Selector(selectors.BaseSelector):
     def __init__(self, descriptors: Descriptors) -> None:
         self._descriptors = descriptors
         self._keys: dict[int, selectors.SelectorKey] = {}
+        self._map = Keys(self._keys)
         self._watched: dict[File, selectors.SelectorKey] = {}
         self._by_number: dict[int, File] = {}
         self.maybe: dict[File, None] = {}
@@ -218,9 +219,6 @@ class Selector(selectors.BaseSelector):
         key = self._keys[number] = self._watched[file] = selectors.SelectorKey(old.fileobj, number, events, data)
         self.maybe[file] = None
         return key
-
-    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
-        return self._keys[_number(fileobj)]
 
     def woken(self, file: File, events: int) -> None:
         """See `Watcher`."""
@@ -257,7 +255,7 @@ class Selector(selectors.BaseSelector):
         return found
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return self._keys
+        return self._map
 
     def close(self) -> None:
         for file in self._watched:
@@ -266,6 +264,22 @@ class Selector(selectors.BaseSelector):
         self._watched.clear()
         self._by_number.clear()
         self.maybe.clear()
+
+
+class Keys(Mapping[Any, selectors.SelectorKey]):
+    """The keys of a selector, by descriptors and by what has one."""
+
+    def __init__(self, keys: dict[int, selectors.SelectorKey]) -> None:
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._keys)
+
+    def __getitem__(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys[_number(fileobj)]
 
 
 def _number(fileobj: Any) -> int:

@@ -14,6 +14,7 @@ from iostreamsrv import IOStream, TCPServer
 from iostreamsrv.certificates import Certificates
 from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation import SimulationStuck
+from tests.support.certificates import certificate_for
 
 from . import clients, invariants
 from .protocol import BLOCKED, BLOCKS
@@ -30,8 +31,6 @@ LOGGERS = ("iostreamsrv.general", "iostreamsrv.application", "asyncio")
 @cache
 def tls() -> Certificates:
     """For servers. The key is RSA: its signatures are always of the same length."""
-    from tests.server.test_certificates_openssl import certificate_for
-
     with tempfile.TemporaryDirectory() as folder:
         return Certificates(dict(certificate_for(rsa.generate_private_key(65537, 2048)).write(Path(folder))))
 
