@@ -71,10 +71,10 @@ class Records:
         self._folder.cleanup()
 
     def decrypt(self, received: bytes = b"") -> bytes:
-        """What has come from the server, of TLS 1.3; b"" if that is less than a record.
+        """What has come from the server, of TLS 1.3; b"" if that is less than a record, or its end.
 
         :param received: what has come since the last call.
-        :raises ssl.SSLError: there is an end, or a fatal alert.
+        :raises ssl.SSLError: there is a fatal alert.
         """
         self._incoming.write(received)
         try:
