@@ -190,7 +190,9 @@ async def sending_slowly(peer: Peer) -> None:
     """Has little bandwidth for long requests: under TLS, a record takes seconds to arrive."""
     peer.record.sequential = True
     peer.may_end(CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE, CloseReason.IDLE_TIMEOUT)
-    if not await peer.open(bandwidth=500):
+    if not await peer.open(bandwidth=500, handshake=False):
+        return
+    if peer.world.scenario.tls and not await peer.shake_hands("TLSv1.3"):  # its records are as long as requests
         return
     for _ in range(20):
         if not await peer.send([peer.request(size=10, padding=6000)]) or not await peer.answered(60.0):

@@ -2,7 +2,7 @@
 
     python -m tests.simulation.swarm.mutations [NAME ...] [--most 2000]
 
-Each is tried in a process of its own.
+Each is tried in a separate process. A mutation of streams leaves those of clients (without an owner) as they are.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def a_half_close_ends_handlers_that_read_in_parts() -> None:
     read_bytes = IOStream.read_bytes
 
     def mutated(self: Any, num_bytes: int, partial: bool = False, **timeout: Any) -> Any:
-        if partial and self._readable and 0 < self._buffer.size < num_bytes and self._read is None:
+        if self._owner and partial and self._readable and 0 < self._buffer.size < num_bytes and self._read is None:
             chunk = self._receive_some()
             if chunk is not None:
                 self._buffer.feed(chunk)
@@ -81,13 +81,17 @@ def a_close_resets_what_it_has_sent() -> None:
 
 def a_graceful_close_takes_30_seconds() -> None:
     """Then it ends as if all had been sent, however the client goes on reading."""
-    finish = IOStream._finish_closing
+    finish, request_reset = IOStream._finish_closing, IOStream._request_reset
 
     async def mutated(self: IOStream, timeout: float | None = None) -> None:
         await finish(self, 30.0)
 
+    def reset(self: Any) -> None:
+        if self._owner is None:
+            request_reset(self)
+
     IOStream._finish_closing = mutated  # type: ignore[method-assign]
-    IOStream._request_reset = lambda self: None  # type: ignore[method-assign]
+    IOStream._request_reset = reset  # type: ignore[method-assign]
 
 
 def busy_clients_keep_a_shutdown_waiting() -> None:
