@@ -23,12 +23,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
 
 from iostreamsrv import Event, IOStream, TCPClient, TCPServer
 from iostreamsrv.certificates import CertificateAuthority, Certificates, KeyPair, client_context, self_signed
 from iostreamsrv.sansio.tls import TLSEngine
-from tests.support.certificates import TRUSTING_ALL, errors, handshake, problem, shown
+from tests.support.certificates import TRUSTING_ALL, certificate_for, errors, handshake, problem, shown
 from tests.support.peers import tcp_pair
 from tests.support.programs import Program
 from tests.support.programs import eventually as eventually_in_a_thread
@@ -45,16 +44,6 @@ def openssl(*arguments: str | Path, data: bytes = b"") -> bytes:
     return subprocess.run(
         ["openssl", *map(str, arguments)], input=data, capture_output=True, check=True, timeout=60
     ).stdout
-
-
-def certificate_for(key: Any, name: str = "localhost", days: float = 90) -> KeyPair:
-    """A certificate that vouches for itself, with a key of any kind."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder(subject, subject, key.public_key(), 1, now - DAY, now + days * DAY)
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return KeyPair(builder.sign(key, hashes.SHA256()).public_bytes(pem), private)
 
 
 @pytest.fixture(scope="session")

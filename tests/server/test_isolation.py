@@ -1227,7 +1227,14 @@ INHERITING = {
     "pytest_plugin.serve",
     "pytest_plugin.start",
     "tcpclient._begin_next",
-    "testing.running",
+    "testing.serving.running",
+    # that of the test that runs a simulation
+    "testing.simulation.disturbances._shut_down",
+    "testing.simulation.disturbances.strike",
+    "testing.simulation.loop.create_task",
+    "testing.simulation.loop.run_in_executor",
+    "testing.simulation.simulation.run",
+    "testing.simulation.simulation.serve",
     # these call LoopThread.call_soon, which runs what it gets in an empty context
     "styles.blocking.handle.__del__",
     "styles.blocking.handle.close",

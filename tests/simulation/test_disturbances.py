@@ -7,11 +7,8 @@ import pytest
 
 from iostreamsrv import CloseReason, OptionError, StreamClosedError
 from iostreamsrv.testing import Faults, Simulation
-from tests.simulation.test_faults import Counts, talk
-from tests.simulation.test_simulation import ssl_options
 from tests.support.certificates import TRUSTING_ALL
-
-__all__ = ["ssl_options"]
+from tests.support.simulations import Counts, talk
 
 KINDS = ["cancel", "kick", "shutdown", "replace", "block", "jump"]
 

@@ -9,40 +9,12 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import CloseReason, IOStream, ListenError, StreamClosedError
+from iostreamsrv import ListenError
 from iostreamsrv.runtime.kernel import current_kernel
 from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation.faults import SYSTEM_CALLS
-from tests.support.servers import Echo, header
-
-
-class Counts(Echo):
-    """Notes the reason of each end."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.ends: list[tuple[int, CloseReason]] = []
-
-    def handle_close(self, stream: IOStream, reason: CloseReason) -> None:
-        self.ends.append((stream.id, reason))
-
-
-async def talk(sim: Simulation, server: Any, rounds: int = 10) -> str:
-    """A client that speaks until it is done, or its connection breaks; how it ends. What it reads is what it wrote."""
-    try:
-        stream = await sim.connect(server)
-    except StreamClosedError:
-        return "not connected"
-    try:
-        for number in range(rounds):
-            line = b"%06d %d\n" % (stream.id, number)  # of the same length in each run: ids go on from run to run
-            await stream.write(line)
-            assert await stream.read_until(b"\n") == line
-            await sim.sleep(0.1)
-    except StreamClosedError:
-        return "broken"
-    await stream.aclose()
-    return "done"
+from tests.support.servers import header
+from tests.support.simulations import Counts, talk
 
 
 def run(seed: int, clients: int = 8, **faults: Any) -> tuple[Simulation, list[str]]:

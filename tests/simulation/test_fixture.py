@@ -82,7 +82,7 @@ class TestInAClass:
 """
 
 
-@pytest.mark.parametrize("conftest", [True, False])
+@pytest.mark.parametrize("conftest", [True, pytest.param(False, marks=pytest.mark.second_tier)])
 def test_tests_of_every_kind_run_on_it_without_another_plugin(tmp_path: Path, conftest: bool) -> None:
     outcome = Outcome(tmp_path, PASSING, conftest=conftest)
     assert outcome.counts == ("4 passed" if conftest else "4 passed, 1 warning"), (
@@ -91,7 +91,12 @@ def test_tests_of_every_kind_run_on_it_without_another_plugin(tmp_path: Path, co
 
 
 @pytest.mark.parametrize(
-    "option, count, seeds", [([], 4, "[0]"), (["--seeds=3"], 12, "[0, 1, 2]"), (["--seed=x"], 4, "['x']")]
+    "option, count, seeds",
+    [
+        pytest.param([], 4, "[0]", marks=pytest.mark.second_tier),
+        (["--seeds=3"], 12, "[0, 1, 2]"),
+        pytest.param(["--seed=x"], 4, "['x']", marks=pytest.mark.second_tier),
+    ],
 )
 def test_each_runs_with_the_seeds_that_are_asked_for(tmp_path: Path, option: list[str], count: int, seeds: str) -> None:
     outcome = Outcome(tmp_path, PASSING + f"\n\ndef test_the_seeds():\n    assert SEEDS == {seeds}\n", *option)
@@ -110,20 +115,27 @@ async def test_it(simulation):
 """
 
 
-def test_a_failure_is_shown_with_the_first_faults_that_are_enough(tmp_path: Path) -> None:
-    outcome = Outcome(tmp_path, FAILING, "--seed=3", "--simulation-traces=out")
-    found = re.search(r"seed 3: it fails after (\d+) faults, and the first (\d+) are enough:", outcome.said)
-    assert found, outcome.said
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run in which a seed fails, and what pytest says."""
+    folder = tmp_path_factory.mktemp("failed")
+    return folder, Outcome(folder, FAILING + PASSING, "--seed=3", "--simulation-traces=out").said
+
+
+def test_a_failure_is_shown_with_the_first_faults_that_are_enough(failed: tuple[Path, str]) -> None:
+    _, said = failed
+    found = re.search(r"seed 3: it fails after (\d+) faults, and the first (\d+) are enough:", said)
+    assert found, said
     struck, needed = map(int, found.groups())
     assert 0 < needed < struck
-    assert f"ValueError: after {needed}\n" in outcome.said
-    faults = re.findall(r"^ +\d+\.\d{6}  .* fault (\d+): (\w+)$", outcome.said.partition("the end of")[0], re.MULTILINE)
+    assert f"ValueError: after {needed}\n" in said
+    faults = re.findall(r"^ +\d+\.\d{6}  .* fault (\d+): (\w+)$", said.partition("the end of")[0], re.MULTILINE)
     assert [int(number) for number, _ in faults] == list(range(1, needed + 1))
     assert faults[-1][1] == "rst"
 
 
-def test_the_command_that_is_shown_fails_in_the_same_way(tmp_path: Path) -> None:
-    first = Outcome(tmp_path, FAILING, "--seeds=4").said
+def test_the_command_that_is_shown_fails_in_the_same_way(tmp_path: Path, failed: tuple[Path, str]) -> None:
+    _, first = failed
     report = re.search(r"^seed 3: .*?pytest \"(\S+)\" --seed 3$", first, re.DOTALL | re.MULTILINE)
     assert report, first
     again = Outcome(tmp_path, FAILING, report[1], "--seed", "3")
@@ -131,11 +143,11 @@ def test_the_command_that_is_shown_fails_in_the_same_way(tmp_path: Path) -> None
     assert report[0] in again.said
 
 
-def test_the_trace_of_a_failure_is_written_where_the_option_says(tmp_path: Path) -> None:
-    outcome = Outcome(tmp_path, FAILING + PASSING, "--seed=3", "--simulation-traces=out")
-    assert "the trace: out/test_it.py-test_it-seed3.txt and .svg" in outcome.said
-    text, picture = (tmp_path / "out" / f"test_it.py-test_it-seed3.{kind}" for kind in ("txt", "svg"))
-    assert {text, picture} == {*(tmp_path / "out").iterdir()}
+def test_the_trace_of_a_failure_is_written_where_the_option_says(failed: tuple[Path, str]) -> None:
+    folder, said = failed
+    assert "the trace: out/test_it.py-test_it-seed3.txt and .svg" in said
+    text, picture = (folder / "out" / f"test_it.py-test_it-seed3.{kind}" for kind in ("txt", "svg"))
+    assert {text, picture} == {*(folder / "out").iterdir()}
     assert "fault 1: " in text.read_text()
     ElementTree.parse(picture)
 

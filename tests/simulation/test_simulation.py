@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from iostreamsrv import CloseReason, IOStream, OptionError, StreamClosedError, TCPClient, TCPServer
 from iostreamsrv.netutil import bind_unix_socket
@@ -18,10 +17,11 @@ from iostreamsrv.streams import hub, wakeup
 from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation import SimulationLoop, SimulationStuck
 from iostreamsrv.testing.simulation import loop as loop_module
-from tests.server.test_certificates_openssl import certificate_for
 from tests.support import PROJECT
 from tests.support.certificates import TRUSTING_ALL
 from tests.support.servers import Echo, header
+from tests.support.simulations import a_day_at_work, answers, digest_of
+from tests.support.tiers import EVERY_CASE
 
 HOUR = 3600.0
 
@@ -32,11 +32,6 @@ def simulate(main: Callable[[Simulation], Awaitable[Any]], seed: int = 0, **faul
     assert sim.open_descriptors == 0
     assert sim.errors == []
     return sim
-
-
-async def answers(stream: IOStream, line: bytes = b"hello\n") -> bool:
-    await stream.write(line)
-    return bool(await stream.read_until(b"\n") == line)
 
 
 class Reasons(Echo):
@@ -193,13 +188,6 @@ def test_a_stopped_process_does_not_count_against_its_clients() -> None:
 # ---- TLS
 
 
-@pytest.fixture(scope="module")
-def ssl_options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A key whose signatures are always of the same length."""
-    key_pair = certificate_for(rsa.generate_private_key(65537, 2048))
-    return dict(key_pair.write(tmp_path_factory.mktemp("tls")))
-
-
 def over_tls(ssl_options: dict[str, str]) -> Callable[[Simulation], Awaitable[None]]:
     async def main(sim: Simulation) -> None:
         server = sim.serve(Echo(ssl_options=dict(ssl_options)))
@@ -225,43 +213,15 @@ def test_tls_is_the_same_each_time_although_its_bytes_are_not(ssl_options: dict[
 # ---- the same seed
 
 
-FAULTS = Faults(delay=(0, 0.2), rst=0.002, partition=0.001, stop=0.001, accept=0.02, recv=0.005, send=0.005)
-
-
-async def a_day_at_work(sim: Simulation) -> None:
-    """Clients that come and go, of which some are hit by faults; then a shutdown."""
-    server = sim.serve(Echo(idle_timeout=5, max_connections=6), hosts=2)
-
-    async def client(number: int) -> None:
-        await sim.sleep(number / 10)
-        try:
-            stream = await sim.connect(server, bandwidth=1000 if number % 3 == 0 else None)
-            for _ in range(4):
-                await answers(stream)
-                await sim.sleep(number % 4)
-            await stream.aclose()
-        except (OSError, StreamClosedError) as error:
-            sim.note("client", type(error).__name__)
-
-    await asyncio.gather(*[client(number) for number in range(8)])
-    await server.shutdown(timeout=5)
-
-
-def digest_of(seed: int) -> str:
-    sim = Simulation(seed, FAULTS)
-    sim.run(a_day_at_work)
-    assert sim.open_descriptors == 0
-    return sim.trace.digest()
-
-
 def test_the_same_seed_gives_the_same_trace_and_another_seed_another() -> None:
-    digests = [digest_of(seed) for seed in range(200)]
-    assert [digest_of(seed) for seed in range(200)] == digests
-    assert len(set(digests)) == 200
+    count = 200 if EVERY_CASE else 40
+    digests = [digest_of(seed) for seed in range(count)]
+    assert [digest_of(seed) for seed in range(count)] == digests
+    assert len(set(digests)) == count
 
 
 PROGRAM = """
-from tests.simulation.test_simulation import digest_of
+from tests.support.simulations import digest_of
 print(*[digest_of(seed) for seed in range(8)])
 """
 

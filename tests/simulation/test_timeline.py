@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation.timeline import LEFT, MOST, svg
-from tests.simulation.test_simulation import a_day_at_work
+from tests.support.simulations import a_day_at_work
 
 SVG = "{http://www.w3.org/2000/svg}"
 CLIENT, SERVER = "10.2.0.1:32768", "10.1.0.1:7000"

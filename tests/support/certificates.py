@@ -1,15 +1,30 @@
 """Certificates of a server, and handshakes in memory."""
 
+import datetime
 import logging
 import ssl
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import NameOID
 
-from iostreamsrv.certificates import Certificates, client_context
+from iostreamsrv.certificates import Certificates, KeyPair, client_context
 from iostreamsrv.errors import CertificateError
 
 TRUSTING_ALL = client_context({"cert_reqs": ssl.CERT_NONE})
+DAY = datetime.timedelta(days=1)
+
+
+def certificate_for(key: Any, name: str = "localhost", days: float = 90) -> KeyPair:
+    """A certificate that vouches for itself, with a key of any kind."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), 1, now - DAY, now + days * DAY)
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return KeyPair(builder.sign(key, hashes.SHA256()).public_bytes(pem), private)
 
 
 def handshake(

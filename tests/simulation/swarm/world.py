@@ -17,7 +17,7 @@ from iostreamsrv.certificates import Certificates, KeyPair
 from iostreamsrv.events import Event
 from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation import SimulationStuck
-from tests.server.test_certificates_openssl import certificate_for
+from tests.support.certificates import certificate_for
 
 from . import clients, invariants
 from .peer import Peer
