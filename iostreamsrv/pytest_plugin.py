@@ -180,7 +180,9 @@ def _simulated(item: pytest.Function, simulation: Simulation, test: Callable[...
             return once()
         except (Exception, pytest.fail.Exception) as error:
             shrunk = shrink(simulation, once, error)
-            again = f'pytest "{item.nodeid}" --seed {simulation.seed}'
+            again = f'pytest "{item.nodeid}"'
+            if hasattr(item.config.option, "seed"):  # not if the plugin is named in the test file: see _seeds()
+                again += f" --seed {simulation.seed}"
             item.add_report_section("call", "simulation", shrunk.report(simulation, again) + _written(item, simulation))
             raise shrunk.error from None
 

@@ -143,6 +143,12 @@ def test_the_command_that_is_shown_fails_in_the_same_way(tmp_path: Path, failed:
     assert report[0] in again.said
 
 
+def test_without_options_the_command_that_is_shown_has_none(tmp_path: Path) -> None:
+    source = "async def test_it(simulation):\n    raise ValueError\n"
+    said = Outcome(tmp_path, source, conftest=False).said
+    assert said.count('to run it again: pytest "test_it.py::test_it[seed0]"\n') == 1, said
+
+
 def test_the_trace_of_a_failure_is_written_where_the_option_says(failed: tuple[Path, str]) -> None:
     folder, said = failed
     assert "the trace: out/test_it.py-test_it-seed3.txt and .svg" in said

@@ -219,6 +219,9 @@ class Selector(selectors.BaseSelector):
         self.maybe[file] = None
         return key
 
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys[_number(fileobj)]
+
     def woken(self, file: File, events: int) -> None:
         """See `Watcher`."""
         self.maybe[file] = None
