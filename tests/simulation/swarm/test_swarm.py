@@ -1,5 +1,8 @@
 """Some seeds of the swarm: no invariant is broken, and each seed replays."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.support.tiers import EVERY_CASE
@@ -29,3 +32,8 @@ def test_the_swarm_finds_a_fault_that_is_put_back(name: str) -> None:
     assert name in MUTATIONS
     seeds, _ = try_one(name, 100)
     assert seeds <= 100
+
+
+def test_the_guide_has_each_fault_that_is_put_back() -> None:
+    guide = (Path(__file__).parents[3] / "docs/guide/simulation.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \| \d+ \|$", guide, re.M) == list(MUTATIONS)
