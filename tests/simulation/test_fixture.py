@@ -54,6 +54,7 @@ class Outcome:
             timeout=PATIENCE,
         )
         self.said = done.stdout
+        self.complaints = done.stderr
 
     @property
     def counts(self) -> str:
@@ -101,6 +102,11 @@ def test_tests_of_every_kind_run_on_it_without_another_plugin(tmp_path: Path, co
 def test_each_runs_with_the_seeds_that_are_asked_for(tmp_path: Path, option: list[str], count: int, seeds: str) -> None:
     outcome = Outcome(tmp_path, PASSING + f"\n\ndef test_the_seeds():\n    assert SEEDS == {seeds}\n", *option)
     assert outcome.counts == f"{count + 1} passed", outcome.said
+
+
+def test_a_number_of_seeds_below_one_is_refused(tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, PASSING, "--seeds=0")
+    assert "argument --seeds: must be 1 or more, not 0" in outcome.complaints
 
 
 FAILING = """
