@@ -145,6 +145,8 @@ class SimulationLoop(BaseSelectorEventLoop):
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Forget timers that were cancelled, when they are more than all else; `asyncio` does likewise."""
+        if not handle._scheduled:  # type: ignore[attr-defined]
+            return  # it is not in the agenda any more: `asyncio.sleep` cancels its timer also when it was due
         self._timer_cancelled_count += 1
         agenda = self.kernel.agenda
         if self._timer_cancelled_count > FEW_CANCELLED and self._timer_cancelled_count * 2 > len(agenda):
