@@ -6,8 +6,8 @@ of its segment, never before an earlier one, and lies in the receive buffer unti
 send buffer is free when the acknowledgement is back.
 
 **Few events.** An hour of fifty clients is some hundred thousand segments, so each costs one entry in the agenda, its
-arrival. Acknowledgements are a queue of times that is looked at when a sender asks for room. There is an entry in the
-agenda for one only if somebody waits for that room.
+arrival. Acknowledgements are a queue of times that is looked at only when there may be too little room. There is an
+entry in the agenda for one only if somebody waits for that room.
 
 **Lost segments** are not simulated as such. While both hosts are apart, an arrival is tried again after 0.2, 0.4, 0.8
 seconds and so on, as TCP would; after 15 minutes the sender gives up.
@@ -38,6 +38,9 @@ GIVE_UP = 924.6
 
 FIN: Final = "FIN"
 RST: Final = "RST"
+
+MOST_ACKS = 50
+"""Acknowledgements after which those that are back are taken from their queue, although nobody needs room."""
 
 Segment = bytes | str
 
@@ -79,14 +82,16 @@ class Wire(Protocol):
     :ivar trace: what has happened.
     :ivar striking: whether segments may be lost for good.
     :ivar parted: whether some hosts may be apart.
-    :ivar cuts: whether segments may be cut.
+    :ivar cuts: the probability that a segment is cut.
+    :ivar draw: draws a number from 0 to 1.
     :ivar jitter: whether the delay varies; else it is ``least_delay``.
     """
 
     now: float
     agenda: list[tuple[float, int, Any]]
     sequence: Iterator[int]
-    cuts: bool
+    cuts: float
+    draw: Callable[[], float]
     jitter: float
     least_delay: float
     trace: Trace
@@ -100,7 +105,7 @@ class Wire(Protocol):
         """How long the next segment takes."""
 
     def cut(self, size: int) -> int:
-        """Where a segment of this size is cut; 0 if it is not."""
+        """Where a segment of this size is cut."""
 
     def gap(self) -> float:
         """Seconds between the two parts."""
@@ -183,8 +188,7 @@ class Flow:
     def send(self, data: bytes | memoryview) -> int:
         """Take what there is room for: how many bytes."""
         size = len(data)
-        room = self.room() if self._acks else self.send_buffer - self._held
-        if size > room:
+        if size > self.send_buffer - self._held and size > (room := self.room()):
             self._want_room()
             size = max(room, 0)
             data = data[:size]
@@ -210,12 +214,13 @@ class Flow:
 
     def is_writable(self) -> bool:
         """Whether a third of the send buffer is free; if not, the sender hears when it is."""
-        if self.room() * 3 >= self.send_buffer:
+        if (self.send_buffer - self._held) * 3 >= self.send_buffer or self.room() * 3 >= self.send_buffer:
             return True
         self._want_room()
         return False
 
     def _want_room(self) -> None:
+        """Only after `room`: what is in the queue is then not back yet."""
         if not self._nospace:
             self._nospace = True
             if self._acks:
@@ -261,7 +266,8 @@ class Flow:
     def _put(self, chunk: bytes, size: int) -> None:
         network = self.network
         self._wire_size += size
-        if network.cuts and size > 1 and (where := network.cut(size)):
+        if network.cuts and size > 1 and network.draw() < network.cuts:
+            where = network.cut(size)
             self._launch(chunk[:where], where)
             self._last += network.gap()
             self._launch(chunk[where:], size - where)
@@ -328,9 +334,13 @@ class Flow:
         self.size += size
         if not self.direct:
             back = now + (network.delay() if network.jitter else network.least_delay)
-            self._acks.append((back, size))
-            if self._nospace and len(self._acks) == 1:
-                network.at(back, self.acknowledged)
+            acks = self._acks
+            acks.append((back, size))
+            if self._nospace:
+                if len(acks) == 1:
+                    network.at(back, self.acknowledged)
+            elif len(acks) > MOST_ACKS:
+                self.room()
         for watcher in target.watchers:
             watcher.woken(target, READ)
 
