@@ -42,7 +42,8 @@ RST: Final = "RST"
 MOST_ACKS = 50
 """Acknowledgements after which those that are back are taken from their queue, although nobody needs room."""
 
-Segment = bytes | str
+Segment = Any
+"""The bytes of a segment, or FIN, or RST."""
 
 NEW, LISTENING, CONNECTING, CONNECTED, DEAD = range(5)
 """States of a socket."""
@@ -172,7 +173,7 @@ class Flow:
         self.pending = bytearray()
         self._held = 0  # bytes that take room in the send buffer
         self._acks: deque[tuple[float, int]] = deque()
-        self._wire: deque[tuple[float, Segment]] = deque()
+        self._wire: deque[tuple[float, Segment, int]] = deque()
         self._wire_size = 0
         self._free_at = 0.0  # when the link can take the next segment
         self._last = 0.0  # when the last segment arrives
@@ -194,10 +195,10 @@ class Flow:
             data = data[:size]
         if not size:
             return 0
-        chunk = bytes(data)
+        chunk = data if type(data) is bytes else bytes(data)
         self._held += size
         if self.direct:
-            self._arrive(chunk)
+            self._arrive(chunk, size)
         elif self.pending or size > SEGMENT or size > self.receive_buffer - self.size - self._wire_size:
             self.pending += chunk
             self._transmit()
@@ -263,25 +264,20 @@ class Flow:
         if self._fin:
             self._put_last(FIN)
 
-    def _put(self, chunk: bytes, size: int) -> None:
-        network = self.network
-        self._wire_size += size
-        if network.cuts and size > 1 and network.draw() < network.cuts:
-            where = network.cut(size)
-            self._launch(chunk[:where], where)
-            self._last += network.gap()
-            self._launch(chunk[where:], size - where)
-        else:
-            self._launch(chunk, size)
-
     def _put_last(self, segment: str) -> None:
         if self.direct:
             self._arrive_last(segment)
         else:
-            self._launch(segment, 0)
+            self._put(segment, 0)
 
-    def _launch(self, segment: Segment, size: int) -> None:
+    def _put(self, segment: Segment, size: int, whole: bool = True) -> None:
+        """Put a segment on the wire.
+
+        :param whole: it is not a part of one that was cut.
+        """
         network = self.network
+        if whole and size > 1 and network.cuts and network.draw() < network.cuts:
+            return self._put_parts(segment, size, network.cut(size))
         leaves = network.now
         if self.bandwidth is not None:
             self._free_at = leaves = max(leaves, self._free_at) + size / self.bandwidth
@@ -292,7 +288,14 @@ class Flow:
         wire = self._wire
         if not wire:
             heappush(network.agenda, (arrives, next(network.sequence), self.arrive))  # as at(), which is called less
-        wire.append((arrives, segment))
+        wire.append((arrives, segment, size))
+        self._wire_size += size
+        return None
+
+    def _put_parts(self, segment: Segment, size: int, where: int) -> None:
+        self._put(segment[:where], where, False)
+        self._last += self.network.gap()
+        self._put(segment[where:], size - where, False)
 
     def arrive(self) -> None:
         """What is due arrives."""
@@ -303,14 +306,15 @@ class Flow:
             self._retry = 0.0
         now = network.now
         while wire and wire[0][0] <= now:
-            segment = wire.popleft()[1]
-            if isinstance(segment, bytes):
-                self._wire_size -= len(segment)
-                self._arrive(segment)
+            _, segment, size = wire.popleft()
+            if size:
+                self._wire_size -= size
+                self._arrive(segment, size)
             else:
                 self._arrive_last(segment)
         if wire:
             network.at(wire[0][0], self.arrive)
+        return None
 
     def _try_again(self) -> None:
         now = self.network.now
@@ -324,9 +328,9 @@ class Flow:
             return self.source.timed_out()
         self.network.at(now + self._retry, self.arrive)
 
-    def _arrive(self, segment: bytes) -> None:
+    def _arrive(self, segment: bytes, size: int) -> None:
         target, network = self.target, self.network
-        size, now = len(segment), network.now
+        now = network.now
         self._note((now, self.name, size))
         if (network.striking and network.strikes(self)) or (target.state == DEAD and target.refuses()):
             return
