@@ -160,13 +160,15 @@ class SimulationLoop(BaseSelectorEventLoop):
         """Go to the next instant at which something happens, and let it happen; see `_happened`."""
         network = self.kernel
         agenda = network.agenda
-        while agenda and type(entry := agenda[0][2]) is Timer and entry._cancelled:
-            self._drop(heappop(agenda)[2])
         if not agenda:
             waiting = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self)))
             raise SimulationStuck(f"all tasks wait, and nothing is on its way: {waiting}")
-        if agenda[0][0] > network.now:
-            network.now = agenda[0][0]
+        when, _, entry = agenda[0]
+        if type(entry) is Timer and entry._cancelled:
+            self._drop(heappop(agenda)[2])
+            return None
+        if when > network.now:
+            network.now = when
             self._turns_left = MOST_TURNS
             if network.faults.stop and network.injector.strikes("stop", "process"):
                 self.stop_process(network.injector.draw(network.faults.stop_time))
