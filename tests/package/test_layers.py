@@ -175,12 +175,11 @@ MAY_USE_FOREIGN = {
     "runtime.cleanup": {"_default_executor", "_threads"},
     "runtime.loops": {"_local", "_loop"},
     "testing.mockclock": {"_scheduled", "_timer_cancelled_count"},
-    "testing.simulation.loop": {"_cancelled", "_run", "_scheduled"},
     "testing.simulation.simulation": {"_set_running_loop"},
 }
 """More of them, for single modules. cleanup: the threads of a loop's executor. loops: whether this thread has a loop
-already, without making one. mockclock: the timers of a loop whose clock a test moves. simulation: a loop that makes its
-turns itself, as asyncio makes them, and that may run while another one waits."""
+already, without making one. mockclock: the timers of a loop whose clock a test moves. simulation: a loop that may run
+while another one waits."""
 
 WITHIN_STREAMS = {
     "iostream": {"_begin_handshake", "_prepare", "_remote_address", "_start"},

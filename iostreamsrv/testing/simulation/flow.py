@@ -6,8 +6,8 @@ of its segment, never before an earlier one, and lies in the receive buffer unti
 send buffer is free when the acknowledgement is back.
 
 **Few events.** An hour of fifty clients is some hundred thousand segments, so each costs one entry in the agenda, its
-arrival. Acknowledgements are a queue of times that is looked at when a sender asks for room. There is an entry in the
-agenda for one only if somebody waits for that room.
+arrival. Acknowledgements are a queue of times that is looked at only when there may be too little room. There is an
+entry in the agenda for one only if somebody waits for that room.
 
 **Lost segments** are not simulated as such. While both hosts are apart, an arrival is tried again after 0.2, 0.4, 0.8
 seconds and so on, as TCP would; after 15 minutes the sender gives up.
@@ -39,7 +39,11 @@ GIVE_UP = 924.6
 FIN: Final = "FIN"
 RST: Final = "RST"
 
-Segment = bytes | str
+MOST_ACKS = 50
+"""Acknowledgements after which those that are back are taken from their queue, although nobody needs room."""
+
+Segment = Any
+"""The bytes of a segment, or FIN, or RST."""
 
 NEW, LISTENING, CONNECTING, CONNECTED, DEAD = range(5)
 """States of a socket."""
@@ -79,14 +83,16 @@ class Wire(Protocol):
     :ivar trace: what has happened.
     :ivar striking: whether segments may be lost for good.
     :ivar parted: whether some hosts may be apart.
-    :ivar cuts: whether segments may be cut.
+    :ivar cuts: the probability that a segment is cut.
+    :ivar draw: draws a number from 0 to 1.
     :ivar jitter: whether the delay varies; else it is ``least_delay``.
     """
 
     now: float
     agenda: list[tuple[float, int, Any]]
     sequence: Iterator[int]
-    cuts: bool
+    cuts: float
+    draw: Callable[[], float]
     jitter: float
     least_delay: float
     trace: Trace
@@ -100,7 +106,7 @@ class Wire(Protocol):
         """How long the next segment takes."""
 
     def cut(self, size: int) -> int:
-        """Where a segment of this size is cut; 0 if it is not."""
+        """Where a segment of this size is cut."""
 
     def gap(self) -> float:
         """Seconds between the two parts."""
@@ -167,7 +173,7 @@ class Flow:
         self.pending = bytearray()
         self._held = 0  # bytes that take room in the send buffer
         self._acks: deque[tuple[float, int]] = deque()
-        self._wire: deque[tuple[float, Segment]] = deque()
+        self._wire: deque[tuple[float, Segment, int]] = deque()
         self._wire_size = 0
         self._free_at = 0.0  # when the link can take the next segment
         self._last = 0.0  # when the last segment arrives
@@ -183,17 +189,16 @@ class Flow:
     def send(self, data: bytes | memoryview) -> int:
         """Take what there is room for: how many bytes."""
         size = len(data)
-        room = self.room() if self._acks else self.send_buffer - self._held
-        if size > room:
+        if size > self.send_buffer - self._held and size > (room := self.room()):
             self._want_room()
             size = max(room, 0)
             data = data[:size]
         if not size:
             return 0
-        chunk = bytes(data)
+        chunk = data if type(data) is bytes else bytes(data)
         self._held += size
         if self.direct:
-            self._arrive(chunk)
+            self._arrive(chunk, size)
         elif self.pending or size > SEGMENT or size > self.receive_buffer - self.size - self._wire_size:
             self.pending += chunk
             self._transmit()
@@ -210,12 +215,13 @@ class Flow:
 
     def is_writable(self) -> bool:
         """Whether a third of the send buffer is free; if not, the sender hears when it is."""
-        if self.room() * 3 >= self.send_buffer:
+        if (self.send_buffer - self._held) * 3 >= self.send_buffer or self.room() * 3 >= self.send_buffer:
             return True
         self._want_room()
         return False
 
     def _want_room(self) -> None:
+        """Only after `room`: what is in the queue is then not back yet."""
         if not self._nospace:
             self._nospace = True
             if self._acks:
@@ -258,24 +264,20 @@ class Flow:
         if self._fin:
             self._put_last(FIN)
 
-    def _put(self, chunk: bytes, size: int) -> None:
-        network = self.network
-        self._wire_size += size
-        if network.cuts and size > 1 and (where := network.cut(size)):
-            self._launch(chunk[:where], where)
-            self._last += network.gap()
-            self._launch(chunk[where:], size - where)
-        else:
-            self._launch(chunk, size)
-
     def _put_last(self, segment: str) -> None:
         if self.direct:
             self._arrive_last(segment)
         else:
-            self._launch(segment, 0)
+            self._put(segment, 0)
 
-    def _launch(self, segment: Segment, size: int) -> None:
+    def _put(self, segment: Segment, size: int, whole: bool = True) -> None:
+        """Put a segment on the wire.
+
+        :param whole: it is not a part of one that was cut.
+        """
         network = self.network
+        if whole and size > 1 and network.cuts and network.draw() < network.cuts:
+            return self._put_parts(segment, size, network.cut(size))
         leaves = network.now
         if self.bandwidth is not None:
             self._free_at = leaves = max(leaves, self._free_at) + size / self.bandwidth
@@ -286,7 +288,14 @@ class Flow:
         wire = self._wire
         if not wire:
             heappush(network.agenda, (arrives, next(network.sequence), self.arrive))  # as at(), which is called less
-        wire.append((arrives, segment))
+        wire.append((arrives, segment, size))
+        self._wire_size += size
+        return None
+
+    def _put_parts(self, segment: Segment, size: int, where: int) -> None:
+        self._put(segment[:where], where, False)
+        self._last += self.network.gap()
+        self._put(segment[where:], size - where, False)
 
     def arrive(self) -> None:
         """What is due arrives."""
@@ -297,14 +306,15 @@ class Flow:
             self._retry = 0.0
         now = network.now
         while wire and wire[0][0] <= now:
-            segment = wire.popleft()[1]
-            if isinstance(segment, bytes):
-                self._wire_size -= len(segment)
-                self._arrive(segment)
+            _, segment, size = wire.popleft()
+            if size:
+                self._wire_size -= size
+                self._arrive(segment, size)
             else:
                 self._arrive_last(segment)
         if wire:
             network.at(wire[0][0], self.arrive)
+        return None
 
     def _try_again(self) -> None:
         now = self.network.now
@@ -318,9 +328,9 @@ class Flow:
             return self.source.timed_out()
         self.network.at(now + self._retry, self.arrive)
 
-    def _arrive(self, segment: bytes) -> None:
+    def _arrive(self, segment: bytes, size: int) -> None:
         target, network = self.target, self.network
-        size, now = len(segment), network.now
+        now = network.now
         self._note((now, self.name, size))
         if (network.striking and network.strikes(self)) or (target.state == DEAD and target.refuses()):
             return
@@ -328,9 +338,13 @@ class Flow:
         self.size += size
         if not self.direct:
             back = now + (network.delay() if network.jitter else network.least_delay)
-            self._acks.append((back, size))
-            if self._nospace and len(self._acks) == 1:
-                network.at(back, self.acknowledged)
+            acks = self._acks
+            acks.append((back, size))
+            if self._nospace:
+                if len(acks) == 1:
+                    network.at(back, self.acknowledged)
+            elif len(acks) > MOST_ACKS:
+                self.room()
         for watcher in target.watchers:
             watcher.woken(target, READ)
 

@@ -2,14 +2,14 @@
 
 import asyncio
 import gc
-import heapq
 import itertools
 import selectors
 import socket
 from asyncio.selector_events import BaseSelectorEventLoop
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import Context, copy_context
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from ...runtime.clock import real_wall_time
@@ -36,6 +36,38 @@ class SimulationStuck(RuntimeError):
     always something to do, so that no time passes."""
 
 
+class Timer(asyncio.TimerHandle):
+    """A timer in the agenda. A client that sleeps makes one for each request, and asyncio's asks the loop four times
+    whether it is in debug mode, in a call of a method each. Apart from that it is the same."""
+
+    __slots__ = ()
+
+    _loop: "SimulationLoop"
+    _scheduled: bool
+
+    def __init__(
+        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], loop: "SimulationLoop", context: Any
+    ) -> None:
+        if loop._debug:
+            super().__init__(when, callback, args, loop, context)
+        else:
+            self._when, self._callback, self._args, self._loop = when, callback, args, loop
+            self._context = copy_context() if context is None else context
+            self._cancelled = False
+            self._repr = self._source_traceback = None
+        self._scheduled = True
+
+    def cancel(self) -> None:
+        """See `asyncio.TimerHandle.cancel`. `asyncio.sleep` cancels its timer also when that was due."""
+        if self._scheduled and not self._cancelled:
+            self._loop.count_cancelled()
+        if self._loop._debug:
+            asyncio.Handle.cancel(self)
+        else:
+            self._cancelled = True
+            self._callback = self._args = None  # type: ignore[assignment]
+
+
 class SimulationLoop(BaseSelectorEventLoop):
     """An asyncio loop without descriptors and without real time.
 
@@ -44,9 +76,10 @@ class SimulationLoop(BaseSelectorEventLoop):
     """
 
     # What BaseEventLoop has, and its stubs do not.
-    _ready: deque[asyncio.Handle]
+    _ready: deque[Any]  # of handles, and their private fields
     _stopping: bool
     _closed: bool
+    _debug: bool
     _timer_cancelled_count: int
 
     def __init__(self) -> None:
@@ -67,8 +100,8 @@ class SimulationLoop(BaseSelectorEventLoop):
         if self.kernel.open:
             raise RuntimeError("this loop has sockets: begin a simulation in a new loop")
         before, self.kernel = self.kernel, Network(seed, faults, self.kernel.now, trace)
-        timers = [entry for entry in before.agenda if isinstance(entry[2], asyncio.TimerHandle)]
-        heapq.heapify(timers)
+        timers = [entry for entry in before.agenda if type(entry[2]) is Timer]
+        heapify(timers)
         self.kernel.agenda, self.kernel.sequence = timers, before.sequence
         self._selector = self._waiting = Selector(self.kernel)
         self._date = (real_wall_time() if date is None else date) - self.kernel.now
@@ -95,19 +128,23 @@ class SimulationLoop(BaseSelectorEventLoop):
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See `asyncio.loop.call_at`."""
-        if self._closed:
-            raise RuntimeError("Event loop is closed")
-        network = self.kernel
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
-        timer._scheduled = True  # type: ignore[attr-defined]
-        heapq.heappush(network.agenda, (when, next(network.sequence), timer))
-        return timer
+        return self._enter(when, callback, args, context)
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See `asyncio.loop.call_later`."""
-        return self.call_at(self.kernel.now + delay, callback, *args, context=context)
+        return self._enter(self.kernel.now + delay, callback, args, context)
+
+    def _enter(
+        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
+    ) -> asyncio.TimerHandle:
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        network = self.kernel
+        timer = Timer(when, callback, args, self, context)
+        heappush(network.agenda, (when, next(network.sequence), timer))
+        return timer
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -119,17 +156,19 @@ class SimulationLoop(BaseSelectorEventLoop):
         self._ready.append(handle)
         return handle
 
-    def _pass_time(self) -> None:
-        """Go to the next instant at which something happens."""
+    def _pass_time(self) -> list[Timer] | None:
+        """Go to the next instant at which something happens, and let it happen; see `_happened`."""
         network = self.kernel
         agenda = network.agenda
-        while agenda and isinstance(entry := agenda[0][2], asyncio.TimerHandle) and entry._cancelled:
-            self._drop(heapq.heappop(agenda)[2])
         if not agenda:
             waiting = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self)))
             raise SimulationStuck(f"all tasks wait, and nothing is on its way: {waiting}")
-        if agenda[0][0] > network.now:
-            network.now = agenda[0][0]
+        when, _, entry = agenda[0]
+        if type(entry) is Timer and entry._cancelled:
+            self._drop(heappop(agenda)[2])
+            return None
+        if when > network.now:
+            network.now = when
             self._turns_left = MOST_TURNS
             if network.faults.stop and network.injector.strikes("stop", "process"):
                 self.stop_process(network.injector.draw(network.faults.stop_time))
@@ -138,24 +177,53 @@ class SimulationLoop(BaseSelectorEventLoop):
         if len(network.trace.recent) >= CHUNK:
             network.trace.fold()
             gc.collect(1)
+        return self._happened()
 
-    def _drop(self, timer: Any) -> None:
+    def _happened(self) -> list[Timer] | None:
+        """Let happen what is due; the timers among it, those of the same instant in a drawn order."""
+        network = self.kernel
+        agenda, now = network.agenda, network.now
+        due: list[Timer] | None = None
+        while agenda and agenda[0][0] <= now:
+            entry = heappop(agenda)[2]
+            if type(entry) is not Timer:
+                entry()
+            elif entry._cancelled:
+                self._drop(entry)
+            else:
+                entry._scheduled = False
+                if due is None:
+                    due = [entry]
+                else:
+                    due.append(entry)
+        return due if due is None or len(due) == 1 else self._in_drawn_order(due)
+
+    def _in_drawn_order(self, due: list[Timer]) -> list[Timer]:
+        drawn: list[Timer] = []
+        for _, same in itertools.groupby(due, Timer.when):
+            timers = list(same)
+            if len(timers) > 1:
+                self.kernel.shuffle(timers)
+            drawn += timers
+        return drawn
+
+    def _drop(self, timer: Timer) -> None:
         timer._scheduled = False
         self._timer_cancelled_count -= 1
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+    def count_cancelled(self) -> None:
         """Forget timers that were cancelled, when they are more than all else; `asyncio` does likewise."""
         self._timer_cancelled_count += 1
         agenda = self.kernel.agenda
         if self._timer_cancelled_count > FEW_CANCELLED and self._timer_cancelled_count * 2 > len(agenda):
             kept = []
             for each in agenda:
-                if isinstance(each[2], asyncio.TimerHandle) and each[2]._cancelled:
+                if type(each[2]) is Timer and each[2]._cancelled:
                     self._drop(each[2])
                 else:
                     kept.append(each)
             agenda[:] = kept
-            heapq.heapify(agenda)
+            heapify(agenda)
 
     def stop_process(self, seconds: float) -> None:
         """Let time pass without anything running."""
@@ -179,57 +247,57 @@ class SimulationLoop(BaseSelectorEventLoop):
         injector = self.kernel.injector
         self.jump(injector.draw(self.kernel.faults.jump_time) * injector.pick((1, -1)))
 
+    # asyncio calls _run_once for each turn of the loop. Here it makes turns until the loop is stopped, or has another
+    # network. A request and its reply take four turns, each with one callback or two, so a turn is written for speed:
+    # what it needs is looked up once for all turns, the selector is not asked if no descriptor has changed, and a
+    # callback is run as Handle._run does it, without a call of that.
+
     def _run_once(self) -> None:
-        """A turn, as `asyncio` has it: descriptors that are ready, then timers, then all callbacks that there are."""
+        """Turns, as `asyncio` has them: descriptors that are ready, then timers, then all callbacks that there are."""
         network, ready, waiting = self.kernel, self._ready, self._waiting
-        agenda = network.agenda
-        due = self._happened() if agenda and agenda[0][0] <= network.now else None
-        events = waiting.select() if waiting.maybe else None
-        while not (ready or due or events or self._stopping):
-            self._pass_time()
-            due = self._happened()
-            events = waiting.select() if waiting.maybe else None
-        if events:
-            for key, seen in events:
-                reader, writer = key.data
-                if seen & READ and not reader._cancelled:
-                    ready.append(reader)
-                if seen & WRITE and not writer._cancelled:
-                    ready.append(writer)
-        if due:
-            ready.extend(due)
-        self._turns_left -= 1
-        if not self._turns_left:
-            raise SimulationStuck(f"the loop has turned {MOST_TURNS:,} times, and no time has passed")
-        for _ in range(len(ready)):
-            handle = ready.popleft()
-            if not handle._cancelled:
-                handle._run()
+        agenda, maybe = network.agenda, waiting.maybe
+        next_ready = ready.popleft
+        while True:
+            due = self._happened() if agenda and agenda[0][0] <= network.now else None
+            events = waiting.select() if maybe else None
+            while not (ready or due or events or self._stopping):
+                due = self._pass_time()
+                if maybe:
+                    events = waiting.select()
+            if events:
+                self._add_callbacks(events)
+            if due:
+                ready.extend(due)
+            self._turns_left -= 1
+            if self._turns_left <= 0:
+                self._turns_left = MOST_TURNS  # for what is still to be cleaned up
+                raise SimulationStuck(f"the loop has turned {MOST_TURNS:,} times, and no time has passed")
+            for _ in range(len(ready)):
+                handle = next_ready()
+                if not handle._cancelled:
+                    try:
+                        handle._context.run(handle._callback, *handle._args)
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as error:
+                        self._callback_failed(handle, error)
+            if self._stopping or self.kernel is not network:
+                return
 
-    def _happened(self) -> list[asyncio.TimerHandle]:
-        """Let happen what is due; the timers among it, those of the same instant in a drawn order."""
-        network = self.kernel
-        agenda, now = network.agenda, network.now
-        due: list[Any] = []
-        while agenda and agenda[0][0] <= now:
-            entry = heapq.heappop(agenda)[2]
-            if not isinstance(entry, asyncio.TimerHandle):
-                entry()
-            elif entry._cancelled:
-                self._drop(entry)
-            else:
-                entry._scheduled = False  # type: ignore[attr-defined]
-                due.append(entry)
-        return due if len(due) < 2 else self._in_drawn_order(due)
+    def _add_callbacks(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
+        ready = self._ready
+        for key, seen in events:
+            reader, writer = key.data
+            if seen & READ and not reader._cancelled:
+                ready.append(reader)
+            if seen & WRITE and not writer._cancelled:
+                ready.append(writer)
 
-    def _in_drawn_order(self, due: list[asyncio.TimerHandle]) -> list[asyncio.TimerHandle]:
-        drawn: list[asyncio.TimerHandle] = []
-        for _, same in itertools.groupby(due, asyncio.TimerHandle.when):
-            timers = list(same)
-            if len(timers) > 1:
-                self.kernel.shuffle(timers)
-            drawn += timers
-        return drawn
+    def _callback_failed(self, handle: Any, error: BaseException) -> None:
+        context = {"message": f"Exception in callback {handle!r}", "exception": error, "handle": handle}
+        if handle._source_traceback:
+            context["source_traceback"] = handle._source_traceback
+        self.call_exception_handler(context)
 
     def create_task(self, coro: Any, *, name: Any = None, **options: Any) -> Any:
         """See `asyncio.loop.create_task`. Tasks without a name get one that does not depend on earlier simulations."""

@@ -44,7 +44,8 @@ class Network(Kernel):
     :ivar failing: whether system calls may fail.
     :ivar striking: whether segments may be lost for good.
     :ivar parted: whether some hosts may be, or were, apart.
-    :ivar cuts: whether segments may be cut.
+    :ivar cuts: the probability that a segment is cut.
+    :ivar draw: draws a number from 0 to 1, for what the network does.
     :ivar jitter: seconds by which delays vary, above ``least_delay``.
     """
 
@@ -56,7 +57,7 @@ class Network(Kernel):
         self.faults = faults
         self.trace = trace
         self.injector = Injector(faults, seed, self.note)
-        self._draw = random.Random(f"{seed}:network").random
+        self.draw = random.Random(f"{seed}:network").random
         self._draw_order = random.Random(f"{seed}:order").random
         self.agenda: list[tuple[float, int, Any]] = []
         self.sequence: Iterator[int] = itertools.count()
@@ -70,7 +71,7 @@ class Network(Kernel):
         self._apart: dict[tuple[str, str], float] = {}
         self.least_delay, most = span(faults.delay)
         self.jitter = most - self.least_delay
-        self.cuts = bool(faults.cut)
+        self.cuts = faults.cut
 
     # ---- time
 
@@ -86,17 +87,15 @@ class Network(Kernel):
 
     def delay(self) -> float:
         """How long the next segment takes."""
-        return self.least_delay + self.jitter * self._draw() if self.jitter else self.least_delay
+        return self.least_delay + self.jitter * self.draw() if self.jitter else self.least_delay
 
     def cut(self, size: int) -> int:
-        """Where a segment of this size is cut; 0 if it is not."""
-        if size < 2 or not self.cuts or self._draw() >= self.faults.cut:
-            return 0
-        return 1 + int(self._draw() * (size - 1))
+        """Where a segment of this size is cut."""
+        return 1 + int(self.draw() * (size - 1))
 
     def gap(self) -> float:
         """Seconds between both parts of a segment that is cut."""
-        return SHORTEST_GAP + (LONGEST_GAP - SHORTEST_GAP) * self._draw()
+        return SHORTEST_GAP + (LONGEST_GAP - SHORTEST_GAP) * self.draw()
 
     def shuffle(self, ready: list[Any]) -> None:
         """Bring what is ready into a drawn order."""

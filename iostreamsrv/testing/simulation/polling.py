@@ -15,7 +15,8 @@ READ, WRITE = 0x001, 0x004  # EPOLLIN, EPOLLOUT
 ERROR, HANGUP, PEER_ENDED = 0x008, 0x010, 0x2000  # EPOLLERR, EPOLLHUP, EPOLLRDHUP
 EDGE = 1 << 31  # EPOLLET
 ALWAYS = ERROR | HANGUP
-ALL = READ | WRITE | PEER_ENDED | ALWAYS
+TO_READ = READ | PEER_ENDED | ALWAYS
+ALL = TO_READ | WRITE
 
 SELECT_READ, SELECT_WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -146,18 +147,19 @@ class Epoll(File):
 
     def poll(self, timeout: float = -1, maxevents: int = -1) -> list[tuple[int, int]]:
         """See ``select.epoll``; it never waits."""
+        watched, ready = self._files, self._ready
         found = []
-        files = list(self._ready)
-        self._ready.clear()
+        files = list(ready)
+        ready.clear()
         if len(files) > 1:
             self._descriptors.shuffle(files)
         for file in files:
-            wanted = self._files[file]
+            wanted = watched[file]
             if events := file.events(wanted) & wanted:
                 found.append((file.number, events))
                 if not wanted & EDGE:
-                    self._ready[file] = None
-        if not self._ready:
+                    ready[file] = None
+        if not ready:
             for watcher in self.watchers:
                 watcher.quiet(self)
         return found
@@ -235,14 +237,18 @@ class Selector(selectors.BaseSelector):
 
     def select(self, timeout: float | None = 0) -> list[tuple[selectors.SelectorKey, int]]:
         """What is ready, in a drawn order. It never waits."""
+        watched = self._watched
         found, quiet = [], None
         for file in self.maybe:
-            key = self._watched[file]
+            key = watched[file]
             wanted = key.events
-            events = file.events(ALL if wanted & SELECT_WRITE else ALL & ~WRITE)
-            seen = wanted & SELECT_READ if events & ~WRITE else 0
-            if events & ~(READ | PEER_ENDED):
-                seen |= wanted & SELECT_WRITE
+            if wanted == SELECT_READ:  # nearly always
+                seen = SELECT_READ if file.events(TO_READ) & TO_READ else 0
+            else:
+                events = file.events()
+                seen = wanted & SELECT_READ if events & ~WRITE else 0
+                if events & ~(READ | PEER_ENDED):
+                    seen |= wanted & SELECT_WRITE
             if seen:
                 found.append((key, seen))
             else:

@@ -66,7 +66,7 @@ class SimulatedSocket(ConnectingSocket):
         assert flow is not None
         if self.network.failing:
             self._fail("send")
-        if not isinstance(data, bytes):
+        if type(data) is not bytes:
             data = memoryview(data).cast("B")
         if flow.direct and self._peer().closed:
             fail(errno.EPIPE)
