@@ -129,6 +129,43 @@ def test_resets_from_somewhere_on_the_way_break_connections_and_no_more() -> Non
     assert done > 50
 
 
+def by_name(sim: Simulation) -> dict[str, list[tuple[float, str | int]]]:
+    """What the trace has of each connection."""
+    found: dict[str, list[tuple[float, str | int]]] = {}
+    for time, who, what in sim.trace.entries:
+        found.setdefault(who, []).append((time, what))
+    return found
+
+
+async def one_after_the_other(sim: Simulation) -> None:
+    """Eight clients of one server, none of which does anything at the same instant as another."""
+    server = sim.serve(Counts())
+
+    async def client(number: int) -> None:
+        await sim.sleep(number * 0.0137)
+        await talk(sim, server)
+
+    await asyncio.gather(*[client(number) for number in range(8)])
+
+
+@pytest.mark.parametrize("network", [{"cut": 0.0}, {"delay": (0, 0.1)}], ids=["even", "uneven"])
+def test_a_reset_from_somewhere_on_the_way_changes_the_trace_of_its_connection_only(network: dict[str, Any]) -> None:
+    for seed in range(5):
+        without, never, once = (
+            Simulation(seed, Faults(**network, **faults)) for faults in ({}, {"rst": 1e-12}, {"rst": 0.02, "most": 1})
+        )
+        for sim in (without, never, once):
+            sim.run(one_after_the_other)
+        assert never.trace.digest() == without.trace.digest()
+        assert once.struck == 1
+        begins = next(index for index, (*_, what) in enumerate(once.trace.entries) if what == "fault 1: rst")
+        assert once.trace.entries[:begins] == without.trace.entries[:begins]
+        struck = once.trace.entries[begins][1]
+        before, after = by_name(without), by_name(once)
+        changed = {name for name in before | after if before.get(name) != after.get(name)}
+        assert changed == {struck, ">".join(reversed(struck.split(">")))}
+
+
 def test_partitions_and_stops_break_nothing_as_long_as_they_are_short() -> None:
     struck = 0
     for seed in range(20):

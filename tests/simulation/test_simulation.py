@@ -1,6 +1,7 @@
 """Servers, streams, TLS and deadlines on the simulation, and that the same seed does the same."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -297,6 +298,59 @@ def test_it_says_when_no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(SimulationStuck, match="no time has passed"):
         Simulation().run(main)
+
+
+def test_it_says_so_again_when_no_time_passes_during_the_cleanup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "MOST_TURNS", 1000)
+
+    left = 5000
+
+    async def stubborn() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+    with contextlib.closing(SimulationLoop()) as loop:
+        task = loop.create_task(stubborn())
+        for _ in range(3):
+            with pytest.raises(SimulationStuck, match="no time has passed"):
+                loop.run_until_complete(task)
+            task.cancel()
+        assert left > 1000
+        left = 0
+        loop.run_until_complete(task)
+
+
+def test_sleeps_that_are_over_do_not_count_as_timers_that_were_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    tidied: list[int] = []
+    monkeypatch.setattr(loop_module, "FEW_CANCELLED", 10)
+    monkeypatch.setattr(loop_module, "heapify", lambda agenda: tidied.append(len(agenda)))
+
+    async def main(sim: Simulation) -> None:
+        tidied.clear()
+        for _ in range(100):
+            await sim.sleep(1)
+        assert tidied == []
+        for timer in [sim.loop.call_later(1000, int) for _ in range(100)]:
+            timer.cancel()
+        assert tidied
+        assert len(sim.loop.kernel.agenda) < 50
+
+    Simulation().run(main)
+
+
+def test_a_timer_in_debug_mode_says_where_it_was_made() -> None:
+    async def main(sim: Simulation) -> None:
+        assert "created at" not in repr(sim.loop.call_later(1, int))
+        sim.loop.set_debug(True)
+        timer = sim.loop.call_later(1, int)
+        assert "test_simulation.py" in repr(timer)
+        timer.cancel()
+        assert "cancelled" in repr(timer)
+
+    Simulation().run(main)
 
 
 def test_what_nobody_catches_is_in_its_errors(caplog: pytest.LogCaptureFixture) -> None:

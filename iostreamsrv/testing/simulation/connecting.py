@@ -89,6 +89,7 @@ class ConnectingSocket(SocketBase):
         if self.address[1] == 0:
             self.bind(self.network.source_for(self.address_family, address))
         self.peer_address = address
+        self.draw = self.network.draws_of(self.name)
         self.state = CONNECTING
         self.network.note(self.name, "connects")
         self._send_syn(0)
@@ -118,8 +119,9 @@ class ConnectingSocket(SocketBase):
     def _join(self, listener: "ConnectingSocket") -> None:
         """Make the other end, and a flow in each direction."""
         child = listener._child(self)
-        there = Flow(self.network, self, child, self.name, self.unix)
-        back = Flow(self.network, child, self, child.name, self.unix)
+        child.draw = self.draw
+        there = Flow(self.network, self, child, self.name, self.draw, self.unix)
+        back = Flow(self.network, child, self, child.name, self.draw, self.unix)
         there.bandwidth = back.bandwidth = self.bandwidth
         self.outflow, self.inflow = there, back
         child.inflow, child.outflow = there, back
@@ -131,7 +133,7 @@ class ConnectingSocket(SocketBase):
 
     def _send_syn(self, tries: int) -> None:
         network = self.network
-        network.at(network.now + network.delay(), lambda: self._syn_arrives(tries))
+        network.at(network.now + network.delay(self.draw), lambda: self._syn_arrives(tries))
 
     def _syn_arrives(self, tries: int) -> None:
         if self.state != CONNECTING:
@@ -144,10 +146,10 @@ class ConnectingSocket(SocketBase):
                 return self.break_off(errno.ETIMEDOUT)
             network.at(network.now + SYN_RETRY * 2**tries, lambda: self._syn_arrives(tries + 1))
         elif listener is None:
-            network.at(network.now + network.delay(), lambda: self.break_off(errno.ECONNREFUSED))
+            network.at(network.now + network.delay(self.draw), lambda: self.break_off(errno.ECONNREFUSED))
         else:
             listener.half_open += 1
-            network.at(network.now + network.delay(), lambda: self._syn_is_answered(listener))
+            network.at(network.now + network.delay(self.draw), lambda: self._syn_is_answered(listener))
 
     def _syn_is_answered(self, listener: "ConnectingSocket") -> None:
         listener.half_open -= 1
@@ -160,7 +162,7 @@ class ConnectingSocket(SocketBase):
         network, peer = self.network, self._peer()
         network.note(self.name, "is connected")
         listener.half_open += 1
-        network.at(network.now + network.delay(), lambda: listener._is_established(peer))
+        network.at(network.now + network.delay(self.draw), lambda: listener._is_established(peer))
         self.wake(WRITE)
 
     def _is_established(self, connection: "ConnectingSocket") -> None:

@@ -42,6 +42,12 @@ RST: Final = "RST"
 MOST_ACKS = 50
 """Acknowledgements after which those that are back are taken from their queue, although nobody needs room."""
 
+SHORTEST_GAP, LONGEST_GAP = 1e-6, 1e-3
+"""Seconds between both parts of a segment that is cut. So the second is never there when the first is received."""
+
+Draw = Callable[[], float]
+"""Draws a number from 0 to 1."""
+
 Segment = Any
 """The bytes of a segment, or FIN, or RST."""
 
@@ -84,7 +90,6 @@ class Wire(Protocol):
     :ivar striking: whether segments may be lost for good.
     :ivar parted: whether some hosts may be apart.
     :ivar cuts: the probability that a segment is cut.
-    :ivar draw: draws a number from 0 to 1.
     :ivar jitter: whether the delay varies; else it is ``least_delay``.
     """
 
@@ -92,7 +97,6 @@ class Wire(Protocol):
     agenda: list[tuple[float, int, Any]]
     sequence: Iterator[int]
     cuts: float
-    draw: Callable[[], float]
     jitter: float
     least_delay: float
     trace: Trace
@@ -102,14 +106,8 @@ class Wire(Protocol):
     def at(self, time: float, call: Callable[[], object]) -> None:
         """Call something later."""
 
-    def delay(self) -> float:
+    def delay(self, draw: Draw) -> float:
         """How long the next segment takes."""
-
-    def cut(self, size: int) -> int:
-        """Where a segment of this size is cut."""
-
-    def gap(self) -> float:
-        """Seconds between the two parts."""
 
     def apart(self, one: str, other: str) -> bool:
         """Whether nothing arrives from one of these hosts at the other."""
@@ -134,6 +132,7 @@ class Flow:
     __slots__ = (
         "_acks",
         "_agreed",
+        "_draw",
         "_fin",
         "_free_at",
         "_held",
@@ -158,7 +157,7 @@ class Flow:
         "target",
     )
 
-    def __init__(self, network: Wire, source: End, target: End, name: str, direct: bool) -> None:
+    def __init__(self, network: Wire, source: End, target: End, name: str, draw: Draw, direct: bool) -> None:
         self.network = network
         self.source = source
         self.target = target
@@ -183,6 +182,7 @@ class Flow:
         self._retry = 0.0
         self._retrying_since = 0.0
         self._note = network.trace.add
+        self._draw = draw
 
     # ---- for the sender
 
@@ -276,12 +276,12 @@ class Flow:
         :param whole: it is not a part of one that was cut.
         """
         network = self.network
-        if whole and size > 1 and network.cuts and network.draw() < network.cuts:
-            return self._put_parts(segment, size, network.cut(size))
+        if whole and size > 1 and network.cuts and self._draw() < network.cuts:
+            return self._put_parts(segment, size)
         leaves = network.now
         if self.bandwidth is not None:
             self._free_at = leaves = max(leaves, self._free_at) + size / self.bandwidth
-        arrives = leaves + (network.delay() if network.jitter else network.least_delay)
+        arrives = leaves + (network.delay(self._draw) if network.jitter else network.least_delay)
         if arrives < self._last:
             arrives = self._last
         self._last = arrives
@@ -292,9 +292,10 @@ class Flow:
         self._wire_size += size
         return None
 
-    def _put_parts(self, segment: Segment, size: int, where: int) -> None:
+    def _put_parts(self, segment: Segment, size: int) -> None:
+        where = 1 + int(self._draw() * (size - 1))
         self._put(segment[:where], where, False)
-        self._last += self.network.gap()
+        self._last += SHORTEST_GAP + (LONGEST_GAP - SHORTEST_GAP) * self._draw()
         self._put(segment[where:], size - where, False)
 
     def arrive(self) -> None:
@@ -337,7 +338,7 @@ class Flow:
         self.inbox.append(segment)
         self.size += size
         if not self.direct:
-            back = now + (network.delay() if network.jitter else network.least_delay)
+            back = now + (network.delay(self._draw) if network.jitter else network.least_delay)
             acks = self._acks
             acks.append((back, size))
             if self._nospace:
@@ -390,7 +391,7 @@ class Flow:
                 self._taken(len(chunk))
             elif self.pending and not self._agreed:
                 self._agreed = True
-                self.network.at(self.network.now + self.network.delay(), self.window_opened)
+                self.network.at(self.network.now + self.network.delay(self._draw), self.window_opened)
         return chunk
 
     def _taken(self, size: int) -> None:

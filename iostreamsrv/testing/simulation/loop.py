@@ -43,6 +43,7 @@ class Timer(asyncio.TimerHandle):
     __slots__ = ()
 
     _loop: "SimulationLoop"
+    _source_traceback: Any
     _scheduled: bool
 
     def __init__(
@@ -50,6 +51,7 @@ class Timer(asyncio.TimerHandle):
     ) -> None:
         if loop._debug:
             super().__init__(when, callback, args, loop, context)
+            del self._source_traceback[-3:]  # this function, and two of the loop
         else:
             self._when, self._callback, self._args, self._loop = when, callback, args, loop
             self._context = copy_context() if context is None else context
@@ -320,7 +322,7 @@ class SimulationLoop(BaseSelectorEventLoop):
             except Exception as error:
                 future.set_exception(error)
 
-        self.call_later(self.kernel.delay(), run)
+        self.call_later(self.kernel.delay(self.kernel.draw), run)
         return future
 
     async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:

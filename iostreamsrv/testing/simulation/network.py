@@ -11,7 +11,7 @@ from typing import Any
 
 from ...runtime.kernel import Kernel, Socket
 from .faults import SYSTEM_CALLS, Faults, Injector, span
-from .flow import Flow
+from .flow import Draw, Flow
 from .polling import Epoll, File
 from .socketbase import Address
 from .sockets import SimulatedSocket
@@ -22,9 +22,6 @@ FIRST_NUMBER = 1 << 20
 
 FIRST_PORT = 32768
 """The first port that an unbound socket gets."""
-
-SHORTEST_GAP, LONGEST_GAP = 1e-6, 1e-3
-"""Seconds between both parts of a segment that is cut. So the second is never there when the first is received."""
 
 LOCAL = {socket.AF_INET: "10.0.0.1", socket.AF_INET6: "fd00::1"}
 """The host of sockets that connect without an address of their own, except to the loopback address."""
@@ -45,7 +42,7 @@ class Network(Kernel):
     :ivar striking: whether segments may be lost for good.
     :ivar parted: whether some hosts may be, or were, apart.
     :ivar cuts: the probability that a segment is cut.
-    :ivar draw: draws a number from 0 to 1, for what the network does.
+    :ivar draw: draws a number from 0 to 1, for what belongs to no connection.
     :ivar jitter: seconds by which delays vary, above ``least_delay``.
     """
 
@@ -57,7 +54,8 @@ class Network(Kernel):
         self.faults = faults
         self.trace = trace
         self.injector = Injector(faults, seed, self.note)
-        self.draw = random.Random(f"{seed}:network").random
+        self._seed = seed
+        self.draw = self.draws_of("network")
         self._draw_order = random.Random(f"{seed}:order").random
         self.agenda: list[tuple[float, int, Any]] = []
         self.sequence: Iterator[int] = itertools.count()
@@ -85,17 +83,14 @@ class Network(Kernel):
 
     # ---- what is drawn
 
-    def delay(self) -> float:
+    def draws_of(self, name: str) -> Draw:
+        """What draws for one connection. Each has its own, so that a fault that strikes one of them does not change the
+        delays of all others."""
+        return random.Random(f"{self._seed}:{name}").random
+
+    def delay(self, draw: Draw) -> float:
         """How long the next segment takes."""
-        return self.least_delay + self.jitter * self.draw() if self.jitter else self.least_delay
-
-    def cut(self, size: int) -> int:
-        """Where a segment of this size is cut."""
-        return 1 + int(self.draw() * (size - 1))
-
-    def gap(self) -> float:
-        """Seconds between both parts of a segment that is cut."""
-        return SHORTEST_GAP + (LONGEST_GAP - SHORTEST_GAP) * self.draw()
+        return self.least_delay + self.jitter * draw() if self.jitter else self.least_delay
 
     def shuffle(self, ready: list[Any]) -> None:
         """Bring what is ready into a drawn order."""

@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any, NoReturn, Protocol, Self
 
 from .faults import BROKEN_ERRORS, Injector
-from .flow import CONNECTED, LISTENING, NEW, End, Flow, Wire
+from .flow import CONNECTED, LISTENING, NEW, Draw, End, Flow, Wire
 from .polling import Descriptors, File
 
 Address = Any
@@ -23,10 +23,15 @@ class SocketNetwork(Wire, Descriptors, Protocol):
 
     :ivar injector: decides whether calls fail.
     :ivar failing: whether they may.
+    :ivar draw: draws for what belongs to no connection.
     """
 
     injector: Injector
     failing: bool
+    draw: Draw
+
+    def draws_of(self, name: str) -> Draw:
+        """What draws for the connection of this name."""
 
     def new_number(self, file: File) -> int:
         """A descriptor.
@@ -62,6 +67,7 @@ class SocketBase(End, socket.socket):
 
     :ivar state: whether it listens, connects, is connected.
     :ivar error: the errno that is pending (SO_ERROR).
+    :ivar draw: what draws for its connection.
     :ivar bandwidth: bytes per second in each direction, once connected; None for no limit.
     :ivar inflow: what arrives.
     :ivar outflow: what is sent.
@@ -78,6 +84,7 @@ class SocketBase(End, socket.socket):
         self.unix = family not in (socket.AF_INET, socket.AF_INET6)
         self.host = ""
         self.bandwidth: float | None = None
+        self.draw = network.draw
         self.state = NEW
         self.error = 0
         self.address_family = socket.AddressFamily(family)

@@ -197,7 +197,7 @@ class SimulatedSocket(ConnectingSocket):
         peer = self._peer()
         assert isinstance(peer, SimulatedSocket)
         self._reset_from_outside()
-        self.network.at(self.network.now + self.network.delay(), peer._reset_from_outside)
+        self.network.at(self.network.now + self.network.delay(self.draw), peer._reset_from_outside)
 
     def _reset_from_outside(self) -> None:
         assert self.inflow is not None
