@@ -148,8 +148,9 @@ def of_bytes(world: "World", record: Record) -> Iterator[Problem]:
     """A client that got EOF has all answers that were written before; an exact one, all answers."""
     before = record.ended_at is not None and (world.shut_down is None or record.ended_at < world.shut_down[0])
     reset = record.end == "reset" and record.reason is CloseReason.LOCAL and before
-    stalls = _stalls(world)  # longer than linger
-    if record.exact and reset and not is_struck(world) and not stalls and record.number not in world.kicked:
+    # What may end a close before its client has stopped sending: a stop longer than linger, or the next client.
+    cut_short = _stalls(world) or _may_evict(world) or record.number in world.kicked
+    if record.exact and reset and not is_struck(world) and not cut_short:
         yield "bytes", f"{record} got a reset after {record.answers} answers to {len(record.sent)} requests"
     if record.end != "eof" or record.reason not in IN_ORDER or is_struck(world):
         return
