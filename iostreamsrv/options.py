@@ -192,7 +192,7 @@ class ServerOptions:
     :ivar max_buffer_size: most bytes that a stream buffers unread; 1 MiB. A read that needs more closes the stream,
         reason ``buffer_full``. (With Tornado's 100 MiB one client's endless line took 105 MB.)
     :ivar max_write_buffer_size: most bytes queued on a stream; 1 MiB. More raises `StreamBufferFullError` in the
-        handler. A single larger write is accepted if the queue is empty.
+        handler. A single larger write is accepted if the queue is empty, or has only what was corked.
     :ivar read_chunk_size: most bytes received at once; 64 KiB, and never more than half of ``max_buffer_size``.
     :ivar cork: whether replies to pipelined requests are sent together; True. See `BaseIOStream.write`.
     :ivar close_on_return: whether the stream is closed, after all output was sent, when a coroutine ``handle_stream``

@@ -21,6 +21,7 @@ Options of pytest, when the plugin is named in the conftest.py of the top folder
 # A test on a simulation is called by none of these plugins: around their calls we put a plain function in its place,
 # which runs it in the simulation. pytest-asyncio has put its own there before; the coroutine is behind that.
 
+import argparse
 import asyncio
 import functools
 import inspect
@@ -120,11 +121,17 @@ def simulation(request: pytest.FixtureRequest) -> Simulation:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """See the module."""
     group = parser.getgroup("iostreamsrv")
-    group.addoption("--seeds", type=int, metavar="N", help="run each simulation with N seeds, 0 to N - 1; default 1")
+    group.addoption("--seeds", type=_count, metavar="N", help="run each simulation with N seeds, 0 to N - 1; default 1")
     group.addoption("--seed", metavar="S", help="run each simulation with this seed only")
     group.addoption(
         "--simulation-traces", metavar="DIR", help="write the traces of simulations that fail to this folder"
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return int(text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -180,7 +187,9 @@ def _simulated(item: pytest.Function, simulation: Simulation, test: Callable[...
             return once()
         except (Exception, pytest.fail.Exception) as error:
             shrunk = shrink(simulation, once, error)
-            again = f'pytest "{item.nodeid}" --seed {simulation.seed}'
+            again = f'pytest "{item.nodeid}"'
+            if hasattr(item.config.option, "seed"):  # not if the plugin is named in the test file: see _seeds()
+                again += f" --seed {simulation.seed}"
             item.add_report_section("call", "simulation", shrunk.report(simulation, again) + _written(item, simulation))
             raise shrunk.error from None
 

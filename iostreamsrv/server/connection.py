@@ -188,6 +188,8 @@ class Connection:
                 self._report_header(address, str(error.real_error), logging.WARNING)
             stream.close()
             return False
+        except OSError:  # receiving has failed, ENOMEM for example, and the stream is closed
+            return False
         finally:
             self._setup.reading_headers -= 1
         if stream.closed():  # since then: by another task, where a read does not step this one at once

@@ -194,8 +194,8 @@ class SendSide(StreamCore):
         """:raises StreamBufferFullError: there is no room for ``size`` more bytes."""
         limit = self.max_write_buffer_size
         queued = output.size - output.in_files
-        if limit is None or not queued:
-            return
+        if limit is None or queued <= max(0, self._committed_until - self.bytes_written):
+            return  # only what was corked is queued, if anything: a handler that awaits each write may go on
         overhead = output.overhead + FUTURE_SIZE * len(self._unsent_futures or ())
         queued += max(0, overhead - OVERHEAD_FREE)
         if queued + size > limit:

@@ -325,7 +325,9 @@ def test_every_private_name_is_seen(source: str, used: set[str], given: set[str]
 def test_no_test_file_imports_from_another() -> None:
     """What they share is in tests/support."""
     files = {path: path.read_text() for path in (PROJECT / "tests").rglob("*.py")}
-    found = {str(path): re.findall(r"^ *(?:from|import) [\w.]*\btest_\w+.*", text, re.M) for path, text in files.items()}
+    found = {
+        str(path): re.findall(r"^ *(?:from|import) [\w.]*\btest_\w+.*", text, re.M) for path, text in files.items()
+    }
     assert {path: lines for path, lines in found.items() if lines} == {}
 
 

@@ -12,15 +12,18 @@ from typing import Any, ClassVar
 import pytest
 import tornado.web
 import tornado.websocket
+from tornado.netutil import BlockingResolver
 
 from iostreamsrv import CloseReason, IOStream, StreamClosedError, TCPServer
 from iostreamsrv.events import Event
 from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.styles import BlockingServer, CallbackServer, QueueServer
+from iostreamsrv.testing import Simulation
 from tests.support.engines import on_every_loop
 from tests.support.peers import tls_contexts
 from tests.support.programs import printed, program
 from tests.support.servers import Echo, Serving, answers
+from tests.support.simulations import peer_of, simulate
 from tests.support.waiting import PATIENCE, eventually, turns
 
 pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]
@@ -34,8 +37,14 @@ REQUEST = 0.3
 BUSY = 20
 """Clients at a time."""
 
-SLACK = 0.3 + (5.0 if sys.flags.dev_mode else 2.0)
-"""Seconds for the rest of a shutdown: what is promised, and what a busy machine may add to it."""
+REST = 0.3
+"""Seconds that the rest of a shutdown may take."""
+
+SLACK = REST + (5.0 if sys.flags.dev_mode else 2.0)
+"""The same, and what a busy machine may add to it."""
+
+LATE: dict[str, Any] = {"delay": (0, 0.04)}
+"""A network that acknowledges as late as kernels do."""
 
 THINKING = [0.0, 0.02]
 """Seconds between an answer and the next request."""
@@ -176,19 +185,21 @@ async def test_no_busy_http_client_is_cut_and_none_keeps_the_server(serving: Ser
     assert server.conn_params.no_keep_alive is False, "for the next time"
 
 
-@pytest.mark.real_time("the kernel acknowledges late")
-@pytest.mark.gen_test
-async def test_a_request_that_was_pipelined_behind_the_last_one_is_not_begun(serving: Serving) -> None:
-    server = serving.started(Working())
-    peer = serving.connect(server)
-    peer.send(b"".join(b"%d\n" % number for number in range(100)))
-    await eventually(lambda: server.begun)
-    took = await timed_shutdown(server)
-    said = await peer.receive_all()
-    assert said == b"".join(b"%d\n" % number for number in range(server.begun))
-    assert server.begun < 10
-    assert server.ends == ["shutdown"]
-    assert took < REQUEST + IDLE + SLACK
+def test_a_request_that_was_pipelined_behind_the_last_one_is_not_begun() -> None:
+    async def main(sim: Simulation) -> None:
+        server = Working()
+        peer = await peer_of(sim, sim.serve(server))
+        peer.send(b"".join(b"%d\n" % number for number in range(100)))
+        await eventually(lambda: server.begun)
+        took = await timed_shutdown(server)
+        said = await peer.receive_all()
+        assert said == b"".join(b"%d\n" % number for number in range(server.begun))
+        assert 1 <= server.begun <= 3, "in 0.5 s"
+        assert server.ends == ["shutdown"]
+        assert took < REQUEST + IDLE + REST
+        peer.close()
+
+    simulate(main, **LATE)
 
 
 @pytest.mark.parametrize("way", ["read_bytes", "read_into", "partial", "regex"])
@@ -305,17 +316,20 @@ async def test_the_handler_learns_that_it_was_the_shutdown(serving: Serving) -> 
     assert {(error.reason, error.operation) for error in errors} == {("shutdown", "read")}
 
 
-@pytest.mark.real_time("the kernel acknowledges late")
-@pytest.mark.gen_test
-async def test_a_client_that_stays_after_the_end_keeps_nobody(serving: Serving) -> None:
-    server = serving.started(Working(linger=20))
-    peers = [serving.connect(server) for _ in range(5)]
-    for peer in peers:
-        peer.send(b"one\ntwo\nthree\n" * 10)
-    await eventually(lambda: server.begun >= 5)
-    assert await timed_shutdown(server) < REQUEST + IDLE + SLACK  # a linger takes 20
-    for peer in peers:
-        assert (await peer.receive_all()).startswith(b"one\n")
+def test_a_client_that_stays_after_the_end_keeps_nobody() -> None:
+    async def main(sim: Simulation) -> None:
+        server = Working(linger=20)
+        sim.serve(server)
+        peers = [await peer_of(sim, server) for _ in range(5)]
+        for peer in peers:
+            peer.send(b"one\ntwo\nthree\n" * 10)
+        await eventually(lambda: server.begun >= 5)
+        assert await timed_shutdown(server) < REQUEST + IDLE + REST  # a linger takes 20
+        for peer in peers:
+            assert (await peer.receive_all()).startswith(b"one\n")
+            peer.close()
+
+    simulate(main, **LATE)
 
 
 @pytest.mark.gen_test
@@ -340,39 +354,40 @@ async def test_a_handler_that_goes_on_after_the_shutdown_reads_as_before(serving
 # ---- the other styles
 
 
-@pytest.mark.real_time("threads")
 @pytest.mark.parametrize("kind", ["function", "coroutine"])
-@pytest.mark.gen_test(timeout=60)
-async def test_busy_clients_of_a_callback_server_do_not_keep_it(serving: Serving, kind: str) -> None:
-    begun: list[bytes] = []
-    gone: list[CloseReason | None] = []
+def test_busy_clients_of_a_callback_server_do_not_keep_it(kind: str) -> None:
+    async def main(sim: Simulation) -> None:
+        begun: list[bytes] = []
+        gone: list[CloseReason | None] = []
 
-    def answer(stream: IOStream, data: bytes) -> int:
-        begun.append(data)
-        stream.write(data)
-        return len(data)
+        def answer(stream: IOStream, data: bytes) -> int:
+            begun.append(data)
+            stream.write(data)
+            return len(data)
 
-    async def answer_later(stream: IOStream, data: bytes) -> int:
-        begun.append(data)
-        await asyncio.sleep(0.01)
-        await stream.write(data)
-        return len(data)
+        async def answer_later(stream: IOStream, data: bytes) -> int:
+            begun.append(data)
+            await asyncio.sleep(0.01)
+            await stream.write(data)
+            return len(data)
 
-    server = CallbackServer(
-        on_data=answer if kind == "function" else answer_later,
-        on_disconnect=lambda stream, unread, error: gone.append(stream.close_reason),
-        drain_idle=IDLE,
-        drain_timeout=4 * PATIENCE,
-    )
-    serving.started(server)
-    async with asking(server.addresses[0], 0.0) as clients:
-        await eventually(lambda: len(begun) >= 2 * BUSY)
-        took = await timed_shutdown(server)
-        await asyncio.wait([client.task for client in clients], timeout=PATIENCE)
-        assert sum(client.answers for client in clients) == len(begun)
-        assert not any(client.reset for client in clients)
-    assert gone == ["shutdown"] * BUSY
-    assert took < IDLE + SLACK
+        server = CallbackServer(
+            on_data=answer if kind == "function" else answer_later,
+            on_disconnect=lambda stream, unread, error: gone.append(stream.close_reason),
+            drain_idle=IDLE,
+            drain_timeout=4 * PATIENCE,
+        )
+        sim.serve(server)
+        async with asking(server.addresses[0], 0.0) as clients:
+            await eventually(lambda: len(begun) >= 2 * BUSY)
+            took = await timed_shutdown(server)
+            await asyncio.wait([client.task for client in clients], timeout=PATIENCE)
+            assert sum(client.answers for client in clients) == len(begun)
+            assert not any(client.reset for client in clients)
+        assert gone == ["shutdown"] * BUSY
+        assert took < IDLE + REST
+
+    simulate(main, delay=0.005, cut=0)  # a request that is cut in two is two calls
 
 
 FLOODS = """
@@ -517,7 +532,6 @@ class Message(tornado.websocket.WebSocketHandler):
         await self.write_message(message)
 
 
-@pytest.mark.real_time("a thread resolves names")
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "with a message in hand"])
 @pytest.mark.gen_test
 async def test_websockets_get_1001_after_the_answer_in_hand(serving: Serving, busy: bool) -> None:
@@ -525,7 +539,7 @@ async def test_websockets_get_1001_after_the_answer_in_hand(serving: Serving, bu
     server = HTTPServer(tornado.web.Application([("/", Message)]), drain_idle=IDLE, drain_timeout=4 * PATIENCE)
     serving.started(server)
     url = f"ws://127.0.0.1:{server.addresses[0][1]}/"
-    client = await tornado.websocket.websocket_connect(url)
+    client = await tornado.websocket.websocket_connect(url, resolver=BlockingResolver())  # without a thread
     if busy:
         client.write_message("hello")
         await eventually(lambda: Message.began)
@@ -593,38 +607,51 @@ async def test_a_body_after_100_continue_is_waited_for(serving: Serving) -> None
 # ---- what it says
 
 
-@pytest.mark.real_time("the kernel acknowledges late")
-@pytest.mark.gen_test
-async def test_a_shutdown_says_that_it_waits_and_for_whom(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shutdown_says_that_it_waits_and_for_whom(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tornado.general")
-    server = serving.started(Working(drain_timeout=7))
-    events: list[Event] = []
-    server.events.subscribe(events.append, "shutdown")
-    peers = [serving.connect(server) for _ in range(3)]
-    for peer in peers:
+
+    async def main(sim: Simulation) -> None:
+        caplog.clear()
+        server = Working(drain_timeout=7)
+        sim.serve(server)
+        events: list[Event] = []
+        server.events.subscribe(events.append, "shutdown")
+        peers = [await peer_of(sim, server) for _ in range(3)]
+        for peer in peers:
+            peer.send(b"please\n")
+        await eventually(lambda: server.begun == 3)
+        await server.shutdown()
+        (event,) = events
+        assert (event.kind, event.level, event.reason) == ("shutdown", logging.INFO, "shutdown")
+        assert messages(caplog) == ["shutting down: 3 clients may finish, up to 7 s"]
+        for peer in peers:
+            peer.close()
+
+    simulate(main, **LATE)
+
+
+def test_after_a_cancel_of_serve_forever_it_says_how_to_end_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tornado.general")
+
+    async def main(sim: Simulation) -> None:
+        caplog.clear()
+        server = Working(drain_timeout=None)
+        server.listen(7000, "10.1.0.1")
+        forever = asyncio.create_task(server.serve_forever())
+        peer = await peer_of(sim, server)
         peer.send(b"please\n")
-    await eventually(lambda: server.begun == 3)
-    await server.shutdown()
-    (event,) = events
-    assert (event.kind, event.level, event.reason) == ("shutdown", logging.INFO, "shutdown")
-    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
-    assert said == ["shutting down: 3 clients may finish, up to 7 s"]
+        await eventually(lambda: server.begun)
+        forever.cancel()
+        await asyncio.wait([forever])
+        assert messages(caplog) == ["shutting down: 1 client may finish, as long as they take; again to end at once"]
+        assert await peer.receive_all() == b"please\n"
+        peer.close()
+
+    simulate(main, **LATE)
 
 
-@pytest.mark.real_time("the kernel acknowledges late")
-@pytest.mark.gen_test
-async def test_after_a_cancel_of_serve_forever_it_says_how_to_end_at_once(
-    serving: Serving, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "tornado.general")
-    server = serving.started(Working(drain_timeout=None))
-    forever = asyncio.create_task(server.serve_forever())
-    serving.connect(server).send(b"please\n")
-    await eventually(lambda: server.begun)
-    forever.cancel()
-    await asyncio.wait([forever])
-    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
-    assert said == ["shutting down: 1 client may finish, as long as they take; again to end at once"]
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
 
 
 @pytest.mark.gen_test
@@ -678,7 +705,7 @@ def test_wait_draining_works_in_each_loop_that_the_server_serves_in() -> None:
             told.append(stream.id)
 
     async def serve(ends: str) -> None:
-        server.listen(0, "127.0.0.1")
+        server.listen(7000, "10.1.0.1")
         reader, writer = await asyncio.open_connection(*server.addresses[0])
         await eventually(lambda: len(server.streams))
         await asyncio.sleep(0.01)
@@ -692,6 +719,5 @@ def test_wait_draining_works_in_each_loop_that_the_server_serves_in() -> None:
 
     server = Told()
     for ends in ("close", "shutdown", "shutdown"):
-        asyncio.run(serve(ends))
+        Simulation().run(lambda _, ends=ends: serve(ends))
     assert len(told) == 2
-    asyncio.set_event_loop(None)

@@ -19,11 +19,12 @@ from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosed
 from iostreamsrv.events import Event
 from iostreamsrv.iostream import MORE
 from iostreamsrv.server import deadlines
-from iostreamsrv.testing import MockClock
+from iostreamsrv.testing import MockClock, Simulation
 from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts
 from tests.support.programs import ReportingServer
 from tests.support.programs import eventually as until
 from tests.support.servers import Echo, Serving, answers
+from tests.support.simulations import simulate
 from tests.support.waiting import eventually, fill
 
 pytestmark = pytest.mark.usefixtures("clock")
@@ -602,10 +603,10 @@ async def test_the_clock_stops_with_the_last_stream_and_starts_again_with_the_ne
 def test_the_clock_goes_on_in_another_loop() -> None:
     server = Echo(idle_timeout=SOON)
 
-    async def main() -> None:
-        server.listen(0, "127.0.0.1")
+    async def main(sim: Simulation) -> None:
+        server.listen(7000, "10.1.0.1")
         reader, writer = await asyncio.open_connection(*server.addresses[0])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(2 * SOON):
             assert await reader.read() == b""
         writer.close()
         await writer.wait_closed()
@@ -617,7 +618,7 @@ def test_the_clock_goes_on_in_another_loop() -> None:
         await writer.wait_closed()
 
     for _ in range(2):
-        asyncio.run(main())
+        simulate(main)
 
 
 @pytest.mark.gen_test

@@ -34,7 +34,7 @@ from tests.support.servers import (
 )
 from tests.support.waiting import eventually, fill, turns
 
-pytestmark = on_every_loop
+pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]
 
 
 # ---- waiting for a place
@@ -364,6 +364,12 @@ async def test_an_ipv6_client_is_known_by_its_network(serving: Serving) -> None:
 # ---- evicting
 
 
+async def answers_later(peer: Peer) -> bool:
+    """Whether it gets an answer, when some time has passed since others did: each has been silent for another time."""
+    await asyncio.sleep(0.001)
+    return await answers(peer)
+
+
 @pytest.mark.gen_test
 async def test_who_has_been_silent_for_the_longest_time_is_evicted(serving: Serving) -> None:
     server = serving.started(Echo(max_connections=3, when_full="evict"))
@@ -371,11 +377,11 @@ async def test_who_has_been_silent_for_the_longest_time_is_evicted(serving: Serv
     peers = []
     for _ in range(3):
         peers.append(serving.connect(server))
-        assert await answers(peers[-1])
+        assert await answers_later(peers[-1])
     streams = list(server.streams)
-    assert await answers(peers[0])
+    assert await answers_later(peers[0])
     for number in (1, 2, 0):
-        assert await answers(serving.connect(server))
+        assert await answers_later(serving.connect(server))
         assert await is_turned_away(peers[number])
         assert streams[number].close_reason == "evicted"
         assert len(server.streams) == 3
@@ -401,12 +407,12 @@ async def test_whoever_has_spoken_since_candidates_were_chosen_stays(serving: Se
     peers = []
     for _ in range(20):
         peers.append(serving.connect(server))
-        assert await answers(peers[-1])
-    assert await answers(serving.connect(server))  # all the others are next from here on
+        assert await answers_later(peers[-1])
+    assert await answers_later(serving.connect(server))  # all the others are next from here on
     assert await is_turned_away(peers[0])
-    assert await answers(peers[1])
+    assert await answers_later(peers[1])
     for peer in peers[2:]:
-        assert await answers(serving.connect(server))
+        assert await answers_later(serving.connect(server))
         assert await is_turned_away(peer)
     assert await answers(peers[1])
 

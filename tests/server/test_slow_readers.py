@@ -15,10 +15,11 @@ from iostreamsrv import CloseReason, IOStream, StreamTimeoutError, TCPServer
 from iostreamsrv.iostream import SSLIOStream
 from iostreamsrv.streams import closing as ends
 from iostreamsrv.streams import progress
-from iostreamsrv.testing import MockClock
+from iostreamsrv.testing import MockClock, Simulation
 from tests.support.engines import on_every_loop
 from tests.support.peers import Cut, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts
 from tests.support.servers import Serving
+from tests.support.simulations import pair, peer_of, simulate
 from tests.support.waiting import eventually, fill, turns
 
 pytestmark = [*on_every_loop, pytest.mark.usefixtures("clock")]
@@ -154,19 +155,19 @@ async def test_a_pause_of_the_process_is_not_the_peers_fault(
     assert stream.close_reason == "local"
 
 
-@pytest.mark.real_time("the kernel acknowledges late")
 @OVER_BOTH
-@pytest.mark.gen_test
-async def test_a_client_that_has_all_and_stays_is_not_blamed(
-    serving: Serving, tls: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    server = serving.started(Sending(tls, linger=1.0, write_timeout=0.2))
-    peer = await connect(serving, server, tls)
-    peer.send(b"please\n")
-    assert len(await peer.receive(SIZE)) == SIZE
-    assert await peer.receive_all() == b""
-    await eventually(lambda: server.ends)
-    assert server.ends == [("local", None)]
+def test_a_client_that_has_all_and_stays_is_not_blamed(tls: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def main(sim: Simulation) -> None:
+        server = Sending(tls, linger=1.0, write_timeout=0.2)
+        peer = await peer_of(sim, sim.serve(server), tls)
+        peer.send(b"please\n")
+        assert len(await peer.receive(SIZE)) == SIZE
+        assert await peer.receive_all() == b""
+        await eventually(lambda: server.ends)
+        assert server.ends == [("local", None)]
+        peer.close()
+
+    simulate(main, delay=(0, 0.05))  # the last acknowledgement comes late
     assert warnings(caplog) == []
 
 
@@ -213,36 +214,26 @@ async def test_the_write_timeout_of_a_handler_that_writes_is_a_reset(serving: Se
         await peer.receive_all()
 
 
-class Dripping(IOStream):
-    """Its kernel takes a byte now and then."""
+def test_who_takes_a_byte_now_and_then_is_given_up_for_its_rate(caplog: pytest.LogCaptureFixture) -> None:
+    async def main(sim: Simulation) -> None:
+        caplog.clear()
+        ours, theirs = await pair(sim, SO_RCVBUF=1024)
+        stream, peer = IOStream(ours), Peer(theirs)
+        stream.set_timeouts(write=WRITE_TIMEOUT)
+        stream.write(bytes(10_000)).add_done_callback(lambda future: future.exception())
+        closing = asyncio.create_task(stream.aclose())
+        with pytest.raises(ConnectionResetError):
+            while await peer.receive_some(1):
+                await sim.sleep(0.1)
+        await closing
+        assert sim.time > progress.RATE_WINDOW
+        assert stream.close_reason == "min_rate"
+        assert isinstance(stream.error, StreamTimeoutError)
+        (line,) = warnings(caplog)
+        assert "less than 240 per second" in line
+        peer.close()
 
-    taken_at = 0.0
-
-    def write_to_fd(self, data: bytes | bytearray | memoryview) -> int | None:  # type: ignore[override]
-        now = asyncio.get_running_loop().time()
-        if now < self.taken_at + 0.02:
-            return 0
-        self.taken_at = now
-        return self.socket.send(data[:1])
-
-
-@pytest.mark.real_time("it is writable all the time, so the loop is never idle")
-@pytest.mark.gen_test
-async def test_who_takes_a_byte_now_and_then_is_given_up_for_its_rate(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(progress, "RATE_WINDOW", 0.5)
-    ours, theirs = tcp_pair()
-    stream, peer = Dripping(ours), Peer(theirs)
-    stream.write(bytes(1000)).add_done_callback(lambda future: future.exception())
-    await stream.aclose()
-    assert stream.close_reason == "min_rate"
-    assert isinstance(stream.error, StreamTimeoutError)
-    (line,) = warnings(caplog)
-    assert "less than 240 per second" in line
-    with pytest.raises(ConnectionResetError):
-        await peer.receive_all()
-    peer.close()
+    simulate(main)
 
 
 @pytest.mark.gen_test

@@ -1,6 +1,7 @@
 """What is made to go wrong in a simulation, and what of it the server survives."""
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from iostreamsrv import ListenError
 from iostreamsrv.runtime.kernel import current_kernel
 from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation.faults import SYSTEM_CALLS
+from tests.support.servers import header
 from tests.support.simulations import Counts, talk
 
 
@@ -183,3 +185,19 @@ def test_a_server_that_runs_out_of_descriptors_serves_all_in_the_end() -> None:
 def test_no_faults_strike_without_being_asked_for() -> None:
     sim, ends = run(0)
     assert (sim.struck, ends) == (0, ["done"] * 8)
+
+
+def test_a_header_that_cannot_be_received_costs_its_client_only() -> None:
+    async def main(sim: Simulation, server: Counts) -> None:
+        sim.serve(server)
+        for _ in range(10):
+            with contextlib.suppress(OSError):
+                stream = await sim.connect(server)
+                await stream.write(header("192.0.2.1") + b"hello\n")
+                await stream.read_until(b"\n")
+        await server.shutdown(timeout=5)
+
+    for seed in range(10):
+        sim = Simulation(seed, Faults(recv=0.1))
+        sim.run(lambda sim: main(sim, Counts(proxy_protocol=["10.0.0.0/8"])))
+        assert (sim.open_descriptors, sim.errors) == (0, [])

@@ -54,6 +54,7 @@ class Outcome:
             timeout=PATIENCE,
         )
         self.said = done.stdout
+        self.complaints = done.stderr
 
     @property
     def counts(self) -> str:
@@ -103,6 +104,11 @@ def test_each_runs_with_the_seeds_that_are_asked_for(tmp_path: Path, option: lis
     assert outcome.counts == f"{count + 1} passed", outcome.said
 
 
+def test_a_number_of_seeds_below_one_is_refused(tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, PASSING, "--seeds=0")
+    assert "argument --seeds: must be 1 or more, not 0" in outcome.complaints
+
+
 FAILING = """
 @pytest.mark.simulation(stop=0.2, rst=0.03, delay=(0, 0.2))
 async def test_it(simulation):
@@ -141,6 +147,12 @@ def test_the_command_that_is_shown_fails_in_the_same_way(tmp_path: Path, failed:
     again = Outcome(tmp_path, FAILING, report[1], "--seed", "3")
     assert again.counts == "1 failed"
     assert report[0] in again.said
+
+
+def test_without_options_the_command_that_is_shown_has_none(tmp_path: Path) -> None:
+    source = "async def test_it(simulation):\n    raise ValueError\n"
+    said = Outcome(tmp_path, source, conftest=False).said
+    assert said.count('to run it again: pytest "test_it.py::test_it[seed0]"\n') == 1, said
 
 
 def test_the_trace_of_a_failure_is_written_where_the_option_says(failed: tuple[Path, str]) -> None:

@@ -52,6 +52,22 @@ async def connected(sim: Simulation, address: Any = ADDRESS) -> Any:
             yield client, server
 
 
+def test_a_socket_may_be_watched_under_its_number_and_itself() -> None:
+    async def main(sim: Simulation) -> None:
+        async with connected(sim) as (client, server):
+            for watched in server, server.fileno(), server:
+                ready = asyncio.Event()
+                sim.loop.add_reader(watched, lambda: pytest.fail("replaced"))
+                sim.loop.add_reader(server, ready.set)
+                client.send(b"x")
+                await ready.wait()
+                assert sim.loop.remove_reader(watched)
+                assert not sim.loop.remove_reader(server)
+                assert server.recv(10) == b"x"
+
+    simulate(main)
+
+
 async def everything(sim: Simulation, sock: socket.socket) -> bytes:
     """What comes until EOF."""
     received = b""

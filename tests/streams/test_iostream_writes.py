@@ -412,6 +412,25 @@ async def test_corked_writes_leave_when_they_are_many(stream: IOStream, peer: Pe
 
 
 @pytest.mark.gen_test
+async def test_a_handler_that_awaits_each_write_never_fills_the_queue(make_pair: MakePair) -> None:
+    stream, peer = make_pair(max_write_buffer_size=65536)
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    reply = bytes(60_000)
+
+    async def reply_to_all() -> None:
+        for _ in range(10):
+            await stream.read_until(b"\n")
+            await stream.write(reply)
+
+    task = asyncio.create_task(reply_to_all())
+    await turns(1)
+    peer.send(LINE * 10)
+    received = asyncio.create_task(peer.receive(10 * len(reply)))
+    await task
+    assert await received == bytes(10 * len(reply))
+
+
+@pytest.mark.gen_test
 async def test_drain_sends_what_is_corked(stream: IOStream, peer: Peer) -> None:
     async def reply_and_drain() -> None:
         await stream.write(await stream.read_until(b"\n"))

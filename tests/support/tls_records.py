@@ -1,7 +1,7 @@
 """A client that makes its TLS records by hand: those that `ssl` has no call for, and as many at once as it likes.
 
-It knows nothing of the package. The handshake is OpenSSL's, which tells the keys through
-``SSLContext.keylog_filename``.
+`Records` has no socket, so that a simulation can use it. Nothing here knows the package. The handshake is OpenSSL's,
+which tells the keys through ``SSLContext.keylog_filename``.
 """
 
 import hmac
@@ -31,58 +31,56 @@ NO_RENEGOTIATION = b"\x01\x64"
 """A warning."""
 
 
-class RecordClient:
-    """A client of a TLS server, behind the handshake.
+class Records:
+    """The client's end of a TLS connection, without a socket: the handshake, then records that are made by hand.
 
     The server's certificate is not looked at. What the server sends, OpenSSL decrypts.
 
     :param version: "TLSv1.3" or "TLSv1.2".
-    :param receive_buffer: bytes that its kernel takes while it reads nothing, about; None for as usual.
-    :ivar socket: blocking, and for a test to use: it is what the records made here are sent with.
     """
 
-    def __init__(self, address: Any, version: str = "TLSv1.3", receive_buffer: int | None = None) -> None:
+    def __init__(self, version: str = "TLSv1.3") -> None:
         self.version = version
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.socket = socket.socket()
-        self.socket.settimeout(PATIENCE)
-        if receive_buffer is not None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.connect(address)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with tempfile.TemporaryDirectory() as folder:
-            keys = Path(folder) / "keys"
-            context = _context(version)
-            context.keylog_filename = os.fspath(keys)
-            self._tls = context.wrap_bio(self._incoming, self._outgoing)
-            received = self._shake_hands()
-            context.keylog_filename = None  # type: ignore[assignment]
-            self._take_keys(keys.read_text(), received)
+        self._shaken = b""
+        self._context = _context(version)
+        self._folder = tempfile.TemporaryDirectory()
+        self._keys = Path(self._folder.name) / "keys"
+        self._context.keylog_filename = os.fspath(self._keys)
+        self._tls = self._context.wrap_bio(self._incoming, self._outgoing)
 
-    def __enter__(self) -> Self:
-        return self
+    def shake_hands(self, received: bytes = b"") -> tuple[bytes, bool]:
+        """Go on with the handshake. Call `end_handshake` afterwards.
 
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
+        :param received: what has come from the server since the last call.
+        :returns: what to send, and whether the handshake is done.
+        :raises ssl.SSLError: it has failed.
+        """
+        self._shaken += received
+        self._incoming.write(received)
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return self._outgoing.read(), False
+        self._take_keys(self._keys.read_text(), self._shaken)
+        return self._outgoing.read(), True
 
-    def _shake_hands(self) -> bytes:
-        received = b""
-        while True:
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self.socket.sendall(self._outgoing.read())
-                received += self._receive()
-            else:
-                self.socket.sendall(self._outgoing.read())
-                return received
+    def end_handshake(self) -> None:
+        """Remove the file with the keys, whether the handshake has succeeded or not."""
+        self._context.keylog_filename = None  # type: ignore[assignment]
+        self._folder.cleanup()
 
-    def _receive(self) -> bytes:
-        chunk = self.socket.recv(65536)
-        if not chunk:
-            raise ConnectionError("the server has closed")
-        self._incoming.write(chunk)
-        return chunk
+    def decrypt(self, received: bytes = b"") -> bytes:
+        """What has come from the server, of TLS 1.3; b"" if that is less than a record, or its end.
+
+        :param received: what has come since the last call.
+        :raises ssl.SSLError: there is a fatal alert.
+        """
+        self._incoming.write(received)
+        try:
+            return self._tls.read(65536)
+        except ssl.SSLWantReadError:
+            return b""
 
     def _take_keys(self, logged: str, received: bytes) -> None:
         suite: Any = self._tls.cipher()
@@ -157,6 +155,49 @@ class RecordClient:
         about = number + struct.pack("!BHH", kind, 0x0303, len(plaintext))
         ciphertext = number + self._aead.encrypt(self._iv + number, plaintext, about)
         return struct.pack("!BHH", kind, 0x0303, len(ciphertext)) + ciphertext
+
+
+class RecordClient(Records):
+    """A client of a TLS server, behind the handshake.
+
+    :param version: "TLSv1.3" or "TLSv1.2".
+    :param receive_buffer: bytes that its kernel takes while it reads nothing, about; None for as usual.
+    :ivar socket: blocking, and for a test to use: it is what the records made here are sent with.
+    """
+
+    def __init__(self, address: Any, version: str = "TLSv1.3", receive_buffer: int | None = None) -> None:
+        super().__init__(version)
+        self.socket = socket.socket()
+        self.socket.settimeout(PATIENCE)
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.connect(address)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            made, done = self.shake_hands()
+            while not done:
+                self.socket.sendall(made)
+                made, done = self.shake_hands(self._take_chunk())
+            self.socket.sendall(made)
+        finally:
+            self.end_handshake()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def _take_chunk(self) -> bytes:
+        chunk = self.socket.recv(65536)
+        if not chunk:
+            raise ConnectionError("the server has closed")
+        return chunk
+
+    def _receive(self) -> bytes:
+        chunk = self._take_chunk()
+        self._incoming.write(chunk)
+        return chunk
 
     def line(self) -> bytes:
         """The next line from the server, which must be all there is.

@@ -8,7 +8,7 @@ connections.
 import errno
 import os
 import selectors
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 READ, WRITE = 0x001, 0x004  # EPOLLIN, EPOLLOUT
@@ -188,6 +188,7 @@ class Selector(selectors.BaseSelector):
     def __init__(self, descriptors: Descriptors) -> None:
         self._descriptors = descriptors
         self._keys: dict[int, selectors.SelectorKey] = {}
+        self._map = Keys(self._keys)
         self._watched: dict[File, selectors.SelectorKey] = {}
         self._by_number: dict[int, File] = {}
         self.maybe: dict[File, None] = {}
@@ -260,7 +261,7 @@ class Selector(selectors.BaseSelector):
         return found
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return self._keys
+        return self._map
 
     def close(self) -> None:
         for file in self._watched:
@@ -269,6 +270,22 @@ class Selector(selectors.BaseSelector):
         self._watched.clear()
         self._by_number.clear()
         self.maybe.clear()
+
+
+class Keys(Mapping[Any, selectors.SelectorKey]):
+    """The keys of a selector, by descriptors and by what has one."""
+
+    def __init__(self, keys: dict[int, selectors.SelectorKey]) -> None:
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._keys)
+
+    def __getitem__(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys[_number(fileobj)]
 
 
 def _number(fileobj: Any) -> int:

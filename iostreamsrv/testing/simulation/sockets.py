@@ -200,7 +200,8 @@ class SimulatedSocket(ConnectingSocket):
         self.network.at(self.network.now + self.network.delay(self.draw), peer._reset_from_outside)
 
     def _reset_from_outside(self) -> None:
-        self.network.note(self.name, "RST from on the way arrives")
+        assert self.inflow is not None
+        self.network.note(self.inflow.name, "RST from on the way arrives")
         self.was_reset()
 
     def events(self, wanted: int = ALL) -> int:

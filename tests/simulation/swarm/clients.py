@@ -1,8 +1,10 @@
 """A function for each character of client. Each says what it may be closed for: an innocent client for nothing."""
 
+import socket
 from collections.abc import Awaitable, Callable
 
 from iostreamsrv import CloseReason
+from tests.support.tls_records import Records
 
 from .peer import UNLIMITED, Peer, Surroundings
 from .protocol import BLOCK, BLOCKS, BROADCAST, ECHO, FAIL, LEAVE_READING, QUIT, WATCH, WORK
@@ -33,8 +35,8 @@ async def thinking(peer: Peer) -> None:
     peer.record.innocent = peer.record.sequential = peer.record.exact = True
     if not await peer.open():
         return
-    options = peer.world.scenario.options
-    pause = min(options.get(name, 30.0) for name in ("idle_timeout", "read_timeout")) * 0.4
+    scenario = peer.world.scenario
+    pause = min(30.0, scenario.strictest("idle_timeout"), scenario.strictest("read_timeout")) * 0.4
     while peer.sim.time < peer.world.ends_at() and await peer.ask(padding=10):
         await peer.pause(pause / 2, pause)
 
@@ -188,7 +190,9 @@ async def sending_slowly(peer: Peer) -> None:
     """Has little bandwidth for long requests: under TLS, a record takes seconds to arrive."""
     peer.record.sequential = True
     peer.may_end(CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE, CloseReason.IDLE_TIMEOUT)
-    if not await peer.open(bandwidth=500):
+    if not await peer.open(bandwidth=500, handshake=False):
+        return
+    if peer.world.scenario.tls and not await peer.shake_hands("TLSv1.3"):  # its records are as long as requests
         return
     for _ in range(20):
         if not await peer.send([peer.request(size=10, padding=6000)]) or not await peer.answered(60.0):
@@ -279,6 +283,64 @@ async def garbling(peer: Peer) -> None:
         await peer.read_to_end()
 
 
+MOST_EMPTY = 32
+"""TLS records in a row that may bring nothing."""
+
+PIECES = 40
+
+EMPTY: list[tuple[str, Callable[[Records], bytes]]] = [
+    ("TLSv1.3", Records.key_update),
+    ("TLSv1.3", lambda records: records.key_update(requested=False)),
+    ("TLSv1.3", lambda records: records.record(b"")),
+    ("TLSv1.2", Records.hello),
+    ("TLSv1.2", lambda records: records.record(b"")),
+]
+"""What makes a record that brings nothing, and the version of TLS: key updates, renegotiations, empty records."""
+
+
+async def flooding_with_records(peer: Peer) -> None:
+    """Sends TLS records that bring nothing: more than it may, or as many and then a byte, or without ever reading."""
+    version, empty = peer.chance.choice(EMPTY)
+    flood = peer.chance.choice([_too_many_records, _records_and_bytes, _records_unread])
+    if version == "TLSv1.2":
+        flood = _records_unread  # what comes back is not decrypted
+    if await peer.open(handshake=False) and await peer.shake_hands(version):
+        assert peer.records is not None
+        await flood(peer, peer.records, empty)
+
+
+async def _too_many_records(peer: Peer, records: Records, empty: Callable[[Records], bytes]) -> None:
+    peer.may_end(CloseReason.TLS_ERROR, CloseReason.IDLE_TIMEOUT, CloseReason.READ_TIMEOUT)
+    flooded = await peer.ask() and await peer.send_records(b"".join(empty(records) for _ in range(MOST_EMPTY + 1)))
+    if flooded and not await peer.read_to_end(5.0):
+        peer.record.problem("ends", f"is still connected after {MOST_EMPTY + 1} records that bring nothing")
+
+
+async def _records_and_bytes(peer: Peer, records: Records, empty: Callable[[Records], bytes]) -> None:
+    """It does no more than it may, so it is answered."""
+    peer.record.innocent = peer.record.sequential = True
+    peer.may_end(CloseReason.MIN_RATE)
+    for byte in peer.request(size=10, padding=0):
+        piece = b"".join(empty(records) for _ in range(MOST_EMPTY - 1)) + records.record(bytes([byte]))
+        if not await peer.send_records(piece):
+            return
+        await peer.pause(0, 0.05)
+    if await peer.answered():
+        peer.close()
+
+
+async def _records_unread(peer: Peer, records: Records, empty: Callable[[Records], bytes]) -> None:
+    """Neither does it read what the server's TLS has to say, so it is disconnected if that is much."""
+    peer.may_end(*SLOW, FULL, CloseReason.RESET, CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE)
+    peer.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    for _ in range(PIECES):
+        piece = b"".join(empty(records) for _ in range(MOST_EMPTY - 1)) + records.record(b"x")
+        if not await peer.send_records(piece):
+            break
+    await peer.pause(10, 60)
+    peer.abort()
+
+
 CHARACTERS: dict[str, Callable[[Peer], Awaitable[None]]] = {
     each.__name__: each
     for each in (
@@ -306,6 +368,7 @@ CHARACTERS: dict[str, Callable[[Peer], Awaitable[None]]] = {
         watching,
         writing_only,
         garbling,
+        flooding_with_records,
     )
 }
 """All characters, by name."""

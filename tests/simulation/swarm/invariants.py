@@ -23,6 +23,13 @@ IN_ORDER = frozenset({CloseReason.LOCAL, CloseReason.EOF, CloseReason.SHUTDOWN})
 ALWAYS = IN_ORDER | {CloseReason.DRAIN_TIMEOUT}
 """Reasons that any connection may be closed for, at some time."""
 
+ENDS = frozenset({CloseReason.SHUTDOWN, CloseReason.DRAIN_TIMEOUT})
+
+TAKING_SLOWLY = frozenset({"downloading", "not_reading", "reading_late", "flooding_with_records"})
+
+KICK_TAKES = 5.0
+"""Seconds in which what TLS or the kernel has taken already reaches one who was kicked."""
+
 TIMEOUTS = frozenset({CloseReason.IDLE_TIMEOUT, CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE})
 
 ARRIVES = 1.0
@@ -36,6 +43,9 @@ OVERHEAD_FREE = 32768
 
 LARGEST_ANSWER = 100_100
 
+CORKED = 65536
+"""Bytes that may be queued before it."""
+
 LATENESS = 1.3
 """Seconds that a deadline may be late: a second, and what it takes to arrive."""
 
@@ -46,6 +56,7 @@ def at_the_end(world: "World") -> Iterator[Problem]:
     for record in world.records:
         yield from of_reports(world, record)
         yield from of_reasons(world, record)
+        yield from of_kicks(world, record)
         yield from of_bytes(world, record)
         yield from of_requests_in_hand(world, record)
         yield from of_the_accept_queue(world, record)
@@ -58,58 +69,87 @@ def of_memory(server: TCPServer) -> list[Problem]:
     """No stream holds more than its limits say."""
     problems = []
     for stream in server.streams:
-        most = max(server.options.max_write_buffer_size + OVERHEAD_FREE, LARGEST_ANSWER)
+        most = max((stream.max_write_buffer_size or 0) + OVERHEAD_FREE, CORKED + LARGEST_ANSWER)
         if stream.queued > most:
             problems.append(("memory", f"{stream.queued} bytes are queued for {stream.remote_address}"))
-        if stream.buffered > server.options.max_buffer_size + server.options.read_chunk_size:
+        if stream.buffered > stream.max_buffer_size + stream.read_chunk_size:
             problems.append(("memory", f"{stream.buffered} bytes of {stream.remote_address} are buffered"))
     return problems
 
 
 def of_reports(world: "World", record: Record) -> Iterator[Problem]:
     """``handle_close`` is called once for each ``handle_stream``."""
-    if len(record.closes) != record.handled or record.handled > 1:
+    cancelled = record.reason in ENDS and not record.handled  # before its first step
+    if (len(record.closes) != record.handled and not cancelled) or record.handled > 1:
         yield "reports", f"{record}: handle_stream {record.handled} times, handle_close {len(record.closes)} times"
+
+
+def victims(world: "World", kind: str) -> dict[str, float]:
+    """Who was kicked or cancelled, and when: the clients' addresses, or the names of tasks."""
+    sim = world.sim
+    struck = [(who, time - sim.trace.begun) for time, who, what in sim.trace.entries if what == f"meets {kind}"]
+    return dict(reversed(struck))
 
 
 def of_reasons(world: "World", record: Record) -> Iterator[Problem]:
     """A connection is closed for what its client, or the network, has done, and for nothing else."""
-    reason, options = record.reason, world.scenario.options
+    reason = record.reason
     if reason is None or is_struck(world):
         return
+    at = record.closes[0][1]
+    if reason is CloseReason.KICKED and record.number in world.kicked:
+        return
+    cancelled = record.number in world.cancelled or ("cancel" in world.scenario.faults and not record.handled)
+    if reason in ENDS and not cancelled and (world.shut_down is None or at < world.shut_down[0]):
+        yield "reasons", f"{record} is closed: {reason}, at {at:.3f}, before the shutdown"
     if "blocking" in world.scenario.characters and reason in TIMEOUTS:
         return  # of the time for which the loop is blocked again and again, half counts
     if reason in ALWAYS | record.expects and not (reason is CloseReason.DRAIN_TIMEOUT and is_done_soon(world, record)):
         return
     if reason is CloseReason.RESET and not record.end and "broadcasting" in world.scenario.characters:
         return  # its client has closed it, and a broadcast was on its way
-    if reason is CloseReason.EVICTED and options.get("when_full") == "evict" and "max_connections" in options:
+    if reason is CloseReason.EVICTED and _may_evict(world):
         return
-    yield "reasons", f"{record} is closed: {reason}, at {record.closes[0][1]:.3f}"
+    yield "reasons", f"{record} is closed: {reason}, at {at:.3f}"
+
+
+def _may_evict(world: "World") -> bool:
+    return "evict" in world.scenario.values_of("when_full") and world.scenario.limits("max_connections")
+
+
+def of_kicks(world: "World", record: Record) -> Iterator[Problem]:
+    """One who was kicked is disconnected at once, unless the end of the connection has begun already."""
+    kicked_at = world.kicked.get(record.number)
+    if kicked_at is None or not record.closes or record.character in TAKING_SLOWLY or is_struck(world):
+        return
+    if record.closes[0][1] > kicked_at + KICK_TAKES:
+        yield "reasons", f"{record}, kicked at {kicked_at:.3f}, is closed at {record.closes[0][1]:.3f}"
 
 
 def is_done_soon(world: "World", record: Record) -> bool:
     """Whether a shutdown has time to let the client finish."""
     soon = {"honest", "thinking", "never_pausing", "silent", "broadcasting", "half_closing"}
-    if world.scenario.options["drain_timeout"] < 15 or {"blocking"} & set(world.scenario.characters):
+    if world.scenario.strictest("drain_timeout") < 15 or {"blocking"} & set(world.scenario.characters):
         return False
-    return record.character in soon and not world.sim.struck and "max_connections" not in world.scenario.options
+    return record.character in soon and not world.sim.struck and not world.scenario.limits("max_connections")
 
 
 def is_struck(world: "World") -> bool:
     """Whether a fault has struck that breaks connections."""
-    breaks = {"rst", "partition", "recv", "send"}
-    if world.scenario.style == "gateway":
-        breaks |= {"accept", "descriptors"}  # of the other server
-    return world.sim.struck > 0 and bool(world.scenario.faults.keys() & breaks)
+    breaks, faults = {"rst", "partition", "recv", "send"}, world.scenario.faults.keys()
+    if world.scenario.style == "gateway":  # what happens to the other server harms its clients
+        if "descriptors" in faults:
+            return True
+        breaks |= {"accept", "setsockopt", "kick", "cancel", "replace", "shutdown"}
+    return world.sim.struck > 0 and bool(faults & breaks)
 
 
 def of_bytes(world: "World", record: Record) -> Iterator[Problem]:
     """A client that got EOF has all answers that were written before; an exact one, all answers."""
     before = record.ended_at is not None and (world.shut_down is None or record.ended_at < world.shut_down[0])
     reset = record.end == "reset" and record.reason is CloseReason.LOCAL and before
-    stalls = "blocking" in world.scenario.characters or "stop" in world.scenario.faults  # longer than linger
-    if record.exact and reset and not is_struck(world) and not stalls:
+    stalls = _stalls(world)  # longer than linger
+    if record.exact and reset and not is_struck(world) and not stalls and record.number not in world.kicked:
         yield "bytes", f"{record} got a reset after {record.answers} answers to {len(record.sent)} requests"
     if record.end != "eof" or record.reason not in IN_ORDER or is_struck(world):
         return
@@ -129,6 +169,8 @@ def of_requests_in_hand(world: "World", record: Record) -> Iterator[Problem]:
         return
     if is_struck(world) or world.scenario.style == "gateway" or record.answers >= len(record.sent):
         return
+    if record.number in world.cancelled or (not record.end and record.closes[0][1] > (record.ended_at or math.inf)):
+        return  # its client had gone before
     if world.scenario.style in ("parts", "queue") and record.seen == record.answers:
         return  # the server does not know that the handler keeps a part of a request
     begun = record.sent[record.answers].begun
@@ -141,7 +183,7 @@ def of_requests_in_hand(world: "World", record: Record) -> Iterator[Problem]:
 def of_the_accept_queue(world: "World", record: Record) -> Iterator[Problem]:
     """A shutdown serves those who were connected before it began."""
     scenario = world.scenario
-    if world.shut_down is None or scenario.tls or scenario.proxied or len(scenario.faults) > 2 or record.handled:
+    if world.shut_down is None or scenario.tls or scenario.proxied or scenario.faults_strike or record.handled:
         return
     if world.server.options.when_full != "wait" or "max_connections_per_ip" in scenario.options:
         return
@@ -153,10 +195,9 @@ def of_the_accept_queue(world: "World", record: Record) -> Iterator[Problem]:
 
 def of_deadlines(world: "World", record: Record) -> Iterator[Problem]:
     """A timeout strikes neither early nor late."""
-    options = world.scenario.options
     if record.reason is CloseReason.IDLE_TIMEOUT and not is_struck(world):
         passed = record.closes[0][1] - record.wrote_at
-        if passed < options["idle_timeout"] and record.character.startswith("silent"):
+        if passed < world.scenario.strictest("idle_timeout") and record.character.startswith("silent"):
             yield "deadlines", f"{record}: the idle timeout strikes after {passed:.3f} s"
     seconds = _silence_ends(world, record)
     if seconds is None or record.connected_at is None:
@@ -172,15 +213,18 @@ def _silence_ends(world: "World", record: Record) -> float | None:
     scenario = world.scenario
     if is_struck(world) or "descriptors" in scenario.faults or "accept" in scenario.faults:
         return None
-    blocks = "blocking" in scenario.characters or "stop" in scenario.faults
+    blocks = _stalls(world)
     if record.character == "silent" and record.answers:
         names = ["idle_timeout"] + ["read_timeout"] * (scenario.style != "gateway")
     else:
         return None
-    timeouts = [scenario.options[name] for name in names if name in scenario.options]
-    if not timeouts:
-        return None
-    return float(min(timeouts) * (2 if blocks else 1) + LATENESS + (2.5 if blocks else 0))
+    seconds = min(scenario.loosest(name) for name in names)
+    return seconds * (2 if blocks else 1) + LATENESS + (2.5 if blocks else 0)
+
+
+def _stalls(world: "World") -> bool:
+    """Whether the loop stands still at times."""
+    return "blocking" in world.scenario.characters or bool({"stop", "block"} & world.scenario.faults.keys())
 
 
 def of_what_is_left(world: "World") -> Iterator[Problem]:
@@ -199,9 +243,6 @@ def of_what_is_left(world: "World") -> Iterator[Problem]:
     timers = [timer for timer in timers if timer.when() > world.sim.loop.time()]
     if timers:
         yield "left", f"timers: {timers}"
-    limits = server._clients.limits
-    if limits._of_host or limits._hosts:
-        yield "left", f"permits: {limits._of_host}"
 
 
 def _is_ours(task: "asyncio.Task[Any]") -> bool:

@@ -2,7 +2,7 @@
 
     python -m tests.simulation.swarm.mutations [NAME ...] [--most 2000]
 
-Each is tried in a process of its own.
+Each is tried in a separate process. A mutation of streams leaves those of clients (without an owner) as they are.
 """
 
 import argparse
@@ -11,18 +11,23 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextvars import Context
+from contextvars import Context, copy_context
 from multiprocessing import get_context
 from typing import Any
+
+from tornado.ioloop import IOLoop
 
 from iostreamsrv.errors import CloseReason
 from iostreamsrv.iostream import IOStream
 from iostreamsrv.net import acceptor
 from iostreamsrv.options import UNLIMITED
 from iostreamsrv.runtime.logs import LogRateLimit
+from iostreamsrv.sansio import tls
+from iostreamsrv.server.base import ServerBase
 from iostreamsrv.server.connection import Connection
 from iostreamsrv.server.connections import Connections
 from iostreamsrv.server.deadlines import Deadlines
+from iostreamsrv.server.limits import ConnectionLimits
 from iostreamsrv.server.listeners import Listeners
 from iostreamsrv.streams.transports.tls import TLSTransport
 from iostreamsrv.styles.queues import SendQueue
@@ -56,7 +61,7 @@ def a_half_close_ends_handlers_that_read_in_parts() -> None:
     read_bytes = IOStream.read_bytes
 
     def mutated(self: Any, num_bytes: int, partial: bool = False, **timeout: Any) -> Any:
-        if partial and self._readable and 0 < self._buffer.size < num_bytes and self._read is None:
+        if self._owner and partial and self._readable and 0 < self._buffer.size < num_bytes and self._read is None:
             chunk = self._receive_some()
             if chunk is not None:
                 self._buffer.feed(chunk)
@@ -76,13 +81,17 @@ def a_close_resets_what_it_has_sent() -> None:
 
 def a_graceful_close_takes_30_seconds() -> None:
     """Then it ends as if all had been sent, however the client goes on reading."""
-    finish = IOStream._finish_closing
+    finish, request_reset = IOStream._finish_closing, IOStream._request_reset
 
     async def mutated(self: IOStream, timeout: float | None = None) -> None:
         await finish(self, 30.0)
 
+    def reset(self: Any) -> None:
+        if self._owner is None:
+            request_reset(self)
+
     IOStream._finish_closing = mutated  # type: ignore[method-assign]
-    IOStream._request_reset = lambda self: None  # type: ignore[method-assign]
+    IOStream._request_reset = reset  # type: ignore[method-assign]
 
 
 def busy_clients_keep_a_shutdown_waiting() -> None:
@@ -153,14 +162,50 @@ def an_error_of_a_waiting_client_stops_accepting() -> None:
     acceptor.CLIENT_GONE = frozenset()
 
 
-def errors_during_a_close_keep_the_place() -> None:
-    """The stream of a client whose handler has failed stays open."""
+def streams_stay_open_when_their_handlers_fail() -> None:
+    """Their clients wait for answers, and they keep their places."""
 
     def mutated(self: Any, stream: Any, name: str, error: BaseException) -> None:
         if type(error).__name__ == "StreamClosedError":
             self.owner.close_gracefully(stream, CloseReason.LOCAL)
 
     Connection._handler_failed = mutated  # type: ignore[method-assign]
+
+
+def accepting_is_resumed_in_the_context_of_another_client() -> None:
+    """A client that makes room in a full server gives its context variables to those who come next."""
+    accepted = Connections.accepted
+
+    def resume(self: Any) -> None:
+        if self._io_loop is not None and not self._watching and self._timer is None:
+            self._watching = True
+            self._io_loop.add_handler(self.listener, self._on_ready, IOLoop.READ)
+
+    def mutated(self: Any, setup: Any, context: Any, connection: Any, address: Any) -> None:
+        accepted(self, setup, copy_context(), connection, address)
+
+    acceptor.Acceptor.resume = resume  # type: ignore[method-assign]
+    Connections.accepted = mutated  # type: ignore[method-assign]
+
+
+def places_of_a_host_are_not_returned() -> None:
+    """`max_connections_per_ip` counts clients that have gone."""
+    ConnectionLimits.discount = lambda self, stream: None  # type: ignore[method-assign]
+
+
+def a_shutdown_cuts_requests_that_have_begun_to_arrive() -> None:
+    """A stream whose handler reads is taken for idle, whatever has come of the request."""
+    ServerBase._is_stream_idle = lambda self, stream: stream.reading()  # type: ignore[method-assign]
+
+
+def timeouts_count_the_time_while_the_process_was_stopped() -> None:
+    """Innocent clients are closed after a stop, or after a handler has blocked the loop."""
+    Deadlines._compensate_stall = lambda self, streams, now: None  # type: ignore[method-assign]
+
+
+def records_that_bring_nothing_are_not_limited() -> None:
+    """A client may send as many TLS key updates and empty records as it likes."""
+    tls.MOST_EMPTY = UNLIMITED
 
 
 MUTATIONS: dict[str, Callable[[], None]] = {
@@ -180,7 +225,12 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         blocked_loops_switch_timeouts_off,
         the_log_of_exceptions_has_no_limit,
         an_error_of_a_waiting_client_stops_accepting,
-        errors_during_a_close_keep_the_place,
+        streams_stay_open_when_their_handlers_fail,
+        accepting_is_resumed_in_the_context_of_another_client,
+        places_of_a_host_are_not_returned,
+        a_shutdown_cuts_requests_that_have_begun_to_arrive,
+        timeouts_count_the_time_while_the_process_was_stopped,
+        records_that_bring_nothing_are_not_limited,
     )
 }
 

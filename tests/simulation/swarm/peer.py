@@ -10,11 +10,14 @@ from typing import Any, Protocol
 from iostreamsrv import CloseReason, IOStream, StreamTimeoutError, TCPServer
 from iostreamsrv.testing import Simulation
 from tests.support.certificates import TRUSTING_ALL
-from tests.support.servers import header
+from tests.support.tls_records import Records
 
 from .protocol import ECHO, Request
 from .record import Record, Sent
 from .scenario import Scenario
+
+FEW_HOSTS = 3
+"""Hosts that all clients are on, where the connections of a host are limited."""
 
 UNLIMITED = frozenset(CloseReason)
 """For a client that may be closed for any reason."""
@@ -44,16 +47,27 @@ class Peer:
     """See the module.
 
     :param character: of the client.
+    :param host: the host that the server takes it for; None for one that is drawn.
     :ivar stream: the connection, once there is one.
+    :ivar records: makes TLS records by hand; None if the stream makes them, or there is no TLS.
     """
 
     stream: IOStream
+    records: Records | None = None
 
-    def __init__(self, world: Surroundings, character: str) -> None:
+    def __init__(self, world: Surroundings, character: str, host: str | None = None) -> None:
         self.world = world
         self.sim = world.sim
         self.record = world.new_record(character)
         self.chance = random.Random(f"{world.scenario.seed}:{self.record.number}")
+        self.host = host
+        if host is None and (world.scenario.proxied or world.scenario.limits("max_connections_per_ip")):
+            few = world.scenario.limits("max_connections_per_ip")
+            self.host = self.host_of(self.chance.randrange(FEW_HOSTS) if few else self.record.number % 250)
+
+    def host_of(self, number: int) -> str:
+        """The address of a host of clients."""
+        return f"198.51.100.{number + 1}" if self.world.scenario.proxied else f"10.2.200.{number + 1}"
 
     def may_end(self, *reasons: CloseReason) -> None:
         """The server may close this connection with these reasons."""
@@ -69,7 +83,8 @@ class Peer:
         """
         scenario, record = self.world.scenario, self.record
         try:
-            self.stream = await self.sim.connect(self.world.server, **options)
+            host = None if scenario.proxied else self.host
+            self.stream = await self.sim.connect(self.world.server, host=host, **options)
             record.connected_at = record.active_at = self.sim.time
             self.world.connected(record, self.stream.local_address)
             if scenario.proxied and header:
@@ -83,12 +98,32 @@ class Peer:
         return True
 
     async def _send_header(self) -> None:
-        host = f"198.51.100.{self.record.number % 250 + 1}"
-        self.world.connected(self.record, (host, 1000))
-        await self._write(header(host))
+        port = 1000 + self.record.number
+        self.world.connected(self.record, (self.host, port))
+        await self._write(f"PROXY TCP4 {self.host} 127.0.0.1 {port} 2000\r\n".encode())
+
+    async def shake_hands(self, version: str) -> bool:
+        """Begin TLS, with records that are made by hand; whether there is a connection.
+
+        :param version: see `Records`.
+        """
+        records = Records(version)
+        try:
+            made, done = records.shake_hands()
+            while not done:
+                await self._write(made)
+                made, done = records.shake_hands(await self.stream.read_bytes(65536, partial=True))
+            await self._write(made)
+        except OSError:
+            self._ended()
+            return False
+        finally:
+            records.end_handshake()
+        self.records = records
+        return True
 
     async def _write(self, data: bytes) -> None:
-        await self.stream.write(data)
+        await self.stream.write(data if self.records is None else self.records.record(data))
         self.record.active_at = self.record.wrote_at = self.sim.time
 
     def _ended(self) -> None:
@@ -102,12 +137,16 @@ class Peer:
         """Close it; what the server does with it from here on is not looked at."""
         if self.record.ended_at is None:
             self.record.ended_at = self.sim.time
+        if self.records is not None:
+            self.may_end(CloseReason.TRUNCATED)  # there is no close_notify
         self.stream.close()
 
     def abort(self) -> None:
         """Close it with a reset."""
         if self.record.ended_at is None:
             self.record.ended_at = self.sim.time
+        if "setsockopt" in self.world.scenario.faults:
+            self.may_end(CloseReason.TRUNCATED)  # without SO_LINGER it is no reset
         self.stream.abort()
 
     # ---- requests and answers
@@ -159,8 +198,7 @@ class Peer:
 
     def _is_served(self) -> bool:
         """Whether it does not wait for a place."""
-        options = self.world.scenario.options
-        return bool(self.record.answers) or "max_connections" not in options
+        return bool(self.record.answers) or not self.world.scenario.limits("max_connections", "max_connections_per_ip")
 
     async def _receive(self, until: float) -> bool:
         """Receive something; whether the connection holds, and it is not too late."""
@@ -168,13 +206,29 @@ class Peer:
         if left <= 0:
             return False
         try:
-            data = await self.stream.read_bytes(65536, partial=True, timeout=left)
+            self._received(await self.stream.read_bytes(65536, partial=True, timeout=left))
         except StreamTimeoutError:
             return False
         except OSError:  # also one that a fault causes
             self._ended()
             return False
-        self.record.received(data, self.sim.time)
+        return True
+
+    def _received(self, data: bytes) -> None:
+        if self.records is None:
+            return self.record.received(data, self.sim.time)
+        while plaintext := self.records.decrypt(data):
+            self.record.received(plaintext, self.sim.time)
+            data = b""
+        return None
+
+    async def send_records(self, records: bytes) -> bool:
+        """Send TLS records that were made by hand; whether the connection holds."""
+        try:
+            await self.stream.write(records)
+        except OSError:
+            return False
+        self.record.active_at = self.record.wrote_at = self.sim.time
         return True
 
     async def read_to_end(self, within: float | None = None) -> bool:

@@ -34,6 +34,7 @@ class Record:
     :ivar seen: how many requests the server's handler got.
     :ivar written: how many answers it wrote, as it was told.
     :ivar handled: how often the handler was called.
+    :ivar task: the name of the handler's task.
     :ivar closes: what ``handle_close`` was called with, and when.
     :ivar problems: what was seen to be wrong at once: the invariant, and a text.
     """
@@ -55,6 +56,7 @@ class Record:
     seen: int = 0
     written: int = 0
     handled: int = 0
+    task: str = ""
     closes: list[tuple[CloseReason, float]] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     tail: bytes = b""

@@ -10,7 +10,7 @@ from iostreamsrv import CloseReason, FramingError, IOStream, StreamClosedError, 
 from iostreamsrv.errors import of_stream
 from iostreamsrv.framing import Delimited
 from iostreamsrv.styles import CallbackServer
-from iostreamsrv.styles.queues import SendQueue, _Server
+from iostreamsrv.styles.queues import SendQueue, _Server  # a `QueueServer` makes a loop, so it cannot be simulated
 from iostreamsrv.testing import Simulation
 
 from .protocol import BLOCK, BLOCKED, BROADCAST, FAIL, LEAVE_READING, QUIT, WATCH, WORK, WORKED, Request, broadcast
@@ -85,6 +85,9 @@ class Swarm(TCPServer):
         record = self.notes.record_at(stream)
         if record is not None:
             record.handled += 1
+            task = asyncio.current_task()
+            assert task is not None
+            record.task = task.get_name()
         self.check_context(stream)
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
@@ -241,7 +244,8 @@ class Gateway(Swarm):
         stream.allow_half_open = True
         try:
             upstream = await self.notes.sim.connect(self.upstream)
-        except StreamClosedError:
+        except OSError:
+            stream.abort()
             return
         back = asyncio.create_task(self._forward(upstream, stream))
         try:
@@ -249,8 +253,10 @@ class Gateway(Swarm):
                 await back
         finally:
             back.cancel()
-            await asyncio.wait([back])
-            upstream.close()
+            try:
+                await asyncio.wait([back])
+            finally:
+                upstream.close()
 
     async def _forward(self, source: IOStream, target: IOStream) -> bool:
         """Forward until EOF, and EOF; whether it came so far."""

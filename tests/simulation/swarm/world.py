@@ -1,9 +1,11 @@
 """Runs a scenario: the server, its clients, the shutdown; and collects what is wrong."""
 
 import asyncio
+import contextlib
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from iostreamsrv import IOStream, TCPServer
-from iostreamsrv.certificates import Certificates
+from iostreamsrv.certificates import Certificates, KeyPair
+from iostreamsrv.events import Event
 from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation import SimulationStuck
 from tests.support.certificates import certificate_for
 
 from . import clients, invariants
+from .peer import Peer
 from .protocol import BLOCKED, BLOCKS
 from .record import Record
 from .scenario import Scenario, draw
@@ -29,10 +33,31 @@ LOGGERS = ("iostreamsrv.general", "iostreamsrv.application", "asyncio")
 
 
 @cache
-def tls() -> Certificates:
+def key_pair(name: str) -> KeyPair:
     """For servers. The key is RSA: its signatures are always of the same length."""
+    return certificate_for(_key(), name)
+
+
+@cache
+def _key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, 2048)
+
+
+@cache
+def tls() -> Certificates:
+    """For servers whose certificates are not reloaded."""
     with tempfile.TemporaryDirectory() as folder:
-        return Certificates(dict(certificate_for(rsa.generate_private_key(65537, 2048)).write(Path(folder))))
+        return Certificates(dict(key_pair("localhost").write(folder)))
+
+
+@contextlib.contextmanager
+def certificates_of(scenario: Scenario) -> Iterator[tuple[Certificates | None, Path | None]]:
+    """The certificates of a scenario, and the folder of their files if they are reloaded."""
+    if not scenario.tls or "reload" not in scenario.faults:
+        yield tls() if scenario.tls else None, None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Certificates(dict(key_pair("localhost").write(folder))), Path(folder)
 
 
 class World(logging.Handler):
@@ -42,6 +67,8 @@ class World(logging.Handler):
     :ivar problems: what is wrong: the invariant, and a text.
     :ivar lines: the log.
     :ivar shut_down: when the shutdown began and when it was over.
+    :ivar kicked: which connections were kicked, by number, and when.
+    :ivar cancelled: likewise, whose handlers were cancelled.
     """
 
     sim: Simulation
@@ -54,6 +81,9 @@ class World(logging.Handler):
         self.problems: list[tuple[str, str]] = []
         self.lines: list[tuple[float, logging.LogRecord]] = []
         self.shut_down: tuple[float, float] | None = None
+        self.kicked: dict[int, float] = {}
+        self.cancelled: dict[int, float] = {}
+        self._shutdown_began: asyncio.Future[float] | None = None
         self._by_address: dict[tuple[str, int], Record] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -76,13 +106,13 @@ class World(logging.Handler):
         """See `Surroundings`."""
         blocked = BLOCKED * BLOCKS * self.scenario.characters.count("blocking")
         faults = self.scenario.faults
-        struck = 30.0 if {"partition", "stop", "accept", "descriptors"} & set(faults) else 0.0
+        struck = 30.0 if {"partition", "stop", "block", "accept", "descriptors"} & set(faults) else 0.0
         return seconds + blocked + struck
 
     def ends_at(self) -> float:
         """See `Surroundings`."""
-        options = self.scenario.options
-        return self.patience(self.scenario.shutdown_at + options["drain_timeout"] + 2 * SHUTDOWN_TAKES)
+        longest = self.scenario.loosest("drain_timeout") + 2 * SHUTDOWN_TAKES
+        return self.patience(self.scenario.shutdown_at + longest)
 
     # ---- for servers
 
@@ -107,35 +137,52 @@ class World(logging.Handler):
     async def run(self, sim: Simulation) -> None:
         """Everything."""
         self.sim = sim
-        acting = []
-        servers = self._servers()
-        try:
-            sim.serve(self.server)
-            acting = [asyncio.ensure_future(clients.act(self, each)) for each in self.scenario.characters]
-            await sim.sleep(self.scenario.shutdown_at)
-            await self._shut_down()
-            done, pending = await asyncio.wait(acting, timeout=self.patience(2 * SHUTDOWN_TAKES + 60))
-        finally:
-            for each in acting:
-                each.cancel()
-            for each in reversed(servers):
-                await each.shutdown(timeout=1)
+        with certificates_of(self.scenario) as (certificates, folder):
+            acting: list[asyncio.Future[None]] = []
+            servers = self._servers(certificates)
+            changing = sim.loop.call_later(self.scenario.shutdown_at / 2, self._change_files, folder)
+            try:
+                sim.serve(self.server)
+                acting = [asyncio.ensure_future(clients.act(self, each)) for each in self.scenario.characters]
+                await self._shut_down()
+                done, pending = await asyncio.wait(acting, timeout=self.patience(2 * SHUTDOWN_TAKES + 60))
+                await self._serve_again()
+            finally:
+                changing.cancel()
+                for each in acting:
+                    each.cancel()
+                for each in reversed(servers):
+                    await each.shutdown(timeout=1)
         for task in done:
             task.result()
         if pending:
             self.problems.append(("ends", "clients are still there after the shutdown"))
         await sim.sleep(1)
+        self._find_victims()
         self.problems += invariants.at_the_end(self)
 
-    def _servers(self) -> list[TCPServer]:
+    def _find_victims(self) -> None:
+        for address, at in invariants.victims(self, "kick").items():
+            host, port = address.rsplit(":", 1)
+            if (record := self._by_address.get((host, int(port)))) is not None:
+                self.kicked[record.number] = at
+        tasks = invariants.victims(self, "cancel")
+        self.cancelled = {each.number: tasks[each.task] for each in self.records if each.task in tasks}
+
+    def _servers(self, certificates: Certificates | None) -> list[TCPServer]:
         scenario = self.scenario
-        options = dict(scenario.options)
-        if scenario.tls:
-            options["ssl_options"] = tls()
+        options = dict(scenario.options, ssl_options=certificates)
         if scenario.proxied:
             options["proxy_protocol"] = ["10.2.0.0/16"]
         self.server = STYLES[scenario.style](**options)
         self.server.notes = self
+        began = self._shutdown_began = self.sim.loop.create_future()
+
+        def note(event: Event) -> None:
+            if not began.done():
+                began.set_result(self.sim.time)
+
+        self.server.events.subscribe(note, "shutdown")
         if scenario.style != "gateway":
             return [self.server]
         upstream = Lines()
@@ -144,14 +191,45 @@ class World(logging.Handler):
         self.server.upstream = upstream  # type: ignore[attr-defined]
         return [upstream, self.server]
 
+    def _change_files(self, folder: Path | None) -> None:
+        """The files of the certificates change, so that the next reload has something to do."""
+        if folder is None:
+            return
+        if self.scenario.certificates == "renewed":
+            key_pair("renewed").write(folder)
+        elif self.scenario.certificates == "lost":
+            (folder / "key.pem").unlink()
+
     async def _shut_down(self) -> None:
-        begun = self.sim.time
+        """Begin the shutdown at its time, unless a fault has begun it before; and wait until it is over."""
+        began = self._shutdown_began
+        assert began is not None
+        await asyncio.wait([began], timeout=self.scenario.shutdown_at)
         ending = asyncio.ensure_future(self.server.shutdown())
-        limit = self.patience(self.scenario.options["drain_timeout"] + SHUTDOWN_TAKES)
+        limit = self.patience(self.scenario.loosest("drain_timeout") + SHUTDOWN_TAKES)
         done, _ = await asyncio.wait([ending], timeout=limit)
         if not done:
             self.problems.append(("shutdown", f"has not ended {limit:g} s after it began"))
-        self.shut_down = begun, self.sim.time
+        self.shut_down = await began, self.sim.time
+
+    async def _serve_again(self) -> None:
+        """Serve again, as a server may after a shutdown: all places are free, also those of a host."""
+        scenario = self.scenario
+        if scenario.faults_strike or not scenario.limits("max_connections", "max_connections_per_ip"):
+            return
+        options = self.server.options
+        most = int(min(options.max_connections or 4, options.max_connections_per_ip or 4))
+        self.sim.serve(self.server, port=7002)
+        first = Peer(self, "again")
+        peers = [first, *(Peer(self, "again", first.host) for _ in range(most - 1))]
+        opened = await asyncio.gather(*(peer.open() for peer in peers))
+        answered = await asyncio.gather(*(peer.ask() for peer, has in zip(peers, opened, strict=True) if has))
+        if not all(opened) or not all(answered):
+            self.problems.append(("left", f"places: {opened} {answered} are served after the shutdown, on one host"))
+        for peer, has in zip(peers, opened, strict=True):
+            if has:
+                peer.close()
+        await self.server.shutdown(timeout=5)
 
 
 def problems_of(seed: int) -> list[tuple[str, str]]:
@@ -177,7 +255,7 @@ def play(seed: int) -> tuple[list[tuple[str, str]], str]:
             except SimulationStuck as stuck:
                 world.problems.append(("stuck", str(stuck)))
             except OSError as error:
-                if not scenario.faults.keys() & {"descriptors"}:
+                if not scenario.faults.keys() & {"descriptors", "setsockopt"}:
                     raise
                 sim.note("server", f"cannot be started: {error}")
     finally:
