@@ -283,6 +283,7 @@ class SimulationLoop(BaseSelectorEventLoop):
                         raise
                     except BaseException as error:
                         self._callback_failed(handle, error)
+            handle = None  # what it holds may end now, not when the next one is run
             if self._stopping or self.kernel is not network:
                 return
 
