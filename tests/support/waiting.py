@@ -13,9 +13,9 @@ PATIENCE = 75.0 if sys.flags.dev_mode else 15.0
 everything takes several times as long."""
 
 
-async def eventually(condition: Callable[[], object]) -> None:
+async def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> None:
     """Return once ``condition`` holds; for what has no event to wait for."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(patience):
         while not condition():
             await asyncio.sleep(0.001)
 
