@@ -385,7 +385,7 @@ async def test_a_call_that_lets_no_other_thread_run_is_named_as_well(serving: Se
 
 
 BUSY_FOR = 30
-"""Seconds after which a busy process ends by itself, so that the test ends soon after, whatever else the machine does."""
+"""Seconds after which a busy process ends by itself. So the test ends soon after, whatever else the machine does."""
 
 
 @pytest.fixture
