@@ -106,18 +106,18 @@ class RecordFeed:
                 self._incoming.write(NO_RECORD)
                 return True
         if missing < left:
-            self._give(chunk[at : at + missing])
+            self._give(memoryview(chunk)[at : at + missing])
             self._at = at + missing
             self._missing = 0
             return True
-        self._give(chunk[at:] if at else chunk)
+        self._give(memoryview(chunk)[at:] if at else chunk)
         self._chunk, self._at = b"", 0
         if begins and missing > left and not _may_be_a_record(chunk[at : at + HEADER]):
             return True  # OpenSSL raises the error at once: the rest may never come
         self._missing = missing - left
         return not self._missing
 
-    def _give(self, part: bytes | bytearray) -> None:
+    def _give(self, part: bytes | bytearray | memoryview) -> None:
         """Give OpenSSL a part of a record, in pieces: it takes each from the buffer before the next is written."""
         room = INPUT_PIECE - self._incoming.pending
         if len(part) > room and self._moved < BULK and self._handshaken:
