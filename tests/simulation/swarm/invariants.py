@@ -114,7 +114,8 @@ def of_reasons(world: "World", record: Record) -> Iterator[Problem]:
 
 
 def _may_evict(world: "World") -> bool:
-    return "evict" in world.scenario.values_of("when_full") and world.scenario.limits("max_connections")
+    limited = world.scenario.limits("max_connections") or "descriptors" in world.scenario.faults
+    return "evict" in world.scenario.values_of("when_full") and limited
 
 
 def of_kicks(world: "World", record: Record) -> Iterator[Problem]:
