@@ -19,6 +19,7 @@ import tornado.websocket
 
 from iostreamsrv import CloseReason, Event, IOLoop, IOStream, TCPServer
 from iostreamsrv.httpserver import HTTPServer
+from iostreamsrv.server.watchdog import BLOCKED
 from iostreamsrv.styles import BlockingServer, CallbackServer, QueueServer
 from tests.support.engines import on_every_loop
 from tests.support.http import UPGRADE, frame, request, upload
@@ -367,7 +368,12 @@ class Adds(TCPServer):
 
     async def handle_stream(self, stream: IOStream, address: Any) -> None:
         await stream.read_until(b"\n")
-        sum(range(self.size))
+        taken = 0.0
+        while taken < BLOCKED:  # less CPU time than that is no proof; and the machine may be faster than it was before
+            began = time.thread_time()
+            sum(range(self.size))
+            taken = time.thread_time() - began
+            self.size *= 2
         await stream.read_until_close()
 
 
