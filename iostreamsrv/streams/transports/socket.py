@@ -87,17 +87,14 @@ class SocketTransport(Transport):
             return False
 
     def unsent(self) -> int:
-        return unsent(self.fileno()) if self.is_tcp() else 0  # on a Unix socket the peer can read it already
+        if not self.is_tcp():
+            return 0  # on a Unix socket the peer can read it already
+        return current_kernel().unsent(self.fileno())
 
     def untaken(self) -> int:
         # The kernel buffers megabytes, and reports room only when a third of it is free. So bytes that it has taken
         # are no progress of the peer; only bytes that have left its buffer are.
-        return unsent(self.fileno())
-
-
-def unsent(fd: int) -> int:
-    """Bytes that the kernel has taken for a socket and the peer has not acknowledged; 0 if the kernel does not say."""
-    return current_kernel().unsent(fd)
+        return current_kernel().unsent(self.fileno())
 
 
 _SENDFILE = getattr(os, "sendfile", None)

@@ -19,8 +19,8 @@ from ...options import ServerOptions
 from ...runtime.addresses import show
 from ...runtime.clock import real_time
 from ...runtime.futures import set_result
+from ...runtime.kernel import current_kernel
 from ...runtime.logs import general
-from ...streams.transports.socket import unsent
 
 Serve = Callable[[Any, Any], None]
 
@@ -169,7 +169,7 @@ class ClientSocket(socket.socket):
             except BlockingIOError:
                 if self._write_timeout is None or not self._blocks(flags):
                     raise
-            now, left = real_time(), unsent(self.fileno())
+            now, left = real_time(), current_kernel().unsent(self.fileno())
             if before is not None and left < before:
                 since = now
             elif now - since > 0.99 * self._write_timeout:

@@ -9,8 +9,8 @@ import socket
 from typing import Any
 
 from .flow import CONNECTED, CONNECTING, LISTENING, NEW, Flow
-from .polling import ALL, HANGUP, PEER_ENDED, READ, WRITE
-from .socketbase import Address, SocketBase, fail
+from .polling import ALL, HANGUP, PEER_ENDED, READ, WRITE, fail
+from .socketbase import Address, SocketBase
 
 SYN_RETRY = 1.0
 """Seconds until a SYN is sent again for the first time; each time twice as long."""

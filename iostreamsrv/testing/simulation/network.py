@@ -12,7 +12,7 @@ from typing import Any
 from ...runtime.kernel import Kernel, Socket
 from .faults import SYSTEM_CALLS, Faults, Injector, span
 from .flow import Draw, Flow
-from .polling import Epoll, File
+from .polling import Epoll, File, fail
 from .socketbase import Address
 from .sockets import SimulatedSocket
 from .trace import Trace
@@ -135,7 +135,7 @@ class Network(Kernel):
     def new_number(self, file: File) -> int:
         """A descriptor: the lowest that is free."""
         if len(self._files) >= self.faults.descriptors:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            fail(errno.EMFILE)
         number = heapq.heappop(self._free) if self._free else FIRST_NUMBER + len(self._files)
         self._files[number] = file
         file.number = number
@@ -143,10 +143,7 @@ class Network(Kernel):
 
     def file(self, number: int) -> File:
         """What a descriptor stands for."""
-        try:
-            return self._files[number]
-        except KeyError:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+        return self._files.get(number) or fail(errno.EBADF)
 
     def release(self, file: File) -> None:
         """Close the descriptor of a file."""
@@ -195,12 +192,12 @@ class Network(Kernel):
         if bound.unix:
             name = os.fsdecode(address) if isinstance(address, bytes) else address
             if (bound.family, name) in self._listeners:
-                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+                fail(errno.EADDRINUSE)
             return name
         host, port, *more = address
         host = host or WILDCARDS[bound.family]
         if (bound.family, (host, port)) in self._listeners:
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            fail(errno.EADDRINUSE)
         tail = (*more, 0, 0)[:2] if bound.family == socket.AF_INET6 else ()
         return (host, port or next(self._ports), *tail)
 

@@ -9,7 +9,7 @@ import errno
 import os
 import selectors
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 READ, WRITE = 0x001, 0x004  # EPOLLIN, EPOLLOUT
 ERROR, HANGUP, PEER_ENDED = 0x008, 0x010, 0x2000  # EPOLLERR, EPOLLHUP, EPOLLRDHUP
@@ -19,6 +19,11 @@ TO_READ = READ | PEER_ENDED | ALWAYS
 ALL = TO_READ | WRITE
 
 SELECT_READ, SELECT_WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+def fail(number: int) -> NoReturn:
+    """Raise what a system call raises that fails with this errno."""
+    raise OSError(number, os.strerror(number))
 
 
 class Watcher(Protocol):
@@ -101,7 +106,7 @@ class Epoll(File):
         """See ``select.epoll``."""
         file = self._descriptors.file(number)
         if file in self._files:
-            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+            fail(errno.EEXIST)
         self._files[file] = events = events | ALWAYS
         file.watchers.append(self)
         self._look(file, events)
@@ -121,7 +126,7 @@ class Epoll(File):
     def _registered(self, number: int) -> File:
         file = self._descriptors.file(number)
         if file not in self._files:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            fail(errno.ENOENT)
         return file
 
     def _look(self, file: File, events: int) -> None:
@@ -217,7 +222,7 @@ class Selector(selectors.BaseSelector):
         old = self._keys[number]
         file = self._descriptors.file(number)
         if file not in self._watched:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            fail(errno.ENOENT)
         key = self._keys[number] = self._watched[file] = selectors.SelectorKey(old.fileobj, number, events, data)
         self.maybe[file] = None
         return key

@@ -5,15 +5,15 @@ are its own.
 """
 
 import errno
-import os
 import socket
 import struct
 from collections import deque
 from typing import Any, NoReturn, Protocol, Self
 
+from ...streams.transports.base import would_block
 from .faults import BROKEN_ERRORS, Injector
 from .flow import CONNECTED, LISTENING, NEW, Draw, End, Flow, Wire
-from .polling import Descriptors, File
+from .polling import Descriptors, File, fail
 
 Address = Any
 
@@ -56,10 +56,6 @@ class SocketNetwork(Wire, Descriptors, Protocol):
 
     def connected(self, client: Any, server: Any) -> None:
         """Note a connection."""
-
-
-def fail(number: int) -> NoReturn:
-    raise OSError(number, os.strerror(number))
 
 
 class SocketBase(End, socket.socket):
@@ -216,7 +212,7 @@ class SocketBase(End, socket.socket):
     def _would_block(self) -> NoReturn:
         if self.blocking_for != 0.0:
             raise RuntimeError("a blocking call on a simulated socket would stop the simulation: setblocking(False)")
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        raise would_block()
 
     def break_off(self, number: int) -> None:
         """There is no connection any more; with 0, this end knows that already."""

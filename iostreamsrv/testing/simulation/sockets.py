@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 
 from .connecting import ConnectingSocket
 from .flow import CONNECTED, CONNECTING, DEAD, LISTENING, NEW
-from .polling import ALL, ERROR, HANGUP, PEER_ENDED, READ, WRITE
-from .socketbase import fail
+from .polling import ALL, ERROR, HANGUP, PEER_ENDED, READ, WRITE, fail
 
 PEEK = int(socket.MSG_PEEK)
 
