@@ -129,7 +129,7 @@ def span(seconds: Span) -> tuple[float, float]:
 class Injector:
     """Decides where faults strike.
 
-    :param note: is told of each fault that strikes: who, what.
+    :param note: called for each fault that strikes: who, what.
     :ivar struck: how many there were.
     """
 

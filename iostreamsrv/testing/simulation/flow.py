@@ -40,7 +40,7 @@ FIN: Final = "FIN"
 RST: Final = "RST"
 
 MOST_ACKS = 50
-"""Acknowledgements after which those that are back are taken from their queue, although nobody needs room."""
+"""Acknowledgements after which those that are back are taken from their queue, although no sender waits for room."""
 
 SHORTEST_GAP, LONGEST_GAP = 1e-6, 1e-3
 """Seconds between both parts of a segment that is cut. So the second is never there when the first is received."""

@@ -109,7 +109,7 @@ class SimulationLoop(BaseSelectorEventLoop):
         self._date = (real_wall_time() if date is None else date) - self.kernel.now
 
     def _make_self_pipe(self) -> None:
-        """There is nobody outside to wake it."""
+        """Nothing outside wakes this loop."""
 
     _close_self_pipe = _make_self_pipe
 

@@ -61,7 +61,7 @@ class Simulation:
         certificates that expire; default (None): the real one. (OpenSSL looks at the real date.)
     :ivar loop: the loop, while the simulation runs, and afterwards.
     :ivar trace: what has happened: ``trace.entries``, ``str(trace)``, ``trace.svg()``, ``trace.digest()``.
-    :ivar errors: what ``loop.call_exception_handler`` was called with: exceptions that nobody has caught.
+    :ivar errors: what ``loop.call_exception_handler`` was called with: exceptions that were not caught.
     """
 
     loop: SimulationLoop

@@ -219,7 +219,7 @@ class SocketBase(End, socket.socket):
         raise NotImplementedError
 
     def give_up(self) -> None:
-        """Nobody accepts this any more."""
+        """End a connection that will not be accepted."""
         raise NotImplementedError
 
 

@@ -137,7 +137,7 @@ class SimulatedSocket(ConnectingSocket):
             self.outflow.end()
 
     def give_up(self) -> None:
-        """Nobody accepts this any more."""
+        """End a connection that will not be accepted."""
         self.closed = True
         if self.state == CONNECTED:
             self._send_reset()
