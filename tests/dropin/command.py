@@ -1,0 +1,70 @@
+"""The command."""
+
+import argparse
+import sys
+import time
+
+from benchmarks.table import write_docs
+
+from . import table
+from .expectations import EXCEPTED
+from .judging import Verdict, judge
+from .projects import PROJECTS, Project
+from .venvs import InstallError
+
+CANNOT_INSTALL = 75
+"""The exit code when pip failed: EX_TEMPFAIL, which no verdict gives."""
+
+
+def options(arguments: list[str]) -> argparse.Namespace:
+    names = [project.name for project in PROJECTS]
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.dropin",
+        description="Run public projects on Tornado and on iostreamsrv, and compare check by check.",
+        epilog="projects: " + ", ".join(names),
+    )
+    parser.add_argument("projects", nargs="*", metavar="PROJECT", help="which; all, if none is named")
+    parser.add_argument("--write-docs", action="store_true", help=f"write the table into {table.DOCS.name}, too")
+    chosen = parser.parse_args(arguments)
+    if unknown := [name for name in chosen.projects if name not in names]:
+        parser.error(f"no such project: {', '.join(unknown)} (there are: {', '.join(names)})")
+    if chosen.write_docs and chosen.projects:
+        parser.error("--write-docs is for a run of all projects")
+    return chosen
+
+
+def main(arguments: list[str]) -> int:
+    """Its exit code is 0 if all that passes on Tornado passes on ours, but for what is excepted."""
+    if not sys.platform.startswith("linux"):
+        print("This needs Linux: it reads /proc.", file=sys.stderr)
+        return 2
+    chosen = options(arguments)
+    verdicts: list[Verdict] = []
+    missing: list[str] = []
+    for project in PROJECTS:
+        if not chosen.projects or project.name in chosen.projects:
+            try:
+                verdicts.append(_judged(project))
+            except InstallError as error:
+                missing.append(f"cannot be installed: {error}")
+                print(missing[-1], file=sys.stderr, flush=True)
+    text = table.report(verdicts)
+    print(text)
+    failed = [trouble for verdict in verdicts for trouble in verdict.failed]
+    for trouble in failed:
+        print(f"\nFAILED {trouble}")
+    if chosen.write_docs and not missing:
+        write_docs(text, table.DOCS)
+        print(f"written into {table.DOCS}", file=sys.stderr)
+    passed = sum(verdict.on_ours for verdict in verdicts)
+    print(f"\n{passed} passed, {len(failed)} failed, {len(missing)} skipped")
+    return 1 if failed else CANNOT_INSTALL if missing else 0
+
+
+def _judged(project: Project) -> Verdict:
+    began = time.monotonic()
+    print(f"{project.name} ...", file=sys.stderr, flush=True)
+    verdict = judge(project, EXCEPTED)
+    counts = f"{verdict.on_tornado} pass on Tornado, {verdict.on_ours} of these on ours"
+    print(f"{project.name}: {counts}; {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return verdict

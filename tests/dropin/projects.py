@@ -1,0 +1,62 @@
+"""The projects, and what runs of each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+USES = Path(__file__).resolve().parent / "uses"
+
+
+class Suite(NamedTuple):
+    """Tests of a project's own, which its sdist carries, run by pytest in the sdist's folder."""
+
+    distribution: str
+    paths: Sequence[str]
+    timeout: float
+    """Seconds for the whole of it, on one side."""
+    options: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        return "suite"
+
+
+class Use(NamedTuple):
+    """A program in `uses`, which does what people do with the project, and prints a line for each check."""
+
+    program: str
+    timeout: float
+    arguments: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        return " ".join([self.program, *self.arguments])
+
+
+class Project(NamedTuple):
+    """One project: the distribution whose version is shown, and what is run."""
+
+    name: str
+    distribution: str
+    runs: Sequence[Suite | Use]
+    what: str
+    """In the table: what is run."""
+
+
+PROJECTS = (
+    Project(
+        "jupyter_server",
+        "jupyter_server",
+        [Suite("jupyter_server", ["tests"], 1500, ["--color=no", "-o", "log_cli=false"])],
+        "its own tests",
+    ),
+    Project(
+        "distributed",
+        "distributed",
+        [
+            *(Use("distributed_comms.py", 400, [protocol]) for protocol in ("tcp", "tls", "ws", "wss")),
+            *(Use("distributed_cluster.py", 900, [protocol]) for protocol in ("tcp", "tls", "ws")),
+        ],
+        "comms over tcp, tls, ws and wss; a LocalCluster over tcp, tls and ws",
+    ),
+)
