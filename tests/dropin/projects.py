@@ -59,4 +59,16 @@ PROJECTS = (
         ],
         "comms over tcp, tls, ws and wss; a LocalCluster over tcp, tls and ws",
     ),
+    Project(
+        "pynsq",
+        "pynsq",
+        [Use("pynsq_messages.py", 200, features) for features in ([], ["tls_v1"], ["deflate"], ["snappy"])],
+        "a writer and a reader: plain, and with tls, deflate and snappy; nsqd is a small one of ours",
+    ),
+    Project(
+        "thrift",
+        "thrift",
+        [Suite("thrift", ["test/test_tornado_frame_size.py"], 300), Use("thrift_calls.py", 120)],
+        "its own tests of TTornado; a server and its clients",
+    ),
 )

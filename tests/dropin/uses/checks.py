@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 PATIENCE = 60.0
-"""Seconds that one check may take."""
+"""Seconds that one check may take, where it does not say."""
 
 
 class Slow(BaseException):
@@ -17,12 +17,13 @@ class Slow(BaseException):
 
 
 @contextlib.contextmanager
-def check(name: str, patience: float = PATIENCE) -> Iterator[None]:
+def check(name: str, patience: float | None = None) -> Iterator[None]:
     """One check, in the main thread of a program without a loop of its own there: what is raised fails it."""
 
     def give_up(*_: object) -> None:
         raise Slow(f"not done in {patience:.0f} s")
 
+    patience = patience or PATIENCE
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, patience)
     try:
@@ -37,10 +38,10 @@ def check(name: str, patience: float = PATIENCE) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def acheck(name: str, patience: float = PATIENCE) -> AsyncIterator[None]:
+async def acheck(name: str, patience: float | None = None) -> AsyncIterator[None]:
     """One check, in a coroutine."""
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(patience or PATIENCE):
             yield
     except Exception as error:
         _failed(name, error)
