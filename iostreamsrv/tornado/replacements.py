@@ -119,13 +119,9 @@ def _loaded() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _stranded() -> list[str]:
     """The subclasses that users have derived from what is to be replaced."""
-    found: dict[type, None] = {}
-    bases = [each.theirs for each in REPLACEMENTS if isinstance(each.theirs, type)]
-    while bases:
-        children = [child for child in bases.pop().__subclasses__() if not child.__module__.startswith("iostreamsrv.")]
-        bases += children
-        found |= dict.fromkeys(child for child in children if not child.__module__.startswith("tornado."))
-    return [_full_name(each) for each in found]
+    classes: list[type] = [each.theirs for each in REPLACEMENTS if isinstance(each.theirs, type)]
+    subclasses = [subclass for each in classes for subclass in each.__subclasses__()]
+    return [_full_name(each) for each in subclasses if each.__module__.split(".")[0] not in ("tornado", "iostreamsrv")]
 
 
 def _full_name(named: Any) -> str:

@@ -32,14 +32,14 @@ class TCPServer(iostreamsrv.tcpserver.TCPServer):
 
 
 @set_module("iostreamsrv.tornado")
-class HTTPServer(iostreamsrv.httpserver.HTTPServer, TCPServer):
+class HTTPServer(iostreamsrv.httpserver.HTTPServer, TCPServer):  # type: ignore[misc]
     """`iostreamsrv.httpserver.HTTPServer` in the place of Tornado's: its options are :data:`OPTIONS`.
 
     A client has an hour to send its next request, which is Tornado's default ``idle_connection_timeout``. It is
     enforced by ``read_timeout``, which needs no timer for each request. Another value is enforced by Tornado's code.
     """
 
-    def initialize(self, request_callback: Any, *arguments: Any, **keywords: Any) -> None:  # type: ignore[override]
+    def initialize(self, request_callback: Any, *arguments: Any, **keywords: Any) -> None:
         """The constructor, as Tornado's `Configurable` has it."""
         keywords |= zip(TORNADO_OPTIONS, arguments, strict=False)
         if not keywords.get("idle_connection_timeout"):
@@ -58,5 +58,6 @@ class HTTPServer(iostreamsrv.httpserver.HTTPServer, TCPServer):
 
     def on_close(self, server_conn: Any) -> None:
         """For Tornado: the connection has no more requests. It may have become a WebSocket, which may be silent."""
-        server_conn.stream.set_timeouts(read=None)
+        if not server_conn.stream.closed():
+            server_conn.stream.set_timeouts(read=None)
         super().on_close(server_conn)

@@ -13,8 +13,10 @@ from ..runtime.exports import set_module
 
 @set_module("iostreamsrv.tornado")
 def bind_unix_socket(file: str, mode: int = 0o600, backlog: int = BACKLOG) -> socket.socket:
-    """`iostreamsrv.netutil.bind_unix_socket`, but it replaces the file of a server that still listens there, as Tornado's
-    does: a program may rely on it to be restarted without a pause."""
+    """`iostreamsrv.netutil.bind_unix_socket`, but it replaces also the file of a server that still listens there.
+
+    Tornado's does so, and a program may rely on it to be restarted without a pause.
+    """
     with contextlib.suppress(OSError, ValueError):  # a name that is abstract or invalid
         if stat.S_ISSOCK(Path(os.fsdecode(file)).stat().st_mode):
             Path(os.fsdecode(file)).unlink()
