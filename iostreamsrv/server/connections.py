@@ -38,7 +38,6 @@ class Connections:
     :param is_idle: whether a stream has no request in progress, so that a shutdown may close it.
     :param may_close: whether a shutdown may close a stream whose handler has answered and reads again.
     :param closes_in_order: whether ``close()`` of a stream does what ``aclose()`` does.
-    :param may_block: whether handlers run in the loop, so that the watchdog is needed.
     :param on_capacity: called when there is room again for a waiting client.
     :ivar open: the streams that have a permit, by id.
     :ivar rejected: the streams that are open only for ``handle_reject``, by id.
@@ -50,6 +49,7 @@ class Connections:
     :ivar draining: whether the server is shutting down.
     :ivar closes_answered: in a shutdown: whether a stream is closed as soon as its handler has answered.
     :ivar cancel_reason: the close reason for the stream of a cancelled handler.
+    :ivar may_block: whether handlers run in the loop, so that the watchdog is needed. True unless set.
     :ivar shutdown_callers: the tasks that wait for a shutdown. It does not wait for them: they may be handlers.
     """
 
@@ -62,7 +62,6 @@ class Connections:
         is_idle: Callable[[IOStream], bool],
         may_close: Callable[[IOStream], bool],
         closes_in_order: bool,
-        may_block: bool,
         on_capacity: Callable[[], None],
     ) -> None:
         self.server = server
@@ -84,7 +83,7 @@ class Connections:
         self.is_idle = is_idle
         self.may_close = may_close
         self.closes_in_order = closes_in_order
-        self._may_block = may_block
+        self.may_block = True
         self.overrides = overrides
         self._draining_waiters: dict[asyncio.Future[None], None] = {}
         self._reports = CloseReports(self)
@@ -141,7 +140,7 @@ class Connections:
             return
         stream = IOStream.for_client(connection, address, self.options, self, context.copy())
         loop = loop_of(stream)
-        if self.deadlines.run(loop) and self._may_block:
+        if self.deadlines.run(loop) and self.may_block:
             watch(loop, self)
         if self.limits.has_capacity() or self._make_room_for(address):
             self.open[stream.id] = stream

@@ -17,6 +17,7 @@ from ...runtime.callables import is_overridden
 from ...runtime.clock import real_time
 from ...runtime.logs import general
 from ...runtime.rlimit import default_connections, raise_limit
+from ...server.base import core_of
 from ...tcpserver import TCPServer
 from .handle import SETTLE_TURNS, Handle, check_wait
 from .loop_thread import LoopThread, stopped_error
@@ -245,7 +246,6 @@ class _Server(TCPServer):
     """The `TCPServer` that a `BlockingServer` runs in its loop."""
 
     when_full: Full = "reject"
-    _may_block = False  # no watchdog: user code runs in threads, and `process` must make no thread
 
     def __init__(
         self,
@@ -256,6 +256,7 @@ class _Server(TCPServer):
         options: dict[str, Any],
     ) -> None:
         super().__init__(io_loop=loop_thread.io_loop, **options)
+        core_of(self).connections.may_block = False  # no watchdog: users' code runs in threads, `process` makes none
         self._loop_thread = loop_thread
         self._serve = serve
         self._notifier = notifier

@@ -1,0 +1,161 @@
+"""What programs for Tornado do with servers beyond its documentation: see docs/from_tornado.md."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import tornado.httpserver
+import tornado.tcpserver
+from tornado.web import Application, RequestHandler
+
+from iostreamsrv import TCPServer
+from iostreamsrv.httpserver import HTTPServer
+from iostreamsrv.server.base import core_of
+from tests.support.engines import on_every_loop
+from tests.support.servers import AT_ONCE, Echo, Serving, answers, refused
+
+pytestmark = on_every_loop
+
+
+# ---- names that belong to users
+
+TO_OVERRIDE = {"handle_stream", "handle_close", "handle_reject"}
+"""What a server calls of its subclass."""
+
+
+def names_of_users(server: TCPServer, tornados: object) -> list[str]:
+    """The names that a fresh server has, except those that Tornado's server has as well, and what users override."""
+    known = set(dir(tornados)) | TO_OVERRIDE | {"_iostreamsrv"}
+    names = [name for name in dir(server) if name not in known and not name.startswith("__")]
+    assert {"events", "options", "addresses", "certificates", "draining", "suspended", "streams", "group"} <= set(names)
+    return names
+
+
+OFTEN = ["_clients", "_options", "_listeners", "_io_loop", "_started", "_ending", "_accepted", "_overrides", "_stopped"]
+"""What programs for Tornado call things of their own, and what servers of this package had once."""
+
+
+def with_names(base: Any, names: list[str], way: str) -> Any:
+    """A subclass of ``base`` with these names: as class attributes, or set before or after the constructor."""
+    users = {name: f"the user's {name}" for name in names}
+    if way == "class":
+        return type("Users", (base,), users)
+
+    class Users(base):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            if way == "before":
+                vars(self).update(users)
+            super().__init__(*arguments, **options)
+            if way == "after":
+                for name, value in users.items():
+                    setattr(self, name, value)
+
+    return Users
+
+
+ways = pytest.mark.parametrize("way", ["class", "before", "after"])
+
+
+@pytest.mark.gen_test
+@ways
+async def test_a_subclass_may_give_any_name_to_something_of_its_own(serving: Serving, way: str) -> None:
+    names = [*names_of_users(Echo(), tornado.tcpserver.TCPServer()), *OFTEN]
+    server = with_names(Echo, names, way)(**AT_ONCE)
+    serving.started(server)
+    (address,) = core_of(server).listeners.addresses
+    peer = serving.connect(address)
+    assert await answers(peer)
+    assert {name: getattr(server, name) for name in names} == {name: f"the user's {name}" for name in names}
+    peer.send(b"half a ")
+    shutdown = asyncio.create_task(TCPServer.shutdown(server, timeout=5))
+    peer.send(b"line\n")
+    assert await peer.receive_all() == b"half a line\n"
+    await shutdown
+    refused(address)
+
+
+@pytest.mark.gen_test
+@ways
+async def test_a_server_with_names_of_the_users_serves_until_cancelled(serving: Serving, way: str) -> None:
+    names = [*names_of_users(Echo(), tornado.tcpserver.TCPServer()), *OFTEN]
+    server = with_names(Echo, names, way)(**AT_ONCE)
+    serving.started(server)
+    (address,) = core_of(server).listeners.addresses
+    task = asyncio.ensure_future(TCPServer.serve_forever(server))
+    peer = serving.connect(address)
+    assert await answers(peer)
+    task.cancel()
+    assert await peer.receive_all() == b""
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    refused(address)
+
+
+class Hello(RequestHandler):
+    def get(self) -> None:
+        self.write("hello")
+
+
+@pytest.mark.gen_test
+@ways
+async def test_a_subclass_of_the_http_server_may_give_any_name_to_something_of_its_own(
+    serving: Serving, way: str
+) -> None:
+    application = Application([("/", Hello)])
+    names = names_of_users(HTTPServer(application), tornado.httpserver.HTTPServer(application))
+    server = with_names(HTTPServer, [*names, "_requests", "_websockets", "_clients"], way)(application, **AT_ONCE)
+    serving.started(server)
+    (address,) = core_of(server).listeners.addresses
+    peer = serving.connect(address)
+    peer.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert b"200 OK" in await peer.receive(12 + 5)
+    await TCPServer.shutdown(server, timeout=5)
+    refused(address)
+
+
+@pytest.mark.gen_test
+async def test_what_was_set_before_the_constructor_stays_except_for_tornados_names(serving: Serving) -> None:
+    class Server(Echo):
+        def __init__(self) -> None:
+            self.max_buffer_size = 5
+            self.read_chunk_size = 5
+            self.events = ["mine"]  # type: ignore[assignment]
+            super().__init__()
+
+    server = Server()
+    assert server.events == ["mine"]
+    assert server.max_buffer_size == TCPServer().max_buffer_size
+    assert server.read_chunk_size == TCPServer().read_chunk_size
+
+
+@pytest.mark.gen_test
+async def test_a_shutdown_method_of_another_meaning_does_not_keep_clients(serving: Serving) -> None:
+    calls = []
+
+    class Server(Echo):
+        def shutdown(self) -> None:  # type: ignore[override]
+            calls.append(self)
+
+    server = serving.started(Server(**AT_ONCE))
+    task = asyncio.ensure_future(server.serve_forever())
+    peer = serving.connect(server)
+    assert await answers(peer)
+    task.cancel()
+    assert await peer.receive_all() == b""
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert calls == [server]
+
+
+@pytest.mark.gen_test
+async def test_a_handle_close_that_is_no_function_is_the_users(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Echo(**AT_ONCE)
+    server.handle_close = None  # type: ignore[method-assign, assignment]
+    server.handle_reject = 5  # type: ignore[method-assign, assignment]
+    peer = serving.connect(serving.started(server))
+    assert await answers(peer)
+    peer.close()
+    await server.shutdown()
+    assert caplog.records == []
