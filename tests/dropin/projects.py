@@ -71,4 +71,24 @@ PROJECTS = (
         [Suite("thrift", ["test/test_tornado_frame_size.py"], 300), Use("thrift_calls.py", 120)],
         "its own tests of TTornado; a server and its clients",
     ),
+    Project(
+        "streamz",
+        "streamz",
+        [Suite("streamz", ["streamz"], 900)],
+        "its own tests",
+    ),
+    Project(
+        "bokeh",
+        "bokeh",
+        [Use("bokeh_serve.py", 240, [processes]) for processes in ("1", "2")],
+        "`bokeh serve` with 1 and 2 processes: pages and sessions",
+    ),
+    Project(
+        "panel",
+        "panel",
+        [Use("panel_serve.py", 240, [processes]) for processes in ("1", "2")],
+        "`panel serve` with 1 and 2 processes: pages and sessions",
+    ),
+    Project("luigi", "luigi", [Use("luigi_live.py", 240)], "luigid and two workers"),
+    Project("flower", "flower", [Use("flower_live.py", 240)], "flower and a celery worker"),
 )

@@ -153,7 +153,7 @@ async def ended(comms: Comms, state: Any, end: Callable[[Any, Any], Awaitable[No
     await asyncio.sleep(0.02)
     await end(one, other)
     if pending:
-        await asyncio.wait(pending, timeout=5)
+        await asyncio.wait(pending, timeout=2)
         other.abort()
         one.abort()
         _, unfinished = await asyncio.wait(pending, timeout=10)
