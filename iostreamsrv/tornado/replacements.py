@@ -119,7 +119,7 @@ def _loaded() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _stranded() -> list[str]:
     """The subclasses that users have derived from what is to be replaced."""
-    classes: list[type] = [each.theirs for each in REPLACEMENTS if isinstance(each.theirs, type)]
+    classes: list[Any] = [each.theirs for each in REPLACEMENTS if isinstance(each.theirs, type)]
     subclasses = [subclass for each in classes for subclass in each.__subclasses__()]
     return [_full_name(each) for each in subclasses if each.__module__.split(".")[0] not in ("tornado", "iostreamsrv")]
 
