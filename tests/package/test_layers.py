@@ -132,8 +132,9 @@ def reads_of_a_clock(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module == "time" and not node.level:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.Attribute):
-            asked, owner = node.attr, ast.unparse(node.value)
-            if (asked == "time" and "loop" in owner) or (asked in {"now", "utcnow", "today"} and "date" in owner):
+            asked = node.attr
+            of = "loop" if asked == "time" else "date" if asked in {"now", "utcnow", "today"} else None
+            if of is not None and of in (owner := ast.unparse(node.value)):
                 found.add(f"{owner}.{asked}")
     return found
 
@@ -226,8 +227,9 @@ def private_of_others(source: str) -> set[str]:
                 pass
             case _:
                 continue
-        itself = ast.unparse(owner) in {"self", "cls", "super()"} | bases
-        if is_private(name) and name not in own | {"_replace"} and not itself:
+        if not is_private(name) or name in own | {"_replace"}:
+            continue  # what it is of need not be known, which takes long to say
+        if ast.unparse(owner) not in {"self", "cls", "super()"} | bases:
             found.add(name)
     return found
 
