@@ -22,16 +22,16 @@ EXPANSION = 2048
 """Most bytes by which a record may be longer than its plaintext."""
 
 PIECE = 4104
-"""Most plaintext in a record that this side makes, until a connection has moved :data:`BULK`. OpenSSL's buffers never
-shrink, and are a third larger than what they held: with whole records, every idle connection that once had a long
-message would keep 22 kB for each direction. With quarters it keeps 5.5 kB."""
+"""Most plaintext to encrypt at once, until a connection has moved :data:`BULK`. OpenSSL's buffers never shrink, and are
+a third larger than what they held: an idle connection that once sent 64 KiB at once keeps 87 kB, and one that received
+a whole record 22 kB. With quarters of a record it keeps 5.5 kB."""
 
 INPUT_PIECE = 2736
 """Most bytes of a record that are given to OpenSSL at once, until then: a sixth of a whole record, which leaves 3.6 kB.
 Smaller ones would take more time than their memory is worth."""
 
-BULK = 1 << 21
-"""Bytes in long messages after which a connection uses whole records: pieces take a third more of the engine's time."""
+BULK = 1 << 22
+"""Bytes in long messages after which a connection does without pieces: they take a third more of the engine's time."""
 
 WORK = 32
 """Most records to process at once. A received chunk may hold thousands, if most have one byte; only an attacker sends
@@ -346,19 +346,14 @@ class TLSEngine(RecordFeed):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt all of ``data``."""
         size = len(data)
-        most = PIECE
-        if size > PIECE:
-            if self._moved < BULK:
-                self._moved += size
-            else:
-                most = RECORD
-        if size <= most:
+        if size <= PIECE or self._moved >= BULK:
             if size:
                 self.object.write(data)  # the buffer in memory grows, so it takes everything
             return
+        self._moved += size
         with memoryview(data) as view:
-            for at in range(0, size, most):
-                self.object.write(view[at : at + most])
+            for at in range(0, size, PIECE):
+                self.object.write(view[at : at + PIECE])
                 self._encrypted.append(self.outgoing.read())
 
     def close(self) -> None:

@@ -4,11 +4,8 @@ A message costs one time stamp, recorded when it is received. So a timeout is no
 shortest timeout, and by a second at most.
 
 **If the process did not run**, because it was stopped or a handler blocked the loop, its clients may have been active
-all the time. So a check that comes more than :data:`STALL_THRESHOLD` late does not count the time since the check
-before: it moves all earlier times by that much. A stream that is overdue even then is closed. But if handlers block the
-loop again and again, each check is late, and no timeout would ever fire. So at the second late check in a row, and each
-after it, half of the time counts for all streams that were waiting at the check before: a timeout then fires after
-twice its time. A stream with bytes that are still to be received is never closed.
+all the time. So what `Stalls` says does not count: a check that comes late moves all earlier times by that much. A
+stream that is overdue even then is closed. A stream with bytes that are still to be received is never closed.
 """
 
 import asyncio
@@ -22,6 +19,7 @@ from ..errors import CloseReason, Operation, StreamTimeoutError, of_stream
 from ..iostream import IOStream
 from ..options import ServerOptions, Timeouts
 from ..runtime.clock import clock_of
+from ..runtime.stalls import Stalls
 from ..streams.served import loop_of
 
 CHECKS_PER_TIMEOUT = 8
@@ -30,9 +28,6 @@ CHECKS_PER_TIMEOUT = 8
 SHORTEST, LONGEST = 0.02, 1.0
 """Seconds between two checks, at least and at most. More frequent ones would cost too much with thousands of streams;
 with less frequent ones a deadline would be noticed more than a second late."""
-
-STALL_THRESHOLD = 0.5
-"""Seconds that a check may be late because the process is busy. Beyond that the process did not run."""
 
 DISCARD_OUTPUT = frozenset({CloseReason.MIN_RATE, CloseReason.REJECTED})
 """Reasons to close a stream without waiting for its output: its client sends almost nothing, or had enough time."""
@@ -80,8 +75,7 @@ class Deadlines:
         self._timer: TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._due = 0.0
-        self._checked_at = 0.0  # when the streams were last checked
-        self._was_late = False  # the last check
+        self._stalls = Stalls(0.0)
 
     # ---- before the handler
 
@@ -118,7 +112,7 @@ class Deadlines:
         if self.running and self._loop is loop:
             return False
         self.running = True
-        self._checked_at, self._was_late = clock_of(loop)(), False
+        self._stalls = Stalls(clock_of(loop)())
         self._schedule_next(loop)
         return True
 
@@ -162,21 +156,18 @@ class Deadlines:
             return  # until run() is called for the next one
         assert self._loop is not None
         now = clock_of(self._loop)()
-        late = now - self._due > STALL_THRESHOLD
-        if late:
-            self._compensate_stall(streams, now)
-        self._checked_at, self._was_late = now, late
+        checked_at = self._stalls.checked_at
+        uncounted = self._stalls.uncounted(now, self._due)
+        if uncounted:
+            self._shift_times(streams, uncounted, checked_at, now)
         self._close_overdue(streams, now)
         self._schedule_next(self._loop)
 
-    def _compensate_stall(self, streams: list[IOStream], now: float) -> None:
-        """Do not count the time since the last check; if that check was late as well, count half of it."""
-        checked_at = self._checked_at
-        passed = now - checked_at
-        compensated = passed / 2 if self._was_late else passed
+    def _shift_times(self, streams: list[IOStream], seconds: float, checked_at: float, now: float) -> None:
+        """Move all times that are before the check at ``checked_at``, and what has happened since it to ``now``."""
 
         def later(since: float) -> float:
-            return min(now, since + (passed if since > checked_at else compensated))
+            return now if since > checked_at else since + seconds
 
         for stream in streams:
             stream.shift_times(later)

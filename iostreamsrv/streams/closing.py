@@ -169,6 +169,8 @@ class CloseSide(ReadSide):
             self.uncork()  # this closes the stream if it finds the connection broken
         if self._phase == CLOSED:
             return
+        if self._closing is not None and self._loses_bytes():
+            return self.abort_with(self.close_reason or reason, error)  # aclose() has promised to send all of it
         self._phase = CLOSED
         self._readable = False
         self.close_reason = self.close_reason or reason

@@ -106,7 +106,8 @@ class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[mi
         """Close the stream now.
 
         A pending read and the writes whose futures are not done fail with `StreamClosedError`; what was reported done
-        is delivered. Closing a closed stream does nothing. Use :meth:`aclose` to deliver everything. (On a stream of an
+        is delivered. Closing a closed stream does nothing. Use :meth:`aclose` to deliver everything. If the stream is
+        closed before that is done, the peer gets a reset, so that it notices that data is missing. (On a stream of an
         `HTTPServer` this does what :meth:`aclose` does, in the background, unless ``exc_info`` has an error.)
 
         :param exc_info: the value of ``error``: an exception, a ``sys.exc_info()`` tuple, or True for the current one.

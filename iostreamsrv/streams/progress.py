@@ -5,6 +5,7 @@ from contextvars import Context
 from typing import Any, Protocol
 
 from ..errors import CloseReason, StreamTimeoutError
+from ..runtime.stalls import Stalls
 from .hub import Hub
 
 CHECKS_PER_TIMEOUT = 8
@@ -12,9 +13,6 @@ CHECKS_PER_TIMEOUT = 8
 
 MAX_INTERVAL = 1.0
 """Most seconds between two checks."""
-
-STALL_THRESHOLD = 0.5
-"""Seconds that a check may be late. Beyond that the process itself was delayed, which no peer is to blame for."""
 
 MIN_RATE = 240
 """Bytes per second that a peer must take, counted over `RATE_WINDOW`. Otherwise a peer could keep its connection
@@ -45,13 +43,14 @@ class Ending(Protocol):
 class ProgressWatch:
     """Checks at intervals how much a peer has taken, and aborts the stream if that is too little."""
 
-    __slots__ = ("_due", "_rated", "_rated_at", "_seen", "_seen_at", "_stream", "_timeout", "_timer")
+    __slots__ = ("_due", "_rated", "_rated_at", "_seen", "_seen_at", "_stalls", "_stream", "_timeout", "_timer")
 
     def __init__(self, stream: Any) -> None:
         self._stream: Ending = stream
         self._timeout = stream._write_timeout()
         self._seen = self._rated = stream.send_progress()
         self._seen_at = self._rated_at = self._stream._hub.time()
+        self._stalls = Stalls(self._seen_at)
         self._timer: TimerHandle
         self._schedule(self._seen_at)
 
@@ -66,9 +65,9 @@ class ProgressWatch:
 
     def _check(self) -> None:
         now = self._stream._hub.time()
-        if now - self._due > STALL_THRESHOLD:
-            self._seen_at += now - self._due
-            self._rated_at += now - self._due
+        uncounted = self._stalls.uncounted(now, self._due)
+        self._seen_at += uncounted
+        self._rated_at += uncounted
         overdue = self._overdue(now)
         if overdue is None:
             self._schedule(now)

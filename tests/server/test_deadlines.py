@@ -24,7 +24,7 @@ from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts
 from tests.support.programs import ReportingServer
 from tests.support.programs import eventually as until
 from tests.support.servers import Echo, Serving, answers
-from tests.support.simulations import simulate
+from tests.support.simulations import Counts, simulate
 from tests.support.waiting import eventually, fill
 
 pytestmark = pytest.mark.usefixtures("clock")
@@ -711,6 +711,22 @@ def test_nobody_is_closed_for_the_time_the_process_was_stopped() -> None:
         time.sleep(STOP / 6)
         assert reading.ask(b"a line\n") == b"half of a line\n"
         assert silent.line() == b"", "its time goes on"
+
+
+@pytest.mark.parametrize("pause", [0.1, 0.2, 0.6, 1.1])
+def test_handlers_that_block_the_loop_again_and_again_make_timeouts_twice_as_long(pause: float) -> None:
+    async def main(sim: Simulation) -> None:
+        server = sim.serve(Counts(idle_timeout=4.0))
+        peer = await sim.connect(server)
+        began = sim.time
+        while not server.ends:
+            await sim.sleep(pause)
+            sim.stop(1.0)
+        assert [reason for _, reason in server.ends] == ["idle_timeout"]
+        assert 4 < sim.time - began < 2 * 4 + 3 * (pause + 1)
+        await peer.aclose()
+
+    simulate(main)
 
 
 @pytest.mark.parametrize("seconds, clients", [(0.1, 12), (0.8, 3)])

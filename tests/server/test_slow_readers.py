@@ -13,6 +13,7 @@ import pytest
 
 from iostreamsrv import CloseReason, IOStream, StreamTimeoutError, TCPServer
 from iostreamsrv.iostream import SSLIOStream
+from iostreamsrv.runtime import stalls
 from iostreamsrv.streams import closing as ends
 from iostreamsrv.streams import progress
 from iostreamsrv.testing import MockClock, Simulation
@@ -142,7 +143,7 @@ async def test_a_pause_of_the_process_is_not_the_peers_fault(
 ) -> None:
     ours, theirs = tcp_pair()
     stream, peer = IOStream(ours), Peer(theirs)
-    monkeypatch.setattr(progress, "STALL_THRESHOLD", 0.05)
+    monkeypatch.setattr(stalls, "STALL_THRESHOLD", 0.05)
     stream.set_timeouts(write=WRITE_TIMEOUT)
     count = fill(stream)
     closing = asyncio.create_task(stream.aclose())
@@ -153,6 +154,27 @@ async def test_a_pause_of_the_process_is_not_the_peers_fault(
     peer.close()
     await closing
     assert stream.close_reason == "local"
+
+
+@pytest.mark.parametrize("pause", [0.1, 0.3, 0.6])
+def test_a_process_that_pauses_again_and_again_waits_twice_as_long_for_a_peer(pause: float) -> None:
+    async def main(sim: Simulation) -> None:
+        ours, theirs = await pair(sim, SO_RCVBUF=1024)
+        stream = IOStream(ours)
+        stream.set_timeouts(write=4.0)
+        stream.write(bytes(SIZE)).add_done_callback(lambda future: future.exception())
+        closing = asyncio.create_task(stream.aclose())
+        await sim.sleep(0.5)
+        began = sim.time
+        while not stream.closed():
+            await sim.sleep(pause)
+            sim.stop(1.0)
+        await closing
+        assert 4 < sim.time - began < 2 * 4 + 3 * (pause + 1)
+        assert stream.close_reason == "write_timeout"
+        theirs.close()
+
+    simulate(main)
 
 
 @OVER_BOTH
@@ -261,6 +283,25 @@ async def test_what_is_left_after_the_time_of_an_aclose_is_no_end_in_order(servi
     peer.send(b"please\n")
     await eventually(lambda: server.ends)
     assert server.ends[0][0] == "write_timeout"
+    with pytest.raises(ENDED):
+        await peer.receive_all()
+
+
+@OVER_BOTH
+@pytest.mark.parametrize("ending", ["close", "kick"])
+@pytest.mark.gen_test
+async def test_what_a_close_leaves_of_a_graceful_close_is_no_end_in_order(
+    serving: Serving, tls: bool, ending: str
+) -> None:
+    server = serving.started(Sending(tls, write_timeout=30))
+    peer = await connect(serving, server, tls)
+    peer.send(b"please\n")
+    await server.sent.wait()
+    await turns()
+    (stream,) = server.streams
+    assert stream.close_reason == "local", "it is being closed because its handler has returned"
+    getattr(stream, ending)()
+    await eventually(lambda: server.ends)
     with pytest.raises(ENDED):
         await peer.receive_all()
 

@@ -153,6 +153,8 @@ async def reading_late(peer: Peer) -> None:
     """Asks for much, one thing after the other, before it reads."""
     peer.record.innocent = True
     peer.may_end(CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE)  # it asks nothing while it reads
+    if "blocking" in peer.world.scenario.characters:
+        peer.may_end(CloseReason.WRITE_TIMEOUT)  # the pauses in which it asks become long
     if peer.world.scenario.style == "queue" or "broadcasting" in peer.world.scenario.characters:
         peer.may_end(FULL)  # what others make the server write finds no room behind its own answers
     if not await peer.open():

@@ -102,8 +102,8 @@ def of_reasons(world: "World", record: Record) -> Iterator[Problem]:
     cancelled = record.number in world.cancelled or ("cancel" in world.scenario.faults and not record.handled)
     if reason in ENDS and not cancelled and (world.shut_down is None or at < world.shut_down[0]):
         yield "reasons", f"{record} is closed: {reason}, at {at:.3f}, before the shutdown"
-    if "blocking" in world.scenario.characters and reason in TIMEOUTS:
-        return  # of the time for which the loop is blocked again and again, half counts
+    if reason in TIMEOUTS and _stops(world) > 1:
+        return  # if the process does not run again and again, half of that time counts
     if reason in ALWAYS | record.expects and not (reason is CloseReason.DRAIN_TIMEOUT and is_done_soon(world, record)):
         return
     if reason is CloseReason.RESET and not record.end and "broadcasting" in world.scenario.characters:
@@ -111,6 +111,11 @@ def of_reasons(world: "World", record: Record) -> Iterator[Problem]:
     if reason is CloseReason.EVICTED and _may_evict(world):
         return
     yield "reasons", f"{record} is closed: {reason}, at {at:.3f}"
+
+
+def _stops(world: "World") -> int:
+    """How often the process was stopped, or a handler blocked the loop."""
+    return sum(str(what).startswith("stopped for ") for _, _, what in world.sim.trace.entries)
 
 
 def _may_evict(world: "World") -> bool:

@@ -22,11 +22,11 @@ from iostreamsrv.iostream import IOStream
 from iostreamsrv.net import acceptor
 from iostreamsrv.options import UNLIMITED
 from iostreamsrv.runtime.logs import LogRateLimit
+from iostreamsrv.runtime.stalls import Stalls
 from iostreamsrv.sansio import tls
 from iostreamsrv.server.base import ServerBase
 from iostreamsrv.server.connection import Connection
 from iostreamsrv.server.connections import Connections
-from iostreamsrv.server.deadlines import Deadlines
 from iostreamsrv.server.limits import ConnectionLimits
 from iostreamsrv.server.listeners import Listeners
 from iostreamsrv.streams.transports.tls import TLSTransport
@@ -143,13 +143,13 @@ def callbacks_go_on_receiving_from_one_who_does_not_read() -> None:
 
 def blocked_loops_switch_timeouts_off() -> None:
     """No time counts that passes before a late check, even if each check is late."""
-    compensate = Deadlines._compensate_stall
+    uncounted = Stalls.uncounted
 
-    def mutated(self: Any, *arguments: Any) -> None:
-        self._was_late = False
-        compensate(self, *arguments)
+    def mutated(self: Any, now: float, due: float) -> float:
+        self._late_at = -math.inf
+        return uncounted(self, now, due)
 
-    Deadlines._compensate_stall = mutated  # type: ignore[method-assign]
+    Stalls.uncounted = mutated  # type: ignore[method-assign]
 
 
 def the_log_of_exceptions_has_no_limit() -> None:
@@ -200,7 +200,7 @@ def a_shutdown_cuts_requests_that_have_begun_to_arrive() -> None:
 
 def timeouts_count_the_time_while_the_process_was_stopped() -> None:
     """Innocent clients are closed after a stop, or after a handler has blocked the loop."""
-    Deadlines._compensate_stall = lambda self, streams, now: None  # type: ignore[method-assign]
+    Stalls.uncounted = lambda self, now, due: 0.0  # type: ignore[method-assign]
 
 
 def records_that_bring_nothing_are_not_limited() -> None:

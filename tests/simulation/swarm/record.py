@@ -96,6 +96,11 @@ class Record:
         self.seen += 1
         return request
 
+    def called(self, task: str) -> None:
+        """Its handler runs in the task with this name."""
+        self.handled += 1
+        self.task = task
+
     def problem(self, invariant: str, text: str) -> None:
         """Note what is wrong."""
         self.problems.append((invariant, f"{self}: {text}"))

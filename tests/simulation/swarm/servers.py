@@ -36,6 +36,9 @@ class Notes(Protocol):
     def record_at(self, stream: IOStream) -> Record | None:
         """The connection of the client of a server's stream."""
 
+    def called(self, stream: IOStream, task: str) -> None:
+        """``handle_stream`` runs for a stream, in the task with this name."""
+
     def look(self, server: TCPServer) -> None:
         """Check what must hold at any time."""
 
@@ -82,12 +85,9 @@ class Swarm(TCPServer):
         record.written += 1
 
     def _called(self, stream: IOStream) -> None:
-        record = self.notes.record_at(stream)
-        if record is not None:
-            record.handled += 1
-            task = asyncio.current_task()
-            assert task is not None
-            record.task = task.get_name()
+        task = asyncio.current_task()
+        assert task is not None
+        self.notes.called(stream, task.get_name())
         self.check_context(stream)
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:

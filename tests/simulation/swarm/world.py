@@ -85,6 +85,7 @@ class World(logging.Handler):
         self.cancelled: dict[int, float] = {}
         self._shutdown_began: asyncio.Future[float] | None = None
         self._by_address: dict[tuple[str, int], Record] = {}
+        self._called_early: dict[tuple[str, int], str] = {}  # the handlers' tasks
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
@@ -100,7 +101,10 @@ class World(logging.Handler):
 
     def connected(self, record: Record, address: Any) -> None:
         """See `Surroundings`."""
-        self._by_address[tuple(address[:2])] = record
+        address = tuple(address[:2])
+        self._by_address[address] = record
+        if address in self._called_early:
+            record.called(self._called_early.pop(address))
 
     def patience(self, seconds: float) -> float:
         """See `Surroundings`."""
@@ -123,6 +127,14 @@ class World(logging.Handler):
     def record_at(self, stream: IOStream) -> Record | None:
         """See `Notes`."""
         return self._by_address.get(tuple(stream.remote_address[:2]))
+
+    def called(self, stream: IOStream, task: str) -> None:
+        """See `Notes`."""
+        record = self.record_at(stream)
+        if record is None:  # if the loop was blocked, its client does not know yet that it is connected
+            self._called_early[tuple(stream.remote_address[:2])] = task
+        else:
+            record.called(task)
 
     def look(self, server: TCPServer) -> None:
         """See `Notes`."""
