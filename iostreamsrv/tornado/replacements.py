@@ -15,8 +15,11 @@ from typing import Any, NamedTuple
 
 import tornado
 
-import iostreamsrv
-
+from ..errors import StreamBufferFullError, StreamClosedError, UnsatisfiableReadError
+from ..iostream import BaseIOStream, IOStream, PipeIOStream, SSLIOStream
+from ..net.acceptor import add_accept_handler
+from ..net.bind import bind_sockets
+from ..tcpclient import TCPClient
 from .servers import HTTPServer, TCPServer
 from .unixsocket import bind_unix_socket
 
@@ -41,18 +44,18 @@ def _replacements(module: str, *ours: Any) -> Iterator[Replacement]:
 REPLACEMENTS = (
     *_replacements(
         "tornado.iostream",
-        iostreamsrv.BaseIOStream,
-        iostreamsrv.IOStream,
-        iostreamsrv.SSLIOStream,
-        iostreamsrv.PipeIOStream,
-        iostreamsrv.StreamClosedError,
-        iostreamsrv.StreamBufferFullError,
-        iostreamsrv.UnsatisfiableReadError,
+        BaseIOStream,
+        IOStream,
+        SSLIOStream,
+        PipeIOStream,
+        StreamClosedError,
+        StreamBufferFullError,
+        UnsatisfiableReadError,
     ),
     *_replacements("tornado.tcpserver", TCPServer),
-    *_replacements("tornado.tcpclient", iostreamsrv.TCPClient),
+    *_replacements("tornado.tcpclient", TCPClient),
     *_replacements("tornado.httpserver", HTTPServer),
-    *_replacements("tornado.netutil", iostreamsrv.add_accept_handler, iostreamsrv.bind_sockets, bind_unix_socket),
+    *_replacements("tornado.netutil", add_accept_handler, bind_sockets, bind_unix_socket),
 )
 
 KEPT = {("tornado.httpserver", "TCPServer")}
