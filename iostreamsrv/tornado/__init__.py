@@ -17,5 +17,6 @@ Limits and timeouts of servers are Tornado's there, see :data:`OPTIONS`.
 from .options import OPTIONS
 from .replacements import install
 from .servers import HTTPServer, TCPServer
+from .unixsocket import bind_unix_socket
 
-__all__ = ["OPTIONS", "HTTPServer", "TCPServer", "install"]
+__all__ = ["OPTIONS", "HTTPServer", "TCPServer", "bind_unix_socket", "install"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-import iostreamsrv
+PACKAGE = Path(__file__).parent.parent
 
 FOLDER = Path(__file__).parent / "child"
 """The folder with the ``sitecustomize``."""
@@ -31,10 +31,10 @@ def environment(inherited: Mapping[str, str], verbose: bool = False) -> dict[str
 def _package() -> list[str]:
     """Where this package is, unless Python finds it by itself: it does not where it is only in the current folder."""
     where = sys.path if sys.flags.safe_path else sys.path[1:]
-    found = _find("iostreamsrv", where)
-    if found is not None and found.origin == iostreamsrv.__file__:
+    found = _find(PACKAGE.name, where)
+    if found is not None and found.origin == str(PACKAGE / "__init__.py"):
         return []
-    return [str(Path(iostreamsrv.__file__).parent.parent)]
+    return [str(PACKAGE.parent)]
 
 
 def _find(name: str, where: list[str]) -> ModuleSpec | None:

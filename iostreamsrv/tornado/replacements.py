@@ -15,8 +15,11 @@ from typing import Any, NamedTuple
 
 import tornado
 
-import iostreamsrv
-
+from ..errors import StreamBufferFullError, StreamClosedError, UnsatisfiableReadError
+from ..iostream import BaseIOStream, IOStream, PipeIOStream, SSLIOStream
+from ..net.acceptor import add_accept_handler
+from ..net.bind import bind_sockets
+from ..tcpclient import TCPClient
 from .servers import HTTPServer, TCPServer
 from .unixsocket import bind_unix_socket
 
@@ -41,18 +44,18 @@ def _replacements(module: str, *ours: Any) -> Iterator[Replacement]:
 REPLACEMENTS = (
     *_replacements(
         "tornado.iostream",
-        iostreamsrv.BaseIOStream,
-        iostreamsrv.IOStream,
-        iostreamsrv.SSLIOStream,
-        iostreamsrv.PipeIOStream,
-        iostreamsrv.StreamClosedError,
-        iostreamsrv.StreamBufferFullError,
-        iostreamsrv.UnsatisfiableReadError,
+        BaseIOStream,
+        IOStream,
+        SSLIOStream,
+        PipeIOStream,
+        StreamClosedError,
+        StreamBufferFullError,
+        UnsatisfiableReadError,
     ),
     *_replacements("tornado.tcpserver", TCPServer),
-    *_replacements("tornado.tcpclient", iostreamsrv.TCPClient),
+    *_replacements("tornado.tcpclient", TCPClient),
     *_replacements("tornado.httpserver", HTTPServer),
-    *_replacements("tornado.netutil", iostreamsrv.add_accept_handler, iostreamsrv.bind_sockets, bind_unix_socket),
+    *_replacements("tornado.netutil", add_accept_handler, bind_sockets, bind_unix_socket),
 )
 
 KEPT = {("tornado.httpserver", "TCPServer")}
@@ -119,7 +122,7 @@ def _loaded() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _stranded() -> list[str]:
     """The subclasses that users have derived from what is to be replaced."""
-    classes: list[type] = [each.theirs for each in REPLACEMENTS if isinstance(each.theirs, type)]
+    classes: list[Any] = [each.theirs for each in REPLACEMENTS if isinstance(each.theirs, type)]
     subclasses = [subclass for each in classes for subclass in each.__subclasses__()]
     return [_full_name(each) for each in subclasses if each.__module__.split(".")[0] not in ("tornado", "iostreamsrv")]
 
