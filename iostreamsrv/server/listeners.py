@@ -13,7 +13,7 @@ from ..certs.certificates import Certificates
 from ..certs.expiry import ExpiryTimer
 from ..errors import ListenError, OptionError
 from ..events import Event, Events
-from ..net.acceptor import Acceptor, why_not_listening
+from ..net.acceptor import Acceptor, listen_if_bound, why_not_added
 from ..options import ServerOptions
 from ..runtime.addresses import show
 from ..runtime.loops import asyncio_loop
@@ -83,16 +83,20 @@ class Listeners:
         io_loop: IOLoop,
         prepare: Callable[[socket.socket], None],
     ) -> None:
-        """Accept on all of these. Their clients start with the context variables of this call.
+        """Accept on all of these; those that are merely bound begin to listen. Their clients start with the context
+        variables of this call.
 
         :param prepare: see `Acceptor`.
-        :raises OptionError: a socket is closed, is not listening, or was added before; then none is accepted on.
-        :raises ListenError: the kernel refuses a socket option; likewise.
+        :raises OptionError: a socket is closed, is neither listening nor bound, or was added before; then none is
+            accepted on.
+        :raises ListenError: the kernel refuses a socket option, or to listen; likewise.
         """
         known = {acceptor.listener.fileno() for acceptor in self._acceptors}
         for listener, _ in listeners:
             _check_listener(listener, known)
             known.add(listener.fileno())
+        for listener, _ in listeners:
+            listen_if_bound(listener)
         context = copy_context()
         acceptors = [
             self._acceptor(listener, partial(self._accepted, setup, context), prepare) for listener, setup in listeners
@@ -167,7 +171,7 @@ class Listeners:
 
 
 def _check_listener(listener: socket.socket, known: set[int]) -> None:
-    problem = why_not_listening(listener)
+    problem = why_not_added(listener)
     if problem is None and listener.fileno() in known:
         problem = "was added before"
     if problem is not None:

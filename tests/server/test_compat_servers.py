@@ -1,6 +1,8 @@
 """What programs for Tornado do with servers beyond its documentation: see docs/from_tornado.md."""
 
 import asyncio
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +10,12 @@ import tornado.httpserver
 import tornado.tcpserver
 from tornado.web import Application, RequestHandler
 
-from iostreamsrv import TCPServer
+from iostreamsrv import ListenError, OptionError, TCPServer, add_accept_handler
 from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.server.base import core_of
 from tests.support.engines import on_every_loop
-from tests.support.servers import AT_ONCE, Echo, Serving, answers, refused
+from tests.support.peers import tcp_pair
+from tests.support.servers import AT_ONCE, Echo, Serving, answers, connect_unix, refused
 
 pytestmark = on_every_loop
 
@@ -159,3 +162,63 @@ async def test_a_handle_close_that_is_no_function_is_the_users(
     peer.close()
     await server.shutdown()
     assert caplog.records == []
+
+
+# ---- sockets that do not listen yet
+
+
+def bound(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> socket.socket:
+    made = socket.socket(family)
+    made.bind(address)
+    return made
+
+
+@pytest.mark.gen_test
+async def test_a_socket_that_is_merely_bound_begins_to_listen(serving: Serving) -> None:
+    server = Echo()
+    serving.servers.append(server)
+    server.add_socket(listener := bound())
+    assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    assert await answers(serving.connect(server))
+    listener.listen(5)  # as salt does, after it has added the socket
+    assert await answers(serving.connect(server))
+
+
+@pytest.mark.gen_test
+async def test_so_does_a_unix_socket_that_is_bound(serving: Serving, tmp_path: Path) -> None:
+    server = Echo()
+    serving.servers.append(server)
+    server.add_sockets([bound(socket.AF_UNIX, str(tmp_path / "socket"))])
+    assert await answers(connect_unix(serving, server))
+
+
+@pytest.mark.gen_test
+async def test_so_does_a_socket_of_an_accept_handler(serving: Serving) -> None:
+    accepted = asyncio.get_running_loop().create_future()
+    with bound() as listener:
+        remove = add_accept_handler(listener, lambda connection, _: accepted.set_result(connection))
+        with socket.create_connection(listener.getsockname()), await accepted:
+            remove()
+
+
+@pytest.mark.gen_test
+async def test_no_socket_begins_to_listen_if_one_is_unusable(serving: Serving) -> None:
+    ours, theirs = tcp_pair()
+    with ours, theirs, bound() as listener, socket.socket() as unbound:
+        for unusable in ours, unbound:
+            with pytest.raises(OptionError, match="is not listening"):
+                Echo().add_sockets([listener, unusable])
+            assert not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+@pytest.mark.gen_test
+async def test_a_socket_that_may_not_listen_is_not_added(serving: Serving) -> None:
+    with bound() as other, socket.socket() as listener:
+        for each in other, listener:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(other.getsockname())
+        other.listen()
+        server = Echo()
+        with pytest.raises(ListenError, match="Address already in use"):
+            server.add_socket(listener)
+        assert server.addresses == []
