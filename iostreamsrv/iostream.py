@@ -88,7 +88,7 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
         self.uncork()
         if self._phase == CLOSED:
             raise self._closed_error("handshake")
-        if self.reading() or self._write_buffer is not None or self._connect_future is not None:
+        if self.reading() or self._output is not None or self._connect_future is not None:
             raise ValueError("the stream is not idle: TLS cannot start while it reads, writes or connects")
         if server_side and ssl_options is None:
             raise OptionError("ssl_options", None, "a server needs a certificate")
@@ -103,7 +103,7 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
         self, context: ssl.SSLContext, server_side: bool, server_hostname: str | None, timeout: float | None
     ) -> "Future[SSLIOStream]":
         stream = SSLIOStream.__new__(SSLIOStream)
-        stream.socket = self.socket
+        stream._socket = self._socket
         stream._remote_address = self.remote_address
         stream._start(
             self.io_loop,

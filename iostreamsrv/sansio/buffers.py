@@ -150,8 +150,9 @@ class ReadBuffer:
 class WriteBuffer:
     """Bytes that were written and not yet sent, in pieces.
 
-    ``bytes`` are kept by reference, except very small ones; objects that the caller could change are copied. Small
-    pieces are joined only when they are sent, because streams share them. A part of a file is also a piece.
+    ``bytes`` are kept by reference, except very small ones, and so are large views; other objects that the caller could
+    change are copied. Small pieces are joined only when they are sent, because streams share them. A part of a file is
+    also a piece.
 
     :ivar size: the number of bytes.
     :ivar in_files: how many of them are in files, not in memory.
@@ -173,7 +174,7 @@ class WriteBuffer:
         return PIECE_SIZE * len(self._pieces)
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
-        """Queue ``data``. The caller may change it afterwards."""
+        """Queue ``data``. The caller may change it afterwards, except what a large view shows."""
         count = len(data)
         if not count:
             return
@@ -187,7 +188,7 @@ class WriteBuffer:
             pieces[-1] = bytes(last)  # a bytearray that has grown may hold an eighth more memory than it needs
         if count < BY_REFERENCE:
             pieces.append(bytearray(data))
-        elif type(data) is bytes or (count >= SMALL_WRITE and type(data) is memoryview and type(data.obj) is bytes):
+        elif type(data) is bytes or (count >= SMALL_WRITE and type(data) is memoryview):
             pieces.append(data)
         else:
             pieces.append(bytes(data))

@@ -60,8 +60,8 @@ class Read:
     holds_bytes: ClassVar[bool] = False
     """Whether ``take`` may keep bytes when it returns :data:`MORE`. ``abandon`` puts them back."""
 
-    calls_back: ClassVar[bool] = False
-    """Whether ``take`` calls a function of the user."""
+    plain: ClassVar[bool] = True
+    """Whether ``take`` neither calls a function of the user nor has a place for bytes that are still to arrive."""
 
     def take(self, buffer: ReadBuffer) -> Any | More:
         """Remove the result from ``buffer`` and return it, or return :data:`MORE`.
@@ -215,6 +215,7 @@ class ReadInto(Read):
     __slots__ = ("filled", "partial", "target")
 
     holds_bytes: ClassVar[bool] = True
+    plain: ClassVar[bool] = False
 
     def __init__(self, target: bytearray | memoryview, partial: bool) -> None:
         with memoryview(target) as view:
@@ -225,13 +226,21 @@ class ReadInto(Read):
         self.filled = 0
 
     def take(self, buffer: ReadBuffer) -> int | More:
+        def from_buffer(space: memoryview) -> int:
+            count = min(buffer.size, len(space))
+            if count:
+                space[:count] = buffer.take(count)
+            return count
+
+        return self.fill(from_buffer)
+
+    def fill(self, receive: Callable[[memoryview], int]) -> int | More:
+        """Let ``receive`` put bytes where they belong: it returns how many. Return as :meth:`take` does."""
         with memoryview(self.target) as view, view.cast("B") as target:
             if len(target) < self.filled:
                 raise ReadFailed(BufferError("the buffer of a pending read_into was shortened"))
-            count = min(buffer.size, len(target) - self.filled)
-            if count:
-                target[self.filled : self.filled + count] = buffer.take(count)
-                self.filled += count
+            with target[self.filled :] as space:
+                self.filled += receive(space)
             complete = self.filled == len(target) or (self.partial and self.filled)
         return self.filled if complete else MORE
 
@@ -268,7 +277,7 @@ class ReadMatch(Read):
 
     __slots__ = ("match", "restarted", "unfinished")
 
-    calls_back: ClassVar[bool] = True
+    plain: ClassVar[bool] = False
 
     def __init__(self, match: Matcher) -> None:
         if not callable(match):

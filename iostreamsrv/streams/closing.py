@@ -78,7 +78,7 @@ class CloseSide(ReadSide):
         if self._hub.inherited:
             return
         self.uncork()
-        if self._write_buffer is not None:
+        if self._output is not None:
             self._watch_progress()
         await self.drain()
         if self._transport.has_half_close and self.linger and not self._eof and self._phase != CLOSED:
@@ -111,7 +111,7 @@ class CloseSide(ReadSide):
 
     def _is_sending(self) -> bool:
         """Whether the peer has not yet taken everything."""
-        return self._write_buffer is not None or self.unacknowledged() > 0
+        return self._output is not None or self.unacknowledged() > 0
 
     def _aclose_timed_out(self, seconds: float) -> None:
         """The ``timeout`` of ``aclose()`` has passed."""
@@ -148,7 +148,7 @@ class CloseSide(ReadSide):
         if self._phase == CLOSED:
             self.error = self.error or error
             return self.discard_output()
-        self._write_buffer = None
+        self._output = None
         self.terminate(reason, error)
 
     def close_or_abort(self, reason: CloseReason) -> None:
@@ -178,11 +178,11 @@ class CloseSide(ReadSide):
         if self._hub.loop.is_closed():
             self._forget_all()  # no callback can run, and nothing more can be sent
         self._finish_read_at_eof(error)
-        if self._write_buffer is not None:
-            self._drop_uncommitted(self._write_buffer)
+        if self._output is not None:
+            self._drop_uncommitted(self._output)
         if self._unsent_futures is not None or self._connect_future is not None:
             self._fail_writes()
-        if self._write_buffer is not None or not self._finish_close():
+        if self._output is not None or not self._finish_close():
             self._watch_progress()
         if self._unread_timer is not None:
             self._unread_timer.cancel()
@@ -193,7 +193,7 @@ class CloseSide(ReadSide):
 
     def _forget_all(self) -> None:
         self._forget_read()
-        self._write_buffer = None
+        self._output = None
         self._unsent_futures = None
         self._connect_future = None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import StreamBufferFullError, StreamClosedError, UnsatisfiableReadError
 from ..options import check_timeout
-from ..sansio.reads import MORE, Discard, Read, ReadFailed, ReadMatch
+from ..sansio.reads import MORE, Discard, Read, ReadFailed, ReadInto, ReadMatch
 from .core import INLINE_BUDGET
 from .pending import PendingSide, RestoringFuture
 from .readiness import BROKEN, HANGUP, READABLE, WRITABLE
@@ -45,7 +45,7 @@ class CompletionSide(PendingSide):
     # A read raises at the call only for what the caller did. Everything that depends on the peer comes from the
     # future, so that `await` sees it in one place.
 
-    def _begin_read(self, read: Read, timeout: float | None) -> "Future[Any]":
+    def _begin_read(self, read: Read, timeout: float | None, into: ReadInto | None = None) -> "Future[Any]":
         if timeout is not None:
             timeout = check_timeout("timeout", timeout)
         if self._closing is not None and not isinstance(read, Discard):
@@ -61,7 +61,7 @@ class CompletionSide(PendingSide):
             if self._budget > 0 or self._has_budget():
                 self._budget -= 1
                 try:
-                    result = self._attempt(read, self._buffer.size > 0)
+                    result = self._attempt(read, self._buffer.size > 0) if into is None else self._attempt_into(into)
                 except Exception as error:
                     return self._failed_inline(read, error)
                 if result is not MORE:
@@ -164,7 +164,7 @@ class CompletionSide(PendingSide):
             if events & HANGUP:
                 self._recv_until_eagain |= events & HANGUP
             # Not for ENDED or URGENT: waiting for room registers again, which would report them again, forever.
-            if self._write_buffer is not None and events & (WRITABLE | BROKEN):
+            if self._output is not None and events & (WRITABLE | BROKEN):
                 self._flush()
             if self._phase == CLOSED or events == WRITABLE:
                 return None
@@ -176,10 +176,12 @@ class CompletionSide(PendingSide):
             self._abandon_read()
             return self._dispatch_without_read()
         try:
-            if read.calls_back:
-                result = self._run_for_reader(future, self._attempt, read, self._unoffered)
-            else:
+            if read.plain:
                 result = self._attempt(read, self._unoffered)
+            elif isinstance(read, ReadInto):
+                result = self._attempt_into(read)
+            else:
+                result = self._run_for_reader(future, self._attempt, read, self._unoffered)
         except Exception as error:
             return self._failed_in_dispatch(error)
         if result is MORE:

@@ -113,6 +113,7 @@ class StreamCore:
         "_hub",
         "_io",
         "_layered",
+        "_output",
         "_owner",
         "_phase",
         "_progress_watch",
@@ -131,7 +132,6 @@ class StreamCore:
         "_unoffered",
         "_unread_timer",
         "_unsent_futures",
-        "_write_buffer",
         "_written_before",
         "allow_half_open",
         "bytes_read",
@@ -216,7 +216,7 @@ class StreamCore:
         self._corked: list[bytes] | None = None  # to be sent at the end of the hub's run
         self._corked_size = 0
         # output that waits for room in the kernel; None while there is room
-        self._write_buffer: WriteBuffer | None = None
+        self._output: WriteBuffer | None = None
         self._committed_until = 0  # value of bytes_written at which all that was reported done is sent
         self._progress_watch: ProgressWatch | None = None
         # for each future the value of bytes_written at which it is done, and the file, if it is for a file's last byte
@@ -273,7 +273,7 @@ class StreamCore:
     def lose_descriptor(self) -> None:
         """For the hub: other code has closed the descriptor, and its number may already belong to another one."""
         self._forget_descriptor()
-        self._corked = self._write_buffer = None
+        self._corked = self._output = None
         self.terminate(CloseReason.LOCAL, OSError(errno.EBADF, "the descriptor was closed by other code"))
 
     def _forget_descriptor(self) -> None:
@@ -320,7 +320,7 @@ class StreamCore:
     @property
     def queued(self) -> int:
         """Bytes that were written and that the kernel has not yet taken."""
-        waiting = self._write_buffer
+        waiting = self._output
         return self._corked_size + (0 if waiting is None else waiting.size + self._transport.own_output())
 
     @property

@@ -62,8 +62,8 @@ class TLSStream(SocketStream):
         """
         if self._connect_future is None:
             self._connect_future = Future(loop=self._hub.loop)
-        if self._write_buffer is None:
-            self._write_buffer = WriteBuffer()
+        if self._output is None:
+            self._output = WriteBuffer()
         self._readable = False
         below = self._transport
         assert isinstance(below, SocketTransport)
@@ -71,7 +71,7 @@ class TLSStream(SocketStream):
             tls = self._tls = TLSTransport(below, self._context, server_side, self._server_hostname, received)
         except (OSError, ValueError) as error:  # ValueError: no host name was given to check
             return self._handshake_failed(error)
-        self.socket = cast(Any, TLSSocket(below.socket, tls.engine.object))
+        self._socket = cast(Any, TLSSocket(below.socket, tls.engine.object))
         self._attach(tls)
         if timeout is not None:
             self._handshake_timer = self._hub.loop.call_later(timeout, self._handshake_timed_out, context=Context())

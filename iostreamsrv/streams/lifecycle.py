@@ -13,6 +13,7 @@ from types import EllipsisType, TracebackType
 import tornado.iostream
 from tornado.ioloop import IOLoop
 
+from ..compat.streams import TornadoStreamNames
 from ..errors import CloseReason, KickedError, of_stream
 from ..options import LINGER, READ_CHUNK_SIZE, check_flag, check_optional_timeout, check_size
 from .closing import CloseSide
@@ -24,7 +25,7 @@ MAX_BUFFER_SIZE = 100 * 1024 * 1024
 """Tornado's default for a stream made by hand. `TCPServer` gives its streams 1 MiB."""
 
 
-class BaseIOStream(CloseSide, tornado.iostream.BaseIOStream):  # type: ignore[misc]
+class BaseIOStream(CloseSide, TornadoStreamNames, tornado.iostream.BaseIOStream):  # type: ignore[misc]
     """Reads and writes a non-blocking descriptor; subclasses say which.
 
     A subclass overrides :meth:`fileno`, :meth:`close_fd`, :meth:`read_from_fd`, :meth:`write_to_fd` and perhaps

@@ -198,7 +198,7 @@ class PendingSide(ReceiveSide):
         if future.done():
             return self._abandon_read()
         try:
-            if read.calls_back:
+            if not read.plain:
                 result = self._run_for_reader(future, self._last_result, read)
             else:
                 result = self._last_result(read)

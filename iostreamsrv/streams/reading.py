@@ -113,7 +113,7 @@ class ReadSide(CompletionSide):
         at_once = self._buffer.size and self._read is None and self._written_before is None
         if at_once and read.take(self._buffer) is not MORE:
             return self._done_future(read.filled)
-        return self._begin_read(read, timeout)
+        return self._begin_read(read, timeout, read)
 
     def read_until_close(self, *, timeout: float | None = None) -> "Future[bytes]":
         """Read everything up to EOF: at most ``max_buffer_size`` bytes. ::

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import CloseReason, StreamBufferFullError, of_stream, reason_for, without_frames
-from ..sansio.reads import MORE, More, Read
+from ..sansio.reads import MORE, More, Read, ReadInto
 from .readiness import ENDED
 from .sending import OWN_OUTPUT
 from .served import Activity
@@ -13,6 +13,10 @@ from .writing import WriteSide
 
 RECEIVES_PER_TURN = 4
 """Receives for one read before other streams have their turn."""
+
+INTO_SIZE = 1 << 18
+"""Most bytes to receive at once into a caller's buffer, which is there already: so they may be more than
+``read_chunk_size``."""
 
 
 class ReceiveSide(WriteSide):
@@ -52,6 +56,10 @@ class ReceiveSide(WriteSide):
         """Whether the peer has sent EOF and all bytes before it were read."""
         return self._eof is not None and not self._buffer.size
 
+    def take_buffered(self, count: int) -> bytes:
+        """Remove and return up to ``count`` bytes that were received and not read."""
+        return self._buffer.take(min(count, self._buffer.size))
+
     # ---- receiving
 
     def _attempt(self, read: Read, untried: bool) -> Any | More:
@@ -81,6 +89,35 @@ class ReceiveSide(WriteSide):
             if buffer.size > self.max_buffer_size:
                 raise StreamBufferFullError("Reached maximum read buffer size", "read")
         return MORE
+
+    def _attempt_into(self, read: ReadInto) -> int | More:
+        """:meth:`_attempt` for a read into a caller's buffer: what arrives is received into it, without a copy."""
+        result = read.take(self._buffer)
+        turns = RECEIVES_PER_TURN
+        while result is MORE and self._readable and turns:
+            turns -= 1
+            result = read.fill(self._receive_into)
+        return result
+
+    def _receive_into(self, space: memoryview) -> int:
+        """As :meth:`_receive_some`, into ``space``; return how many bytes."""
+        size = min(len(space), INTO_SIZE)
+        try:
+            count = self._receive_layered_into(space, size) if self._layered else self._io.recv_into(space[:size])
+        except BlockingIOError:
+            self._readable = False
+            return 0
+        except OSError as error:
+            self._receive_failed(error)
+            return 0
+        if not count:
+            self._readable = False
+            self._input_ended()
+        elif count < size and not self._recv_until_eagain and not self._transport_buffered:
+            self._readable = False
+        self.bytes_read += count
+        self.count_as_received()
+        return count
 
     def _receive_some(self, ahead: bool = False) -> bytes | None:
         """Receive once. None if there is nothing now, at EOF, and after an error, which closes the stream.
@@ -117,7 +154,7 @@ class ReceiveSide(WriteSide):
     def _receive_layered(self, size: int) -> bytes:
         """Receive from a transport that holds received bytes, and has output of its own."""
         transport = self._transport
-        if self._write_buffer is not None and transport.own_output() > OWN_OUTPUT:
+        if self._output is not None and transport.own_output() > OWN_OUTPUT:
             self._held_back = True
             raise would_block()
         try:
@@ -130,6 +167,11 @@ class ReceiveSide(WriteSide):
             self._transport_buffered = transport.pending()
             if transport.stuck and self._corked is None:  # otherwise uncork does it
                 self._wait_for_room()
+
+    def _receive_layered_into(self, space: memoryview, size: int) -> int:
+        chunk = self._receive_layered(size)
+        space[: len(chunk)] = chunk
+        return len(chunk)
 
     def _receive_rest_soon(self) -> None:
         """Nothing for the application was received. Ask for a dispatch if more may be there: no event would come."""

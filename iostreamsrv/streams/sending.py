@@ -58,14 +58,14 @@ class QueuedWrite(Future[Any]):
 class SendSide(StreamCore):
     """Sends what the kernel takes, and queues the rest, with a future for the last byte of each write.
 
-    ``_write_buffer`` exists only while the kernel has no room, or while the stream is not yet connected.
+    ``_output`` exists only while the kernel has no room, or while the stream is not yet connected.
     """
 
     __slots__ = ()
 
     def writing(self) -> bool:
         """Whether written bytes wait for the kernel to take them."""
-        return self._corked is not None or (self._write_buffer is not None and self._write_buffer.size > 0)
+        return self._corked is not None or (self._output is not None and self._output.size > 0)
 
     def queued_writes(self) -> list[Future[Any]]:
         """See `ServedStream`."""
@@ -157,7 +157,7 @@ class SendSide(StreamCore):
         if reason is not CloseReason.RESET:
             self._report("error", logging.WARNING, f"Write error on {self.fileno()}: {error}", reason, error)
         self._rescue_input()
-        self._corked = self._write_buffer = None
+        self._corked = self._output = None
         self.terminate(reason, without_frames(error))
 
     def _rescue_input(self) -> None:
@@ -185,10 +185,20 @@ class SendSide(StreamCore):
     # ---- queued
 
     def _queue(self, data: bytes | bytearray | memoryview) -> "Future[None]":
-        assert self._write_buffer is not None
-        self._check_room(self._write_buffer, len(data))
-        self._write_buffer.append(data)
+        assert self._output is not None
+        if not data:
+            return self._flush_now()
+        self._check_room(self._output, len(data))
+        self._output.append(data)
         return self._future_of_queued()
+
+    def _flush_now(self) -> "Future[None]":
+        """Send what is queued, as far as there is room: a write of nothing, as in Tornado. The future is that of the
+        queue."""
+        future = self._future_of_queued()
+        if self._connect_future is None:
+            self._flush()
+        return future
 
     def _check_room(self, output: WriteBuffer, size: int) -> None:
         """:raises StreamBufferFullError: there is no room for ``size`` more bytes."""
@@ -204,24 +214,24 @@ class SendSide(StreamCore):
 
     def _wait_for_room(self) -> WriteBuffer:
         """The queue for what the kernel has no room for. _flush sends it."""
-        if self._write_buffer is None:
-            self._write_buffer = WriteBuffer()
+        if self._output is None:
+            self._output = WriteBuffer()
         # Register again each time: there may be room by now, or there always was (a user's write_to_fd may take less
         # than it could). Then no edge would come; registering again reports it.
         self._reads_watched = self._hub.watch_writes(self) or self._reads_watched
-        return self._write_buffer
+        return self._output
 
     def _future_of_queued(self, region: FileRegion | None = None, remaining: int = 0) -> "Future[Any]":
         """A future, done when all but ``remaining`` bytes of the present queue are sent. If a file ends there, its
         result is how many bytes of the file were sent."""
-        assert self._write_buffer is not None
+        assert self._output is not None
         future = QueuedWrite(self)
         futures = self._unsent_futures
         if futures is None:
             futures = self._unsent_futures = deque()
         elif futures and _references(futures[-1][1]) == _UNREFERENCED and not futures[-1][1]._callbacks:
             futures.pop()  # only the queue still holds it; a caller that awaits none could queue thousands
-        at = self.bytes_written + self._write_buffer.size - remaining
+        at = self.bytes_written + self._output.size - remaining
         place = len(futures)
         while remaining and place and futures[place - 1][0] > at:
             place -= 1
@@ -230,18 +240,18 @@ class SendSide(StreamCore):
 
     def _flush(self) -> None:
         """Send as much of the queue as the kernel takes."""
-        output = self._write_buffer
+        output = self._output
         assert output is not None
         while output.size and self._send_first(output):
             pass
-        if self._write_buffer is not output:
+        if self._output is not output:
             return  # an error closed the stream
         if output.size or (self._layered and self._transport_has_output()):
             self._wait_for_room()
         else:
-            self._write_buffer = None
+            self._output = None
         self._settle_writes()
-        if self._write_buffer is None:
+        if self._output is None:
             self._all_sent()
         if self._held_back and self._phase != CLOSED:
             self._resume_receiving()
@@ -256,7 +266,7 @@ class SendSide(StreamCore):
 
     def _resume_receiving(self) -> None:
         """Go on receiving, if the transport's own output is sent."""
-        if self._write_buffer is None or self._transport.own_output() <= OWN_OUTPUT:
+        if self._output is None or self._transport.own_output() <= OWN_OUTPUT:
             self._held_back = False
             self._hub.dispatch_again(self)
 
@@ -306,14 +316,14 @@ class SendSide(StreamCore):
 
     def forget_output(self) -> None:
         """For the hub, in a forked child: discard the output, because the parent sends it."""
-        self._corked = self._write_buffer = None
+        self._corked = self._output = None
         self._corked_size = 0
 
     # ---- the end of the output
 
     def _close_if_ended(self) -> None:
         """After the peer's EOF, once all is sent: close the stream. With ``allow_half_open`` only after our EOF."""
-        if self._eof is None or self._write_buffer is not None or self._phase:
+        if self._eof is None or self._output is not None or self._phase:
             return
         if self._sending_eof or not self.allow_half_open:
             self.terminate(self._eof)

@@ -16,15 +16,16 @@ from .readiness import READABLE, WRITABLE
 from .served import StreamOwner, StreamSettings
 from .state import CLOSED
 from .transports.base import Transport
-from .transports.socket import SocketTransport
+from .transports.socket import SocketTransport, WrappedSocket
 
 
 class SocketStream(TransportStream):
     """`IOStream` without ``start_tls``."""
 
-    __slots__ = ("_remote_address", "proxy", "socket")
+    __slots__ = ("_remote_address", "_socket", "proxy")
 
     proxy: Any
+    _socket: Any
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class SocketStream(TransportStream):
         cork: bool = True,
         allow_half_open: bool = False,
     ) -> None:
-        self.socket = socket
+        self._socket = socket
         socket.setblocking(False)
         self._remote_address: Any = None
         self.proxy = None
@@ -60,7 +61,7 @@ class SocketStream(TransportStream):
     ) -> Self:
         """See `ServedStream`. The options were checked when the server was made."""
         stream = cls.__new__(cls)
-        stream.socket = connection
+        stream._socket = connection
         connection.setblocking(False)
         stream._remote_address = address
         stream.proxy = None
@@ -86,7 +87,7 @@ class SocketStream(TransportStream):
     def _hand_over_to(self, stream: "SocketStream") -> None:
         """Give the socket, and this stream's place with its owner, to ``stream``."""
         self._hub.unwatch(self)
-        self.socket = None  # type: ignore[assignment]
+        self._socket = None
         self._attach(Transport())  # one that does nothing: abort() of this stream must not reach the socket
         self._phase = CLOSED
         self._readable = False
@@ -103,16 +104,32 @@ class SocketStream(TransportStream):
             stream._owner.stream_replaced(self, stream)
 
     def fileno(self) -> int:
-        return -1 if self.socket is None else self.socket.fileno()
+        return -1 if self._socket is None else self._socket.fileno()
 
     def close_fd(self) -> None:
-        self.socket = None  # type: ignore[assignment]
+        self._socket = None
         self._transport.close()
 
     # ---- the transport
 
     def _new_transport(self) -> Transport:
-        return SocketTransport(self.socket)
+        return SocketTransport(self._socket)
+
+    @property
+    def socket(self) -> Any:
+        """The socket, None once closed. Another object may be put in its place, which receives and sends from then on:
+        one that decompresses, for instance. It has ``recv_into`` and ``send``, and all else of the socket."""
+        return self._socket
+
+    @socket.setter
+    def socket(self, value: Any) -> None:
+        if self._phase == CLOSED:
+            raise self._closed_error("write")
+        if self._layered:
+            raise AttributeError("the socket of a stream under TLS cannot be replaced")
+        self._socket = value
+        self._attach(WrappedSocket(value))
+        self._readable = True  # it may have bytes for which no event comes
 
     def _forget_descriptor(self) -> None:
         self._transport.detach()
@@ -120,15 +137,15 @@ class SocketStream(TransportStream):
     @property
     def local_address(self) -> Any:
         """This end's address, as `socket.socket.getsockname` gives it; None once closed."""
-        return None if self.socket is None else self.socket.getsockname()
+        return None if self._socket is None else self._socket.getsockname()
 
     @property
     def remote_address(self) -> Any:
         """The peer's address as `socket.socket.getpeername` gives it. Once closed: the address if it is known, else
         None."""
-        if self._remote_address is None and self.socket is not None:
+        if self._remote_address is None and self._socket is not None:
             try:
-                self._remote_address = self.socket.getpeername()
+                self._remote_address = self._socket.getpeername()
             except OSError:
                 pass
         return self._remote_address
@@ -136,10 +153,10 @@ class SocketStream(TransportStream):
     def set_nodelay(self, value: bool) -> None:
         """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it."""
         self._hub.check()
-        if self.socket is None or self.socket.family not in (socket.AF_INET, socket.AF_INET6):
+        if self._socket is None or self._socket.family not in (socket.AF_INET, socket.AF_INET6):
             return
         try:
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if value else 0)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if value else 0)
         except OSError as error:
             # EINVAL: the connection broke; the next operation reports it better.
             if error.errno != errno.EINVAL and reason_for(error) is not CloseReason.RESET:
@@ -166,7 +183,7 @@ class SocketStream(TransportStream):
             raise of_stream(ConcurrentConnectError(), self.id)
         future: Future[Self] = Future(loop=self._hub.loop)
         try:
-            self.socket.connect(address)
+            self._socket.connect(address)
         except BlockingIOError:
             pass
         except OSError as error:
@@ -175,7 +192,7 @@ class SocketStream(TransportStream):
             return future
         self._connect_future = future
         self._readable = False
-        self._write_buffer = WriteBuffer()  # for writes before it is connected
+        self._output = WriteBuffer()  # for writes before it is connected
         # Not before connect(): an unconnected socket reports a hangup.
         self._reads_watched = self._hub.watch_writes(self)
         return future
@@ -184,7 +201,7 @@ class SocketStream(TransportStream):
         error = self.get_fd_error()
         if error is None:
             try:
-                self._remote_address = self.socket.getpeername()
+                self._remote_address = self._socket.getpeername()
             except OSError as problem:  # only here does a Unix socket report that the listener's queue is full
                 error = problem
             else:
@@ -203,8 +220,8 @@ class SocketStream(TransportStream):
     def _connected_to_itself(self) -> OSError | None:
         """The error, if the socket is connected to itself: if no server listens on the port, the kernel may choose it
         as this end's port. (Go's net.Dial has the same check.)"""
-        if self.socket.family not in (socket.AF_INET, socket.AF_INET6) or (
-            self._remote_address != self.socket.getsockname()
+        if self._socket.family not in (socket.AF_INET, socket.AF_INET6) or (
+            self._remote_address != self._socket.getsockname()
         ):
             return None
         return ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))

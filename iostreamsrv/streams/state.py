@@ -20,13 +20,13 @@ CLOSED     what is buffered  raise   True      committed output is sent; then th
 =========  ================  ======  ========  =====================================================
 
 **Before it is connected** (``_connect_future`` is set; under TLS until the handshake is done) a stream queues, in any
-phase: reads wait, writes go into ``_write_buffer``, and a dispatch continues the connect instead.
+phase: reads wait, writes go into ``_output``, and a dispatch continues the connect instead.
 
 **The input** has ended when ``_eof`` is set; it holds the reason. Buffered bytes stay readable. The stream is then
 closed with that reason, once its output is sent; with ``allow_half_open`` only after the output has ended as well.
 
 **The output** has ended when ``_sending_eof`` is set: writes raise. EOF itself is sent after what is queued.
-``_corked`` and ``_write_buffer`` are None or hold output: the first waits for the end of the hub's run, the second for
+``_corked`` and ``_output`` are None or hold output: the first waits for the end of the hub's run, the second for
 room in the kernel. They never hold output at the same time, or later writes would overtake earlier ones.
 
 The phase is an int because every message compares it.

@@ -36,7 +36,7 @@ class WriteSide(SendSide):
     # cost of an asyncio.Future. A writer that awaits it is not suspended. So _budget counts these writes, too, and now
     # and then the future is done one turn later.
     #
-    # others_pending is the first condition because it checks the thread in debug mode. _write_buffer is checked twice
+    # others_pending is the first condition because it checks the thread in debug mode. _output is checked twice
     # because uncork may have found that there is no room, or that the connection is broken.
 
     def write(self, data: bytes | bytearray | memoryview) -> "Future[None]":
@@ -44,8 +44,9 @@ class WriteSide(SendSide):
 
             await stream.write(b"200 OK\\n")
 
-        Bytes that the kernel does not take now are queued: ``bytes`` by reference, anything else as a copy, so that
-        the caller may change it as soon as this returns.
+        Bytes that the kernel does not take now are queued: ``bytes`` by reference, a ``bytearray`` as a copy, which the
+        caller may change as soon as this returns. A view of 64 KiB or more is queued by reference, as in Tornado: what
+        it shows must not change before the future is done.
 
         **Cork.** While more requests that have already arrived are waiting, on this stream or on others of the loop,
         writes are *corked*: done at once, and sent together when those requests were dispatched (some milliseconds
@@ -62,13 +63,13 @@ class WriteSide(SendSide):
         if type(data) is not bytes:
             data = _as_bytes(data)
         hub = self._hub
-        if self._write_buffer is None:
+        if self._output is None:
             if (hub.others_pending or self._buffer.size or self._corked is not None) and self._cork(data):
                 self._budget -= 1
                 return self._done_next_turn() if self._budget <= 0 and self._must_yield() else hub.done()
             if self._corked is not None:
                 self.uncork()
-        if self._write_buffer is None:
+        if self._output is None:
             if self._phase == CLOSED:
                 return self._failed_future(self._closed_error("write"))
             sent = self._send(data)
@@ -77,17 +78,28 @@ class WriteSide(SendSide):
                 return self._done_next_turn() if self._budget <= 0 and self._must_yield() else hub.done()
             if self._phase == CLOSED:
                 return self._failed_future(self._closed_error("write"))
-            data = memoryview(data)[sent:]
+            rest = memoryview(data)[sent:]
+            data = bytes(rest) if type(data) is bytearray else rest
             self._wait_for_room()
         return self._queue(data)
 
+    def enqueue(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue ``data`` without a future, however much is queued; the next :meth:`write` sends it, or else the loop.
+
+        :raises StreamClosedError: as :meth:`write`.
+        """
+        if self._phase or self._sending_eof:
+            raise self._closed_error("write")
+        self.uncork()
+        (self._output or self._wait_for_room()).append(_as_bytes(data))
+
     def write_shared(self, data: bytes) -> None:
         """:meth:`write` without a future, for the same data to many streams: a queued entry is only a reference."""
-        if self._write_buffer is None or self._phase or self._sending_eof:
+        if self._output is None or self._phase or self._sending_eof:
             self.write(data)
         else:
-            self._check_room(self._write_buffer, len(data))
-            self._write_buffer.append(data)
+            self._check_room(self._output, len(data))
+            self._output.append(data)
 
     def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> "Future[int]":
         """Send a part of a file, after all earlier writes and before all later ones.
@@ -114,21 +126,17 @@ class WriteSide(SendSide):
         if self._phase or self._sending_eof:
             raise self._closed_error("write")
         self._hub.check()
-        if (
-            self._write_buffer is not None
-            and self._write_buffer.files >= MAX_QUEUED_FILES
-            and self.max_write_buffer_size
-        ):
+        if self._output is not None and self._output.files >= MAX_QUEUED_FILES and self.max_write_buffer_size:
             raise of_stream(StreamBufferFullError(f"{MAX_QUEUED_FILES} files are queued", "write"), self.id)
         region = FileRegion(file, offset, count)
         self.uncork()
         if self._phase == CLOSED:
             return self._failed_future(self._closed_error("write"))
-        waiting = self._write_buffer is not None
-        if self._write_buffer is None:
-            self._write_buffer = WriteBuffer()
+        waiting = self._output is not None
+        if self._output is None:
+            self._output = WriteBuffer()
         if region.left:
-            self._write_buffer.append_file(region)
+            self._output.append_file(region)
         future = self._future_of_queued(region)
         if not waiting:
             self._flush()
@@ -162,7 +170,7 @@ class WriteSide(SendSide):
         self.uncork()
         if self._phase == CLOSED:
             return self._failed_future(self._closed_error("write"))
-        if self._write_buffer is None or (remaining and self._write_buffer.size <= remaining):
+        if self._output is None or (remaining and self._output.size <= remaining):
             return self._hub.done()
         return self._future_of_queued(remaining=remaining)
 
@@ -186,9 +194,9 @@ class WriteSide(SendSide):
         if not self._sending_eof:
             self.uncork()
             self._sending_eof = True
-            if self._write_buffer is None and self._phase != CLOSED:
+            if self._output is None and self._phase != CLOSED:
                 self._try_shutdown_writes()
-                if self._phase != CLOSED and self._eof is not None and self._write_buffer is None:
+                if self._phase != CLOSED and self._eof is not None and self._output is None:
                     self.terminate(self._eof)
                     return self._hub.done()
         return self.drain()
@@ -213,12 +221,12 @@ class WriteSide(SendSide):
             self._committed_until = max(self._committed_until, self.bytes_written + self._transport.committed())
         output.truncate(max(0, self._committed_until - self.bytes_written))
         if not output.size:
-            self._write_buffer = None
+            self._output = None
 
     def _flush_committed(self) -> None:
-        if self._write_buffer is not None:
+        if self._output is not None:
             self._flush()
-            if self._write_buffer is None:
+            if self._output is None:
                 self._finish_close()
 
     def _finish_close(self) -> bool:
@@ -228,7 +236,7 @@ class WriteSide(SendSide):
                 self._wait_for_room()  # _flush_committed sends the rest
                 return False
             except OSError:
-                self._write_buffer = None  # the descriptor was closed by other code
+                self._output = None  # the descriptor was closed by other code
         self._close_descriptor()
         return True
 
@@ -246,9 +254,7 @@ class WriteSide(SendSide):
 
     def _loses_bytes(self) -> bool:
         """Whether a close would discard a part of the queue."""
-        return self._write_buffer is not None and self._write_buffer.size > max(
-            0, self._committed_until - self.bytes_written
-        )
+        return self._output is not None and self._output.size > max(0, self._committed_until - self.bytes_written)
 
     def _request_reset(self) -> None:
         """Make the close of the descriptor show the peer that data is missing, where the transport can."""
@@ -259,10 +265,10 @@ class WriteSide(SendSide):
 
     def discard_output(self) -> None:
         """Close the descriptor of a closed stream; what is still to be sent is lost."""
-        if self._write_buffer is not None:
-            if self._write_buffer.size:
+        if self._output is not None:
+            if self._output.size:
                 self._request_reset()
-            self._write_buffer = None
+            self._output = None
             self._close_descriptor()
 
 

@@ -21,6 +21,7 @@ ROOMS = {
     "sansio": ["sansio"],
     "net": ["net", "netutil"],
     "certs": ["certs", "certificates"],
+    "compat": ["compat"],
     "streams": ["streams", "iostream"],
     "server": ["server", "registry", "tcpserver"],
     "client": ["tcpclient"],
@@ -31,7 +32,7 @@ ROOMS = {
 """The rooms of the house from the ground up, with their packages and public modules. Each may import from itself and
 from those before it."""
 
-INTERNAL = {"runtime", "sansio", "net", "certs", "streams", "server"}
+INTERNAL = {"runtime", "sansio", "net", "certs", "compat", "streams", "server"}
 """Packages that users do not import from; docs/internals.md says so. All else is public."""
 
 

@@ -22,6 +22,9 @@ class Carrier(Protocol):
     def recv(self, size: int, /) -> bytes:
         """Receive up to ``size`` bytes; b"" at EOF; raise `BlockingIOError` if there are none now."""
 
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """As ``recv``, into ``buffer``; return how many bytes."""
+
     def send(self, data: bytes | bytearray | memoryview, /) -> int:
         """Send what can be sent now; return how many bytes."""
 
@@ -64,7 +67,7 @@ class Transport:
         """
         raise NotImplementedError
 
-    def recv_into(self, buffer: bytearray | memoryview) -> int:
+    def recv_into(self, buffer: bytearray | memoryview, /) -> int:
         """As :meth:`recv`, into ``buffer``; return how many bytes, 0 at EOF."""
         chunk = self.recv(len(buffer))
         buffer[: len(chunk)] = chunk

@@ -35,10 +35,14 @@ class CustomTransport(Transport):
     def recv(self, size: int) -> bytes:
         scratch = bytearray(size)
         with memoryview(scratch) as view:
-            count = self._stream.read_from_fd(view)
+            count = self.recv_into(view)
+        return bytes(scratch[:count])
+
+    def recv_into(self, buffer: bytearray | memoryview, /) -> int:
+        count = self._stream.read_from_fd(buffer)
         if count is None:
             raise would_block()
-        return bytes(scratch[:count])
+        return count
 
     def send(self, data: bytes | bytearray | memoryview) -> int:
         return self._stream.write_to_fd(data) or 0

@@ -8,7 +8,7 @@ import struct
 
 from ...runtime.kernel import current_kernel
 from ..file_region import FileRegion
-from .base import Carrier, Transport
+from .base import Carrier, Transport, would_block
 
 FILE_CHUNK = 1 << 20
 """Bytes of a file that are sent before a check of the clock, so that a long download does not block the loop."""
@@ -41,7 +41,7 @@ class SocketTransport(Transport):
     def recv(self, size: int) -> bytes:
         return self.socket.recv(size)
 
-    def recv_into(self, buffer: bytearray | memoryview) -> int:
+    def recv_into(self, buffer: bytearray | memoryview, /) -> int:
         return self.socket.recv_into(buffer)
 
     def send(self, data: bytes | bytearray | memoryview) -> int:
@@ -95,6 +95,35 @@ class SocketTransport(Transport):
         # The kernel buffers megabytes, and reports room only when a third of it is free. So bytes that it has taken
         # are no progress of the peer; only bytes that have left its buffer are.
         return current_kernel().unsent(self.fileno())
+
+
+class WrappedSocket(SocketTransport):
+    """A user's object in the place of a stream's socket: it receives and sends through that socket, and changes the
+    bytes. What it gives says nothing about what the kernel has left."""
+
+    __slots__ = ()
+
+    empties = False
+
+    def carrier(self) -> Carrier:
+        return self
+
+    def recv(self, size: int) -> bytes:
+        scratch = bytearray(size)
+        with memoryview(scratch) as view:
+            count = self.recv_into(view)
+        return bytes(scratch[:count])
+
+    def recv_into(self, buffer: bytearray | memoryview, /) -> int:
+        try:
+            return self.socket.recv_into(buffer, len(buffer))
+        except OSError as error:
+            if error.args == (errno.EAGAIN,):  # made by hand, which gives no BlockingIOError
+                raise would_block() from None
+            raise
+
+    def sendfile(self, region: FileRegion, size: int) -> int | None:
+        return Transport.sendfile(self, region, size)
 
 
 _SENDFILE = getattr(os, "sendfile", None)
