@@ -10,13 +10,14 @@ import tornado.tcpserver
 from tornado.ioloop import IOLoop
 
 from .certs.certificates import Certificates
+from .compat.servers import SocketsByDescriptor, TornadoServer
 from .errors import CloseReason, OptionError
 from .events import Event, Events
 from .iostream import IOStream
 from .options import REPLACEABLE, ServerOptions, check_optional_timeout
 from .runtime.attributes import overridable
 from .runtime.exports import names_of
-from .server.base import core_of, default_options, has_core
+from .server.base import core_of, default_options, has_core, listening_sockets
 from .server.core import ServerCore
 from .server.groups import Group, Slow, Streams
 from .server.listening import ListeningServer
@@ -26,7 +27,7 @@ __all__ = ["Streams", "TCPServer"]
 __getattr__, __dir__ = names_of(tornado.tcpserver, globals())
 
 
-class TCPServer(ListeningServer):
+class TCPServer(ListeningServer, TornadoServer):
     """A TCP server: subclass it and write :meth:`handle_stream`, or assign ``handle_stream`` on the instance. ::
 
         class Echo(TCPServer):
@@ -73,6 +74,8 @@ class TCPServer(ListeningServer):
         keywords |= {name: value for name, value in given.items() if value is not None}
         merged = default_options(type(self), options).replaced(keywords)
         super().__init__(ServerCore(self, TCPServer, ssl_options, io_loop, merged))
+
+    _sockets = SocketsByDescriptor(listening_sockets)
 
     # ---- what users override
 

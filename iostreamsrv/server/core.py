@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from tornado.ioloop import IOLoop
 
 from ..certs.certificates import Certificates
+from ..compat.servers import warn_of_uncalled
 from ..errors import CloseReason, OptionError
 from ..events import Events
 from ..iostream import IOStream
@@ -143,6 +144,7 @@ class ServerCore:
 
     def accept_on(self, listeners: list[tuple[socket.socket, ConnectionSetup]]) -> None:
         """Accept on these, too; see `Listeners.accept_on`."""
+        warn_of_uncalled(self.server)
         prepare = partial(set_socket_options, options=self.options)
         self.listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
         self.connections.limits.listeners = len(self.listeners.addresses)

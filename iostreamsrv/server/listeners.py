@@ -49,10 +49,14 @@ class Listeners:
         return bool(self._acceptors)
 
     @property
+    def sockets(self) -> list[socket.socket]:
+        """The sockets that are accepted on."""
+        return [acceptor.listener for acceptor in self._acceptors]
+
+    @property
     def addresses(self) -> list[Any]:
         """The bound addresses, as `socket.socket.getsockname` gives them."""
-        sockets = [*(each.listener for each in self._acceptors), *(listener for listener, _ in self._pending)]
-        return [listener.getsockname() for listener in sockets]
+        return [listener.getsockname() for listener in (*self.sockets, *(held for held, _ in self._pending))]
 
     @property
     def setups(self) -> list[ConnectionSetup]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,53 @@ async def test_a_socket_that_may_not_listen_is_not_added(serving: Serving) -> No
         with pytest.raises(ListenError, match="Address already in use"):
             server.add_socket(listener)
         assert server.addresses == []
+
+
+# ---- Tornado's private names
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("make", [Echo, partial(HTTPServer, Application())])
+async def test_sockets_has_the_listening_sockets_by_descriptor(serving: Serving, make: Any) -> None:
+    server = make()
+    assert server._sockets == {}
+    serving.started(server)
+    server.listen(0, "127.0.0.1")
+    assert [each.getsockname() for each in server._sockets.values()] == server.addresses
+    assert all(each.fileno() == number for number, each in server._sockets.items())
+    server._sockets = {}
+    server.suspend()
+    assert len(server._sockets) == 2
+    server.stop()
+    assert server._sockets == {}
+
+
+@pytest.mark.gen_test
+async def test_a_private_name_that_is_not_there_says_so(serving: Serving) -> None:
+    for server in Echo(), HTTPServer(Application()):
+        for name in "_handlers", "_pending_sockets", "_started", "_stopped", "_handle_connection":
+            with pytest.raises(AttributeError, match=f"no attribute '{name}': it is private to Tornado's"):
+                getattr(server, name)
+
+
+@pytest.mark.gen_test
+async def test_a_server_is_an_instance_of_tornados_class(serving: Serving) -> None:
+    assert isinstance(Echo(), tornado.tcpserver.TCPServer)
+    assert isinstance(HTTPServer(Application()), tornado.httpserver.HTTPServer)
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("base, arguments", [(Echo, ()), (HTTPServer, (Application(),))])
+async def test_an_overridden_handle_connection_is_warned_of_once(
+    serving: Serving, base: Any, arguments: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Server(base):  # type: ignore[misc]
+        def _handle_connection(self, connection: Any, address: Any) -> None:
+            raise NotImplementedError
+
+    for server in Server(*arguments), Server(*arguments):
+        serving.started(server)
+        server.listen(0, "127.0.0.1")
+    (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert "Server._handle_connection() is never called" in record.getMessage()
+    assert "handle_stream" in record.getMessage()
