@@ -282,6 +282,26 @@ class TCPServer(ListeningServer, TornadoServer):
 
     # ---- certificates
 
+    @property
+    def ssl_options(self) -> dict[str, Any] | ssl.SSLContext | Certificates | None:
+        """The TLS options of the server, as they were given; may be set, also while the server listens. ::
+
+            server.ssl_options = {"certfile": "cert.pem", "keyfile": "key.pem"}
+
+        They apply to new connections, except on listeners with TLS options of their own; None for plain connections.
+        Open connections stay as they are. :meth:`reload_certificates` reads the files of the current options; a change
+        within a dict has no effect before the dict is set again. If the options are invalid, nothing changes.
+
+        :raises CertificateError: the options are invalid.
+        """
+        options: dict[str, Any] | ssl.SSLContext | Certificates | None = core_of(self).ssl_options
+        return options
+
+    @ssl_options.setter
+    def ssl_options(self, value: dict[str, Any] | ssl.SSLContext | Certificates | None) -> None:
+        if has_core(self):
+            core_of(self).set_ssl_options(value)
+
     @overridable
     def certificates(self) -> list[Certificates]:
         """The certificates of the server and of its listeners; empty without TLS."""
@@ -292,7 +312,8 @@ class TCPServer(ListeningServer, TornadoServer):
 
         If a file is unreadable, incomplete or does not match its key, those certificates stay as they were, and an
         error is logged. An `ssl.SSLContext` stays, too, with a warning: its files are not known. Each of the
-        `Certificates` emits the event "reload". On SIGHUP `run` does the same, but reads the files in another thread.
+        `Certificates` emits the event "reload". On SIGHUP `run` does the same, but reads the files in another thread,
+        if the server has certificates when `run` is called.
 
         :returns: whether all were reloaded.
         """

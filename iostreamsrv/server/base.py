@@ -30,7 +30,8 @@ def listening_sockets(server: ServerBase) -> list[socket.socket]:
 
 
 def has_core(server: ServerBase) -> bool:
-    """Whether the constructor of a server has run."""
+    """Whether the constructor of a server has run. What is assigned to Tornado's attributes before that has no effect,
+    as in Tornado, whose constructor sets them."""
     return hasattr(server, "_iostreamsrv")
 
 

@@ -107,6 +107,15 @@ class ServerCore:
         self.options = options
         self.connections.set_options(options)
 
+    def set_ssl_options(self, ssl_options: Any) -> None:
+        """Use other TLS options for new clients of listeners that have none of their own.
+
+        :raises CertificateError: the options are unusable; nothing has changed then.
+        """
+        certificates = ConnectionSetup.of(ssl_options, self.options).certificates
+        self.ssl_options = ssl_options
+        self.listeners.set_default_certificates(certificates)
+
     @property
     def certificates(self) -> list[Certificates]:
         """The certificates of the server and of its listeners."""

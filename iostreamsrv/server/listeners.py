@@ -71,6 +71,11 @@ class Listeners:
         """
         return self._default if ssl_options is None else ConnectionSetup.of(ssl_options, options)
 
+    def set_default_certificates(self, certificates: Certificates | None) -> None:
+        """Use these for new clients of listeners that were given no TLS options; None for plain connections."""
+        self._default.certificates = certificates
+        self._expiry.restart()
+
     def hold(self, sockets: list[socket.socket], setup: ConnectionSetup) -> None:
         """Keep sockets bound, with clients waiting in the backlog, until :meth:`take_held`."""
         self._pending += [(each, setup) for each in sockets]

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,22 @@ import tornado.httpserver
 import tornado.tcpserver
 from tornado.web import Application, RequestHandler
 
-from iostreamsrv import ListenError, OptionError, TCPServer, add_accept_handler
+from iostreamsrv import (
+    CertificateError,
+    ListenError,
+    OptionError,
+    StreamClosedError,
+    TCPClient,
+    TCPServer,
+    add_accept_handler,
+)
+from iostreamsrv.certificates import Certificates, self_signed
 from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.server.base import core_of
 from tests.support.engines import on_every_loop
 from tests.support.peers import tcp_pair
-from tests.support.servers import AT_ONCE, Echo, Serving, answers, connect_unix, refused
+from tests.support.servers import AT_ONCE, Echo, Serving, answers, connect_unix, listen_to, refused
+from tests.support.waiting import PATIENCE
 
 pytestmark = on_every_loop
 
@@ -273,3 +284,95 @@ async def test_an_overridden_handle_connection_is_warned_of_once(
     (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
     assert "Server._handle_connection() is never called" in record.getMessage()
     assert "handle_stream" in record.getMessage()
+
+
+# ---- ssl_options of a listening server
+
+
+def files_in(directory: Path) -> dict[str, str]:
+    return dict(self_signed().write(directory))
+
+
+async def is_served_under_tls(server: TCPServer, files: dict[str, str]) -> bool:
+    options = {"ca_certs": files["certfile"]}
+    try:
+        stream = await TCPClient().connect(*server.addresses[0], ssl_options=options, timeout=PATIENCE)
+    except StreamClosedError:
+        return False
+    await stream.write(b"abc\n")
+    reply = await stream.read_until(b"\n")
+    await stream.aclose()
+    return reply == b"abc\n"
+
+
+@pytest.mark.gen_test
+async def test_ssl_options_of_a_listening_server_are_those_of_new_connections(serving: Serving, tmp_path: Path) -> None:
+    one, other = files_in(tmp_path / "one"), files_in(tmp_path / "other")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(**one)
+    server = serving.started(Echo(**AT_ONCE))
+    before = serving.connect(server)
+    assert await answers(before)
+    for given, files in (context, one), (other, other), (Certificates(one), one):
+        server.ssl_options = given
+        assert server.ssl_options is given
+        assert await is_served_under_tls(server, files)
+        assert len(server.certificates) == 1
+    server.ssl_options = None
+    assert server.certificates == []
+    assert await answers(serving.connect(server))
+    assert await answers(before)
+
+
+@pytest.mark.gen_test
+async def test_ssl_options_may_be_set_before_the_server_listens(serving: Serving, tmp_path: Path) -> None:
+    files = files_in(tmp_path)
+    server = Echo()
+    server.ssl_options = files
+    serving.started(server)
+    assert await is_served_under_tls(server, files)
+
+
+@pytest.mark.gen_test
+async def test_invalid_ssl_options_change_nothing(serving: Serving, tmp_path: Path) -> None:
+    files = files_in(tmp_path)
+    server = serving.started(Echo(ssl_options=files))
+    certificates = server.certificates
+    for invalid in {"certfile": str(tmp_path / "none.pem")}, {"certfile": files["keyfile"]}, "cert.pem":
+        with pytest.raises(CertificateError):
+            server.ssl_options = invalid  # type: ignore[assignment]
+        assert server.ssl_options is files
+        assert server.certificates == certificates
+    assert await is_served_under_tls(server, files)
+
+
+@pytest.mark.gen_test
+async def test_reload_certificates_reads_the_files_that_were_set_last(serving: Serving, tmp_path: Path) -> None:
+    server = serving.started(Echo(ssl_options=files_in(tmp_path / "before")))
+    files = files_in(tmp_path / "now")
+    server.ssl_options = files
+    self_signed().write(tmp_path / "now")
+    reloaded = listen_to(server, "reload")
+    assert server.reload_certificates()
+    assert len(reloaded) == 1
+    assert await is_served_under_tls(server, files)
+
+
+@pytest.mark.gen_test
+async def test_a_listener_with_tls_options_of_its_own_keeps_them(serving: Serving, tmp_path: Path) -> None:
+    files = files_in(tmp_path)
+    server = Echo()
+    server.listen(0, "127.0.0.1", ssl_options=files)
+    serving.servers.append(server)
+    server.ssl_options = files_in(tmp_path / "other")
+    assert len(server.certificates) == 2
+    assert await is_served_under_tls(server, files)
+
+
+@pytest.mark.gen_test
+async def test_certificates_that_are_set_while_listening_are_watched_for_expiry(
+    serving: Serving, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serving.started(Echo())
+    server.ssl_options = dict(self_signed(days=2).write(tmp_path))
+    assert "expires on" in caplog.text
