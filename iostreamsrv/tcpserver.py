@@ -294,8 +294,7 @@ class TCPServer(ListeningServer, TornadoServer):
 
         :raises CertificateError: the options are invalid.
         """
-        options: dict[str, Any] | ssl.SSLContext | Certificates | None = core_of(self).ssl_options
-        return options
+        return core_of(self).ssl_options if has_core(self) else None  # Tornado's HTTP server asks in between
 
     @ssl_options.setter
     def ssl_options(self, value: dict[str, Any] | ssl.SSLContext | Certificates | None) -> None:

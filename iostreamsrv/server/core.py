@@ -6,6 +6,7 @@ What users call and override is in :mod:`iostreamsrv.tcpserver` and :mod:`iostre
 import asyncio
 import contextlib
 import socket
+import ssl
 from asyncio import Future
 from collections.abc import Awaitable
 from contextvars import Context
@@ -77,7 +78,7 @@ class ServerCore:
         )
         self.events: Events = self.connections.events
         self.streams = Streams(self.connections.open)
-        self.ssl_options = ssl_options
+        self.ssl_options: dict[str, Any] | ssl.SSLContext | Certificates | None = ssl_options
         setup = ConnectionSetup.of(ssl_options, options)
         self.listeners = Listeners(self._accepted, self.connections.limits, self.events, setup)
         self.started = False

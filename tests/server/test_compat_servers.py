@@ -14,6 +14,7 @@ from tornado.web import Application, RequestHandler
 
 from iostreamsrv import (
     CertificateError,
+    IOStream,
     ListenError,
     OptionError,
     StreamClosedError,
@@ -25,9 +26,10 @@ from iostreamsrv.certificates import Certificates, self_signed
 from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.server.base import core_of
 from tests.support.engines import on_every_loop
+from tests.support.http import answer, request
 from tests.support.peers import tcp_pair
 from tests.support.servers import AT_ONCE, Echo, Serving, answers, connect_unix, listen_to, refused
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, turns
 
 pytestmark = on_every_loop
 
@@ -376,3 +378,31 @@ async def test_certificates_that_are_set_while_listening_are_watched_for_expiry(
     server = serving.started(Echo())
     server.ssl_options = dict(self_signed(days=2).write(tmp_path))
     assert "expires on" in caplog.text
+
+
+# ---- an HTTP server whose handle_stream is a coroutine
+
+
+class Slow(RequestHandler):
+    async def get(self) -> None:
+        self.settings["working"].set()
+        await self.settings["done"].wait()
+        self.write("done")
+
+
+@pytest.mark.gen_test
+async def test_a_coroutine_that_hands_over_to_the_http_server_leaves_its_stream_open(serving: Serving) -> None:
+    class Proxied(HTTPServer):
+        async def handle_stream(self, stream: IOStream, address: Any) -> None:  # type: ignore[override]
+            assert await stream.read_until(b"\r\n") == b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n"
+            super().handle_stream(stream, address)
+
+    working, done = asyncio.Event(), asyncio.Event()
+    application = Application([("/", Slow)], working=working, done=done)
+    server = serving.started(Proxied(application, **AT_ONCE))
+    peer = serving.connect(server)
+    peer.send(b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n" + request("/"))
+    await working.wait()
+    await turns(20)
+    done.set()
+    assert await answer(peer) == (200, b"done")
