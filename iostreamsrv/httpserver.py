@@ -78,6 +78,14 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
     finish, answers them with ``Connection: close``, and closes connections that wait for the next request. A WebSocket
     is closed with code 1001 ("going away").
 
+    A subclass may override ``handle_stream``, also by a coroutine, and call the method here at its end. A coroutine
+    that returns closes no stream: ``close_on_return`` is False, unless that keyword is True. ::
+
+        class ProxiedServer(HTTPServer):
+            async def handle_stream(self, stream, address):
+                line = await stream.read_until(b"\\r\\n", max_bytes=107)
+                super().handle_stream(stream, address)
+
     Where Tornado's code closes a connection, it is closed gracefully, as by `IOStream.aclose`. So a reply is not lost
     that is sent while the client still sends its body, such as "413 Request Entity Too Large".
     """
@@ -213,9 +221,11 @@ def _without_tornados_fields(server: HTTPServer) -> Iterator[None]:
 
 
 def _as_for_tornado(options: ServerOptions) -> ServerOptions:
-    """The sizes that applications for Tornado expect, unless others are set."""
+    """The sizes that applications for Tornado expect, unless others are set. And a handler that returns closes nothing:
+    a subclass may have a ``handle_stream`` that is a coroutine and returns when Tornado's code begins to serve."""
     sizes = ("max_buffer_size", "max_write_buffer_size")
-    return options.replaced({name: MAX_BUFFER_SIZE for name in sizes if getattr(options, name) == SIZES[name]})
+    changes = {name: MAX_BUFFER_SIZE for name in sizes if getattr(options, name) == SIZES[name]}
+    return options.replaced({"close_on_return": False, **changes})
 
 
 def _handler_of(delegate: Any) -> Any:

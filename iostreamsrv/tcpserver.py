@@ -10,13 +10,14 @@ import tornado.tcpserver
 from tornado.ioloop import IOLoop
 
 from .certs.certificates import Certificates
+from .compat.servers import SocketsByDescriptor, TornadoServer
 from .errors import CloseReason, OptionError
 from .events import Event, Events
 from .iostream import IOStream
 from .options import REPLACEABLE, ServerOptions, check_optional_timeout
 from .runtime.attributes import overridable
 from .runtime.exports import names_of
-from .server.base import core_of, default_options, has_core
+from .server.base import core_of, default_options, has_core, listening_sockets
 from .server.core import ServerCore
 from .server.groups import Group, Slow, Streams
 from .server.listening import ListeningServer
@@ -26,7 +27,7 @@ __all__ = ["Streams", "TCPServer"]
 __getattr__, __dir__ = names_of(tornado.tcpserver, globals())
 
 
-class TCPServer(ListeningServer):
+class TCPServer(ListeningServer, TornadoServer):
     """A TCP server: subclass it and write :meth:`handle_stream`, or assign ``handle_stream`` on the instance. ::
 
         class Echo(TCPServer):
@@ -73,6 +74,8 @@ class TCPServer(ListeningServer):
         keywords |= {name: value for name, value in given.items() if value is not None}
         merged = default_options(type(self), options).replaced(keywords)
         super().__init__(ServerCore(self, TCPServer, ssl_options, io_loop, merged))
+
+    _sockets = SocketsByDescriptor(listening_sockets)
 
     # ---- what users override
 
@@ -279,6 +282,25 @@ class TCPServer(ListeningServer):
 
     # ---- certificates
 
+    @property
+    def ssl_options(self) -> dict[str, Any] | ssl.SSLContext | Certificates | None:
+        """The TLS options of the server, as they were given; may be set, also while the server listens. ::
+
+            server.ssl_options = {"certfile": "cert.pem", "keyfile": "key.pem"}
+
+        They apply to new connections, except on listeners with TLS options of their own; None for plain connections.
+        Open connections stay as they are. :meth:`reload_certificates` reads the files of the current options; a change
+        within a dict has no effect before the dict is set again. If the options are invalid, nothing changes.
+
+        :raises CertificateError: the options are invalid.
+        """
+        return core_of(self).ssl_options if has_core(self) else None  # Tornado's HTTP server asks in between
+
+    @ssl_options.setter
+    def ssl_options(self, value: dict[str, Any] | ssl.SSLContext | Certificates | None) -> None:
+        if has_core(self):
+            core_of(self).set_ssl_options(value)
+
     @overridable
     def certificates(self) -> list[Certificates]:
         """The certificates of the server and of its listeners; empty without TLS."""
@@ -289,7 +311,8 @@ class TCPServer(ListeningServer):
 
         If a file is unreadable, incomplete or does not match its key, those certificates stay as they were, and an
         error is logged. An `ssl.SSLContext` stays, too, with a warning: its files are not known. Each of the
-        `Certificates` emits the event "reload". On SIGHUP `run` does the same, but reads the files in another thread.
+        `Certificates` emits the event "reload". On SIGHUP `run` does the same, but reads the files in another thread,
+        if the server has certificates when `run` is called.
 
         :returns: whether all were reloaded.
         """

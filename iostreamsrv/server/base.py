@@ -1,5 +1,6 @@
 """What a server and its core know of each other."""
 
+import socket
 from collections.abc import Callable
 from operator import attrgetter
 
@@ -23,8 +24,14 @@ core_of: Callable[[ServerBase], ServerCore] = attrgetter("_iostreamsrv")
 inside.register(ServerBase, core_of)
 
 
+def listening_sockets(server: ServerBase) -> list[socket.socket]:
+    """The sockets that a server accepts on."""
+    return core_of(server).listeners.sockets
+
+
 def has_core(server: ServerBase) -> bool:
-    """Whether the constructor of a server has run."""
+    """Whether the constructor of a server has run. What is assigned to Tornado's attributes before that has no effect,
+    as in Tornado, whose constructor sets them."""
     return hasattr(server, "_iostreamsrv")
 
 

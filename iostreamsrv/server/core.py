@@ -6,6 +6,7 @@ What users call and override is in :mod:`iostreamsrv.tcpserver` and :mod:`iostre
 import asyncio
 import contextlib
 import socket
+import ssl
 from asyncio import Future
 from collections.abc import Awaitable
 from contextvars import Context
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 from tornado.ioloop import IOLoop
 
 from ..certs.certificates import Certificates
+from ..compat.servers import warn_of_uncalled
 from ..errors import CloseReason, OptionError
 from ..events import Events
 from ..iostream import IOStream
@@ -76,7 +78,7 @@ class ServerCore:
         )
         self.events: Events = self.connections.events
         self.streams = Streams(self.connections.open)
-        self.ssl_options = ssl_options
+        self.ssl_options: dict[str, Any] | ssl.SSLContext | Certificates | None = ssl_options
         setup = ConnectionSetup.of(ssl_options, options)
         self.listeners = Listeners(self._accepted, self.connections.limits, self.events, setup)
         self.started = False
@@ -105,6 +107,15 @@ class ServerCore:
         """Apply new options."""
         self.options = options
         self.connections.set_options(options)
+
+    def set_ssl_options(self, ssl_options: Any) -> None:
+        """Use other TLS options for new clients of listeners that have none of their own.
+
+        :raises CertificateError: the options are unusable; nothing has changed then.
+        """
+        certificates = ConnectionSetup.of(ssl_options, self.options).certificates
+        self.ssl_options = ssl_options
+        self.listeners.set_default_certificates(certificates)
 
     @property
     def certificates(self) -> list[Certificates]:
@@ -143,6 +154,7 @@ class ServerCore:
 
     def accept_on(self, listeners: list[tuple[socket.socket, ConnectionSetup]]) -> None:
         """Accept on these, too; see `Listeners.accept_on`."""
+        warn_of_uncalled(self.server)
         prepare = partial(set_socket_options, options=self.options)
         self.listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
         self.connections.limits.listeners = len(self.listeners.addresses)

@@ -108,13 +108,16 @@ class ListeningServer(ServerBase):
             raise
 
     def add_sockets(self, sockets: Iterable[socket.socket], ssl_options: SSLOptions = None) -> None:
-        """Accept on sockets that are listening already; the server owns them, and :meth:`stop` closes them. ::
+        """Accept on these sockets; the server owns them, and :meth:`stop` closes them. ::
 
             server.add_sockets([*bind_sockets(8888), bind_unix_socket("/run/echo.sock")])
 
+        :param sockets: sockets that are listening, or bound: then they begin to listen, with the default backlog.
         :param ssl_options: TLS options for their clients; None for those of the server, False for plain connections.
-        :raises OptionError: a socket is closed, is not listening, or was added before; then none of them is added.
-        :raises ListenError: the kernel refuses a socket option; then, too, none is added, and all stay open.
+        :raises OptionError: a socket is closed, is neither listening nor bound, or was added before; then none of them
+            is added.
+        :raises ListenError: the kernel refuses a socket option, or to listen; then, too, none is added, and all stay
+            open.
         """
         core = core_of(self)
         setup = core.listeners.setup_for(ssl_options, core.options)

@@ -265,7 +265,7 @@ class _Server(TCPServer):
         self._handles: MutableMapping[int, Handle] = {} if serve or notifier else WeakValueDictionary()
         self._accept_queue: dict[int, Handle] = {}
         self._arrived = asyncio.Condition()
-        self._sockets: dict[int, ClientSocket] = {}
+        self._client_sockets: dict[int, ClientSocket] = {}
         self._stopping = False
 
     def handle_stream(self, stream: IOStream, address: Any) -> Coroutine[Any, Any, None]:
@@ -297,7 +297,7 @@ class _Server(TCPServer):
             self._arrived.notify_all()
         for handle in list(self._handles.values()):
             handle.release()
-        for sock in list(self._sockets.values()):
+        for sock in list(self._client_sockets.values()):
             sock.wake(socket.SHUT_RD)  # the thread may still send
         await self.shutdown(timeout=STOP_TIMEOUT)
         for stream in self.streams:
@@ -373,7 +373,7 @@ class _Server(TCPServer):
     async def _serve_socket(self, serve: Serve, stream: IOStream, address: Any) -> None:
         """Serve a client with a blocking socket on the stream's connection. The stream does nothing meanwhile: before
         its first read it is not registered with any epoll."""
-        sock = self._sockets[stream.id] = ClientSocket(stream, self.options, self._loop_thread.call_soon)
+        sock = self._client_sockets[stream.id] = ClientSocket(stream, self.options, self._loop_thread.call_soon)
         serving = self._pool.call(serve, sock, address)
         try:
             await asyncio.wait([serving, sock.closed], return_when=asyncio.FIRST_COMPLETED)
@@ -388,7 +388,7 @@ class _Server(TCPServer):
             sock.wake(socket.SHUT_RDWR)
             raise
         finally:
-            del self._sockets[stream.id]
+            del self._client_sockets[stream.id]
             if stream.socket is not None:
                 stream.socket.setblocking(False)  # the mode belongs to both descriptors
 
