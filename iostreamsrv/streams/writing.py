@@ -90,6 +90,7 @@ class WriteSide(SendSide):
         """
         if self._phase or self._sending_eof:
             raise self._closed_error("write")
+        self._hub.check()
         data = _as_bytes(data)
         if self._output is None and self._corked_size + len(data) <= CORK_SIZE:
             if self._corked is None:
