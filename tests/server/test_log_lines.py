@@ -597,10 +597,12 @@ async def main():
     for stream in streams:
         kind = type(stream)
         for name in dir(kind):
-            setters += [name for each in [getattr(kind, name, None)] if isinstance(each, property) and each.fset and name[0] != "_"]
-            if name.startswith("_") or name in LOOKS | HOOKS | NONE_AT_ALL.get(kind, set()):
+            if name.startswith("_"):
                 continue
-            if not callable(getattr(kind, name, None)):
+            setters += [name for each in [getattr(kind, name)] if isinstance(each, property) and each.fset]
+            if name in LOOKS | HOOKS | NONE_AT_ALL.get(kind, set()):
+                continue
+            if not callable(getattr(kind, name)):
                 continue
             raised = []
             thread = threading.Thread(target=attempt, args=[getattr(stream, name), ARGUMENTS.get(name, []), raised])
