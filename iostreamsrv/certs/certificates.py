@@ -43,8 +43,8 @@ class Certificates:
     - ``alpn``: protocols in the server's order of preference: ``["h2", "http/1.1"]``.
     - ``minimum_version``: `ssl.TLSVersion.TLSv1_2`, the default, or `ssl.TLSVersion.TLSv1_3`.
     - ``num_tickets``: number of TLS 1.3 session tickets sent to each client, 0 to 255; OpenSSL's default is 2.
-    - ``ssl_version``: accepted for Tornado's sake and ignored: `ssl.PROTOCOL_TLS`, `ssl.PROTOCOL_TLS_SERVER` or
-      `ssl.PROTOCOL_TLS_CLIENT`.
+    - ``ssl_version``: for Tornado's sake; `ssl.PROTOCOL_TLSv1_2` switches 1.3 off, `ssl.PROTOCOL_TLS`,
+      `ssl.PROTOCOL_TLS_SERVER` and `ssl.PROTOCOL_TLS_CLIENT` do nothing.
     - ``sni``: certificates by the host name that a client asks for, each a dict of ``certfile``, ``keyfile`` and
       ``password``. An exact name takes precedence over ``*.name``, where ``*`` matches one label. For any other name
       the certificate above is used.

@@ -109,6 +109,8 @@ def _configure_server(context: ssl.SSLContext, options: dict[str, Any]) -> None:
 def _configure(context: ssl.SSLContext, options: dict[str, Any]) -> None:
     """Apply the options that servers and clients share."""
     context.minimum_version = options.get("minimum_version", ssl.TLSVersion.TLSv1_2)
+    if options.get("ssl_version") == ssl.PROTOCOL_TLSv1_2:
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # which early versions of Python 3.11 set
     if "ciphers" in options:

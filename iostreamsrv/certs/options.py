@@ -107,7 +107,7 @@ def _is_protocol(value: object) -> bool:
 
 
 def _version(value: Any, option: str) -> Any:
-    if value not in (ssl.PROTOCOL_TLS, ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
+    if value not in (ssl.PROTOCOL_TLS, ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLSv1_2):
         raise CertificateError(option, value, "cannot be set here: pass an ssl.SSLContext")
     return value
 

@@ -58,6 +58,7 @@ class ReceiveSide(WriteSide):
 
     def take_buffered(self, count: int) -> bytes:
         """Remove and return up to ``count`` bytes that were received and not read."""
+        self._hub.check()
         return self._buffer.take(min(count, self._buffer.size))
 
     # ---- receiving

@@ -123,6 +123,7 @@ class SocketStream(TransportStream):
 
     @socket.setter
     def socket(self, value: Any) -> None:
+        self._hub.check()
         if self._phase == CLOSED:
             raise self._closed_error("write")
         if self._layered:

@@ -8,7 +8,7 @@ from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream
 from ..sansio.buffers import WriteBuffer
 from .core import fail
 from .file_region import FileRegion, check_amount
-from .sending import SendSide
+from .sending import CORK_SIZE, SendSide
 from .state import CLOSED
 
 REASONS_WITHOUT_CLOSE_NOTIFY = frozenset({CloseReason.ABORTED, CloseReason.RESET, CloseReason.TLS_ERROR})
@@ -90,8 +90,17 @@ class WriteSide(SendSide):
         """
         if self._phase or self._sending_eof:
             raise self._closed_error("write")
-        self.uncork()
-        (self._output or self._wait_for_room()).append(_as_bytes(data))
+        self._hub.check()
+        data = _as_bytes(data)
+        if self._output is None and self._corked_size + len(data) <= CORK_SIZE:
+            if self._corked is None:
+                self._corked = []
+                self._call_soon(self.uncork)
+            self._corked.append(bytes(data))
+            self._corked_size += len(data)
+        else:
+            self.uncork()
+            (self._output or self._wait_for_room()).append(data)
 
     def write_shared(self, data: bytes) -> None:
         """:meth:`write` without a future, for the same data to many streams: a queued entry is only a reference."""

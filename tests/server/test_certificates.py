@@ -87,6 +87,18 @@ def test_names_of_tornado_and_of_turbo_are_taken(files: dict[str, Any]) -> None:
     assert shown(certificates) == certificate_of(files)
 
 
+@pytest.mark.parametrize("version, agreed", [(ssl.PROTOCOL_TLSv1_2, "TLSv1.2"), (ssl.PROTOCOL_TLS, "TLSv1.3")])
+def test_the_protocol_of_a_single_version_rules_out_later_ones(
+    files: dict[str, Any], version: Any, agreed: str
+) -> None:
+    client = client_context({"ca_certs": files["certfile"], "ssl_version": version})
+    _, ours = handshake(Certificates(files).context, client)
+    assert ours.version() == agreed
+    server = Certificates({**files, "ssl_version": version}).context
+    _, ours = handshake(server, client_context({"ca_certs": files["certfile"]}))
+    assert ours.version() == agreed
+
+
 def test_one_file_may_hold_the_certificate_and_the_key(tmp_path: Path) -> None:
     pair = self_signed()
     for name, content in {"a.pem": pair.key + pair.certificate, "b.pem": pair.certificate + pair.key}.items():
@@ -337,7 +349,7 @@ def test_what_is_neither_a_dict_nor_a_context_raises(ssl_options: Any) -> None:
         ({"alpn": ["h2", 3]}, "alpn=['h2', 3]: must be a list of names, "),
         ({"alpn": ["é"]}, "alpn=['é']: must be a list of names, "),
         ({"alpn": ["x" * 256]}, "alpn=['xxx"),
-        ({"ssl_version": ssl.PROTOCOL_TLSv1_2}, "ssl_version=<_SSLMethod.PROTOCOL_TLSv1_2: 5>: cannot be set here"),
+        ({"ssl_version": ssl.PROTOCOL_TLSv1_1}, "ssl_version=<_SSLMethod.PROTOCOL_TLSv1_1: 4>: cannot be set here"),
         ({"sni": ["example.org"]}, "sni=['example.org']: must be a dict: "),
         ({"sni": {"a.org": "x.pem"}}, "sni['a.org']='x.pem': must be a dict"),
         ({"sni": {"a.org": {}}}, "sni['a.org'].certfile=None: is missing: "),
