@@ -34,8 +34,8 @@ def outcome(done: "subprocess.CompletedProcess[str]") -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     "name, on_tornado, on_ours",
     [
-        ("application.py", "tornado.httpserver\n", "iostreamsrv.tornado\n"),
-        ("tcp.py", "tornado.iostream tornado.tcpserver\n", "iostreamsrv.iostream iostreamsrv.tornado\n"),
+        ("application.py", "tornado.httpserver\n", "iostreamsrv.tornado.servers\n"),
+        ("tcp.py", "tornado.iostream tornado.tcpserver\n", "iostreamsrv.iostream iostreamsrv.tornado.servers\n"),
     ],
 )
 def test_a_program_prints_on_our_classes_what_it_prints_on_tornados(name: str, on_tornado: str, on_ours: str) -> None:
@@ -114,8 +114,8 @@ def test_v_says_once_what_was_replaced(tmp_path: Path) -> None:
     )
     said = python(*RUNNER, "-v", program).stderr.splitlines()
     assert "tornado.iostream.IOStream -> iostreamsrv.iostream.IOStream" in said
-    assert "tornado.tcpserver.TCPServer -> iostreamsrv.tornado.TCPServer" in said
-    assert "tornado.httpserver.HTTPServer -> iostreamsrv.tornado.HTTPServer" in said
+    assert "tornado.tcpserver.TCPServer -> iostreamsrv.tornado.servers.TCPServer" in said
+    assert "tornado.httpserver.HTTPServer -> iostreamsrv.tornado.servers.HTTPServer" in said
     assert "tornado.process.PipeIOStream -> iostreamsrv.iostream.PipeIOStream" in said
     assert len(said) == len(set(said))
     assert python(*RUNNER, program).stderr == ""
