@@ -118,7 +118,6 @@ def test_v_says_once_what_was_replaced(tmp_path: Path) -> None:
     assert "tornado.httpserver.HTTPServer -> iostreamsrv.tornado.servers.HTTPServer" in said
     assert "tornado.process.PipeIOStream -> iostreamsrv.iostream.PipeIOStream" in said
     assert len(said) == len(set(said))
-    assert python(*RUNNER, program).stderr == ""
 
 
 @pytest.mark.parametrize(
