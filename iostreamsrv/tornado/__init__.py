@@ -16,7 +16,5 @@ Limits and timeouts of servers are Tornado's there, see :data:`OPTIONS`.
 
 from .options import OPTIONS
 from .replacements import install
-from .servers import HTTPServer, TCPServer
-from .unixsocket import bind_unix_socket
 
-__all__ = ["OPTIONS", "HTTPServer", "TCPServer", "bind_unix_socket", "install"]
+__all__ = ["OPTIONS", "install"]

@@ -9,11 +9,9 @@ import iostreamsrv.tcpserver
 from ..httpserver import TORNADO_OPTIONS
 from ..iostream import IOStream
 from ..options import ServerOptions
-from ..runtime.exports import set_module
 from .options import IDLE_CONNECTION_TIMEOUT, OPTIONS
 
 
-@set_module("iostreamsrv.tornado")
 class TCPServer(iostreamsrv.tcpserver.TCPServer):
     """`iostreamsrv.TCPServer` in the place of Tornado's: its options are :data:`OPTIONS`.
 
@@ -31,7 +29,6 @@ class TCPServer(iostreamsrv.tcpserver.TCPServer):
         raise NotImplementedError
 
 
-@set_module("iostreamsrv.tornado")
 class HTTPServer(iostreamsrv.httpserver.HTTPServer, TCPServer):  # type: ignore[misc]
     """`iostreamsrv.httpserver.HTTPServer` in the place of Tornado's: its options are :data:`OPTIONS`.
 

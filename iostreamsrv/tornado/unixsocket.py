@@ -8,10 +8,8 @@ from pathlib import Path
 
 from ..net.bind import BACKLOG
 from ..net.bind import bind_unix_socket as bind_free_socket
-from ..runtime.exports import set_module
 
 
-@set_module("iostreamsrv.tornado")
 def bind_unix_socket(file: str, mode: int = 0o600, backlog: int = BACKLOG) -> socket.socket:
     """`iostreamsrv.netutil.bind_unix_socket`, but it replaces also the file of a server that still listens there.
 

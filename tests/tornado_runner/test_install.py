@@ -38,8 +38,8 @@ def test_it_holds_for_modules_that_are_imported_before_and_after() -> None:
         + "import tornado.websocket, tornado.testing\n"
         + "print(tornado.websocket.IOStream.__module__, tornado.testing.HTTPServer.__module__)\n"
     ) == [
-        *["iostreamsrv.iostream iostreamsrv.errors iostreamsrv.tornado"] * 2,
-        "iostreamsrv.iostream iostreamsrv.tornado",
+        *["iostreamsrv.iostream iostreamsrv.errors iostreamsrv.tornado.servers"] * 2,
+        "iostreamsrv.iostream iostreamsrv.tornado.servers",
     ]
 
 
@@ -115,3 +115,35 @@ def test_the_oldest_tornado_is_that_of_the_dependencies() -> None:
     dependencies = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
     (needed,) = (match[1] for each in dependencies if (match := re.fullmatch(r"tornado>=([\d.]+)", each)))
     assert tuple(map(int, needed.split("."))) == replacements.MINIMUM_VERSION
+
+
+SILENT = """
+import asyncio
+from iostreamsrv.tornado import install, servers
+
+servers.IDLE_CONNECTION_TIMEOUT = 0.2
+install()
+
+import tornado.web, tornado.websocket
+from tornado.tcpclient import TCPClient
+from tornado.testing import bind_unused_port
+
+class Echo(tornado.websocket.WebSocketHandler):
+    def on_message(self, message):
+        self.write_message(message)
+
+async def main():
+    listener, port = bind_unused_port()
+    tornado.web.Application([("/", Echo)]).listen(0, "127.0.0.1").add_socket(listener)
+    websocket = await tornado.websocket.websocket_connect(f"ws://127.0.0.1:{port}/")
+    silent = await TCPClient().connect("127.0.0.1", port)
+    print(await silent.read_until_close())
+    await websocket.write_message("still there")
+    print(await websocket.read_message())
+
+asyncio.run(main())
+"""
+
+
+def test_a_silent_http_client_is_closed_in_the_end_and_a_silent_websocket_is_not() -> None:
+    assert printed(SILENT) == ["b''", "still there"]

@@ -39,7 +39,8 @@ class FirstImport:
 
         def exec_module(module: object) -> None:
             del loader.exec_module
-            sys.meta_path.remove(self)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             execute(module)
             install()
 
