@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 
 from benchmarks.table import write_docs
 
@@ -23,10 +24,15 @@ def options(arguments: list[str]) -> argparse.Namespace:
         description="Run public projects on Tornado and on iostreamsrv, and compare check by check.",
         epilog="projects: " + ", ".join(names),
     )
-    parser.add_argument("projects", nargs="*", metavar="PROJECT", help="which; all, if none is named")
+    parser.add_argument(
+        "projects",
+        nargs="*",
+        metavar="PROJECT[:RUN]",
+        help="which, and which of its runs: those whose name contains RUN; all, if none is named",
+    )
     parser.add_argument("--write-docs", action="store_true", help=f"write the table into {table.DOCS.name}, too")
     chosen = parser.parse_args(arguments)
-    if unknown := [name for name in chosen.projects if name not in names]:
+    if unknown := [name for name in chosen.projects if name.partition(":")[0] not in names]:
         parser.error(f"no such project: {', '.join(unknown)} (there are: {', '.join(names)})")
     if chosen.write_docs and chosen.projects:
         parser.error("--write-docs is for a run of all projects")
@@ -41,13 +47,12 @@ def main(arguments: list[str]) -> int:
     chosen = options(arguments)
     verdicts: list[Verdict] = []
     missing: list[str] = []
-    for project in PROJECTS:
-        if not chosen.projects or project.name in chosen.projects:
-            try:
-                verdicts.append(_judged(project))
-            except InstallError as error:
-                missing.append(f"cannot be installed: {error}")
-                print(missing[-1], file=sys.stderr, flush=True)
+    for project in wanted(chosen.projects):
+        try:
+            verdicts.append(_judged(project))
+        except InstallError as error:
+            missing.append(f"cannot be installed: {error}")
+            print(missing[-1], file=sys.stderr, flush=True)
     text = table.report(verdicts)
     print(text)
     failed = [trouble for verdict in verdicts for trouble in verdict.failed]
@@ -59,6 +64,15 @@ def main(arguments: list[str]) -> int:
     passed = sum(verdict.on_ours for verdict in verdicts)
     print(f"\n{passed} passed, {len(failed)} failed, {len(missing)} skipped")
     return 1 if failed else CANNOT_INSTALL if missing else 0
+
+
+def wanted(names: list[str]) -> Iterator[Project]:
+    """The projects that are named, with those of their runs that are."""
+    for project in PROJECTS:
+        parts = [run for name, _, run in (each.partition(":") for each in names) if name == project.name]
+        runs = [run for run in project.runs if not names or any(part in run.name for part in parts)]
+        if runs:
+            yield project._replace(runs=runs)
 
 
 def _judged(project: Project) -> Verdict:

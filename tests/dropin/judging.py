@@ -1,6 +1,5 @@
 """Compares what came of a run on the two sides."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from .projects import Project, Suite, Use
@@ -24,7 +23,7 @@ class Verdict(NamedTuple):
     excepted: list[str]
     """The checks that failed as they are expected to."""
     again: list[str]
-    """The checks that needed a second try, on either side."""
+    """The checks that passed on both sides at the second try only."""
 
 
 def judge(project: Project, excepted: dict[str, str]) -> Verdict:
@@ -49,9 +48,10 @@ def _judge_run(verdict: Verdict, venv: Venv, what: Suite | Use, excepted: dict[s
     sides = {side: run(venv, what, side) for side in SIDES}
     suspects = _troubled(sides[TORNADO]) | _lost(sides)
     if suspects and (isinstance(what, Use) or len(suspects) <= FEW):
-        second = {side: run(venv, what, side, _to_name(what, suspects)) for side in SIDES}
-        verdict.again.extend(sorted(_of_either(second, suspects) - _of_both(sides)))
+        second = {side: run(venv, what, side, sorted(suspects)) for side in SIDES}
+        at_first = _of_both(sides)
         sides = {side: _merged(sides[side], second[side], suspects) for side in SIDES}
+        verdict.again.extend(sorted(_of_both(sides) - at_first))
     passed, lost = sides[TORNADO].passed, _lost(sides)
     for check in sorted(lost):
         if f"{name}: {check}" in excepted:
@@ -79,14 +79,6 @@ def _troubled(checks: Checks) -> set[str]:
 
 def _of_both(sides: dict[str, Checks]) -> set[str]:
     return sides[TORNADO].passed & sides[OURS].passed
-
-
-def _of_either(sides: dict[str, Checks], suspects: set[str]) -> set[str]:
-    return (sides[TORNADO].passed | sides[OURS].passed) & suspects
-
-
-def _to_name(what: Suite | Use, suspects: set[str]) -> Sequence[str]:
-    return sorted(suspects)
 
 
 def _merged(first: Checks, second: Checks, suspects: set[str]) -> Checks:

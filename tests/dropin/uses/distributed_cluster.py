@@ -102,7 +102,7 @@ def coordinate(client: Client) -> None:
         assert client.run_on_scheduler(os.getpid) == os.getpid()
     with check("a queue, a lock and an event"):
         queue, event = Queue("queue", client=client), Event("event", client=client)
-        with Lock("lock", client=client):
+        with Lock("lock"):
             for number in range(50):
                 queue.put(number)
         assert [queue.get() for _ in range(50)] == list(range(50))
@@ -138,6 +138,11 @@ def look(client: Client, cluster: LocalCluster) -> None:
 
 
 def break_it(client: Client) -> None:
+    with check("all workers restarted", 120):
+        before = set(client.run(os.getpid).values())
+        client.restart(timeout=60)
+        assert not before & set(client.run(os.getpid).values())
+        assert client.submit(add_one, 2, pure=False).result() == 3
     with check("a worker killed: its tasks run elsewhere", 120):
         futures = client.map(add_one, range(500, 700))
         wait(futures)
@@ -153,11 +158,6 @@ def break_it(client: Client) -> None:
         assert client.restart_workers([name], timeout=60) == {name: "OK"}
         after = set(client.run(os.getpid).values())
         assert len(after) == 2 and len(after & before) == 1
-    with check("all workers restarted", 120):
-        before = set(client.run(os.getpid).values())
-        client.restart(timeout=60)
-        assert not before & set(client.run(os.getpid).values())
-        assert client.submit(add_one, 2, pure=False).result() == 3
 
 
 def resize(client: Client, cluster: LocalCluster) -> None:

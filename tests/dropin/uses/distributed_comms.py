@@ -12,7 +12,7 @@ import numpy
 from checks import acheck, raises
 from distributed import Security
 from distributed.comm import CommClosedError, connect, listen
-from distributed.protocol import Serialize, to_serialize
+from distributed.protocol import Serialized, to_serialize
 
 Handler = Callable[[Any], Awaitable[None]]
 
@@ -97,10 +97,13 @@ async def messages(comms: Comms) -> None:
         _, _, back = await asyncio.gather(comm.write({"data": b"y" * 30_000_000}), asyncio.sleep(0), comm.read())
         assert len(back["data"]) == 30_000_000
     async with acheck("what is not deserialized"):
-        raw = await comms.connect(listener.contact_address, deserialize=False)
+        raw_listener = await comms.listen(echo, deserialize=False)
+        raw = await comms.connect(raw_listener.contact_address, deserialize=False)
         await raw.write({"data": to_serialize(numpy.arange(1000))})
-        assert not isinstance((await raw.read())["data"], (numpy.ndarray, Serialize))
+        back = (await raw.read())["data"]
+        assert isinstance(back, Serialized), type(back)
         await raw.close()
+        raw_listener.stop()
     async with acheck("30 comms at once"):
 
         async def talk(number: int) -> None:
@@ -174,10 +177,16 @@ async def ended(comms: Comms, state: Any, end: Callable[[Any, Any], Awaitable[No
 
 
 async def ends(comms: Comms) -> None:
+    closings: list[asyncio.Future[None]] = []
+
     async def close(one: Any, _other: Any) -> None:
-        await asyncio.wait_for(one.close(), 15)
-        assert one.closed()
-        await one.close()
+        """It waits for what is being written, which nobody may be reading: then it ends when the peer does."""
+        closing = asyncio.ensure_future(one.close())
+        if (await asyncio.wait([closing], timeout=1))[0]:
+            assert one.closed()
+            await one.close()
+        else:
+            closings.append(closing)
 
     async def abort(one: Any, _other: Any) -> None:
         one.abort()
@@ -185,18 +194,22 @@ async def ends(comms: Comms) -> None:
         one.abort()
 
     async def peer_closes(_one: Any, other: Any) -> None:
-        await asyncio.wait_for(other.close(), 15)
+        await close(other, None)
 
     async def peer_aborts(_one: Any, other: Any) -> None:
         other.abort()
 
     async def both_close(one: Any, other: Any) -> None:
-        await asyncio.wait_for(asyncio.gather(one.close(), other.close()), 15)
+        await asyncio.gather(close(one, None), close(other, None))
 
     for state in STATES:
         for end in (close, abort, peer_closes, peer_aborts, both_close):
             async with acheck(f"{end.__name__} while {state.__name__}"):
                 await ended(comms, state, end)
+                if closings:
+                    _, unfinished = await asyncio.wait(closings, timeout=10)
+                    closings.clear()
+                    assert not unfinished, "a close that does not end"
 
 
 async def special_ends(comms: Comms) -> None:
@@ -307,7 +320,7 @@ async def main(protocol: str) -> None:
     async with acheck("no task is left"):
         await asyncio.sleep(0.5)
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not others, others
+        assert not others, [task.get_stack() for task in others]
 
 
 if __name__ == "__main__":
