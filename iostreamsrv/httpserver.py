@@ -10,12 +10,15 @@ The HTTP code is Tornado's, and so are applications, handlers and templates. Eve
 `TCPServer` in this package: streams, limits, timeouts, TLS with reload, PROXY headers and shutdown.
 """
 
+import contextlib
 import inspect
 import socket
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 from weakref import WeakValueDictionary
 
 import tornado.httpserver
+import tornado.tcpserver
 from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.httpserver import _HTTPRequestContext
@@ -27,6 +30,8 @@ from .options import NAMES, SIZES, ServerOptions
 from .runtime.addresses import show
 from .runtime.checks import did_you_mean
 from .runtime.exports import names_of
+from .server.base import ServerBase, core_of, default_options
+from .server.core import ServerCore
 from .streams.lifecycle import MAX_BUFFER_SIZE
 from .tcpserver import TCPServer
 
@@ -73,6 +78,14 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
     finish, answers them with ``Connection: close``, and closes connections that wait for the next request. A WebSocket
     is closed with code 1001 ("going away").
 
+    A subclass may override ``handle_stream``, also by a coroutine, and call the method here at its end. A coroutine
+    that returns closes no stream: ``close_on_return`` is False, unless that keyword is True. ::
+
+        class ProxiedServer(HTTPServer):
+            async def handle_stream(self, stream, address):
+                line = await stream.read_until(b"\\r\\n", max_bytes=107)
+                super().handle_stream(stream, address)
+
     Where Tornado's code closes a connection, it is closed gracefully, as by `IOStream.aclose`. So a reply is not lost
     that is sent while the client still sends its body, such as "413 Request Entity Too Large".
     """
@@ -86,21 +99,18 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
         chunk_size = keywords.pop("chunk_size", None)
         if chunk_size is not None:
             keywords.setdefault("read_chunk_size", chunk_size)
-        ours = {name: keywords.pop(name) for name in SERVER_OPTIONS if name in keywords}
-        ssl_options = keywords.get("ssl_options")
-        TCPServer.__init__(self, ssl_options, **ours)
-        keywords |= {"max_buffer_size": self.options.max_buffer_size, "chunk_size": self.options.read_chunk_size}
-        TornadoHTTPServer.initialize(self, request_callback, **keywords)
+        ssl_options, io_loop = keywords.pop("ssl_options", None), keywords.pop("io_loop", None)
+        found = _as_for_tornado(default_options(type(self), keywords.pop("options", None)))
+        changes = {name: keywords.pop(name) for name in NAMES if name in keywords}
+        options = found.replaced(
+            {name: changes[name] for name in changes if changes[name] is not None or name not in SIZES}
+        )
+        keywords |= {"max_buffer_size": options.max_buffer_size, "chunk_size": options.read_chunk_size}
+        with _without_tornados_fields(self):
+            TornadoHTTPServer.initialize(self, request_callback, **keywords)
         if not keywords.get("idle_connection_timeout"):
             self.conn_params.header_timeout = None  # Tornado's default is a timer for each request: a sixth of its time
-        # By the stream's id: the current or next request with its delegate; and the WebSocket it was upgraded to.
-        self._requests: dict[int, tuple[HTTP1Connection, HTTPMessageDelegate]] = {}
-        self._websockets: WeakValueDictionary[int, WebSocketHandler] = WeakValueDictionary()
-
-    def _default_options(self, options: ServerOptions | None) -> ServerOptions:
-        found = super()._default_options(options)
-        sizes = ("max_buffer_size", "max_write_buffer_size")
-        return found.replaced({name: MAX_BUFFER_SIZE for name in sizes if getattr(found, name) == SIZES[name]})
+        ServerBase.__init__(self, _HTTPCore(self, TCPServer, ssl_options, io_loop, options))
 
     @classmethod
     def configurable_base(cls) -> type[Any]:
@@ -122,33 +132,60 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
     def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
         """For Tornado: the connection waits for another request."""
         delegate = super().start_request(server_conn, request_conn)
-        self._requests[server_conn.stream.id] = request_conn, delegate
+        _core_of(self).requests[server_conn.stream.id] = request_conn, delegate
         return delegate
 
     def on_close(self, server_conn: Any) -> None:
         """For Tornado: the connection has no more requests."""
-        request, delegate = self._requests.pop(server_conn.stream.id, (None, None))
+        _core_of(self).requests_ended(server_conn.stream.id)
+        super().on_close(server_conn)
+
+    async def close_all_connections(self) -> None:
+        """Close all connections now, WebSockets too, with reason ``shutdown``. Return when all handlers have ended."""
+        await TCPServer.close_all_connections(self)
+
+
+class _HTTPCore(ServerCore):
+    """The core of an HTTP server: it knows which streams have a request in progress.
+
+    :ivar requests: by the stream's id: the current or next request with its delegate.
+    """
+
+    closes_in_order = True
+    server: HTTPServer
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.requests: dict[int, tuple[HTTP1Connection, HTTPMessageDelegate]] = {}
+        # By the stream's id: what it was upgraded to.
+        self._websockets: WeakValueDictionary[int, WebSocketHandler] = WeakValueDictionary()
+
+    def requests_ended(self, stream_id: int) -> None:
+        """The connection has no more requests: it is closed, or a WebSocket."""
+        request, delegate = self.requests.pop(stream_id, (None, None))
         if request is not None and request.stream is None:
             handler = _handler_of(delegate)
             if isinstance(handler, WebSocketHandler):
-                self._websockets[server_conn.stream.id] = handler
-        super().on_close(server_conn)
+                self._websockets[stream_id] = handler
 
-    _closes_in_order = True
-
-    async def _shut_down(self, timeout: float | None) -> None:
-        before, self.conn_params.no_keep_alive = self.conn_params.no_keep_alive, True
-        for request, _ in self._requests.values():
+    async def shut_down(self, timeout: float | None) -> None:
+        parameters = self.server.conn_params
+        before, parameters.no_keep_alive = parameters.no_keep_alive, True
+        for request, _ in self.requests.values():
             request._disconnect_on_finish = True
         try:
-            await super()._shut_down(timeout)
+            await super().shut_down(timeout)
         finally:
-            self.conn_params.no_keep_alive = before
+            parameters.no_keep_alive = before
 
-    def _is_stream_idle(self, stream: IOStream) -> bool:
-        return super()._is_stream_idle(stream) and not self._has_request(stream)
+    async def close_all_connections(self) -> None:
+        await super().close_all_connections()
+        await TornadoHTTPServer.close_all_connections(self.server)
 
-    def _may_close_stream(self, stream: IOStream) -> bool:
+    def is_stream_idle(self, stream: IOStream) -> bool:
+        return super().is_stream_idle(stream) and not self._has_request(stream)
+
+    def may_close_stream(self, stream: IOStream) -> bool:
         websocket = self._websockets.get(stream.id)
         if websocket is not None and websocket.ws_connection is not None:
             if websocket.ws_connection.is_closing():
@@ -160,13 +197,35 @@ class HTTPServer(TCPServer, TornadoHTTPServer):  # type: ignore[misc]
     def _has_request(self, stream: IOStream) -> bool:
         # A body is read in pieces, so a stream that waits for data may be in the middle of a request, perhaps after it
         # has written "100 Continue".
-        request, _ = self._requests.get(stream.id, (None, None))
+        request, _ = self.requests.get(stream.id, (None, None))
         return request is not None and request._request_start_line is not None
 
-    async def close_all_connections(self) -> None:
-        """Close all connections now, WebSockets too, with reason ``shutdown``. Return when all handlers have ended."""
-        await TCPServer.close_all_connections(self)
-        await TornadoHTTPServer.close_all_connections(self)
+
+def _core_of(server: HTTPServer) -> _HTTPCore:
+    return cast(_HTTPCore, core_of(server))
+
+
+TORNADO_FIELDS = [name for name in vars(tornado.tcpserver.TCPServer()) if name.startswith("_")]
+"""The fields of Tornado's `TCPServer`. Here they would stay empty, and mislead."""
+
+
+@contextlib.contextmanager
+def _without_tornados_fields(server: HTTPServer) -> Iterator[None]:
+    """Leave the private fields of Tornado's `TCPServer` as they are: perhaps a subclass uses these names."""
+    before = dict(vars(server))
+    yield
+    for name in TORNADO_FIELDS:
+        vars(server).pop(name, None)
+        if name in before:
+            vars(server)[name] = before[name]
+
+
+def _as_for_tornado(options: ServerOptions) -> ServerOptions:
+    """The sizes that applications for Tornado expect, unless others are set. And a handler that returns closes nothing:
+    a subclass may have a ``handle_stream`` that is a coroutine and returns when Tornado's code begins to serve."""
+    sizes = ("max_buffer_size", "max_write_buffer_size")
+    changes = {name: MAX_BUFFER_SIZE for name in sizes if getattr(options, name) == SIZES[name]}
+    return options.replaced({"close_on_return": False, **changes})
 
 
 def _handler_of(delegate: Any) -> Any:

@@ -36,6 +36,7 @@ from tornado.ioloop import IOLoop
 
 from .iostream import IOStream
 from .runtime.loops import asyncio_loop
+from .server.base import core_of
 from .tcpserver import TCPServer
 from .testing import Faults, Simulation, bind_unused_port, memory_stream_pair
 from .testing.serving import end
@@ -89,7 +90,7 @@ def serve(request: pytest.FixtureRequest) -> Iterator[Callable[[TCPServer], Any]
         loop = _loop(io_loop)
         server.listen(0, "127.0.0.1")
         serving.append((loop, loop.create_task(_serve(server))))
-        return server.addresses[0]
+        return core_of(server).listeners.addresses[0]
 
     yield start
     for loop, task in serving:

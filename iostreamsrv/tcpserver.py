@@ -1,10 +1,8 @@
 """The server you subclass. Its methods that listen are in :mod:`iostreamsrv.server.listening`."""
 
-import asyncio
 import ssl
 from asyncio import Future
 from collections.abc import Awaitable, Iterable
-from functools import cached_property
 from types import EllipsisType
 from typing import Any, Self
 
@@ -12,22 +10,24 @@ import tornado.tcpserver
 from tornado.ioloop import IOLoop
 
 from .certs.certificates import Certificates
+from .compat.servers import SocketsByDescriptor, TornadoServer
 from .errors import CloseReason, OptionError
-from .events import Event
+from .events import Event, Events
 from .iostream import IOStream
 from .options import REPLACEABLE, ServerOptions, check_optional_timeout
-from .runtime.callables import is_overridden
+from .runtime.attributes import overridable
 from .runtime.exports import names_of
+from .server.base import core_of, default_options, has_core, listening_sockets
+from .server.core import ServerCore
 from .server.groups import Group, Slow, Streams
 from .server.listening import ListeningServer
-from .server.shutdown import cancel_all
 
 __all__ = ["Streams", "TCPServer"]
 
 __getattr__, __dir__ = names_of(tornado.tcpserver, globals())
 
 
-class TCPServer(ListeningServer):
+class TCPServer(ListeningServer, TornadoServer):
     """A TCP server: subclass it and write :meth:`handle_stream`, or assign ``handle_stream`` on the instance. ::
 
         class Echo(TCPServer):
@@ -58,7 +58,6 @@ class TCPServer(ListeningServer):
     :raises OptionError: an option is invalid.
     :raises TypeError: there is no such option; the most similar one is suggested.
 
-    :ivar events: the `Events` of the server: ``server.events.subscribe(listener, "close")``.
     """
 
     def __init__(
@@ -71,11 +70,12 @@ class TCPServer(ListeningServer):
         options: ServerOptions | None = None,
         **keywords: Any,
     ) -> None:
-        if io_loop is not None and not isinstance(io_loop, IOLoop):
-            raise OptionError("io_loop", io_loop, "must be an IOLoop, or None")
         given = {"max_buffer_size": max_buffer_size, "read_chunk_size": read_chunk_size}
         keywords |= {name: value for name, value in given.items() if value is not None}
-        super().__init__(ssl_options, io_loop, self._default_options(options).replaced(keywords))
+        merged = default_options(type(self), options).replaced(keywords)
+        super().__init__(ServerCore(self, TCPServer, ssl_options, io_loop, merged))
+
+    _sockets = SocketsByDescriptor(listening_sockets)
 
     # ---- what users override
 
@@ -125,10 +125,15 @@ class TCPServer(ListeningServer):
 
     # ---- options
 
-    @property
+    @overridable
+    def events(self) -> Events:
+        """The `Events` of the server: ``server.events.subscribe(listener, "close")``."""
+        return core_of(self).events
+
+    @overridable
     def options(self) -> ServerOptions:
         """The `ServerOptions` that are in force."""
-        return self._options
+        return core_of(self).options
 
     def replace_options(self, **changes: Any) -> None:
         """Replace limits and timeouts while the server runs; all of them or, if one is invalid, none. ::
@@ -142,12 +147,12 @@ class TCPServer(ListeningServer):
         :raises OptionError: an option is invalid, or is fixed when the server is made.
         :raises TypeError: there is no such option.
         """
-        options = self.options.replaced(changes)
+        core = core_of(self)
+        options = core.options.replaced(changes)
         for name in changes:
             if name not in REPLACEABLE:
                 raise OptionError(name, changes[name], "cannot be replaced on a server: give it to the constructor")
-        self._options = options
-        self._clients.set_options(options)
+        core.set_options(options)
 
     # ---- running and ending
 
@@ -167,26 +172,7 @@ class TCPServer(ListeningServer):
         :raises NotImplementedError: there is no ``handle_stream``.
         :raises RuntimeError: the server is not listening, so it would wait forever.
         """
-        self._need_handler()
-        if not self._listeners:
-            raise RuntimeError("the server is not listening: call listen(), or bind() and start(), first")
-        self._clients.limits.refresh_capacity()
-        self._listeners.move_to(IOLoop.current())
-        stopped = self._on_stop = self._on_stop or asyncio.Event()
-        try:
-            await stopped.wait()
-            if self._ending is not None:
-                await asyncio.shield(self._ending)
-        except asyncio.CancelledError:
-            self._cancelled = True
-            try:
-                if self._ending is None:  # otherwise a shutdown is running, and is cut short
-                    await self.shutdown()
-            finally:
-                self._cancelled = False
-                self.stop()
-                await self.close_all_connections()
-            raise
+        await core_of(self).serve()
 
     async def shutdown(self, timeout: float | EllipsisType | None = ...) -> None:
         """Stop listening, let clients finish, and close all streams. ::
@@ -211,38 +197,34 @@ class TCPServer(ListeningServer):
         :param timeout: seconds; default ``drain_timeout`` of the options, 15. None for no limit.
         :raises OptionError: not a number of seconds above 0.
         """
-        seconds = self.options.drain_timeout if timeout is ... else check_optional_timeout("timeout", timeout)
-        caller = asyncio.current_task()
-        self._clients.shutdown_callers.add(caller)
-        try:
-            await (self._shut_down(seconds) if self._ending is None else asyncio.shield(self._ending))
-        finally:
-            self._clients.shutdown_callers.discard(caller)
+        core = core_of(self)
+        seconds = core.options.drain_timeout if timeout is ... else check_optional_timeout("timeout", timeout)
+        await core.shutdown(seconds)
 
-    @property
+    @overridable
     def draining(self) -> bool:
         """Whether :meth:`shutdown` is running."""
-        return self._clients.draining
+        return core_of(self).connections.draining
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.shutdown()
+        await core_of(self).shutdown_as_overridden()
 
     async def close_all_connections(self) -> None:
         """Cancel all handlers and close all streams now, reason ``shutdown``; return when the handlers have ended.
 
         The server goes on listening, unless :meth:`stop` was called before.
         """
-        await cancel_all(self._clients, CloseReason.SHUTDOWN)
+        await core_of(self).close_all_connections()
 
     # ---- all clients
 
-    @cached_property
+    @overridable
     def streams(self) -> Streams:
         """The open streams: ``len()``, iteration, ``get(id)``. A subclass may use the name for something else."""
-        return Streams(self._clients.open)
+        return core_of(self).streams
 
     def group(self, name: object) -> Group:
         """The group of streams with this name; it is created when first used. ::
@@ -251,7 +233,7 @@ class TCPServer(ListeningServer):
 
         :param name: any hashable object.
         """
-        return self._clients.groups.get(name)
+        return core_of(self).connections.groups.get(name)
 
     def broadcast(
         self, data: bytes | bytearray | memoryview, exclude: IOStream | Iterable[IOStream] = (), slow: Slow = "drop"
@@ -270,52 +252,72 @@ class TCPServer(ListeningServer):
             have taken it or are closed.
         :raises OptionError: ``slow`` is none of these.
         """
-        return self._clients.groups.broadcast(self._clients.open.values(), data, exclude, slow)
+        connections = core_of(self).connections
+        return connections.groups.broadcast(connections.open.values(), data, exclude, slow)
 
     def kick_all(self, message: str = "") -> None:
         """Close all streams now, as `IOStream.kick` does; reason ``kicked``."""
-        for stream in list(self._clients.open.values()):
+        for stream in list(core_of(self).connections.open.values()):
             stream.kick(message)
 
     @property
     def max_buffer_size(self) -> int:
         """``options.max_buffer_size``, as an attribute as in Tornado; may be set, for new streams."""
-        return self.options.max_buffer_size
+        return core_of(self).options.max_buffer_size
 
     @max_buffer_size.setter
     def max_buffer_size(self, value: float | None) -> None:
-        self.replace_options(max_buffer_size=value)
+        if has_core(self):
+            TCPServer.replace_options(self, max_buffer_size=value)
 
     @property
     def read_chunk_size(self) -> int:
         """``options.read_chunk_size``, as an attribute as in Tornado; may be set, for new streams."""
-        return self.options.read_chunk_size
+        return core_of(self).options.read_chunk_size
 
     @read_chunk_size.setter
     def read_chunk_size(self, value: int | None) -> None:
-        self.replace_options(read_chunk_size=value)
-
-    def _overrides(self, name: str) -> bool:
-        return is_overridden(self, TCPServer, name)
+        if has_core(self):
+            TCPServer.replace_options(self, read_chunk_size=value)
 
     # ---- certificates
 
     @property
+    def ssl_options(self) -> dict[str, Any] | ssl.SSLContext | Certificates | None:
+        """The TLS options of the server, as they were given; may be set, also while the server listens. ::
+
+            server.ssl_options = {"certfile": "cert.pem", "keyfile": "key.pem"}
+
+        They apply to new connections, except on listeners with TLS options of their own; None for plain connections.
+        Open connections stay as they are. :meth:`reload_certificates` reads the files of the current options; a change
+        within a dict has no effect before the dict is set again. If the options are invalid, nothing changes.
+
+        :raises CertificateError: the options are invalid.
+        """
+        return core_of(self).ssl_options if has_core(self) else None  # Tornado's HTTP server asks in between
+
+    @ssl_options.setter
+    def ssl_options(self, value: dict[str, Any] | ssl.SSLContext | Certificates | None) -> None:
+        if has_core(self):
+            core_of(self).set_ssl_options(value)
+
+    @overridable
     def certificates(self) -> list[Certificates]:
         """The certificates of the server and of its listeners; empty without TLS."""
-        certificates = [setup.certificates for setup in self._listeners.setups if setup.certificates is not None]
-        return list(dict.fromkeys(certificates))
+        return core_of(self).certificates
 
     def reload_certificates(self) -> bool:
         """Reload all certificate files for new connections; open connections keep their certificates.
 
         If a file is unreadable, incomplete or does not match its key, those certificates stay as they were, and an
         error is logged. An `ssl.SSLContext` stays, too, with a warning: its files are not known. Each of the
-        `Certificates` emits the event "reload". On SIGHUP `run` does the same, but reads the files in another thread.
+        `Certificates` emits the event "reload". On SIGHUP `run` does the same, but reads the files in another thread,
+        if the server has certificates when `run` is called.
 
         :returns: whether all were reloaded.
         """
-        outcomes = [certificates.renew() for certificates in self.certificates]  # all, even if one fails
+        core = core_of(self)
+        outcomes = [certificates.renew() for certificates in core.certificates]  # all, even if one fails
         for outcome in outcomes:
-            self.events.emit(Event("reload", outcome.text, outcome.level, error=outcome.error))
+            core.events.emit(Event("reload", outcome.text, outcome.level, error=outcome.error))
         return all(outcome.done for outcome in outcomes)

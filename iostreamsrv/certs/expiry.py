@@ -18,18 +18,26 @@ class ExpiryTimer:
     def __init__(self, certificates: Callable[[], Iterable[Certificates]]) -> None:
         self._certificates = certificates
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # while started
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Check now, and once a day from here on. Without certificates no timer is set."""
         self.stop()
+        self._loop = loop
         certificates = list(self._certificates())
         for each in certificates:
             each.warn_of_expiry(wall_clock_of(loop)())
         if certificates:
             self._timer = loop.call_later(DAY, self.start, loop, context=Context())
 
+    def restart(self) -> None:
+        """Check now if it was started: there are other certificates."""
+        if self._loop is not None and not self._loop.is_closed():
+            self.start(self._loop)
+
     def stop(self) -> None:
         """Check no more."""
+        self._loop = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -13,12 +13,14 @@ from typing import Any
 
 from tornado.ioloop import IOLoop
 
-from ..errors import OptionError
+from ..errors import ListenError, OptionError
 from ..events import UNOWNED_EVENTS, Event, Events
+from ..runtime.addresses import show
 from ..runtime.clock import clock_of
 from ..runtime.exports import set_module
 from ..runtime.kernel import SYSTEM, kernel_of
 from ..runtime.loops import asyncio_loop, current_loop
+from .bind import BACKLOG
 
 ACCEPTS_PER_TURN = 16
 """Connections accepted per event: enough for a rush, and few enough not to delay existing clients."""
@@ -253,14 +255,17 @@ def add_accept_handler(sock: socket.socket, callback: Callable[[socket.socket, A
         (listener,) = bind_sockets(8888, "127.0.0.1")
         remove = add_accept_handler(listener, lambda connection, address: connection.close())
 
-    :param sock: a listening socket. It becomes non-blocking; closing it remains the caller's job.
+    :param sock: a listening socket, or one that is bound: that begins to listen. It becomes non-blocking; closing it
+        remains the caller's job.
     :param callback: is called with each connection, a `socket.socket`, and its address as ``accept`` returns it. An
         exception in it is logged, and does not stop accepting. Each call runs in a copy of the current context.
     :returns: a function that stops accepting; calling it again does nothing.
-    :raises OptionError: if ``sock`` is not a listening stream socket.
+    :raises OptionError: if ``sock`` is no stream socket that is listening or bound.
+    :raises ListenError: if the kernel refuses to listen.
     """
-    if (problem := why_not_listening(sock)) is not None:
+    if (problem := why_not_added(sock)) is not None:
         raise OptionError("sock", sock, problem)
+    listen_if_bound(sock)
     acceptor = Acceptor(sock, partial(_call_in_copy, copy_context(), callback))
     acceptor.start(current_loop())
     return acceptor.stop
@@ -268,6 +273,41 @@ def add_accept_handler(sock: socket.socket, callback: Callable[[socket.socket, A
 
 def _call_in_copy(context: Context, callback: Callable[..., None], *arguments: Any) -> None:
     context.copy().run(callback, *arguments)
+
+
+def listen_if_bound(listener: object) -> None:
+    """Have a socket listen that is merely bound. (Tornado's servers accept it, and a program may call ``listen()``
+    only after it has added the socket.)
+
+    :raises ListenError: the kernel refuses.
+    """
+    if not isinstance(listener, socket.socket) or not _is_merely_bound(listener):
+        return
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        address = show(listener.getsockname())
+        raise ListenError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
+
+
+def _is_merely_bound(listener: socket.socket) -> bool:
+    if why_not_listening(listener) != NOT_LISTENING:
+        return False
+    with contextlib.suppress(OSError):
+        listener.getpeername()
+        return False  # it is connected
+    address = listener.getsockname()
+    return bool(address[1] if isinstance(address, tuple) else address)
+
+
+def why_not_added(listener: object) -> str | None:
+    """Why a server cannot accept on ``listener``, even after :func:`listen_if_bound`; None if it can."""
+    if isinstance(listener, socket.socket) and _is_merely_bound(listener):
+        return None
+    return why_not_listening(listener)
+
+
+NOT_LISTENING = "is not listening"
 
 
 def why_not_listening(listener: object) -> str | None:
@@ -279,5 +319,5 @@ def why_not_listening(listener: object) -> str | None:
     if listener.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM:
         return "is not a stream socket"
     if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        return "is not listening"
+        return NOT_LISTENING
     return None

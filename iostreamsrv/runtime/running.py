@@ -1,6 +1,7 @@
 """``run``: serve until a signal ends the program."""
 
 import asyncio
+import functools
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -17,6 +18,13 @@ class Servable(Protocol):
 
     def serve_forever(self) -> Awaitable[None]:
         """Serve until stopped or cancelled."""
+
+
+@functools.singledispatch
+def inside(main: object) -> Any:
+    """Where to find the options and the certificates of what `run` was given. For a server of this package that is its
+    core: the attributes of a server may be the user's."""
+    return main
 
 
 @set_module("iostreamsrv.ioloop")
@@ -51,7 +59,7 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
     loop = asyncio_loop(io_loop)
     if loop.is_running():
         raise RuntimeError("iostreamsrv.run() inside a running loop: use `await server.serve_forever()` there")
-    raise_limit(getattr(getattr(main, "options", None), "max_connections", None))
+    raise_limit(getattr(getattr(inside(main), "options", None), "max_connections", None))
     executor = known_executor(loop)
     with signals_restored():
         try:
@@ -66,7 +74,7 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
 
 async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
     on_hangup = _reloads(loop, main)
-    reloading = [signal.SIGHUP] if getattr(main, "certificates", None) and hasattr(signal, "SIGHUP") else []
+    reloading = [signal.SIGHUP] if getattr(inside(main), "certificates", None) and hasattr(signal, "SIGHUP") else []
     if hasattr(main, "serve_forever"):
         main = main.serve_forever()
     elif callable(main):
@@ -101,7 +109,7 @@ def _reloads(loop: asyncio.AbstractEventLoop, server: Any) -> Callable[[], None]
     async def reload(before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait([before])
-        for certificates in server.certificates:
+        for certificates in inside(server).certificates:
             await loop.run_in_executor(None, certificates.prepare)
         server.reload_certificates()
 

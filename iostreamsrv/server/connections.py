@@ -18,6 +18,7 @@ from ..events import Event, EventKind, Events
 from ..iostream import BaseIOStream, IOStream
 from ..options import ServerOptions
 from ..runtime.addresses import show
+from ..runtime.cleanup import may_end_with_loop
 from ..streams.served import loop_of
 from .close_reports import CloseReports
 from .connection import Connection, ConnectionSetup, Handlers, client_name
@@ -38,7 +39,6 @@ class Connections:
     :param is_idle: whether a stream has no request in progress, so that a shutdown may close it.
     :param may_close: whether a shutdown may close a stream whose handler has answered and reads again.
     :param closes_in_order: whether ``close()`` of a stream does what ``aclose()`` does.
-    :param may_block: whether handlers run in the loop, so that the watchdog is needed.
     :param on_capacity: called when there is room again for a waiting client.
     :ivar open: the streams that have a permit, by id.
     :ivar rejected: the streams that are open only for ``handle_reject``, by id.
@@ -50,6 +50,7 @@ class Connections:
     :ivar draining: whether the server is shutting down.
     :ivar closes_answered: in a shutdown: whether a stream is closed as soon as its handler has answered.
     :ivar cancel_reason: the close reason for the stream of a cancelled handler.
+    :ivar may_block: whether handlers run in the loop, so that the watchdog is needed. True unless set.
     :ivar shutdown_callers: the tasks that wait for a shutdown. It does not wait for them: they may be handlers.
     """
 
@@ -62,7 +63,6 @@ class Connections:
         is_idle: Callable[[IOStream], bool],
         may_close: Callable[[IOStream], bool],
         closes_in_order: bool,
-        may_block: bool,
         on_capacity: Callable[[], None],
     ) -> None:
         self.server = server
@@ -84,7 +84,7 @@ class Connections:
         self.is_idle = is_idle
         self.may_close = may_close
         self.closes_in_order = closes_in_order
-        self._may_block = may_block
+        self.may_block = True
         self.overrides = overrides
         self._draining_waiters: dict[asyncio.Future[None], None] = {}
         self._reports = CloseReports(self)
@@ -141,7 +141,7 @@ class Connections:
             return
         stream = IOStream.for_client(connection, address, self.options, self, context.copy())
         loop = loop_of(stream)
-        if self.deadlines.run(loop) and self._may_block:
+        if self.deadlines.run(loop) and self.may_block:
             watch(loop, self)
         if self.limits.has_capacity() or self._make_room_for(address):
             self.open[stream.id] = stream
@@ -198,6 +198,7 @@ class Connections:
     def set_up(self, serving: Coroutine[Any, Any, None], stream: IOStream) -> None:
         """Run ``serve`` of a connection in a task, in an empty context."""
         task = loop_of(stream).create_task(serving, context=Context())
+        may_end_with_loop(task)
         self.starting[task] = None
         task.add_done_callback(self.starting.pop, context=Context())
 
@@ -253,6 +254,7 @@ class Connections:
 
     def keep(self, task: "asyncio.Task[Any]") -> None:
         """Make a shutdown wait for ``task``, which closes a stream or runs ``handle_close``."""
+        may_end_with_loop(task)
         self.closing[task] = None
         task.add_done_callback(self.closing.pop, context=Context())
 

@@ -13,7 +13,7 @@ from ..certs.certificates import Certificates
 from ..certs.expiry import ExpiryTimer
 from ..errors import ListenError, OptionError
 from ..events import Event, Events
-from ..net.acceptor import Acceptor, why_not_listening
+from ..net.acceptor import Acceptor, listen_if_bound, why_not_added
 from ..options import ServerOptions
 from ..runtime.addresses import show
 from ..runtime.loops import asyncio_loop
@@ -49,10 +49,14 @@ class Listeners:
         return bool(self._acceptors)
 
     @property
+    def sockets(self) -> list[socket.socket]:
+        """The sockets that are accepted on."""
+        return [acceptor.listener for acceptor in self._acceptors]
+
+    @property
     def addresses(self) -> list[Any]:
         """The bound addresses, as `socket.socket.getsockname` gives them."""
-        sockets = [*(each.listener for each in self._acceptors), *(listener for listener, _ in self._pending)]
-        return [listener.getsockname() for listener in sockets]
+        return [listener.getsockname() for listener in (*self.sockets, *(held for held, _ in self._pending))]
 
     @property
     def setups(self) -> list[ConnectionSetup]:
@@ -66,6 +70,11 @@ class Listeners:
         :raises CertificateError: the options are unusable.
         """
         return self._default if ssl_options is None else ConnectionSetup.of(ssl_options, options)
+
+    def set_default_certificates(self, certificates: Certificates | None) -> None:
+        """Use these for new clients of listeners that were given no TLS options; None for plain connections."""
+        self._default.certificates = certificates
+        self._expiry.restart()
 
     def hold(self, sockets: list[socket.socket], setup: ConnectionSetup) -> None:
         """Keep sockets bound, with clients waiting in the backlog, until :meth:`take_held`."""
@@ -83,16 +92,20 @@ class Listeners:
         io_loop: IOLoop,
         prepare: Callable[[socket.socket], None],
     ) -> None:
-        """Accept on all of these. Their clients start with the context variables of this call.
+        """Accept on all of these; those that are merely bound begin to listen. Their clients start with the context
+        variables of this call.
 
         :param prepare: see `Acceptor`.
-        :raises OptionError: a socket is closed, is not listening, or was added before; then none is accepted on.
-        :raises ListenError: the kernel refuses a socket option; likewise.
+        :raises OptionError: a socket is closed, is neither listening nor bound, or was added before; then none is
+            accepted on.
+        :raises ListenError: the kernel refuses a socket option, or to listen; likewise.
         """
         known = {acceptor.listener.fileno() for acceptor in self._acceptors}
         for listener, _ in listeners:
             _check_listener(listener, known)
             known.add(listener.fileno())
+        for listener, _ in listeners:
+            listen_if_bound(listener)
         context = copy_context()
         acceptors = [
             self._acceptor(listener, partial(self._accepted, setup, context), prepare) for listener, setup in listeners
@@ -167,7 +180,7 @@ class Listeners:
 
 
 def _check_listener(listener: socket.socket, known: set[int]) -> None:
-    problem = why_not_listening(listener)
+    problem = why_not_added(listener)
     if problem is None and listener.fileno() in known:
         problem = "was added before"
     if problem is not None:

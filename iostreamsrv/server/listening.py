@@ -1,6 +1,5 @@
 """The methods of `TCPServer` that listen: bind, accept, suspend, stop."""
 
-import contextlib
 import socket
 import ssl
 from collections.abc import Iterable
@@ -9,9 +8,9 @@ from typing import Any, Literal
 from ..certs.certificates import Certificates
 from ..errors import ListenError, OptionError
 from ..net.bind import BACKLOG, bind_sockets
+from ..runtime.attributes import overridable
 from ..runtime.checks import is_int
-from .base import ServerBase
-from .connection import ConnectionSetup
+from .base import ServerBase, core_of
 from .forking import fork_workers
 
 SSLOptions = dict[str, Any] | ssl.SSLContext | Certificates | Literal[False] | None
@@ -43,10 +42,11 @@ class ListeningServer(ServerBase):
             is left bound.
         :raises NotImplementedError: there is no ``handle_stream``.
         """
-        self._need_handler()
-        setup = self._listeners.setup_for(ssl_options, self._options)
+        core = core_of(self)
+        core.need_handler()
+        setup = core.listeners.setup_for(ssl_options, core.options)
         sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
-        self._accept_on_bound([(each, setup) for each in sockets])
+        core.accept_on_bound([(each, setup) for each in sockets])
 
     def bind(
         self,
@@ -65,13 +65,14 @@ class ListeningServer(ServerBase):
 
         Parameters and errors are those of :meth:`listen`.
         """
-        self._need_handler()
-        setup = self._listeners.setup_for(ssl_options, self._options)
+        core = core_of(self)
+        core.need_handler()
+        setup = core.listeners.setup_for(ssl_options, core.options)
         sockets = bind_sockets(port, address, family, backlog, flags, reuse_port)
-        if self._started:
-            self._accept_on_bound([(each, setup) for each in sockets])
+        if core.started:
+            core.accept_on_bound([(each, setup) for each in sockets])
         else:
-            self._listeners.hold(sockets, setup)
+            core.listeners.hold(sockets, setup)
 
     def start(self, num_processes: int | None = 1, max_restarts: int | None = None) -> None:
         """Accept on all that was bound. ::
@@ -89,8 +90,9 @@ class ListeningServer(ServerBase):
         :raises OptionError: a number is invalid.
         :raises ListenError: the kernel refuses a socket option. Nothing is left bound.
         """
-        self._need_handler()
-        if self._started:
+        core = core_of(self)
+        core.need_handler()
+        if core.started:
             raise RuntimeError("the server has been started already: call stop() first")
         if num_processes is not None and not is_int(num_processes, 0):
             raise OptionError("num_processes", num_processes, "must be 1 or more, or None for one for each core")
@@ -98,32 +100,28 @@ class ListeningServer(ServerBase):
             raise OptionError("max_restarts", max_restarts, "must be 0 or more, or None for 100")
         if num_processes != 1:
             fork_workers(num_processes, max_restarts, self.stop)
-        self._started = True
+        core.started = True
         try:
-            self._accept_on_bound(self._listeners.take_held())
+            core.accept_on_bound(core.listeners.take_held())
         except ListenError:
-            self._started = False
+            core.started = False
             raise
 
-    def _accept_on_bound(self, listeners: list[tuple[socket.socket, ConnectionSetup]]) -> None:
-        """Accept on sockets that this server has bound, and that no one else would close if it fails."""
-        with contextlib.ExitStack() as unfinished:
-            for listener, _ in listeners:
-                unfinished.callback(listener.close)
-            self._accept_on(listeners)
-            unfinished.pop_all()
-
     def add_sockets(self, sockets: Iterable[socket.socket], ssl_options: SSLOptions = None) -> None:
-        """Accept on sockets that are listening already; the server owns them, and :meth:`stop` closes them. ::
+        """Accept on these sockets; the server owns them, and :meth:`stop` closes them. ::
 
             server.add_sockets([*bind_sockets(8888), bind_unix_socket("/run/echo.sock")])
 
+        :param sockets: sockets that are listening, or bound: then they begin to listen, with the default backlog.
         :param ssl_options: TLS options for their clients; None for those of the server, False for plain connections.
-        :raises OptionError: a socket is closed, is not listening, or was added before; then none of them is added.
-        :raises ListenError: the kernel refuses a socket option; then, too, none is added, and all stay open.
+        :raises OptionError: a socket is closed, is neither listening nor bound, or was added before; then none of them
+            is added.
+        :raises ListenError: the kernel refuses a socket option, or to listen; then, too, none is added, and all stay
+            open.
         """
-        setup = self._listeners.setup_for(ssl_options, self._options)
-        self._accept_on([(listener, setup) for listener in sockets])
+        core = core_of(self)
+        setup = core.listeners.setup_for(ssl_options, core.options)
+        core.accept_on([(listener, setup) for listener in sockets])
 
     def add_socket(self, socket: socket.socket, ssl_options: SSLOptions = None) -> None:
         """:meth:`add_sockets` for one socket."""
@@ -131,26 +129,22 @@ class ListeningServer(ServerBase):
 
     def suspend(self) -> None:
         """Accept no client until :meth:`resume`: clients wait in the backlog, open streams stay open."""
-        self._listeners.suspend()
+        core_of(self).listeners.suspend()
 
     def resume(self) -> None:
         """Accept again after :meth:`suspend`."""
-        self._listeners.resume()
+        core_of(self).listeners.resume()
 
-    @property
+    @overridable
     def suspended(self) -> bool:
         """Whether :meth:`suspend` was called without a :meth:`resume` since."""
-        return self._listeners.suspended
+        return core_of(self).listeners.suspended
 
     def stop(self) -> None:
         """Stop listening: new clients are refused, open streams stay open. The server may listen again afterwards."""
-        self._listeners.close()
-        self._started = False
-        if self._on_stop is not None:
-            self._on_stop.set()
-            self._on_stop = None
+        core_of(self).stop()
 
-    @property
+    @overridable
     def addresses(self) -> list[Any]:
         """The bound addresses, as `socket.socket.getsockname` gives them: with the real port in place of port 0."""
-        return self._listeners.addresses
+        return core_of(self).listeners.addresses

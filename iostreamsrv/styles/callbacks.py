@@ -16,6 +16,7 @@ from ..iostream import IOStream
 from ..options import Full, check_optional_timeout
 from ..runtime.callables import check_function, is_overridden
 from ..runtime.loops import current_loop
+from ..server.base import core_of
 from ..server.groups import Slow
 from ..tcpserver import TCPServer
 from .session import Session
@@ -80,8 +81,8 @@ class CallbackServer(TCPServer):
         self._client_sessions: dict[int, Session] = {}
         self._ticking: object | None = None
         self._unstarted: list[tuple[Context, Awaitable[None]]] = []
-        self.events.subscribe(self._listening, "listen")
-        self.events.subscribe(self._rejected, "reject")
+        core_of(self).events.subscribe(self._listening, "listen")
+        core_of(self).events.subscribe(self._rejected, "reject")
 
     # ---- what users override
 
@@ -211,7 +212,7 @@ class CallbackServer(TCPServer):
         except Exception as error:
             text = f"Exception in callback of {type(self).__name__}"
             raised = CloseReason.HANDLER_ERROR
-            self.events.emit(Event("error", text, logging.ERROR, reason=raised, error=error))
+            core_of(self).events.emit(Event("error", text, logging.ERROR, reason=raised, error=error))
 
     def _run_unstarted(self) -> None:
         while self._unstarted:

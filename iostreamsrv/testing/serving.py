@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+from ..server.base import core_of
 from ..tcpserver import TCPServer
 
 
@@ -24,11 +25,12 @@ async def running(server: TCPServer, address: str = "127.0.0.1") -> AsyncIterato
     :param address: an IP address of this host.
     :raises ListenError: it is not possible to listen on the address.
     """
-    if not server.addresses:
+    listeners = core_of(server).listeners
+    if not listeners.addresses:
         server.listen(0, address)
     serving = asyncio.ensure_future(server.serve_forever())
     try:
-        yield server.addresses[0]
+        yield listeners.addresses[0]
     finally:
         await end(server, serving)
 

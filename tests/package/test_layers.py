@@ -1,4 +1,4 @@
-"""Imports go down only, and nothing of Tornado's streams shows through ours."""
+"""Imports go down only, and nothing of Tornado's streams and servers shows through ours."""
 
 import ast
 import functools
@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 import tornado.iostream
+import tornado.tcpserver
 
 import iostreamsrv
+from iostreamsrv.httpserver import HTTPServer
 from tests.support import PROJECT
 from tests.support.modules import FRONT_DOOR, PACKAGE, imports, inside, own_imports
 
@@ -303,14 +305,12 @@ def servers(source: str) -> Iterator[str]:
             yield ast.unparse(node)
 
 
-TO_BE_OVERRIDDEN = {"_may_block"}
-
-
 def test_the_servers_of_styles_give_no_private_name_that_their_base_has() -> None:
     """It would be taken for one of their own, and be put in its place."""
-    sources = [inside[name].read_text() for name in ("tcpserver", "server.listening", "server.base")]
-    taken = set.union(*map(private_names, sources)) - TO_BE_OVERRIDDEN
-    assert "_listeners" in taken
+    taken = {name for name in dir(iostreamsrv.TCPServer()) if is_private(name)}
+    tornados = {name for name in dir(tornado.tcpserver.TCPServer()) if is_private(name)}
+    assert taken - tornados == {"_iostreamsrv"}, "all else is a name that a user's class may have"
+    assert "_sockets" in taken
     found = [server for name in STYLES for server in servers(inside[name].read_text())]
     assert found
     assert [private_names(server) & taken for server in found] == [set()] * len(found)
@@ -410,3 +410,23 @@ def test_no_public_name_of_tornados_streams_resolves_to_tornados_code(ours: type
         name for name in public if inspect.getattr_static(ours, name) is inspect.getattr_static(tornados, name)
     ]
     assert inherited == []
+
+
+def defined_by(kind: type) -> list[str]:
+    return [name for name in vars(kind) if not (name.startswith("__") and name.endswith("__")) or name == "__init__"]
+
+
+@pytest.mark.parametrize("ours", [iostreamsrv.TCPServer, HTTPServer])
+def test_no_name_of_tornados_server_resolves_to_tornados_code(ours: type) -> None:
+    names = defined_by(tornado.tcpserver.TCPServer)
+    assert {"listen", "_handle_connection", "__init__"} <= set(names)
+    found = {name: inspect.getattr_static(ours, name) for name in names}
+    assert [name for name in names if found[name] is vars(tornado.tcpserver.TCPServer)[name]] == []
+
+
+@pytest.mark.gen_test
+async def test_no_field_of_tornados_server_is_there() -> None:
+    fields = set(vars(tornado.tcpserver.TCPServer()))
+    assert "_sockets" in fields
+    for server in iostreamsrv.TCPServer(), HTTPServer(lambda request: None):
+        assert fields & set(vars(server)) == set()

@@ -209,6 +209,7 @@ def test_who_comes_when_there_is_a_descriptor_again_is_served() -> None:
 GOODBYES = """
     import asyncio, resource, socket, sys
     import iostreamsrv
+    from iostreamsrv.server.base import core_of
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
@@ -226,7 +227,7 @@ GOODBYES = """
         for make in Server, Polite:
             server = make()
             server.listen(0, "127.0.0.1")
-            print(server._clients.limits.capacity)
+            print(core_of(server).connections.limits.capacity)
             await server.shutdown()
 
     asyncio.run(main())

@@ -367,7 +367,7 @@ def sockets() -> Iterator[dict[str, Any]]:
     connected, other = socket.socketpair()
     yield {
         "not listening": [unbound],
-        "bound only": [bound],
+        "a bound one and a bad one": [bound, unbound],
         "closed": [closed],
         "datagrams": [datagrams],
         "connected": [connected],
@@ -383,7 +383,7 @@ def sockets() -> Iterator[dict[str, Any]]:
     "which",
     [
         "not listening",
-        "bound only",
+        "a bound one and a bad one",
         "closed",
         "datagrams",
         "connected",

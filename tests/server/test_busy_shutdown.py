@@ -17,6 +17,7 @@ from tornado.netutil import BlockingResolver
 from iostreamsrv import CloseReason, IOStream, StreamClosedError, TCPServer
 from iostreamsrv.events import Event
 from iostreamsrv.httpserver import HTTPServer
+from iostreamsrv.server.base import core_of
 from iostreamsrv.styles import BlockingServer, CallbackServer, QueueServer
 from iostreamsrv.testing import Simulation
 from tests.support.engines import on_every_loop
@@ -253,7 +254,7 @@ async def test_a_read_in_the_middle_of_a_request_goes_on(serving: Serving, insid
     peer.send(b"6\nabc")
     await header.wait()
     await asyncio.sleep(0.6)
-    assert server._clients.closes_answered, "drain_idle has passed"
+    assert core_of(server).connections.closes_answered, "drain_idle has passed"
     go_on.set()
     await turns(20)  # the read that waits for the rest of the body has begun
     peer.send(b"def")

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from iostreamsrv import Event, IOStream, TCPClient, TCPServer
 from iostreamsrv.certificates import CertificateAuthority, Certificates, KeyPair, client_context, self_signed
 from iostreamsrv.sansio.tls import TLSEngine
+from iostreamsrv.server.base import core_of
 from tests.support.certificates import TRUSTING_ALL, certificate_for, errors, handshake, problem, shown
 from tests.support.peers import tcp_pair
 from tests.support.programs import Program
@@ -324,7 +325,8 @@ async def test_a_client_that_is_greeted_when_its_listener_stops_is_still_served(
     (certificates,) = server.certificates
     stream = await TCPClient().connect(*server.addresses[0][:2])
     await stream.write(b"PROXY TCP4 ")
-    await eventually(lambda: server._listeners.setups[1:] and server._listeners.setups[1].reading_headers)
+    listeners = core_of(server).listeners
+    await eventually(lambda: listeners.setups[1:] and listeners.setups[1].reading_headers)
     server.stop()
     assert server.certificates == [certificates]
     self_signed().write(Path(files["certfile"]).parent)

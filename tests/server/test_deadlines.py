@@ -19,6 +19,7 @@ from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosed
 from iostreamsrv.events import Event
 from iostreamsrv.iostream import MORE
 from iostreamsrv.server import deadlines
+from iostreamsrv.server.base import core_of
 from iostreamsrv.testing import MockClock, Simulation
 from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts
 from tests.support.programs import ReportingServer
@@ -597,7 +598,7 @@ async def test_the_clock_stops_with_the_last_stream_and_starts_again_with_the_ne
     server = serving.with_handler(silence, idle_timeout=SOON)
     for _ in range(2):
         assert await serving.end_of(serving.connect(server)) == "idle_timeout"
-        await eventually(lambda: server._clients.deadlines._timer is None)
+        await eventually(lambda: core_of(server).connections.deadlines._timer is None)
 
 
 def test_the_clock_goes_on_in_another_loop() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from iostreamsrv import CloseReason, IOStream, OptionError, StreamClosedError, TCPServer
 from iostreamsrv.iostream import SSLIOStream
+from iostreamsrv.server.base import core_of
 from iostreamsrv.server.shutdown import drain
 from tests.support.engines import on_every_loop
 from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts
@@ -297,7 +298,7 @@ async def test_a_request_that_is_still_in_the_kernel_is_waited_for(serving: Serv
     peer = serving.connect(server)
     assert await answers(peer)
     peer.send(b"in time\n")
-    await drain(server._clients, idle=0.0, timeout=None)  # which looks at once
+    await drain(core_of(server).connections, idle=0.0, timeout=None)  # which looks at once
     assert await peer.receive_all() == b"in time\n"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, TCPServer
+from iostreamsrv.server.base import core_of
 from iostreamsrv.streams import wakeup
 from tests.support import PROJECT
 from tests.support.engines import on_every_loop
@@ -117,7 +118,7 @@ def test_a_server_stops_after_its_loop_closed_all_it_knew(io_loop: IOLoop) -> No
         return server, IOLoop.current()
 
     server, closed_loop = loop.run_until_complete(begin())
-    listener = server._listeners._acceptors[0].listener
+    listener = core_of(server).listeners._acceptors[0].listener
     closed_loop.close(all_fds=True)
     try:
         server.stop()

@@ -22,6 +22,7 @@ import tornado.iostream
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamBufferFullError, StreamClosedError, TCPServer
 from iostreamsrv.certificates import CertificateAuthority, self_signed
 from iostreamsrv.iostream import SSLIOStream
+from iostreamsrv.server.base import core_of
 from iostreamsrv.streams import hub
 from tests.support.engines import on_every_loop
 from tests.support.peers import Cut, MakePair, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts, tls_pair
@@ -1224,7 +1225,7 @@ async def test_close_all_connections_ends_what_shakes_hands_and_no_handler_begin
     await server.close_all_connections()
     await turns()
     assert all(each.closed() for each in handled)
-    assert not server._clients.handling
+    assert not core_of(server).connections.handling
     assert len(server.streams) == 0
     silent.close()
     end.drop()

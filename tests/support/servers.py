@@ -13,6 +13,7 @@ from iostreamsrv import (
     bind_unix_socket,
 )
 from iostreamsrv.events import Event
+from iostreamsrv.server.base import core_of
 from tests.support.peers import Peer, TLSEnd, TLSPeer, tls_contexts
 from tests.support.waiting import eventually, turns
 
@@ -53,7 +54,7 @@ class Serving:
             peer.close()
         for server in self.servers:
             server.stop()
-            for stream in server.streams:
+            for stream in core_of(server).streams:
                 stream.abort()
 
 

@@ -17,6 +17,7 @@ from ...runtime.callables import is_overridden
 from ...runtime.clock import real_time
 from ...runtime.logs import general
 from ...runtime.rlimit import default_connections, raise_limit
+from ...server.base import core_of
 from ...tcpserver import TCPServer
 from .handle import SETTLE_TURNS, Handle, check_wait
 from .loop_thread import LoopThread, stopped_error
@@ -245,7 +246,6 @@ class _Server(TCPServer):
     """The `TCPServer` that a `BlockingServer` runs in its loop."""
 
     when_full: Full = "reject"
-    _may_block = False  # no watchdog: user code runs in threads, and `process` must make no thread
 
     def __init__(
         self,
@@ -256,6 +256,7 @@ class _Server(TCPServer):
         options: dict[str, Any],
     ) -> None:
         super().__init__(io_loop=loop_thread.io_loop, **options)
+        core_of(self).connections.may_block = False  # no watchdog: users' code runs in threads, `process` makes none
         self._loop_thread = loop_thread
         self._serve = serve
         self._notifier = notifier
@@ -264,7 +265,7 @@ class _Server(TCPServer):
         self._handles: MutableMapping[int, Handle] = {} if serve or notifier else WeakValueDictionary()
         self._accept_queue: dict[int, Handle] = {}
         self._arrived = asyncio.Condition()
-        self._sockets: dict[int, ClientSocket] = {}
+        self._client_sockets: dict[int, ClientSocket] = {}
         self._stopping = False
 
     def handle_stream(self, stream: IOStream, address: Any) -> Coroutine[Any, Any, None]:
@@ -296,7 +297,7 @@ class _Server(TCPServer):
             self._arrived.notify_all()
         for handle in list(self._handles.values()):
             handle.release()
-        for sock in list(self._sockets.values()):
+        for sock in list(self._client_sockets.values()):
             sock.wake(socket.SHUT_RD)  # the thread may still send
         await self.shutdown(timeout=STOP_TIMEOUT)
         for stream in self.streams:
@@ -372,7 +373,7 @@ class _Server(TCPServer):
     async def _serve_socket(self, serve: Serve, stream: IOStream, address: Any) -> None:
         """Serve a client with a blocking socket on the stream's connection. The stream does nothing meanwhile: before
         its first read it is not registered with any epoll."""
-        sock = self._sockets[stream.id] = ClientSocket(stream, self.options, self._loop_thread.call_soon)
+        sock = self._client_sockets[stream.id] = ClientSocket(stream, self.options, self._loop_thread.call_soon)
         serving = self._pool.call(serve, sock, address)
         try:
             await asyncio.wait([serving, sock.closed], return_when=asyncio.FIRST_COMPLETED)
@@ -387,7 +388,7 @@ class _Server(TCPServer):
             sock.wake(socket.SHUT_RDWR)
             raise
         finally:
-            del self._sockets[stream.id]
+            del self._client_sockets[stream.id]
             if stream.socket is not None:
                 stream.socket.setblocking(False)  # the mode belongs to both descriptors
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from ...iostream import IOStream
+from ...server.base import core_of
 from ...tcpserver import TCPServer
 from .faults import Faults
 from .loop import SimulationLoop
@@ -57,7 +58,7 @@ class Disturbances:
     # ---- each gives a list of who it may strike, and how
 
     def _running(self) -> list[TCPServer]:
-        return [server for server in self._servers if server.addresses]
+        return [server for server in self._servers if core_of(server).listeners.addresses]
 
     def _cancel(self) -> list[tuple[str, Act]]:
         codes = [getattr(server.handle_stream, "__code__", None) for server in self._servers]
@@ -65,17 +66,19 @@ class Disturbances:
         return [(task.get_name(), task.cancel) for task in tasks if _code(task) in codes]
 
     def _kick(self) -> list[tuple[str, Act]]:
-        streams = [stream for server in self._servers for stream in server.streams]
+        streams = [stream for server in self._servers for stream in core_of(server).streams]
         return [(_client(stream), stream.kick) for stream in streams]
 
     def _shutdown(self) -> list[tuple[str, Act]]:
-        return [(_name(server), partial(self._shut_down, server)) for server in self._running() if not server.draining]
+        serving = [server for server in self._running() if not core_of(server).connections.draining]
+        return [(_name(server), partial(self._shut_down, server)) for server in serving]
 
     def _shut_down(self, server: TCPServer) -> None:
         self._shutdowns.append(self._loop.create_task(server.shutdown()))
 
     def _reload(self) -> list[tuple[str, Act]]:
-        return [(_name(server), server.reload_certificates) for server in self._running() if server.certificates]
+        secured = [server for server in self._running() if core_of(server).certificates]
+        return [(_name(server), server.reload_certificates) for server in secured]
 
     def _replace(self) -> list[tuple[str, Act]]:
         changes = self._faults.replacements
@@ -100,5 +103,5 @@ def _client(stream: IOStream) -> str:
 
 
 def _name(server: TCPServer) -> str:
-    address = server.addresses[0]
+    address = core_of(server).listeners.addresses[0]
     return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)

@@ -15,6 +15,7 @@ from ...runtime.checks import check_int, is_number
 from ...runtime.cleanup import cancel_remaining_tasks
 from ...runtime.exports import set_module
 from ...runtime.loops import current_loop
+from ...server.base import core_of
 from ...tcpserver import TCPServer
 from ..serving import end
 from .disturbances import Disturbances
@@ -162,10 +163,11 @@ class Simulation:
         :returns: the server.
         """
         check_int("hosts", hosts, 1, 250)
-        if not server.addresses:
+        listeners = core_of(server).listeners
+        if not listeners.addresses:
             for _ in range(hosts):
                 server.listen(port, f"10.1.0.{next(self._next_server)}")
-        self._turns[server] = itertools.cycle(server.addresses)
+        self._turns[server] = itertools.cycle(listeners.addresses)
         self._serving.append((server, self.loop.create_task(server.serve_forever())))
         return server
 

@@ -24,9 +24,9 @@ from iostreamsrv.options import UNLIMITED
 from iostreamsrv.runtime.logs import LogRateLimit
 from iostreamsrv.runtime.stalls import Stalls
 from iostreamsrv.sansio import tls
-from iostreamsrv.server.base import ServerBase
 from iostreamsrv.server.connection import Connection
 from iostreamsrv.server.connections import Connections
+from iostreamsrv.server.core import ServerCore
 from iostreamsrv.server.limits import ConnectionLimits
 from iostreamsrv.server.listeners import Listeners
 from iostreamsrv.streams.transports.tls import TLSTransport
@@ -195,7 +195,7 @@ def places_of_a_host_are_not_returned() -> None:
 
 def a_shutdown_cuts_requests_that_have_begun_to_arrive() -> None:
     """A stream whose handler reads is taken for idle, whatever has come of the request."""
-    ServerBase._is_stream_idle = lambda self, stream: stream.reading()  # type: ignore[method-assign]
+    ServerCore.is_stream_idle = lambda self, stream: stream.reading()  # type: ignore[method-assign]
 
 
 def timeouts_count_the_time_while_the_process_was_stopped() -> None:
