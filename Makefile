@@ -43,6 +43,7 @@ release-check: ## all checks of .ci/run, with test-all on every Python that is f
 
 conformance: $(VENV)/.has-tests ## Tornado's own tests of streams and servers, run on ours
 	$(BIN)/python -m tests.conformance
+	$(BIN)/python -m tests.conformance --our-defaults
 
 simulate: $(VENV)/.has-tests ## servers, clients and faults drawn at random, in a simulation, for 10 minutes on two cores
 	$(BIN)/python -m tests.simulation.swarm --seconds 600 --jobs 2 --first $$(date +%s)000

@@ -2,8 +2,9 @@
 
 The command is ``python -m tests.conformance [-v] [name ...]``.
 
-- `swap` puts our classes in the place of Tornado's and sees which of the two are made;
-- `child` does the same in every Python process that a test starts;
+- `iostreamsrv.tornado` puts our classes in the place of Tornado's, also in the Python processes that a test starts;
+- `witness` sees which of the two are made;
+- `child` does the same in those processes;
 - `expectations` lists the tests that cannot pass, and those that prove nothing, each with its reason;
 - `runner` runs the tests and judges: a test has passed only if our code was what ran.
 """

@@ -20,10 +20,13 @@ import tornado
 from tornado.test.util import ABT_SKIP_MESSAGE
 
 import iostreamsrv
+from iostreamsrv.options import ServerOptions
 from iostreamsrv.streams import hub
+from iostreamsrv.tornado import install, servers
+from iostreamsrv.tornado.children import environment
 
 from . import expectations
-from .swap import CHILD_REPORT, THEIRS, Seen, Witness, swap
+from .witness import CHILD_REPORT, THEIRS, Seen, Witness
 
 MODULES = (
     "tornado.test.iostream_test",
@@ -74,7 +77,7 @@ def judge(name: str, trouble: str, skip_reason: str | None, seen: Seen) -> Verdi
         trouble += f"\nTornado's own {', '.join(sorted(seen.theirs))} ran in place of ours"
     vacuous = listed(name, expectations.VACUOUS)
     if not trouble and not seen.ours and not vacuous:
-        trouble = "It passed, but no stream, client or server of ours was made. Was anything swapped? (Else: VACUOUS.)"
+        trouble = "It passed, but no stream, client or server of ours was made. Was anything replaced? (Else: VACUOUS.)"
     if name in expectations.CANNOT_PASS:
         if trouble:
             return Verdict(name, "excepted", expectations.CANNOT_PASS[name])
@@ -158,21 +161,28 @@ def be_strict() -> None:
 
 
 def prepare_children(report: Path) -> None:
-    """Have every Python that a test starts swapped, and watched, before it runs a line of its own."""
+    """Have every Python that a test starts run on our classes, and watched, before it runs a line of its own."""
     path = [HERE / "child", HERE.parent.parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    os.environ |= environment(os.environ)
     os.environ[CHILD_REPORT] = str(report)
 
 
-def run(wanted: list[str], verbose: bool = False) -> list[Verdict]:
-    """Run the tests and return the verdicts, those of abstract base classes left out."""
+def run(wanted: list[str], verbose: bool = False, our_defaults: bool = False) -> list[Verdict]:
+    """Run the tests and return the verdicts, those of abstract base classes left out.
+
+    :param our_defaults: whether servers have the default options of this package, as in a program that has changed its
+        imports, in place of `iostreamsrv.tornado.OPTIONS`.
+    """
     be_strict()
     verdicts = []
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report")
         report.touch()
         prepare_children(report)
-        swap()  # before the tests are loaded: some inherit from what is swapped
+        if our_defaults:
+            servers.OPTIONS = ServerOptions()
+        install()  # before the tests are loaded: some inherit from what is replaced
         suite = unittest.defaultTestLoader.loadTestsFromNames(MODULES)
         witness = Witness(report)
         witness.watch()
@@ -189,7 +199,7 @@ def summary(verdicts: list[Verdict], complete: bool = True) -> Iterator[str]:
     """The lines to print. The last one counts: passed are only tests that prove something about us."""
     yield textwrap.fill(
         f"Tornado {tornado.version}'s tests on iostreamsrv {iostreamsrv.__version__}, "
-        f"{platform.python_implementation()} {platform.python_version()}; swapped: {', '.join(THEIRS)}",
+        f"{platform.python_implementation()} {platform.python_version()}; replaced: {', '.join(THEIRS)}",
         WIDTH,
     )
     kinds: dict[str, list[Verdict]] = {}
@@ -238,10 +248,13 @@ def main(arguments: list[str]) -> int:
     """The command. Its exit code is 0 if no test failed and at least one passed."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
     parser.add_argument("-v", "--verbose", action="store_true", help="print each test's verdict as it comes")
+    parser.add_argument(
+        "--our-defaults", action="store_true", help="run servers with our default options, not Tornado's"
+    )
     parser.add_argument("names", nargs="*", help="run only the tests whose name contains one of these")
     options = parser.parse_args(arguments)
     faulthandler.dump_traceback_later(GIVE_UP, exit=True)
-    verdicts = run(options.names, options.verbose)
+    verdicts = run(options.names, options.verbose, options.our_defaults)
     faulthandler.cancel_dump_traceback_later()
     print("\n".join(summary(verdicts, complete=not options.names)))
     kinds = {verdict.kind for verdict in verdicts}

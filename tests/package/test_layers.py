@@ -30,6 +30,7 @@ ROOMS = {
     "protocols": ["framing", "httpserver"],
     "styles": ["styles"],
     "testing": ["testing", "pytest_plugin"],
+    "tornado": ["tornado"],
 }
 """The rooms of the house from the ground up, with their packages and public modules. Each may import from itself and
 from those before it."""

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conformance import expectations
 from tests.conformance.runner import Verdict, judge
-from tests.conformance.swap import Seen
+from tests.conformance.witness import Seen
 from tests.support import PROJECT
 
 STREAMS = "iostream_test.TestIOStream.test_write_zero_bytes"
@@ -39,8 +39,8 @@ def test_a_run_on_our_classes_passes_and_ends_with_the_counts() -> None:
     assert status == 0
 
 
-def test_a_run_without_the_swap_fails() -> None:
-    status, output = run(STREAMS, PIPES, HTTP, SERVER, CLIENT, sabotage="runner.swap = lambda: None")
+def test_a_run_without_our_classes_fails() -> None:
+    status, output = run(STREAMS, PIPES, HTTP, SERVER, CLIENT, sabotage="runner.install = lambda: None")
     assert output.splitlines()[-1] == "0 passed, 5 failed, 0 skipped"
     assert "Tornado's own IOStream ran in place of ours" in output
     assert "Tornado's own PipeIOStream ran in place of ours" in output
@@ -49,7 +49,7 @@ def test_a_run_without_the_swap_fails() -> None:
     assert status == 1
 
 
-def test_a_run_without_the_swap_in_child_processes_fails() -> None:
+def test_a_run_without_our_classes_in_child_processes_fails() -> None:
     status, output = run(STREAMS, CHILD, FORKS, sabotage="runner.prepare_children = lambda report: None")
     assert output.splitlines()[-1] == "1 passed, 2 failed, 0 skipped"
     assert f"FAILED {CHILD}\n    It passed, but no stream, client or server of ours was made" in output

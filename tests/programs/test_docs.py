@@ -243,7 +243,9 @@ def documented() -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("module", ["iostreamsrv", "iostreamsrv.testing", "iostreamsrv.pytest_plugin"])
+@pytest.mark.parametrize(
+    "module", ["iostreamsrv", "iostreamsrv.testing", "iostreamsrv.pytest_plugin", "iostreamsrv.tornado"]
+)
 def test_every_public_name_has_its_entry_in_the_reference(module: str) -> None:
     public = importlib.import_module(module).__all__
     assert public

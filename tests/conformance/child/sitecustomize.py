@@ -1,15 +1,5 @@
-"""The swap, in child processes: Python imports this module when it starts with this folder on its PYTHONPATH."""
+"""What a child process reports. The ``sitecustomize`` of `iostreamsrv.tornado` comes first, and imports this one."""
 
-import iostreamsrv
-from tests.conformance import swap
+from tests.conformance.witness import watch_child
 
-
-class TCPServer(iostreamsrv.TCPServer):
-    """The servers in those programs have no handler, for no client ever comes. Ours refuses to listen without one."""
-
-    def handle_stream(self, _stream: object, _address: object) -> None:
-        raise AssertionError("nobody was to connect")
-
-
-swap.swap(TCPServer=TCPServer)
-swap.watch_child()
+watch_child()

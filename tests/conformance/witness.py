@@ -1,58 +1,17 @@
-"""Puts iostreamsrv in the place of Tornado, and witnesses which of the two is at work."""
+"""Witnesses whether our classes or Tornado's are at work."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tornado.httpserver
-import tornado.iostream
-import tornado.netutil
-import tornado.process
-import tornado.simple_httpclient
-import tornado.tcpclient
-import tornado.tcpserver
-import tornado.testing
-
 import iostreamsrv
-import iostreamsrv.httpserver
+from iostreamsrv.tornado.replacements import REPLACEMENTS
 
-THEIRS = {
-    "BaseIOStream": tornado.iostream.BaseIOStream,
-    "IOStream": tornado.iostream.IOStream,
-    "PipeIOStream": tornado.iostream.PipeIOStream,
-    "SSLIOStream": tornado.iostream.SSLIOStream,
-    "StreamClosedError": tornado.iostream.StreamClosedError,
-    "UnsatisfiableReadError": tornado.iostream.UnsatisfiableReadError,
-    "StreamBufferFullError": tornado.iostream.StreamBufferFullError,
-    "HTTPServer": tornado.httpserver.HTTPServer,
-    "TCPClient": tornado.tcpclient.TCPClient,
-    "TCPServer": tornado.tcpserver.TCPServer,
-    "bind_sockets": tornado.netutil.bind_sockets,
-}
-"""What is swapped, by its name in both packages."""
-
-OURS = {name: getattr(iostreamsrv, name, None) for name in THEIRS} | {"HTTPServer": iostreamsrv.httpserver.HTTPServer}
-"""What takes its place."""
-
-LEFT = {("tornado.httpserver", "TCPServer")}
-"""Where not to swap: Tornado's HTTPServer, from which ours inherits, calls the constructor of Tornado's TCPServer."""
+THEIRS = {each.name: each.theirs for each in REPLACEMENTS}
+"""What `iostreamsrv.tornado` replaces in Tornado, by its name."""
 
 CHILD_REPORT = "IOSTREAMSRV_CONFORMANCE_REPORT"
 """The environment variable that tells a child process the file to report to."""
-
-
-def swap(**instead: Any) -> None:
-    """Replace Tornado's objects by ours of the same name, under whatever name a loaded module of Tornado has them.
-
-    :param instead: by name, what to take instead of that.
-    """
-    ours = {id(THEIRS[name]): instead.get(name, OURS[name]) for name in THEIRS}
-    for module_name, module in list(sys.modules.items()):
-        if module_name.split(".")[0] == "tornado":
-            for name, value in list(vars(module).items()):
-                if id(value) in ours and (module_name, name) not in LEFT:
-                    setattr(module, name, ours[id(value)])
 
 
 class Seen(NamedTuple):
