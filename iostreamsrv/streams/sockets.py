@@ -1,5 +1,6 @@
 """A stream on a socket."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -134,16 +135,15 @@ class SocketStream(TransportStream):
         return self._remote_address
 
     def set_nodelay(self, value: bool) -> None:
-        """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it."""
+        """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it.
+        If the system refuses it, the stream goes on as before."""
         self._hub.check()
         if self.socket is None or self.socket.family not in (socket.AF_INET, socket.AF_INET6):
             return
-        try:
+        # Tornado's HTTP server calls this for each response, and an exception would lose the response, and leave the
+        # connection hanging. If the connection is broken (EINVAL), the next operation reports it.
+        with contextlib.suppress(OSError):
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if value else 0)
-        except OSError as error:
-            # EINVAL: the connection broke; the next operation reports it better.
-            if error.errno != errno.EINVAL and reason_for(error) is not CloseReason.RESET:
-                raise
 
     def connect(self, address: Any, server_hostname: str | None = None) -> "Future[Self]":
         """Connect the socket; the future gives the stream itself. ::
