@@ -5,12 +5,12 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from .protocol import NEEDS_COROUTINE
+from .protocol import BROADCAST, LEAVE_READING, NEEDS_COROUTINE
 
 COROUTINES = ("lines", "framing", "match", "parts")
 """Styles whose handlers are coroutines that read requests."""
 
-STYLES = (*COROUTINES, "callbacks", "coroutine callbacks", "queue", "gateway")
+STYLES = (*COROUTINES, "callbacks", "coroutine callbacks", "queue", "gateway", "http")
 
 CHARACTERS = {
     "honest": 6,
@@ -43,6 +43,7 @@ CHARACTERS = {
 
 ONLY_WITH_COROUTINES = frozenset({"quitting", "uploading", "downloading", "leaving_reading", "watching"})
 ONLY_WITH_TLS = frozenset({"flooding_with_records"})
+NOT_IN_HTTP = frozenset({"leaving_reading", "broadcasting"})
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,15 @@ class Scenario:
         """Whether the handlers know all kinds of requests."""
         return self.style in COROUTINES
 
+    @property
+    def http(self) -> bool:
+        """Whether requests are those of HTTP."""
+        return self.style == "http"
+
     def knows(self, kind: bytes) -> bool:
         """Whether a request of this kind is more than an echo."""
+        if self.http:
+            return kind not in (BROADCAST, LEAVE_READING)
         return self.coroutines or kind not in NEEDS_COROUTINE
 
     @property
@@ -111,8 +119,11 @@ def draw(seed: int) -> Scenario:
     chance = random.Random(f"{seed}:scenario")
     style = chance.choice(STYLES)
     tls = chance.random() < 0.3
-    unknown = frozenset() if style in COROUTINES else ONLY_WITH_COROUTINES
-    unknown |= frozenset() if tls else ONLY_WITH_TLS
+    unknown = set() if tls else set(ONLY_WITH_TLS)
+    if style == "http":
+        unknown |= NOT_IN_HTTP
+    elif style not in COROUTINES:
+        unknown |= ONLY_WITH_COROUTINES
     known = [each for each in CHARACTERS if each not in unknown]
     weights = [CHARACTERS[each] for each in known]
     characters = tuple(chance.choices(known, weights, k=chance.randint(3, 8)))

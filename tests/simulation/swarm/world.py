@@ -29,7 +29,7 @@ from .servers import STYLES, Lines, Swarm
 SHUTDOWN_TAKES = 12.0
 """Seconds that a shutdown may take besides its timeout: for cancelled handlers, last writes, and EOFs."""
 
-LOGGERS = ("iostreamsrv.general", "iostreamsrv.application", "asyncio")
+LOGGERS = ("iostreamsrv.general", "iostreamsrv.application", "tornado.general", "tornado.application", "asyncio")
 
 
 @cache
