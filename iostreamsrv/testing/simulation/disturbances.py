@@ -66,7 +66,13 @@ class Disturbances:
 
     def _kick(self) -> list[tuple[str, Act]]:
         streams = [stream for server in self._servers for stream in server.streams]
-        return [(_client(stream), stream.kick) for stream in streams]
+        return [(self._client(stream), stream.kick) for stream in streams]
+
+    def _client(self, stream: IOStream) -> str:
+        address = stream.remote_address
+        if isinstance(address, tuple):
+            return f"{address[0]}:{address[1]}"
+        return self._loop.kernel.peer_name(stream.fileno())
 
     def _shutdown(self) -> list[tuple[str, Act]]:
         return [(_name(server), partial(self._shut_down, server)) for server in self._running() if not server.draining]
@@ -92,11 +98,6 @@ class Disturbances:
 
 def _code(task: "asyncio.Task[Any]") -> Any:
     return getattr(task.get_coro(), "cr_code", task)
-
-
-def _client(stream: IOStream) -> str:
-    address = stream.remote_address
-    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "unix"
 
 
 def _name(server: TCPServer) -> str:

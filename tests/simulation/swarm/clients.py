@@ -83,7 +83,8 @@ async def leaving_reading(peer: Peer) -> None:
 async def uploading(peer: Peer) -> None:
     """Sends much behind its last request, which is answered nevertheless."""
     peer.record.innocent = peer.record.exact = True
-    if await peer.open() and await peer.send([peer.request(QUIT, 100_000), bytes(400_000)]):
+    size = 1000 if peer.world.scenario.unix else 100_000  # a Unix socket has no receive buffer: it must not be full
+    if await peer.open() and await peer.send([peer.request(QUIT, size), bytes(400_000)]):
         await must_end(peer, 60.0)
 
 

@@ -1,4 +1,4 @@
-"""The protocol of the swarm inside HTTP/1.1, for clients: the body of a request is a line, that of a response an answer.
+"""The protocol of the swarm inside HTTP/1.1, for clients: a line in the body of each request, an answer in a response.
 
 The server says that a response is the last one if the request is of a kind in `LAST`, and while it drains.
 """

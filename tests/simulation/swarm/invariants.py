@@ -110,6 +110,8 @@ def of_reasons(world: "World", record: Record) -> Iterator[Problem]:
         return
     if reason is CloseReason.RESET and not record.end and "broadcasting" in world.scenario.characters:
         return  # its client has closed it, and a broadcast was on its way
+    if reason is CloseReason.RESET and not record.end and world.scenario.unix and world.scenario.style == "gateway":
+        return  # its client has closed it, and EOF could not be forwarded
     if reason is CloseReason.EVICTED and _may_evict(world):
         return
     yield "reasons", f"{record} is closed: {reason}, at {at:.3f}"
@@ -212,7 +214,8 @@ def of_deadlines(world: "World", record: Record) -> Iterator[Problem]:
     if seconds is None or record.connected_at is None:
         return
     until = world.shut_down[0] if world.shut_down else world.sim.time
-    ended = min(until, math.inf if record.ended_at is None else record.ended_at)
+    closed = record.closes[0][1] if record.closes else math.inf  # if the loop is blocked, its client hears it later
+    ended = min(until, closed, math.inf if record.ended_at is None else record.ended_at)
     if ended - record.active_at > seconds:
         yield "deadlines", f"{record} is still connected {ended - record.active_at:.3f} s after its last byte"
 

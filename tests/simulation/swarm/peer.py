@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from iostreamsrv import CloseReason, IOStream, StreamTimeoutError, TCPServer
 from iostreamsrv.testing import Simulation
+from iostreamsrv.testing.simulation.sockets import SimulatedSocket
 from tests.support.certificates import TRUSTING_ALL
 from tests.support.tls_records import Records
 
@@ -40,8 +41,8 @@ class Surroundings(Protocol):
     def new_record(self, character: str) -> Record:
         """For a new connection."""
 
-    def connected(self, record: Record, address: Any) -> None:
-        """The server knows a connection by this address."""
+    def connected(self, record: Record, name: str) -> None:
+        """The server knows a connection by this name: an address, or what stands for that of a Unix socket."""
 
     def patience(self, seconds: float) -> float:
         """Seconds within which something must happen that takes so many without faults and blocked loops."""
@@ -97,7 +98,8 @@ class Peer:
             host = None if scenario.proxied else self.host
             self.stream = await self.sim.connect(self.world.server, host=host, **options)
             record.connected_at = record.active_at = self.sim.time
-            self.world.connected(record, self.stream.local_address)
+            assert isinstance(self.stream.socket, SimulatedSocket)
+            self.world.connected(record, self.stream.socket.own_name)
             if scenario.proxied and header:
                 await self._send_header()
             if scenario.tls and header and handshake:
@@ -110,7 +112,7 @@ class Peer:
 
     async def _send_header(self) -> None:
         port = 1000 + self.record.number
-        self.world.connected(self.record, (self.host, port))
+        self.world.connected(self.record, f"{self.host}:{port}")
         await self._write(f"PROXY TCP4 {self.host} 127.0.0.1 {port} 2000\r\n".encode())
 
     async def shake_hands(self, version: str) -> bool:
@@ -158,7 +160,7 @@ class Peer:
         """Close it with a reset."""
         if self.record.ended_at is None:
             self.record.ended_at = self.sim.time
-        if "setsockopt" in self.world.scenario.faults:
+        if "setsockopt" in self.world.scenario.faults or self.world.scenario.unix:
             self.may_end(CloseReason.TRUNCATED)  # without SO_LINGER it is no reset
         self.stream.abort()
 

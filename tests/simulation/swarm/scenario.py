@@ -53,6 +53,7 @@ class Scenario:
     :ivar faults: keywords of `Faults`.
     :ivar options: keywords of the server.
     :ivar shutdown_at: seconds.
+    :ivar unix: it is served on a Unix socket.
     :ivar certificates: what happens to the certificate's files at some moment: nothing, "renewed" or "lost".
     """
 
@@ -64,6 +65,7 @@ class Scenario:
     characters: tuple[str, ...]
     faults: dict[str, Any]
     shutdown_at: float
+    unix: bool = False
     certificates: str = ""
 
     @property
@@ -105,7 +107,7 @@ class Scenario:
         return any(self.strictest(each) < math.inf for each in options)
 
     def __str__(self) -> str:
-        over = "".join(f" {name}" for name in ("tls", "proxied") if getattr(self, name))
+        over = "".join(f" {name}" for name in ("unix", "tls", "proxied") if getattr(self, name))
         options = " ".join(f"{name}={value}" for name, value in self.options.items())
         faults = " ".join(f"{name}={value}" for name, value in self.faults.items())
         return (
@@ -138,6 +140,7 @@ def draw(seed: int) -> Scenario:
         faults=_faults(chance, len(characters)),
         shutdown_at=chance.choice([1.0, 5.0, 20.0, 70.0, 120.0]) * (0.5 + chance.random()),
         certificates=chance.choice(["", "renewed", "lost"]),
+        unix=chance.random() < 0.15 and style != "queue",  # its callback knows clients by their addresses
     )
 
 
