@@ -53,7 +53,7 @@ class Network(Kernel):
         self.now = now
         self.faults = faults
         self.trace = trace
-        self.injector = Injector(faults, seed, self.note)
+        self.injector = Injector(faults, seed, self.note, self._note_fault)
         self._seed = seed
         self.draw = self.draws_of("network")
         self._draw_order = random.Random(f"{seed}:order").random
@@ -81,6 +81,9 @@ class Network(Kernel):
     def note(self, who: str, what: str) -> None:
         """Note what happens."""
         self.trace.add((self.now, who, what))
+
+    def _note_fault(self, who: str, what: str) -> None:
+        self.trace.add_fault((self.now, who, what))
 
     # ---- what is drawn
 
