@@ -264,10 +264,10 @@ class PendingSide(ReceiveSide):
         later: a task that was started for the last request has its first step before, and may answer in it."""
         if self._unread_timer is None and (self._sending_eof or not self.allow_half_open):
             loop, handled = self._hub.loop, self._bytes_handled()
-            if self._buffer.size:
-                self._unread_timer = loop.call_later(self.linger, self._close_unread, handled, context=Context())
-            else:
+            if self._readable and not self._buffer.size:  # a receive has come to EOF
                 self._unread_timer = loop.call_soon(self._close_unread, handled, context=Context())
+            else:
+                self._unread_timer = loop.call_later(self.linger, self._close_unread, handled, context=Context())
 
     def _bytes_handled(self) -> int:
         return self.bytes_read - self._buffer.size + self.bytes_written

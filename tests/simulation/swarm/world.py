@@ -125,22 +125,23 @@ class World(logging.Handler):
 
     def record_at(self, stream: IOStream) -> Record | None:
         """See `Notes`."""
-        return self._by_name.get(stream.data["name"])
+        return self._by_name.get(self._name_of(stream))
 
     def called(self, stream: IOStream, task: str) -> None:
         """See `Notes`."""
-        address = stream.remote_address
-        name = (
-            f"{address[0]}:{address[1]}"
-            if isinstance(address, tuple)
-            else self.sim.loop.kernel.peer_name(stream.fileno())
-        )
-        stream.data["name"] = name
+        name = stream.data["name"] = self._name_of(stream)
         record = self.record_at(stream)
         if record is None:  # if the loop was blocked, its client does not know yet that it is connected
             self._called_early[name] = task
         else:
             record.called(task)
+
+    def _name_of(self, stream: IOStream) -> str:
+        """See `Surroundings.connected`. What stands for the address of a Unix socket is kept: it ends with the socket."""
+        address = stream.remote_address
+        if isinstance(address, tuple):
+            return f"{address[0]}:{address[1]}"
+        return stream.data.get("name") or self.sim.loop.kernel.peer_name(stream.fileno())
 
     def look(self, server: TCPServer) -> None:
         """See `Notes`."""
