@@ -137,7 +137,7 @@ class World(logging.Handler):
             record.called(task)
 
     def _name_of(self, stream: IOStream) -> str:
-        """See `Surroundings.connected`. What stands for the address of a Unix socket is kept: it ends with the socket."""
+        """See `Surroundings.connected`. What stands for the address of a Unix socket ends with that, so it is kept."""
         address = stream.remote_address
         if isinstance(address, tuple):
             return f"{address[0]}:{address[1]}"
