@@ -3,6 +3,7 @@
 Invalid values raise `OptionError` here, before anything is bound.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -310,7 +311,7 @@ class ServerOptions:
                     continue  # a method, or a property
                 if name in NAMES:
                     own[name] = value
-                elif near := nearest(name, NAMES, TYPO_SIMILARITY):
+                elif near := _option_resembling(name):
                     text = f"{each.__name__}.{name} is no option of a server: did you mean {near!r}?"
                     warnings.warn(text, stacklevel=4)
         return cls.of(own)
@@ -331,6 +332,13 @@ TYPO_SIMILARITY = 0.9
 """How similar a misspelt attribute is to the option that was meant: one letter too many or too few."""
 
 NAMES = tuple(field.name for field in fields(ServerOptions))
+
+
+@functools.lru_cache
+def _option_resembling(name: str) -> str | None:
+    """The option that an attribute was probably meant to be. The search takes 0.1 ms, and each server asks again."""
+    return nearest(name, NAMES, TYPO_SIMILARITY)
+
 
 SIZES = {"max_buffer_size": MEBIBYTE, "max_write_buffer_size": MEBIBYTE, "read_chunk_size": READ_CHUNK_SIZE}
 """Options where None means the default, as in Tornado."""

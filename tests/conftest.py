@@ -58,24 +58,40 @@ def debug_this_process_only() -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With ``-m alone``, import only files that have such tests: to collect all of them takes several seconds."""
-    if config.option.markexpr == "alone" and collection_path.suffix == ".py":
-        return "mark.alone" not in collection_path.read_text() or None
-    return None
+    """Import only files that have tests to run: to collect all of them takes several seconds, in every process."""
+    if collection_path.suffix != ".py":
+        return None
+    needed = ["mark.alone"] if config.option.markexpr == "alone" else []
+    if not config.option.every_tier and collection_path.parent.name in SECOND_TIER - _named_folders(config):
+        needed.append("mark.first_tier")
+    text = collection_path.read_text() if needed else ""
+    return not all(mark in text for mark in needed) or None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make tests only for the engines that were asked for. To make the others and leave them out took as long again.
+
+    A test for none of these is made for one of its own, and left out below.
+    """
+    mark = metafunc.definition.get_closest_marker("engines")
+    if mark is not None:
+        asked_for = [each for each in mark.args if _is_asked_for(metafunc.config, _name_of(each))]
+        metafunc.parametrize("engine", asked_for or mark.args[:1], indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what other engines and another tier were not asked for, and under TLS what is about plain sockets."""
     every_tier = config.getoption("every_tier")
-    engines = config.getoption("engines").split(",")
-    named = {folder for folder in SECOND_TIER for argument in config.args if f"tests/{folder}" in argument}
+    named = _named_folders(config)
 
     def is_wanted(item: pytest.Item) -> bool:
         engine = _engine_of(item)
         if engine == "tls" and item.get_closest_marker("plain"):
             return False
-        if engine is not None and engine not in engines and "all" not in engines:
+        if engine is not None and not _is_asked_for(config, engine):
             return False
+
         if item.get_closest_marker("second_tier"):
             return every_tier or any(item.path.name in argument for argument in config.args)
         folder = item.path.parent.name
@@ -100,6 +116,21 @@ def pytest_collection() -> Iterator[None]:
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+def _named_folders(config: pytest.Config) -> set[str]:
+    """Those of the second tier that the command line names."""
+    return {folder for folder in SECOND_TIER for argument in config.args if f"tests/{folder}" in argument}
+
+
+def _is_asked_for(config: pytest.Config, engine: str) -> bool:
+    engines = config.getoption("engines").split(",")
+    return engine in engines or "all" in engines
+
+
+def _name_of(engine: Any) -> str:
+    """Of a value of the mark ``engines``, which may have marks of its own."""
+    return engine if isinstance(engine, str) else engine.values[0]
 
 
 def _engine_of(item: pytest.Item) -> str | None:

@@ -3,16 +3,16 @@
 import functools
 import ssl
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import CertificateError
 from ..runtime.logs import general
 from .options import SNI_KEYS
 from .pem import Pair, crls_in, revoke, trust
 from .validity import Validity
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!PSK"
 """For TLS 1.2: forward secrecy and authenticated encryption, nothing else. (TLS 1.3 has no other ciphers.)"""
@@ -89,7 +89,9 @@ def _load_certificates(context: ssl.SSLContext, options: dict[str, Any], prefix:
     return validities
 
 
-def _kind_of_key(certificate: x509.Certificate | None) -> type:
+def _kind_of_key(certificate: "x509.Certificate | None") -> type:
+    from cryptography.exceptions import UnsupportedAlgorithm
+
     try:
         return type(None if certificate is None else certificate.public_key())
     except (ValueError, UnsupportedAlgorithm):  # a kind that cryptography does not know
@@ -214,12 +216,14 @@ LEGACY = (
 # ---- the handshake that tries a certificate
 
 
-def _probe_handshake(context: ssl.SSLContext, option: str, value: object) -> x509.Certificate | None:
+def _probe_handshake(context: ssl.SSLContext, option: str, value: object) -> "x509.Certificate | None":
     """Do a TLS handshake with ``context`` in memory.
 
     :returns: the certificate that the client was shown; None if the server asks for the client's certificate first.
     :raises CertificateError: the context has no certificate that it could show.
     """
+    from cryptography import x509
+
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = context.wrap_bio(to_server, to_client, server_side=True)
     client = _permissive_context().wrap_bio(to_client, to_server)

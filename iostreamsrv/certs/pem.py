@@ -11,13 +11,12 @@ import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import CertificateError
+
+if TYPE_CHECKING:  # to import it takes a fifth of the time in which a program starts: only those with certificates do
+    from cryptography import x509
 
 __all__ = ["Pair", "crls_in", "revoke", "trust"]
 
@@ -108,8 +107,10 @@ def revoke(context: ssl.SSLContext, option: str, path: str) -> None:
     context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
 
 
-def crls_in(option: str, path: str) -> list[x509.CertificateRevocationList]:
+def crls_in(option: str, path: str) -> "list[x509.CertificateRevocationList]":
     """The CRLs in a file that OpenSSL has accepted, except those that cryptography cannot parse."""
+    from cryptography import x509
+
     crls = []
     for block in blocks_in(option, path, b"X509 CRL"):
         with contextlib.suppress(ValueError):
@@ -155,7 +156,9 @@ def _secret(password: Any, prefix: str) -> bytes | None:
 # ---- the reasons
 
 
-def _certificates(option: str, path: str) -> list[x509.Certificate]:
+def _certificates(option: str, path: str) -> "list[x509.Certificate]":
+    from cryptography import x509
+
     blocks = blocks_in(option, path, b"CERTIFICATE")
     if not blocks:
         raise CertificateError(option, path, "holds no certificate in PEM")
@@ -165,7 +168,9 @@ def _certificates(option: str, path: str) -> list[x509.Certificate]:
         raise CertificateError(option, path, "holds a damaged certificate") from None
 
 
-def _belongs(key: Any, certificate: x509.Certificate) -> bool:
+def _belongs(key: Any, certificate: "x509.Certificate") -> bool:
+    from cryptography.exceptions import UnsupportedAlgorithm
+
     try:
         return bool(key.public_key() == certificate.public_key())
     except (ValueError, UnsupportedAlgorithm):  # a public key that is damaged, or of an unknown kind
@@ -173,6 +178,9 @@ def _belongs(key: Any, certificate: x509.Certificate) -> bool:
 
 
 def _private_key(option: str, path: str, password: bytes | None) -> Any:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+
     blocks = blocks_in(option, path, b"PRIVATE KEY")
     if not blocks:
         missing = ", and there is no keyfile" if "certfile" in option else ""

@@ -2,9 +2,10 @@
 
 import datetime
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cryptography import x509
+if TYPE_CHECKING:
+    from cryptography import x509
 
 DAY = 86400.0
 """In seconds."""
@@ -36,12 +37,12 @@ class Validity(NamedTuple):
     what: str
 
     @classmethod
-    def of_certificate(cls, option: str, value: object, certificate: x509.Certificate) -> "Validity":
+    def of_certificate(cls, option: str, value: object, certificate: "x509.Certificate") -> "Validity":
         since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         return cls(option, value, since.timestamp(), until.timestamp(), CERTIFICATE)
 
     @classmethod
-    def of_crl(cls, option: str, value: object, crl: x509.CertificateRevocationList) -> "Validity":
+    def of_crl(cls, option: str, value: object, crl: "x509.CertificateRevocationList") -> "Validity":
         until = math.inf if crl.next_update_utc is None else crl.next_update_utc.timestamp()
         return cls(option, value, crl.last_update_utc.timestamp(), until, CRL)
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import PROJECT
+
 from .catalogue import PROBES
 from .probes import Guard, Probe, Trial
 
@@ -27,8 +29,23 @@ def enough_descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-LONG = {"slow reader", "KeyUpdate flood", "renegotiation flood"}
-"""Probes that take seconds, and that tests of the first tier cover in another way."""
+COVERED = {
+    "slow reader": "tests/server/test_slow_readers.py",
+    "out of descriptors": "tests/styles/test_scenarios_turbo.py",
+    "silent under TLS": "tests/server/test_tls_faults.py",
+    "resets under TLS": "tests/server/test_tls_faults.py",
+    "garbage to a TLS port": "tests/server/test_tls_faults.py",
+    "PROXY header and ClientHello at once": "tests/server/test_tls_faults.py",
+    "bare end": "tests/server/test_tls_faults.py",
+    "KeyUpdate flood": "tests/server/test_tls_floods.py",
+    "renegotiation flood": "tests/server/test_tls_floods.py",
+}
+"""Probes whose fault a test of the first tier does to a server as well: they run with the second."""
+
+
+def test_what_is_covered_elsewhere_is_a_probe_and_a_file() -> None:
+    assert COVERED.keys() <= {probe.name for probe in PROBES}
+    assert [path for path in COVERED.values() if not (PROJECT / path).is_file()] == []
 
 
 def alone_if_timed(probe: Probe) -> list[pytest.MarkDecorator]:
@@ -41,7 +58,7 @@ def alone_if_timed(probe: Probe) -> list[pytest.MarkDecorator]:
         pytest.param(
             probe,
             id=probe.name,
-            marks=alone_if_timed(probe) + ([] if probe.name in LONG else [pytest.mark.first_tier]),
+            marks=alone_if_timed(probe) + ([] if probe.name in COVERED else [pytest.mark.first_tier]),
         )
         for probe in PROBES
     ],

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("io_loop")
 
 HOUR = 3600.0
 
-on_asyncios_loops = pytest.mark.parametrize("engine", ["epoll", "loop"], indirect=True)
+on_asyncios_loops = pytest.mark.engines("epoll", "loop")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ class Echo(TCPServer):
 # ---- which clock
 
 
-@pytest.mark.parametrize("engine", EVERY_LOOP, indirect=True)
+@pytest.mark.engines(*EVERY_LOOP)
 def test_on_a_real_loop_the_time_is_that_of_the_c_function_itself(loop: asyncio.AbstractEventLoop) -> None:
     assert clock_of(loop) is time.monotonic
     assert wall_clock_of(loop) is time.time
@@ -380,7 +380,7 @@ def test_it_can_be_installed_again_on_another_loop() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("engine", [EVERY_LOOP[-1]], indirect=True)
+@pytest.mark.engines(EVERY_LOOP[-1])
 def test_on_uvloop_it_says_that_it_cannot(loop: asyncio.AbstractEventLoop) -> None:
     with pytest.raises(RuntimeError, match=r"loop with a selector, not uvloop\.Loop"), MockClock().installed(loop):
         pass

@@ -62,16 +62,19 @@ IN_MEMORY = {"sansio.tls": {"ssl", "threading"}}
 """What of it works without sockets as well."""
 
 
-@pytest.mark.parametrize("name", inside)
-def test_every_module_has_its_room(name: str) -> None:
-    assert sum(name.partition(".")[0] in members for members in ROOMS.values()) == 1, f"give {name} its place in ROOMS"
+def test_every_module_has_its_room() -> None:
+    members = [each for room in ROOMS.values() for each in room]
+    assert {name for name in inside if members.count(name.partition(".")[0]) != 1} == set(), "give it a place in ROOMS"
 
 
-@pytest.mark.parametrize("name", inside)
-def test_imports_go_down_only(name: str) -> None:
-    order = list(ROOMS)
-    below = order[: order.index(room_of(name)) + 1]
-    assert [imported for imported in own_imports(inside[name]) if room_of(imported) not in below] == []
+def test_imports_go_down_only() -> None:
+    floors = {room: floor for floor, room in enumerate(ROOMS)}
+    assert [
+        (name, imported)
+        for name, path in inside.items()
+        for imported in own_imports(path)
+        if floors[room_of(imported)] > floors[room_of(name)]
+    ] == []
 
 
 def in_the_table() -> dict[str, list[str]]:
@@ -129,15 +132,17 @@ def reads_of_a_clock(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module == "time" and not node.level:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.Attribute):
-            asked, owner = node.attr, ast.unparse(node.value)
-            if (asked == "time" and "loop" in owner) or (asked in {"now", "utcnow", "today"} and "date" in owner):
+            asked = node.attr
+            of = "loop" if asked == "time" else "date" if asked in {"now", "utcnow", "today"} else None
+            if of is not None and of in (owner := ast.unparse(node.value)):
                 found.add(f"{owner}.{asked}")
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in inside if name != "runtime.clock"])
-def test_no_module_but_clock_reads_the_time(name: str) -> None:
-    assert reads_of_a_clock(inside[name].read_text()) == MAY_WAIT.get(name, set())
+def test_no_module_but_clock_reads_the_time() -> None:
+    found = {name: reads_of_a_clock(path.read_text()) for name, path in inside.items()}
+    assert found.pop("runtime.clock")
+    assert {name: reads for name, reads in found.items() if reads} == MAY_WAIT
 
 
 @pytest.mark.parametrize(
@@ -222,16 +227,19 @@ def private_of_others(source: str) -> set[str]:
                 pass
             case _:
                 continue
-        itself = ast.unparse(owner) in {"self", "cls", "super()"} | bases
-        if is_private(name) and name not in own | {"_replace"} and not itself:
+        if not is_private(name) or name in own | {"_replace"}:
+            continue  # what it is of need not be known, which takes long to say
+        if ast.unparse(owner) not in {"self", "cls", "super()"} | bases:
             found.add(name)
     return found
 
 
-@pytest.mark.parametrize("name", inside)
-def test_no_module_uses_a_private_name_of_another_object(name: str) -> None:
-    allowed = set.union(*FOREIGN.values(), MAY_USE_FOREIGN.get(name, set()), WITHIN_STREAMS.get(name, set()))
-    assert private_of_others(inside[name].read_text()) - allowed == set()
+def test_no_module_uses_a_private_name_of_another_object() -> None:
+    allowed = dict.fromkeys(inside, set.union(*FOREIGN.values()))
+    for more in (MAY_USE_FOREIGN, WITHIN_STREAMS):
+        allowed |= {name: allowed[name] | names for name, names in more.items()}
+    found = {name: private_of_others(path.read_text()) - allowed[name] for name, path in inside.items()}
+    assert {name: names for name, names in found.items() if names} == {}
 
 
 def test_no_private_name_is_allowed_that_nobody_uses() -> None:
@@ -280,10 +288,11 @@ def is_private(name: str) -> bool:
 STYLES = [name for name in inside if name.startswith("styles")]
 
 
-@pytest.mark.parametrize("name", STYLES)
-def test_styles_use_no_private_name_but_their_own(name: str) -> None:
-    own = set.union(*(private_names(inside[style].read_text()) for style in STYLES))
-    assert private_uses(inside[name].read_text()) - own == set()
+def test_styles_use_no_private_name_but_their_own() -> None:
+    sources = {name: inside[name].read_text() for name in STYLES}
+    own = set.union(*map(private_names, sources.values()))
+    found = {name: private_uses(source) - own for name, source in sources.items()}
+    assert {name: names for name, names in found.items() if names} == {}
 
 
 def servers(source: str) -> Iterator[str]:
@@ -343,11 +352,11 @@ def class_lengths(source: str) -> dict[str, int]:
     return {node.name: (node.end_lineno or 0) - first[node] + 1 for node in classes}
 
 
-@pytest.mark.parametrize("name", inside)
-def test_no_file_and_no_class_is_too_long(name: str) -> None:
-    source = inside[name].read_text()
-    assert len(source.splitlines()) <= MAX_FILE
-    assert {kind: lines for kind, lines in class_lengths(source).items() if lines > MAX_CLASS} == {}
+def test_no_file_and_no_class_is_too_long() -> None:
+    sources = {name: path.read_text() for name, path in inside.items()}
+    assert {name for name, source in sources.items() if len(source.splitlines()) > MAX_FILE} == set()
+    classes = {(name, kind): lines for name in inside for kind, lines in class_lengths(sources[name]).items()}
+    assert {where: lines for where, lines in classes.items() if lines > MAX_CLASS} == {}
 
 
 def test_every_line_of_a_class_is_counted() -> None:

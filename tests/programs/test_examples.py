@@ -17,7 +17,11 @@ EXAMPLES = PROJECT / "examples"
 EVERY_EXAMPLE = sorted(path.name for path in EXAMPLES.glob("*.py"))
 SERVERS = [name for name in EVERY_EXAMPLE if name not in ("client.py", "tls_echo.py", "unix_socket.py")]
 """Those that take --host and --port, and speak plainly."""
+
 SOCKETS = {"gateway_blocking.py": 2, "multi_bind.py": 2}
+
+OF_EACH_KIND = {"echo.py", "gateway_blocking.py", "multi_bind.py", "packets.py", "queue_echo.py", "tornado_app.py"}
+"""Coroutines, threads, several sockets, callbacks, queues, a Tornado application: those that the first tier starts."""
 
 QUESTIONS = dict.fromkeys(("http_hello.py", "tornado_app.py"), b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
 QUESTIONS["smtp_sink.py"] = b"NOOP\r\n"
@@ -42,8 +46,14 @@ def test_the_readme_tells_of_every_example() -> None:
     assert sorted(set(re.findall(r"examples/(\w+\.py)", readme))) == EVERY_EXAMPLE
 
 
-@pytest.mark.parametrize("name", SERVERS)
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.first_tier), signal.SIGINT])
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        *((name, signal.SIGINT) for name in SERVERS),
+        *((name, signal.SIGTERM) for name in SERVERS if name not in OF_EACH_KIND),
+        *(pytest.param(name, signal.SIGTERM, marks=pytest.mark.first_tier) for name in sorted(OF_EACH_KIND)),
+    ],
+)
 def test_a_signal_ends_an_example_with_exit_code_0_and_no_complaint(name: str, number: int) -> None:
     with start(name) as program:
         assert program.end(number) == ENDED_WELL

@@ -281,10 +281,10 @@ def test_what_is_no_header_is_refused_at_the_first_byte_that_shows_it(data: byte
 FIRST = {SIGNATURE[0], V1[0]}
 
 
-@pytest.mark.parametrize("byte", sorted(set(range(256)) - FIRST))
-def test_a_first_byte_that_no_header_has_is_refused(byte: int) -> None:
-    with pytest.raises(ProxyError, match=r"^no PROXY header: the connection begins with b['\"]"):
-        parse_header(bytes([byte]))
+def test_a_first_byte_that_no_header_has_is_refused() -> None:
+    for byte in set(range(256)) - FIRST:
+        with pytest.raises(ProxyError, match=r"^no PROXY header: the connection begins with b['\"]"):
+            parse_header(bytes([byte]))
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_the_error_says_what_is_wrong(data: bytes, message: str) -> None:
 # ---- every header there can be
 
 
-many = settings(max_examples=2000 if EVERY_CASE else 60, deadline=None, derandomize=True)
+many = settings(max_examples=2000 if EVERY_CASE else 40, deadline=None, derandomize=True)
 ports = st.integers(0, 65535)
 ipv6 = st.ip_addresses(v=6)
 mapped = st.ip_addresses(v=4).map(lambda address: IPv6Address((0xFFFF << 32) + int(address)))

@@ -20,11 +20,12 @@ SLACK = 65536
 SILENT_CLIENTS = """
     import asyncio, contextlib, logging, os, resource, socket, ssl, sys
     from iostreamsrv import StreamBufferFullError, TCPServer
-    from tests.support.peers import TLSEnd, tls_contexts
 
     logging.disable(logging.WARNING)  # so many writes at once block the loop
 
     what, secure, count, size, limit = sys.argv[1], sys.argv[2] == "tls", *map(int, sys.argv[3:])
+    if secure:
+        from tests.support.peers import TLSEnd, tls_contexts
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

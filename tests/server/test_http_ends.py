@@ -24,7 +24,7 @@ from tests.support.engines import on_every_loop
 from tests.support.http import upgraded
 from tests.support.peers import tls_contexts
 from tests.support.servers import Serving
-from tests.support.tiers import EVERY_CASE
+from tests.support.tiers import EVERY_CASE, crossed
 from tests.support.waiting import PATIENCE, eventually, turns
 
 pytestmark = on_every_loop
@@ -148,11 +148,14 @@ async def test_no_answer_is_lost_while_the_body_is_still_coming(
     assert set(server.ends) == {"local"}
 
 
-REFUSALS = [
-    ("/", b"HTTP/1.1 400 Bad Request"),
-    ("/forbidden", b"HTTP/1.1 401 Unauthorized"),
-    ("/large", b"HTTP/1.1 413 " + responses[413].encode()),
-]
+REFUSALS = {
+    "over max_body_size": ("/", b"HTTP/1.1 400 Bad Request"),
+    "refused by prepare": ("/forbidden", b"HTTP/1.1 401 Unauthorized"),
+    "in the middle": ("/large", b"HTTP/1.1 413 " + responses[413].encode()),
+}
+"""The path of a request, and the first line of the answer to it."""
+
+TRANSPORTS = {"plain": False, "tls": True}
 
 
 def chunked(path: str) -> list[bytes]:
@@ -162,12 +165,12 @@ def chunked(path: str) -> list[bytes]:
     return [head, *[chunk] * (BODY // 100_000), b"0\r\n\r\n"]
 
 
-@OVER_BOTH
-@pytest.mark.parametrize("path, status", REFUSALS, ids=["over max_body_size", "refused by prepare", "in the middle"])
+@pytest.mark.parametrize(("refusal", "tls"), crossed(REFUSALS, TRANSPORTS))
 @pytest.mark.gen_test(timeout=120)
 async def test_no_answer_to_a_chunked_body_is_lost_while_that_is_still_coming(
-    serving: Serving, path: str, status: bytes, tls: bool, caplog: pytest.LogCaptureFixture
+    serving: Serving, refusal: tuple[str, bytes], tls: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    path, status = refusal
     caplog.set_level(logging.CRITICAL)
     server = started(serving, tls, max_body_size=LIMIT if path == "/" else 2 * BODY)
     context = tls_contexts()[1] if tls else None
@@ -178,13 +181,14 @@ async def test_no_answer_to_a_chunked_body_is_lost_while_that_is_still_coming(
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-@OVER_BOTH
-@pytest.mark.parametrize("header", ["Expect:", "Transfer-Encoding: chunked"])
-@pytest.mark.parametrize("path, status", REFUSALS, ids=["over max_body_size", "refused by prepare", "in the middle"])
+@pytest.mark.parametrize(
+    ("refusal", "header", "tls"), crossed(REFUSALS, ["Expect:", "Transfer-Encoding: chunked"], TRANSPORTS)
+)
 @pytest.mark.gen_test(timeout=120)
 async def test_curl_shows_the_answer_to_an_upload_that_is_refused(
-    serving: Serving, engine: str, path: str, status: bytes, header: str, tls: bool, tmp_path: Path, caplog: Any
+    serving: Serving, engine: str, refusal: tuple[str, bytes], header: str, tls: bool, tmp_path: Path, caplog: Any
 ) -> None:
+    path, status = refusal
     if engine != "epoll":
         pytest.skip("sockets do the same on the others, in less time")
     caplog.set_level(logging.CRITICAL)

@@ -340,7 +340,16 @@ CONFIGURED = """
 """
 
 
-@pytest.mark.parametrize("names", [None, ["tornado"], ["tornado.general"], ["iostreamsrv"], ["iostreamsrv.general"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        None,
+        ["tornado"],
+        pytest.param(["tornado.general"], marks=pytest.mark.second_tier),
+        pytest.param(["iostreamsrv"], marks=pytest.mark.second_tier),
+        ["iostreamsrv.general"],
+    ],
+)
 def test_without_and_with_a_configuration_of_either_name_an_event_is_one_line(names: list[str] | None) -> None:
     source = textwrap.dedent(CONFIGURED).format(names=names)
     done = subprocess.run([sys.executable, "-c", source], cwd=PROJECT, capture_output=True, text=True, check=True)
@@ -447,6 +456,9 @@ def debugged(engine: str, body: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True, timeout=60)
 
 
+on_both_hubs = pytest.mark.parametrize("hub", ["epoll", pytest.param("loop", marks=pytest.mark.second_tier)])
+
+
 SLOW = """
 class Slow(iostreamsrv.TCPServer):
     async def handle_stream(self, stream, address):
@@ -468,7 +480,7 @@ async def main():
 """
 
 
-@pytest.mark.parametrize("hub", ["epoll", "loop"])
+@on_both_hubs
 def test_under_debug_the_line_of_a_slow_callback_names_the_coroutine_and_its_line(io_loop: IOLoop, hub: str) -> None:
     lines = debugged(hub, SLOW.replace("\\\\n", "\\n")).stderr.splitlines()
     slow = [
@@ -506,7 +518,7 @@ async def main():
 """
 
 
-@pytest.mark.parametrize("hub", ["epoll", "loop"])
+@on_both_hubs
 def test_under_debug_a_stream_that_another_thread_uses_raises_and_says_what_to_call(io_loop: IOLoop, hub: str) -> None:
     count, kinds, text = debugged(hub, ELSEWHERE).stdout.split(" ", 2)
     assert (count, kinds) == ("7", "1")
@@ -604,7 +616,7 @@ async def main():
 """
 
 
-@pytest.mark.parametrize("hub", ["epoll", "loop"])
+@on_both_hubs
 def test_under_debug_whatever_another_thread_calls_of_a_stream_raises(io_loop: IOLoop, hub: str) -> None:
     walked, silent, setters = ast.literal_eval(debugged(hub, WALKED).stdout)
     assert walked > 50, "all public methods of three kinds of streams"
@@ -612,7 +624,7 @@ def test_under_debug_whatever_another_thread_calls_of_a_stream_raises(io_loop: I
     assert setters == [], "what may be set are plain attributes, and stay as cheap as these"
 
 
-@pytest.mark.parametrize("hub", ["epoll", "loop"])
+@on_both_hubs
 def test_under_debug_a_stream_that_another_loop_uses_raises_and_says_what_to_call(io_loop: IOLoop, hub: str) -> None:
     lines = debugged(hub, OTHER_LOOP).stdout.splitlines()
     assert len(lines) == 3

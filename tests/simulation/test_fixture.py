@@ -37,17 +37,23 @@ async def talk(sim, rounds=30):
 
 
 class Outcome:
-    """What pytest has said."""
+    """What pytest has said.
 
-    def __init__(self, folder: Path, source: str, *options: str, conftest: bool = True) -> None:
+    :param plugins: whether it loads the plugins that are installed, which takes as long as all the rest.
+    """
+
+    def __init__(self, folder: Path, source: str, *options: str, conftest: bool = True, plugins: bool = False) -> None:
         named = 'pytest_plugins = ["iostreamsrv.pytest_plugin"]\n'
         (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n" if conftest else "[pytest]\n")
         (folder / "conftest.py").write_text(named if conftest else "")
         (folder / "test_it.py").write_text((BEGINNING if conftest else BEGINNING + named) + source)
+        environment = {"PYTHONPATH": str(PROJECT), "PYTEST_ADDOPTS": ""}
+        if not plugins:
+            environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:tornado", *options],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(PROJECT), "PYTEST_ADDOPTS": ""},
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -100,7 +106,8 @@ def test_tests_of_every_kind_run_on_it_without_another_plugin(tmp_path: Path, co
     ],
 )
 def test_each_runs_with_the_seeds_that_are_asked_for(tmp_path: Path, option: list[str], count: int, seeds: str) -> None:
-    outcome = Outcome(tmp_path, PASSING + f"\n\ndef test_the_seeds():\n    assert SEEDS == {seeds}\n", *option)
+    source = PASSING + f"\n\ndef test_the_seeds():\n    assert SEEDS == {seeds}\n"
+    outcome = Outcome(tmp_path, source, *option, plugins=True)
     assert outcome.counts == f"{count + 1} passed", outcome.said
 
 
@@ -164,31 +171,24 @@ def test_the_trace_of_a_failure_is_written_where_the_option_says(failed: tuple[P
     ElementTree.parse(picture)
 
 
-def test_it_says_when_faults_have_nothing_to_do_with_it(tmp_path: Path) -> None:
-    source = """
+OTHER_ENDS = """
 @pytest.mark.simulation(stop=1)
-async def test_it(simulation):
+async def test_fails_anyway(simulation):
     await talk(simulation)
     raise ValueError
-"""
-    assert re.search(r"seed 0: it fails without faults as well \(\d+ had struck\)", Outcome(tmp_path, source).said)
-    plain = source.replace("@pytest.mark.simulation(stop=1)\n", "")
-    assert "seed 0: it fails; no fault has struck" in Outcome(tmp_path, plain).said
 
 
-def test_it_says_when_a_run_cannot_be_repeated(tmp_path: Path) -> None:
-    source = """
-async def test_it(simulation):
+async def test_fails_without_faults(simulation):
+    await talk(simulation)
+    raise ValueError
+
+
+async def test_differs(simulation):
     SEEDS.append(0)
     await talk(simulation, len(SEEDS))
     raise ValueError
-"""
-    said = Outcome(tmp_path, source).said
-    assert "seed 0: a second run did not do the same, so something in it does not come from the seed" in said
 
 
-def test_a_test_may_skip_and_expect_errors_as_ever(tmp_path: Path) -> None:
-    source = """
 async def test_skipped(simulation):
     pytest.skip("not here")
 
@@ -202,4 +202,32 @@ def test_stuck(simulation):
     with pytest.raises(RuntimeError, match="all tasks wait"):
         simulation.run(lambda sim: asyncio.Event().wait())
 """
-    assert Outcome(tmp_path, source).counts == "1 passed, 1 skipped, 1 xfailed"
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A run of tests that end otherwise."""
+    return Outcome(tmp_path_factory.mktemp("others"), OTHER_ENDS)
+
+
+def of_test(name: str, said: str) -> str:
+    """What pytest says of the test with this name, which fails."""
+    found = re.search(rf"^_+ {name}\[seed0\] _+$(.*?)(?=^_+ test_|^=)", said, re.DOTALL | re.MULTILINE)
+    assert found, said
+    return found[1]
+
+
+def test_it_says_when_faults_have_nothing_to_do_with_it(others: Outcome) -> None:
+    anyway = of_test("test_fails_anyway", others.said)
+    assert re.search(r"seed 0: it fails without faults as well \(\d+ had struck\)", anyway)
+    assert "seed 0: it fails; no fault has struck" in of_test("test_fails_without_faults", others.said)
+
+
+def test_it_says_when_a_run_cannot_be_repeated(others: Outcome) -> None:
+    unlike = "seed 0: a second run did not do the same, so something in it does not come from the seed"
+    assert unlike in of_test("test_differs", others.said)
+    assert unlike not in of_test("test_fails_anyway", others.said)
+
+
+def test_a_test_may_skip_and_expect_errors_as_ever(others: Outcome) -> None:
+    assert others.counts == "3 failed, 1 passed, 1 skipped, 1 xfailed"

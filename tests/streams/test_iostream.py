@@ -297,18 +297,18 @@ class Upside(BaseIOStream):
             count = self.sock.recv_into(buf)
         except BlockingIOError:
             return None
-        buf[:count] = bytes(byte ^ 255 for byte in buf[:count])
+        buf[:count] = inverted(bytes(buf[:count]))
         return count
 
     def write_to_fd(self, data: bytes | memoryview) -> int | None:  # type: ignore[override]
         try:
-            return self.sock.send(bytes(byte ^ 255 for byte in data))
+            return self.sock.send(inverted(bytes(data)))
         except BlockingIOError:
             return None
 
 
 def inverted(data: bytes) -> bytes:
-    return bytes(byte ^ 255 for byte in data)
+    return data.translate(bytes(reversed(range(256))))
 
 
 @pytest.mark.gen_test

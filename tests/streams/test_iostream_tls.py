@@ -23,14 +23,11 @@ from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamBuffer
 from iostreamsrv.certificates import CertificateAuthority, self_signed
 from iostreamsrv.iostream import SSLIOStream
 from iostreamsrv.streams import hub
-from tests.support.engines import EVERY_ENGINE
+from tests.support.engines import on_every_loop
 from tests.support.peers import Cut, MakePair, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts, tls_pair
 from tests.support.waiting import PATIENCE, eventually, fill, turns
 
-pytestmark = [
-    pytest.mark.usefixtures("io_loop"),
-    pytest.mark.parametrize("engine", [each for each in EVERY_ENGINE if each != "memory"], indirect=True),
-]
+pytestmark = on_every_loop
 
 Sockets = tuple[socket.socket, socket.socket]
 Connect = Callable[..., tuple[SSLIOStream, TLSEnd]]

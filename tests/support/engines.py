@@ -23,14 +23,14 @@ EVERY_LOOP = [engine for engine in EVERY_ENGINE if engine != "memory"]
 
 on_every_loop = [
     pytest.mark.usefixtures("io_loop"),
-    pytest.mark.parametrize("engine", EVERY_LOOP, indirect=True),
+    pytest.mark.engines(*EVERY_LOOP),
 ]
 """``pytestmark`` of a file whose tests are of servers and clients."""
 
 
 on_every_engine = [
     pytest.mark.usefixtures("io_loop"),
-    pytest.mark.parametrize("engine", EVERY_ENGINE, indirect=True),
+    pytest.mark.engines(*EVERY_ENGINE),
 ]
 """``pytestmark`` of a file whose tests are to run on every engine."""
 
@@ -41,7 +41,7 @@ EVERY_STREAM = [*EVERY_ENGINE, "tls"]
 
 on_every_stream = [
     pytest.mark.usefixtures("io_loop"),
-    pytest.mark.parametrize("engine", EVERY_STREAM, indirect=True),
+    pytest.mark.engines(*EVERY_STREAM),
 ]
 """``pytestmark`` of a file whose tests are to run under TLS as well.
 

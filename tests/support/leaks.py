@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,8 +17,8 @@ def open_descriptors() -> set[int]:
             return False
         return True
 
-    directory = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
-    return {number for entry in directory.iterdir() if is_open(number := int(entry.name))}
+    directory = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+    return {number for entry in os.listdir(directory) if is_open(number := int(entry))}  # noqa: PTH208  # 10,000 times
 
 
 def complaints(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
