@@ -37,11 +37,11 @@ class Notes(Protocol):
     def record_of(self, number: int) -> Record | None:
         """The connection of the client with this number."""
 
-    def record_at(self, stream: IOStream) -> Record | None:
-        """The connection of the client of a server's stream."""
-
     def called(self, stream: IOStream, task: str) -> None:
         """``handle_stream`` runs for a stream, in the task with this name."""
+
+    def closed(self, stream: IOStream, reason: CloseReason) -> None:
+        """``handle_close`` is called."""
 
     def look(self, server: TCPServer) -> None:
         """Check what must hold at any time."""
@@ -100,9 +100,7 @@ class Swarm(TCPServer):
         self.check_context(stream)
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
-        record = self.notes.record_at(stream)
-        if record is not None:
-            record.closes.append((reason, self.notes.sim.time))
+        self.notes.closed(stream, reason)
         self.check_context(stream)
         return super().handle_close(stream, reason)
 

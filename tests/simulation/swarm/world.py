@@ -5,13 +5,13 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from iostreamsrv import IOStream, TCPServer
+from iostreamsrv import CloseReason, IOStream, TCPServer
 from iostreamsrv.certificates import Certificates, KeyPair
 from iostreamsrv.events import Event
 from iostreamsrv.netutil import bind_unix_socket
@@ -85,7 +85,7 @@ class World(logging.Handler):
         self.cancelled: dict[int, float] = {}
         self._shutdown_began: asyncio.Future[float] | None = None
         self._by_name: dict[str, Record] = {}
-        self._called_early: dict[str, str] = {}  # the handlers' tasks
+        self._early: dict[str, list[Callable[[Record], None]]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
@@ -102,8 +102,8 @@ class World(logging.Handler):
     def connected(self, record: Record, name: str) -> None:
         """See `Surroundings`."""
         self._by_name[name] = record
-        if name in self._called_early:
-            record.called(self._called_early.pop(name))
+        for note in self._early.pop(name, ()):
+            note(record)
 
     def patience(self, seconds: float) -> float:
         """See `Surroundings`."""
@@ -123,18 +123,23 @@ class World(logging.Handler):
         """See `Notes`."""
         return self.records[number] if 0 <= number < len(self.records) else None
 
-    def record_at(self, stream: IOStream) -> Record | None:
-        """See `Notes`."""
-        return self._by_name.get(self._name_of(stream))
-
     def called(self, stream: IOStream, task: str) -> None:
         """See `Notes`."""
         name = stream.data["name"] = self._name_of(stream)
-        record = self.record_at(stream)
-        if record is None:  # if the loop was blocked, its client does not know yet that it is connected
-            self._called_early[name] = task
+        self._when_known(name, lambda record: record.called(task))
+
+    def closed(self, stream: IOStream, reason: CloseReason) -> None:
+        """See `Notes`."""
+        close = reason, self.sim.time
+        self._when_known(self._name_of(stream), lambda record: record.closes.append(close))
+
+    def _when_known(self, name: str, note: Callable[[Record], None]) -> None:
+        """Note something of a client: later, if it does not know yet that it is connected, as the loop was blocked."""
+        record = self._by_name.get(name)
+        if record is None:
+            self._early.setdefault(name, []).append(note)
         else:
-            record.called(task)
+            note(record)
 
     def _name_of(self, stream: IOStream) -> str:
         """See `Surroundings.connected`. What stands for the address of a Unix socket ends with that, so it is kept."""
