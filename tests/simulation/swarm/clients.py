@@ -101,7 +101,8 @@ async def watching(peer: Peer) -> None:
     peer.may_end(CloseReason.IDLE_TIMEOUT)  # if it comes before the end is noticed
     if await peer.open() and await peer.ask(WATCH) and await peer.send([b"not read"]):
         await peer.half_close()
-        await must_end(peer, 8.0)
+        writing = "broadcasting" in peer.world.scenario.characters  # then the server waits: it may still be answering
+        await must_end(peer, 18.0 if writing else 8.0)
 
 
 async def must_end(peer: Peer, within: float) -> None:
