@@ -50,7 +50,7 @@ async def cancel_remaining_tasks() -> None:
     loop = asyncio.get_running_loop()
     deadline = clock_of(loop)() + CLEANUP_TIMEOUT
     while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
-        for task in sorted(tasks - cancelled, key=_age):
+        for task in sorted(tasks - cancelled, key=age):
             task.cancel()
         cancelled |= tasks
         remaining = deadline - clock_of(loop)()
@@ -62,7 +62,7 @@ async def cancel_remaining_tasks() -> None:
                 task.exception()  # retrieved, so that asyncio does not log it
 
 
-def _age(task: "asyncio.Task[Any]") -> tuple[int, str]:
+def age(task: "asyncio.Task[Any]") -> tuple[int, str]:
     """For a sort that does not go by addresses: by default the names of tasks end with a number, 9 before 10."""
     name = task.get_name()
     return len(name), name
