@@ -49,7 +49,6 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
 
     :param socket: connected, or new and then given to :meth:`connect`. It is made non-blocking and belongs to the
         stream.
-    :ivar socket: that socket, None once closed.
 
     The other parameters are those of `BaseIOStream`.
     """
@@ -133,7 +132,7 @@ class SSLIOStream(TLSStream, IOStream, tornado.iostream.SSLIOStream):  # type: i
         await stream.connect(("93.184.216.34", 443), server_hostname="example.com")
 
     ``stream.socket`` also answers what one asks an `ssl.SSLSocket`: ``getpeercert()``, ``cipher()``, ``version()``,
-    ``selected_alpn_protocol()``. What would send, receive or close past TLS is not there, and raises `AttributeError`.
+    ``selected_alpn_protocol()``. What would send or receive past TLS, or close, is not there, and raises `AttributeError`.
     All sizes and counts are of plaintext; only ``queued`` has TLS's own answers to the peer in it as well.
 
     :param socket: not connected yet, and then given to :meth:`connect`; or connected, and this is the client's end; or

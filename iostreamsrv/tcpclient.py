@@ -31,6 +31,7 @@ from .runtime.addresses import check_port, show
 from .runtime.checks import check_int, is_int, is_number
 from .runtime.exports import names_of
 from .runtime.kernel import current_kernel
+from .runtime.loops import asyncio_loop, current_loop
 
 __all__ = ["TCPClient"]
 
@@ -114,6 +115,20 @@ class TCPClient:
         if seconds == 0:
             raise StreamTimeoutError("connect", 0, f"Timeout while resolving {host}")
         attempt = partial(self._create_stream, max_buffer_size, source_ip=source_ip, source_port=source_port)
+        connecting = self._connect(host, port, af, context, attempt, seconds)
+        if _runs_in_task():
+            return await connecting
+        return await asyncio_loop(current_loop()).create_task(connecting)  # a timeout needs a task
+
+    async def _connect(
+        self,
+        host: str,
+        port: int | str,
+        af: socket.AddressFamily,
+        context: ssl.SSLContext | None,
+        attempt: Callable[[int, Any], Attempt],
+        seconds: float | None,
+    ) -> IOStream:
         race = stream = None
         try:
             async with asyncio.timeout(seconds):
@@ -264,6 +279,13 @@ def _bind(connection: socket.socket, ip: str | None, port: int) -> None:
 
 
 _IP_VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
+
+
+def _runs_in_task() -> bool:
+    """Whether the current code runs in a task: not if a coroutine is stepped by other code, perhaps before a loop runs,
+    as Tornado's client allows."""
+    loop = asyncio._get_running_loop()
+    return loop is not None and asyncio.current_task(loop) is not None
 
 
 def _check_host(host: object, af: object) -> None:

@@ -57,13 +57,16 @@ class CloseReports:
         try:
             result = self.owner.server.handle_close(stream, stream.close_reason)
             if result is not None:
-                handling = as_coroutine(result)
-                task = loop_of(stream).create_task(self._await_handle_close(stream, handling))
+                handling, loop = as_coroutine(result), loop_of(stream)
+                if loop.is_closed():  # nothing can run any more
+                    return handling.close()
+                task = loop.create_task(self._await_handle_close(stream, handling))
                 # A task that is cancelled before its first step, as at the end of a loop, would never await it.
                 task.add_done_callback(lambda _: handling.close())
                 self.owner.keep(task)
+            return None
         except (Exception, asyncio.CancelledError) as error:
-            report_raised(self.owner.events, "handle_close", stream, error)
+            return report_raised(self.owner.events, "handle_close", stream, error)
 
     async def _await_handle_close(self, stream: IOStream, handling: Awaitable[None]) -> None:
         try:

@@ -24,6 +24,7 @@ from ..iostream import IOStream, SSLIOStream
 from ..net.trusted_proxies import TrustedNetworks
 from ..options import ServerOptions
 from ..runtime.addresses import show
+from ..runtime.cleanup import may_end_with_loop
 from ..sansio.proxy import ProxyError, parse_header
 from ..streams.served import loop_of
 from .deadlines import Deadlines
@@ -255,6 +256,7 @@ class Connection:
             handling = loop_of(self._stream).create_task(task, context=context)
         except (Exception, asyncio.CancelledError) as error:
             return self._handler_failed(self.stream, name, error)
+        may_end_with_loop(handling)
         if rejected:
             # If it is cancelled before its first step, as by a shutdown, it never awaits the coroutine.
             handling.add_done_callback(lambda _: coroutine.close(), context=context)

@@ -18,6 +18,7 @@ from ..events import Event, EventKind, Events
 from ..iostream import BaseIOStream, IOStream
 from ..options import ServerOptions
 from ..runtime.addresses import show
+from ..runtime.cleanup import may_end_with_loop
 from ..streams.served import loop_of
 from .close_reports import CloseReports
 from .connection import Connection, ConnectionSetup, Handlers, client_name
@@ -197,6 +198,7 @@ class Connections:
     def set_up(self, serving: Coroutine[Any, Any, None], stream: IOStream) -> None:
         """Run ``serve`` of a connection in a task, in an empty context."""
         task = loop_of(stream).create_task(serving, context=Context())
+        may_end_with_loop(task)
         self.starting[task] = None
         task.add_done_callback(self.starting.pop, context=Context())
 
@@ -252,6 +254,7 @@ class Connections:
 
     def keep(self, task: "asyncio.Task[Any]") -> None:
         """Make a shutdown wait for ``task``, which closes a stream or runs ``handle_close``."""
+        may_end_with_loop(task)
         self.closing[task] = None
         task.add_done_callback(self.closing.pop, context=Context())
 

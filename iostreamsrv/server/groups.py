@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from ..errors import CloseReason, OptionError, StreamBufferFullError, StreamClosedError
 from ..iostream import IOStream
+from ..runtime.cleanup import may_end_with_loop
 from ..streams.served import loop_of
 
 Slow = Literal["drop", "kick", "wait"]
@@ -167,7 +168,9 @@ class Groups:
         loop = asyncio.get_running_loop()
         if full and slow == "wait":
             later = [self._write_later(stream, data) for stream in full]
-            return loop.create_task(_sum(taken, later), context=Context())
+            task = loop.create_task(_sum(taken, later), context=Context())
+            may_end_with_loop(task)
+            return task
         if slow == "kick":
             for stream in full:  # after all others have the data: a callback of these closes may write to them
                 stream.kick("does not read what is broadcast")
@@ -177,6 +180,7 @@ class Groups:
 
     def _write_later(self, stream: IOStream, data: bytes) -> "asyncio.Task[bool]":
         task = loop_of(stream).create_task(_write_later(self._waiting.get(stream.id), stream, data), context=Context())
+        may_end_with_loop(task)
         self._waiting[stream.id] = task
         task.add_done_callback(partial(self._written, stream.id), context=Context())
         return task

@@ -2,7 +2,7 @@
 
 import errno
 import itertools
-from asyncio import Future, TimerHandle
+from asyncio import Future, Handle, TimerHandle
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
@@ -207,7 +207,7 @@ class StreamCore:
         # Events after which a short read does not mean "no more" either: EOF was announced, or urgent data.
         self._recv_until_eagain = 0
         self._eof: CloseReason | None = None  # how the peer's side ended
-        self._unread_timer: TimerHandle | None = None  # closes a stream whose bytes before EOF stay unread
+        self._unread_timer: Handle | None = None  # closes a stream whose bytes before EOF stay unread
         self._unoffered = False  # the buffer has bytes that the pending read has not seen
         self._held_back = False  # nothing is received until the transport's own output is sent
         self._reads_watched = False

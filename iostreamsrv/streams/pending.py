@@ -259,12 +259,15 @@ class PendingSide(ReceiveSide):
             self._reads_watched = self._hub.watch_reads(self)
 
     def _close_unread_later(self) -> None:
-        """There are unread bytes, and EOF behind them. If nothing is read or written for ``linger`` seconds, close the
-        stream; the bytes stay readable."""
+        """The peer has sent EOF, and no read is pending. If there are unread bytes before it, and nothing is read or
+        written for ``linger`` seconds, close the stream; the bytes stay readable. If there are none, close it a turn
+        later: a task that was started for the last request has its first step before, and may answer in it."""
         if self._unread_timer is None and (self._sending_eof or not self.allow_half_open):
-            self._unread_timer = self._hub.loop.call_later(
-                self.linger, self._close_unread, self._bytes_handled(), context=Context()
-            )
+            loop, handled = self._hub.loop, self._bytes_handled()
+            if self._readable and not self._buffer.size:  # a receive has come to EOF
+                self._unread_timer = loop.call_soon(self._close_unread, handled, context=Context())
+            else:
+                self._unread_timer = loop.call_later(self.linger, self._close_unread, handled, context=Context())
 
     def _bytes_handled(self) -> int:
         return self.bytes_read - self._buffer.size + self.bytes_written

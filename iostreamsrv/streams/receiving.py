@@ -123,8 +123,8 @@ class ReceiveSide(WriteSide):
     def _receive_some(self, ahead: bool = False) -> bytes | None:
         """Receive once. None if there is nothing now, at EOF, and after an error, which closes the stream.
 
-        :param ahead: no read needs it. EOF behind unread bytes is left to the read that reaches it: until then the
-            answers to these bytes can be written.
+        :param ahead: no read needs it. EOF that would close the stream is left to the read that reaches it, and to
+            ``_close_unread``: until then the answers to what came before it can be written.
         """
         size = self.read_chunk_size
         buffered = self._buffer.size
@@ -139,7 +139,7 @@ class ReceiveSide(WriteSide):
             self._receive_failed(error)
             return None
         if not chunk:
-            if ahead and buffered:
+            if ahead and (buffered or not self.allow_half_open):
                 self._recv_until_eagain |= ENDED
             else:
                 self._readable = False

@@ -1,5 +1,6 @@
 """A stream on a socket."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -117,8 +118,8 @@ class SocketStream(TransportStream):
 
     @property
     def socket(self) -> Any:
-        """The socket, None once closed. Another object may be put in its place, which receives and sends from then on:
-        one that decompresses, for instance. It has ``recv_into`` and ``send``, and all else of the socket."""
+        """The socket, None once closed. Without TLS another object may be put in its place, for instance one that
+        decompresses: the stream then calls ``recv_into(buffer, size)`` and ``send(data)`` of that object."""
         return self._socket
 
     @socket.setter
@@ -152,16 +153,15 @@ class SocketStream(TransportStream):
         return self._remote_address
 
     def set_nodelay(self, value: bool) -> None:
-        """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it."""
+        """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it.
+        If the system refuses it, the stream goes on as before."""
         self._hub.check()
         if self._socket is None or self._socket.family not in (socket.AF_INET, socket.AF_INET6):
             return
-        try:
+        # Tornado's HTTP server calls this for each response, and an exception would lose the response, and leave the
+        # connection hanging. If the connection is broken (EINVAL), the next operation reports it.
+        with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if value else 0)
-        except OSError as error:
-            # EINVAL: the connection broke; the next operation reports it better.
-            if error.errno != errno.EINVAL and reason_for(error) is not CloseReason.RESET:
-                raise
 
     def connect(self, address: Any, server_hostname: str | None = None) -> "Future[Self]":
         """Connect the socket; the future gives the stream itself. ::

@@ -7,8 +7,9 @@ from typing import Any
 class TLSSocket:
     """The ``socket`` attribute of a stream under TLS: what can be asked of a socket, and of an `ssl.SSLSocket`.
 
-    It has no method that would bypass TLS, or close the connection without the stream. The error for such a method
-    names the stream's method to use instead.
+    It has no method that would send or receive past TLS, or take the descriptor from the stream. The error for such a
+    method names the stream's method to use instead. ``shutdown()`` ends the TCP connection without a close_notify, as
+    that of an `ssl.SSLSocket` does.
     """
 
     def __init__(self, raw: Any, tls: ssl.SSLObject) -> None:
@@ -41,6 +42,7 @@ _OF_SOCKET = frozenset(
         "proto",
         "set_inheritable",
         "setsockopt",
+        "shutdown",
         "timeout",
         "type",
     }
@@ -92,7 +94,6 @@ _INSTEAD = {
     "setblocking": "methods, which never block",
     "settimeout": "timeouts (timeout=, set_timeouts())",
     "share": "methods only",
-    "shutdown": "send_eof() or abort()",
     "unwrap": "send_eof() or aclose()",
     "write": "write()",
 }

@@ -88,6 +88,9 @@ class Session:
             await self._call(self._callbacks.on_connect)
             await self._receive()
             await self._stream.aclose()
+        except GeneratorExit:  # the loop was closed: nothing can run any more
+            self._reason = None
+            raise
         except Exception as error:
             self._failure = error
             raise

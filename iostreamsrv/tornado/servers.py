@@ -18,8 +18,16 @@ class TCPServer(iostreamsrv.tcpserver.TCPServer):
     Class attributes are no options here: a program that knows only Tornado means something else by them.
     """
 
-    def _default_options(self, options: ServerOptions | None) -> ServerOptions:
-        return OPTIONS if options is None else super()._default_options(options)
+    def __init__(
+        self,
+        ssl_options: Any = None,
+        max_buffer_size: float | None = None,
+        read_chunk_size: int | None = None,
+        *,
+        options: ServerOptions | None = None,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(ssl_options, max_buffer_size, read_chunk_size, options=options or OPTIONS, **keywords)
 
     def handle_stream(self, stream: IOStream, address: Any) -> Awaitable[None] | None:
         """To be overridden. As in Tornado, a server without it listens, and its first client raises.
@@ -39,8 +47,9 @@ class HTTPServer(iostreamsrv.httpserver.HTTPServer, TCPServer):  # type: ignore[
     def initialize(self, request_callback: Any, *arguments: Any, **keywords: Any) -> None:
         """The constructor, as Tornado's `Configurable` has it."""
         keywords |= zip(TORNADO_OPTIONS, arguments, strict=False)
-        if not keywords.get("idle_connection_timeout"):
-            keywords.setdefault("options", OPTIONS.replaced({"read_timeout": IDLE_CONNECTION_TIMEOUT}))
+        by_tornado = keywords.get("idle_connection_timeout")
+        changes = {} if by_tornado else {"read_timeout": IDLE_CONNECTION_TIMEOUT}
+        keywords.setdefault("options", OPTIONS.replaced(changes))
         super().initialize(request_callback, **keywords)
 
     @classmethod

@@ -191,7 +191,7 @@ already, without making one. mockclock: the timers of a loop whose clock a test 
 while another one waits."""
 
 WITHIN_STREAMS = {
-    "iostream": {"_begin_handshake", "_prepare", "_remote_address", "_start"},
+    "iostream": {"_begin_handshake", "_prepare", "_remote_address", "_socket", "_start"},
     "streams.pending": {"_hub"},
     "streams.sending": {"_hub"},
     "streams.sockets": {"_data", "_start"},

@@ -10,20 +10,25 @@ from typing import Any
 import pytest
 import tornado.httpserver
 import tornado.tcpserver
+from tornado import gen
+from tornado.netutil import Resolver
 from tornado.web import Application, RequestHandler
 
 from iostreamsrv import (
     CertificateError,
+    IOLoop,
     IOStream,
     ListenError,
     OptionError,
     StreamClosedError,
+    StreamTimeoutError,
     TCPClient,
     TCPServer,
     add_accept_handler,
 )
 from iostreamsrv.certificates import Certificates, self_signed
 from iostreamsrv.httpserver import HTTPServer
+from iostreamsrv.runtime.loops import asyncio_loop, current_loop
 from iostreamsrv.server.base import core_of
 from tests.support.engines import on_every_loop
 from tests.support.http import answer, request
@@ -406,3 +411,57 @@ async def test_a_coroutine_that_hands_over_to_the_http_server_leaves_its_stream_
     await turns(20)
     done.set()
     assert await answer(peer) == (200, b"done")
+
+
+# ---- TCPClient
+
+
+def drive(coroutine: Any) -> "asyncio.Future[Any]":
+    """Step a coroutine without a task, at first without a running loop."""
+    done: asyncio.Future[Any] = asyncio_loop(current_loop()).create_future()
+
+    def step(_: object = None) -> None:
+        try:
+            waiting = coroutine.send(None)
+        except StopIteration as returned:
+            done.set_result(returned.value)
+        except Exception as error:
+            done.set_exception(error)
+        else:
+            waiting._asyncio_future_blocking = False
+            waiting.add_done_callback(step)
+
+    step()
+    return done
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+@pytest.mark.parametrize("begin", [gen.convert_yielded, drive])
+def test_a_client_may_begin_to_connect_before_a_loop_runs(
+    serving: Serving, io_loop: IOLoop, begin: Any, timeout: float | None
+) -> None:
+    server = serving.started(Echo())
+    connecting = begin(TCPClient().connect(*server.addresses[0], timeout=timeout))
+
+    async def ask() -> bytes:
+        stream = await connecting
+        await stream.write(b"abc\n")
+        reply = await stream.read_until(b"\n")
+        await stream.aclose()
+        return bytes(reply)
+
+    assert io_loop.run_sync(ask) == b"abc\n"
+    io_loop.run_sync(server.close_all_connections)
+
+
+def test_a_client_that_connects_without_a_task_can_time_out(serving: Serving, io_loop: IOLoop) -> None:
+    class Never(Resolver):
+        def initialize(self) -> None:
+            pass
+
+        async def resolve(self, *_: Any) -> Any:
+            await asyncio.Event().wait()
+
+    connecting = drive(TCPClient(Never()).connect("localhost", 80, timeout=0.01))
+    with pytest.raises(StreamTimeoutError, match="while resolving localhost"):
+        io_loop.run_sync(lambda: connecting)

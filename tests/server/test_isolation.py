@@ -1227,6 +1227,7 @@ INHERITING = {
     "pytest_plugin.serve",
     "pytest_plugin.start",
     "tcpclient._begin_next",
+    "tcpclient.connect",
     "testing.serving.running",
     # that of the test that runs a simulation
     "testing.simulation.disturbances._shut_down",

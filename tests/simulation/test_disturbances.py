@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv import CloseReason, OptionError, StreamClosedError
+from iostreamsrv.netutil import bind_unix_socket
 from iostreamsrv.testing import Faults, Simulation
 from tests.support.certificates import TRUSTING_ALL
 from tests.support.simulations import Counts, talk
@@ -62,6 +63,26 @@ def test_a_kicked_client_hears_why_and_a_cancelled_handler_says_so() -> None:
             seen |= {reason for _, reason in server.ends}
     assert CloseReason.KICKED in reasons["kick"] - reasons["cancel"]
     assert len(reasons["cancel"]) >= 2
+
+
+def test_a_client_of_a_unix_socket_that_is_kicked_has_a_name_in_the_trace() -> None:
+    path = "/run/simulated.sock"
+
+    async def main(sim: Simulation) -> list[str]:
+        server = Counts()
+        server.add_socket(bind_unix_socket(path))
+        sim.serve(server)
+        return await asyncio.gather(*[talk(sim, path) for _ in range(6)])
+
+    kicked: set[str] = set()
+    for seed in range(20):
+        sim = Simulation(seed, Faults(kick=0.05))
+        ends = sim.run(main)
+        met = {who for _, who, what in sim.trace.entries if what == "meets kick"}
+        assert 6 - ends.count("done") <= len(met)
+        kicked |= met
+    assert len(kicked) > 3
+    assert kicked <= {f"unix-{number}" for number in range(1, 7)}
 
 
 def test_a_shutdown_refuses_new_clients_and_comes_once_for_each_server() -> None:

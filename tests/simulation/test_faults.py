@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv import ListenError
+from iostreamsrv.netutil import bind_unix_socket
 from iostreamsrv.runtime.kernel import current_kernel
 from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation.faults import SYSTEM_CALLS
@@ -127,6 +128,21 @@ def test_resets_from_somewhere_on_the_way_break_connections_and_no_more() -> Non
         broken, done = broken + ends.count("broken"), done + ends.count("done")
     assert broken > 10
     assert done > 50
+
+
+def test_a_unix_socket_meets_neither_resets_on_the_way_nor_partitions() -> None:
+    async def main(sim: Simulation) -> None:
+        server = Counts()
+        server.add_socket(bind_unix_socket("/run/simulated.sock"))
+        sim.serve(server)
+        assert await asyncio.gather(*[talk(sim, server) for _ in range(3)]) == ["done"] * 3
+
+    sim = Simulation(0, Faults(rst=1, partition=1))
+    sim.run(main)
+    assert sim.struck == 0
+    assert {who for _, who, what in sim.trace.entries if what == "close"} >= {
+        f"unix-{number}>/run/simulated.sock" for number in (1, 2, 3)
+    }
 
 
 def by_name(sim: Simulation) -> dict[str, list[tuple[float, str | int]]]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from iostreamsrv.streams import hub, wakeup
 from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation import SimulationLoop, SimulationStuck
 from iostreamsrv.testing.simulation import loop as loop_module
+from iostreamsrv.testing.simulation import trace as trace_module
+from iostreamsrv.testing.simulation.shrinking import Shrunk
 from tests.support import PROJECT
 from tests.support.certificates import TRUSTING_ALL
 from tests.support.servers import Echo, header
@@ -362,6 +365,55 @@ def test_what_nobody_catches_is_in_its_errors(caplog: pytest.LogCaptureFixture) 
     sim.run(main)
     assert [type(context["exception"]) for context in sim.errors] == [ZeroDivisionError]
     assert (sim.trace.entries[0][1:]) == ("loop", "error: ZeroDivisionError")
+
+
+def test_a_task_that_does_not_end_is_an_error_and_its_coroutine_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    ended: list[str] = []
+
+    async def stubborn() -> None:
+        try:
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+        finally:
+            ended.append("stubborn")
+
+    async def ends() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    async def main(sim: Simulation) -> int:
+        sim.loop.create_task(stubborn(), name="stubborn")
+        sim.loop.create_task(ends(), name="ends")
+        await sim.sleep(1)
+        return 42
+
+    sim = Simulation()
+    assert sim.run(main) == 42
+    assert [context["message"] for context in sim.errors] == ["stubborn was cancelled, and does not end"]
+    assert sim.trace.entries[-1][1:] == ("loop", "error: stubborn was cancelled, and does not end")
+    assert ended == ["stubborn"]
+    assert "stubborn was cancelled" in caplog.text
+
+
+def test_the_first_faults_of_a_long_trace_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_module, "KEPT", 50)
+    monkeypatch.setattr(trace_module, "CHUNK", 10)
+    monkeypatch.setattr(loop_module, "CHUNK", 10)
+
+    async def main(sim: Simulation) -> None:
+        await sim.sleep(1)
+        for number in range(200):
+            sim.note("somebody", f"does {number}")
+            await sim.sleep(1)
+        raise ValueError
+
+    sim = Simulation(0, Faults(stop=1, most=1))
+    with pytest.raises(ValueError) as raised:
+        sim.run(main)
+    assert not any("fault 1" in str(what) for _, _, what in sim.trace.entries)
+    report = Shrunk(raised.value, 1, 1).report(sim, "again")
+    assert re.search(r"^ +\d+\.\d{6}  process +fault 1: stop$", report, re.MULTILINE)
 
 
 def test_the_order_of_timers_of_one_instant_is_drawn_and_call_soon_keeps_its_own() -> None:

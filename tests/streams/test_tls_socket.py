@@ -42,7 +42,6 @@ INSTEAD = {
     "sendmsg": "write",
     "sendto": "write",
     "settimeout": "set_timeouts",
-    "shutdown": "send_eof",
     "unwrap": "aclose",
     "write": "write",
 }
@@ -69,6 +68,7 @@ HARMLESS = {
     "proto",
     "set_inheritable",
     "setsockopt",
+    "shutdown",
     "timeout",
     "type",
 }

@@ -1,4 +1,4 @@
-"""A program is the same on our classes as on Tornado's: what it prints, how it ends, and what it is told of itself."""
+"""A program on our classes and on Tornado's: it prints the same, ends the same, and knows the same about itself."""
 
 import re
 import subprocess
@@ -73,7 +73,7 @@ ENDS = {
 }
 
 
-SECOND_TIER = {"exit", "exit_with_a_message", "syntax", "at_exit"}
+SECOND_TIER = {"exit", "exit_with_a_message", "syntax", "interrupt", "at_exit"}
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class ConnectingSocket(SocketBase):
         child.options = dict(self.options)
         child.resets = self.resets
         child.address = client.peer_address
-        child.peer_address = client.address
+        child.peer_address, child.peer_label = client.address, client.label
         child.host = "unix" if self.unix else client.peer_address[0]
         child.state = CONNECTED
         return child
@@ -102,6 +102,7 @@ class ConnectingSocket(SocketBase):
         if not listener.has_room():
             return errno.EAGAIN
         self.host = "unix"
+        self.label = "" if self.address else self.network.new_label()
         self.peer_address = listener.address
         self._join(listener)
         listener.queue.append(self._peer())

@@ -67,7 +67,13 @@ class Disturbances:
 
     def _kick(self) -> list[tuple[str, Act]]:
         streams = [stream for server in self._servers for stream in core_of(server).streams]
-        return [(_client(stream), stream.kick) for stream in streams]
+        return [(self._client(stream), stream.kick) for stream in streams]
+
+    def _client(self, stream: IOStream) -> str:
+        address = stream.remote_address
+        if isinstance(address, tuple):
+            return f"{address[0]}:{address[1]}"
+        return self._loop.kernel.peer_name(stream.fileno())
 
     def _shutdown(self) -> list[tuple[str, Act]]:
         serving = [server for server in self._running() if not core_of(server).connections.draining]
@@ -95,11 +101,6 @@ class Disturbances:
 
 def _code(task: "asyncio.Task[Any]") -> Any:
     return getattr(task.get_coro(), "cr_code", task)
-
-
-def _client(stream: IOStream) -> str:
-    address = stream.remote_address
-    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "unix"
 
 
 def _name(server: TCPServer) -> str:

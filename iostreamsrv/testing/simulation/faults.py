@@ -129,14 +129,22 @@ def span(seconds: Span) -> tuple[float, float]:
 class Injector:
     """Decides where faults strike.
 
-    :param note: called for each fault that strikes: who, what.
+    :param note: called for what a fault does: who, what.
+    :param note_fault: likewise, for each fault that strikes.
     :ivar struck: how many there were.
     """
 
-    def __init__(self, faults: Faults, seed: object, note: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        faults: Faults,
+        seed: object,
+        note: Callable[[str, str], None],
+        note_fault: Callable[[str, str], None],
+    ) -> None:
         self._faults = faults
         self._random = random.Random(f"{seed}:faults").random
         self._note = note
+        self._note_fault = note_fault
         self.struck = 0
 
     def strikes(self, name: str, who: str) -> bool:
@@ -147,7 +155,7 @@ class Injector:
         if self._faults.most is not None and self.struck >= self._faults.most:
             return False
         self.struck += 1
-        self._note(who, f"fault {self.struck}: {name}")
+        self._note_fault(who, f"fault {self.struck}: {name}")
         return True
 
     def draw(self, seconds: Span) -> float:

@@ -333,7 +333,9 @@ class Flow:
         target, network = self.target, self.network
         now = network.now
         self._note((now, self.name, size))
-        if (network.striking and network.strikes(self)) or (target.state == DEAD and target.refuses()):
+        if (network.striking and not self.direct and network.strikes(self)) or (
+            target.state == DEAD and target.refuses()
+        ):
             return
         self.inbox.append(segment)
         self.size += size

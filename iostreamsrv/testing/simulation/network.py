@@ -53,7 +53,7 @@ class Network(Kernel):
         self.now = now
         self.faults = faults
         self.trace = trace
-        self.injector = Injector(faults, seed, self.note)
+        self.injector = Injector(faults, seed, self.note, self._note_fault)
         self._seed = seed
         self.draw = self.draws_of("network")
         self._draw_order = random.Random(f"{seed}:order").random
@@ -66,6 +66,7 @@ class Network(Kernel):
         self._free: list[int] = []  # numbers below the highest used, a heap
         self._listeners: dict[tuple[int, Address], SimulatedSocket] = {}
         self._ports = itertools.count(FIRST_PORT)
+        self._unnamed = itertools.count(1)
         self._apart: dict[tuple[str, str], float] = {}
         self.least_delay, most = span(faults.delay)
         self.jitter = most - self.least_delay
@@ -80,6 +81,9 @@ class Network(Kernel):
     def note(self, who: str, what: str) -> None:
         """Note what happens."""
         self.trace.add((self.now, who, what))
+
+    def _note_fault(self, who: str, what: str) -> None:
+        self.trace.add_fault((self.now, who, what))
 
     # ---- what is drawn
 
@@ -185,6 +189,11 @@ class Network(Kernel):
         file = self._files.get(number)
         return file.unsent() if isinstance(file, SimulatedSocket) else 0
 
+    def peer_name(self, number: int) -> str:
+        """What the trace calls the peer of a socket: its address, or what stands for that of a Unix socket."""
+        file = self._files.get(number)
+        return file.peer_name if isinstance(file, SimulatedSocket) else ""
+
     # ---- addresses
 
     def bind(self, bound: SimulatedSocket, address: Address) -> Address:
@@ -205,6 +214,10 @@ class Network(Kernel):
         """Let connections to its address come to this socket."""
         self._listeners[_key(bound.family, bound.getsockname())] = bound
         self.note(bound.name, "listens")
+
+    def new_label(self) -> str:
+        """A name for a Unix socket that has none: most clients have none, and a trace needs one."""
+        return f"unix-{next(self._unnamed)}"
 
     def unlisten(self, bound: SimulatedSocket) -> None:
         """No more."""

@@ -36,11 +36,10 @@ class Shrunk(NamedTuple):
 
         :param again: the command that runs the test with this seed.
         """
-        entries = [(time, who, what) for time, who, what in simulation.trace.entries if str(what).startswith("fault ")]
         return "\n".join(
             [
                 f"seed {simulation.seed}: {self._summary()}",
-                *simulation.trace.lines(entries[: self.needed]),
+                *simulation.trace.lines(simulation.trace.faults[: self.needed]),
                 f"the end of its trace, of {simulation.trace.count} entries:",
                 *simulation.trace.lines(simulation.trace.entries[-SHOWN:]),
                 f"to run it again: {again}",

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from ...errors import OptionError
 from ...iostream import IOStream
 from ...runtime.checks import check_int, is_number
-from ...runtime.cleanup import cancel_remaining_tasks
+from ...runtime.cleanup import age, cancel_remaining_tasks
 from ...runtime.exports import set_module
 from ...runtime.loops import current_loop
 from ...server.base import core_of
@@ -62,7 +62,8 @@ class Simulation:
         certificates that expire; default (None): the real one. (OpenSSL looks at the real date.)
     :ivar loop: the loop, while the simulation runs, and afterwards.
     :ivar trace: what has happened: ``trace.entries``, ``str(trace)``, ``trace.svg()``, ``trace.digest()``.
-    :ivar errors: what ``loop.call_exception_handler`` was called with: exceptions that were not caught.
+    :ivar errors: what ``loop.call_exception_handler`` was called with: exceptions that were not caught. At the end of
+        :meth:`run` also tasks that do not end although they are cancelled.
     """
 
     loop: SimulationLoop
@@ -115,6 +116,7 @@ class Simulation:
                     with contextlib.suppress(asyncio.CancelledError, SimulationStuck):
                         loop.run_until_complete(task)
                 loop.run_until_complete(loop.shutdown_asyncgens())
+                self._end_stubborn_tasks(loop)
 
     async def _run(self, main: "Callable[[Simulation], Awaitable[T]]") -> T:
         async with self:
@@ -144,6 +146,14 @@ class Simulation:
         self._clients.clear()
         await cancel_remaining_tasks()
         self.loop.set_exception_handler(None)
+
+    def _end_stubborn_tasks(self, loop: SimulationLoop) -> None:
+        """Report tasks that do not end although they were cancelled, and close their coroutines: else the garbage
+        collector would do that at some time, perhaps amid another simulation."""
+        for task in sorted(asyncio.all_tasks(loop), key=age):
+            self._note_error(loop, {"message": f"{task.get_name()} was cancelled, and does not end", "task": task})
+            with contextlib.suppress(Exception):
+                task.get_coro().close()
 
     def _note_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.errors.append(context)

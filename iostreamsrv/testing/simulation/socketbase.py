@@ -54,6 +54,9 @@ class SocketNetwork(Wire, Descriptors, Protocol):
     def source_for(self, family: int, address: Address) -> Address:
         """The address of an unbound socket that connects to ``address``."""
 
+    def new_label(self) -> str:
+        """A name for a Unix socket that has none."""
+
     def connected(self, client: Any, server: Any) -> None:
         """Note a connection."""
 
@@ -87,6 +90,7 @@ class SocketBase(End, socket.socket):
         self.blocking_for: float | None = None
         self.address: Address = "" if self.unix else ("0.0.0.0" if family == socket.AF_INET else "::", 0)
         self.peer_address: Address = None
+        self.label = self.peer_label = ""  # of a Unix socket without a name, from its connect on
         self.options: dict[tuple[int, int], Any] = {}
         self.resets = False
         self.shut_read = self.shut_write = self.closed = False
@@ -121,8 +125,18 @@ class SocketBase(End, socket.socket):
     @property
     def name(self) -> str:
         """For the trace: both addresses."""
-        peer = "" if self.peer_address is None else f">{shown(self.peer_address)}"
-        return f"{shown(self.address)}{peer}"
+        peer = "" if self.peer_address is None else f">{self.peer_name}"
+        return f"{self.own_name}{peer}"
+
+    @property
+    def own_name(self) -> str:
+        """For the trace: the address, or what stands for one."""
+        return self.label or shown(self.address)
+
+    @property
+    def peer_name(self) -> str:
+        """Likewise, of the peer."""
+        return self.peer_label or shown(self.peer_address)
 
     def __repr__(self) -> str:
         return f"<SimulatedSocket {self.number} {self.name}>"

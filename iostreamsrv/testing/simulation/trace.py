@@ -22,6 +22,7 @@ class Trace:
 
     :ivar begun: the time at the beginning; `str` and :meth:`svg` count from there.
     :ivar recent: what was noted last.
+    :ivar faults: the entries of faults that struck, the first 100,000.
     :ivar add: notes an entry.
     """
 
@@ -30,8 +31,15 @@ class Trace:
         self._hash = hashlib.sha256()
         self._kept: deque[Entry] = deque(maxlen=KEPT)
         self.recent: list[Entry] = []
+        self.faults: list[Entry] = []
         self._folded = 0
         self.add = self.recent.append
+
+    def add_fault(self, entry: Entry) -> None:
+        """Note that a fault strikes."""
+        self.add(entry)
+        if len(self.faults) < KEPT:
+            self.faults.append(entry)
 
     def fold(self) -> None:
         """Hash what was noted last. Called when it is much, so that to note something costs next to nothing."""

@@ -47,7 +47,8 @@ async def half_closing(peer: Peer) -> None:
     if not await peer.open():
         return
     size, padding = peer.chance.choice([(10, 10), (3000, 3000)])
-    if await peer.send([peer.request(WORK, size, padding) for _ in range(peer.chance.randint(1, 4))]):
+    kind = ECHO if peer.world.scenario.http else WORK  # with HTTP, who sends EOF while a handler works has left
+    if await peer.send([peer.request(kind, size, padding) for _ in range(peer.chance.randint(1, 4))]):
         await peer.half_close()
         await peer.read_to_end()
 
@@ -82,7 +83,8 @@ async def leaving_reading(peer: Peer) -> None:
 async def uploading(peer: Peer) -> None:
     """Sends much behind its last request, which is answered nevertheless."""
     peer.record.innocent = peer.record.exact = True
-    if await peer.open() and await peer.send([peer.request(QUIT, 100_000), bytes(400_000)]):
+    size = 1000 if peer.world.scenario.unix else 100_000  # a Unix socket has no receive buffer: it must not be full
+    if await peer.open() and await peer.send([peer.request(QUIT, size), bytes(400_000)]):
         await must_end(peer, 60.0)
 
 
@@ -99,7 +101,8 @@ async def watching(peer: Peer) -> None:
     peer.may_end(CloseReason.IDLE_TIMEOUT)  # if it comes before the end is noticed
     if await peer.open() and await peer.ask(WATCH) and await peer.send([b"not read"]):
         await peer.half_close()
-        await must_end(peer, 8.0)
+        writing = "broadcasting" in peer.world.scenario.characters  # then the server waits: it may still be answering
+        await must_end(peer, 18.0 if writing else 8.0)
 
 
 async def must_end(peer: Peer, within: float) -> None:
@@ -143,7 +146,7 @@ async def never_pausing(peer: Peer) -> None:
     while peer.sim.time < until and len(peer.record.sent) < 600:
         if not await peer.send([peer.request(WORK, 10, 10)]) or not await peer.answered(left=ahead):
             return
-        if not peer.world.scenario.coroutines:
+        if not peer.world.scenario.knows(WORK):
             await peer.pause(0.1, 0.3)
     if await peer.answered():
         peer.close()
@@ -281,7 +284,7 @@ async def garbling(peer: Peer) -> None:
     """Sends no request, no TLS, no PROXY header."""
     peer.may_end(*UNLIMITED)
     early = peer.chance.random() < 0.5
-    if await peer.open(header=not early, handshake=not early) and await peer.send([b"GET / HTTP/1.1\r\n\r\n"]):
+    if await peer.open(header=not early, handshake=not early) and await peer.send([b"GET / HTTP/3\r\n\r\n"]):
         await peer.read_to_end()
 
 

@@ -9,15 +9,23 @@ from typing import Any, Protocol
 
 from iostreamsrv import CloseReason, IOStream, StreamTimeoutError, TCPServer
 from iostreamsrv.testing import Simulation
+from iostreamsrv.testing.simulation.sockets import SimulatedSocket
 from tests.support.certificates import TRUSTING_ALL
 from tests.support.tls_records import Records
 
+from .http import Responses, wrapped
 from .protocol import ECHO, Request
 from .record import Record, Sent
 from .scenario import Scenario
 
+IN_CHUNKS = 0.3
+"""How many requests of HTTP do not tell their length in advance."""
+
 FEW_HOSTS = 3
 """Hosts that all clients are on, where the connections of a host are limited."""
+
+ENDS_WITHIN = 5.0
+"""Seconds until EOF, after an HTTP response that says that it is the last one."""
 
 UNLIMITED = frozenset(CloseReason)
 """For a client that may be closed for any reason."""
@@ -33,8 +41,8 @@ class Surroundings(Protocol):
     def new_record(self, character: str) -> Record:
         """For a new connection."""
 
-    def connected(self, record: Record, address: Any) -> None:
-        """The server knows a connection by this address."""
+    def connected(self, record: Record, name: str) -> None:
+        """The server knows a connection by this name: an address, or what stands for that of a Unix socket."""
 
     def patience(self, seconds: float) -> float:
         """Seconds within which something must happen that takes so many without faults and blocked loops."""
@@ -50,16 +58,20 @@ class Peer:
     :param host: the host that the server takes it for; None for one that is drawn.
     :ivar stream: the connection, once there is one.
     :ivar records: makes TLS records by hand; None if the stream makes them, or there is no TLS.
+    :ivar responses: takes responses of HTTP apart; None with other styles.
     """
 
     stream: IOStream
     records: Records | None = None
+    responses: Responses | None = None
 
     def __init__(self, world: Surroundings, character: str, host: str | None = None) -> None:
         self.world = world
         self.sim = world.sim
         self.record = world.new_record(character)
         self.chance = random.Random(f"{world.scenario.seed}:{self.record.number}")
+        if world.scenario.http:
+            self.responses = Responses(self.record, strict=character != "garbling")
         self.host = host
         if host is None and (world.scenario.proxied or world.scenario.limits("max_connections_per_ip")):
             few = world.scenario.limits("max_connections_per_ip")
@@ -86,7 +98,8 @@ class Peer:
             host = None if scenario.proxied else self.host
             self.stream = await self.sim.connect(self.world.server, host=host, **options)
             record.connected_at = record.active_at = self.sim.time
-            self.world.connected(record, self.stream.local_address)
+            assert isinstance(self.stream.socket, SimulatedSocket)
+            self.world.connected(record, self.stream.socket.own_name)
             if scenario.proxied and header:
                 await self._send_header()
             if scenario.tls and header and handshake:
@@ -99,7 +112,7 @@ class Peer:
 
     async def _send_header(self) -> None:
         port = 1000 + self.record.number
-        self.world.connected(self.record, (self.host, port))
+        self.world.connected(self.record, f"{self.host}:{port}")
         await self._write(f"PROXY TCP4 {self.host} 127.0.0.1 {port} 2000\r\n".encode())
 
     async def shake_hands(self, version: str) -> bool:
@@ -132,6 +145,8 @@ class Peer:
             record.ended_at = self.sim.time
             stream = getattr(self, "stream", None)
             record.end = str(stream.close_reason or "") if stream is not None else "refused"
+            if self.responses is not None and self.responses.partial and record.answers < len(record.sent):
+                record.tail = record.tail or b"a response"
 
     def close(self) -> None:
         """Close it; what the server does with it from here on is not looked at."""
@@ -145,14 +160,14 @@ class Peer:
         """Close it with a reset."""
         if self.record.ended_at is None:
             self.record.ended_at = self.sim.time
-        if "setsockopt" in self.world.scenario.faults:
+        if "setsockopt" in self.world.scenario.faults or self.world.scenario.unix:
             self.may_end(CloseReason.TRUNCATED)  # without SO_LINGER it is no reset
         self.stream.abort()
 
     # ---- requests and answers
 
     def request(self, kind: bytes = ECHO, size: int | None = None, padding: int | None = None) -> bytes:
-        """The line of a new request, which is about to be sent."""
+        """A new request, which is about to be sent."""
         record, chance = self.record, self.chance
         if size is None:
             size = chance.choice([0, 10, 100, 3000])
@@ -162,11 +177,14 @@ class Peer:
             kind = ECHO
         request = Request(kind, record.number, len(record.sent), size)
         record.sent.append(Sent(request, self.sim.time, math.inf))
-        return request.line(padding)
+        line = request.line(padding)
+        return line if self.responses is None else wrapped(line, kind, chance.random() < IN_CHUNKS)
 
     async def send(self, lines: Iterable[bytes]) -> bool:
-        """Send lines of new requests; whether the connection holds."""
+        """Send new requests; whether the connection holds."""
         record = self.record
+        if record.last_announced:
+            return await self._take_last()
         try:
             await self._write(b"".join(lines))
         except OSError:
@@ -177,6 +195,13 @@ class Peer:
                 break
             sent.ended = self.sim.time
         return True
+
+    async def _take_last(self) -> bool:
+        """The server has said that it closes the connection, so a request is not sent: False."""
+        del self.record.sent[self.record.answers :]
+        if not await self.read_to_end(ENDS_WITHIN):
+            self.record.problem("ends", f"no EOF within {ENDS_WITHIN:g} s of the response that says so")
+        return False
 
     async def ask(self, kind: bytes = ECHO, size: int | None = None, padding: int | None = None) -> bool:
         """Send a request and wait for its answer; whether the connection holds."""
@@ -216,11 +241,14 @@ class Peer:
 
     def _received(self, data: bytes) -> None:
         if self.records is None:
-            return self.record.received(data, self.sim.time)
+            return self._take(data)
         while plaintext := self.records.decrypt(data):
-            self.record.received(plaintext, self.sim.time)
+            self._take(plaintext)
             data = b""
         return None
+
+    def _take(self, data: bytes) -> None:
+        (self.record if self.responses is None else self.responses).received(data, self.sim.time)
 
     async def send_records(self, records: bytes) -> bool:
         """Send TLS records that were made by hand; whether the connection holds."""
@@ -243,6 +271,8 @@ class Peer:
 
     async def drip(self, data: bytes, pause: float) -> bool:
         """Send a request byte by byte; whether the connection holds."""
+        if self.record.last_announced:
+            return await self._take_last()
         for index in range(len(data)):
             try:
                 await self._write(data[index : index + 1])

@@ -25,6 +25,8 @@ class Record:
     :ivar innocent: its client does nothing that a timeout or a limit is for.
     :ivar sequential: there is at most one request without an answer.
     :ivar exact: all requests must be answered before EOF.
+    :ivar answered_draining: numbers of requests that an HTTP server answered while it drained.
+    :ivar last_announced: an HTTP response was the last one, as it said.
     :ivar sent: the requests.
     :ivar answers: how many were answered.
     :ivar heard: the last number of each client whose broadcasts came.
@@ -45,6 +47,8 @@ class Record:
     innocent: bool = False
     sequential: bool = False
     exact: bool = False
+    answered_draining: set[int] = field(default_factory=set)
+    last_announced: bool = False
     sent: list[Sent] = field(default_factory=list)
     answers: int = 0
     heard: dict[int, int] = field(default_factory=dict)

@@ -5,12 +5,12 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from .protocol import NEEDS_COROUTINE
+from .protocol import BROADCAST, LEAVE_READING, NEEDS_COROUTINE
 
 COROUTINES = ("lines", "framing", "match", "parts")
 """Styles whose handlers are coroutines that read requests."""
 
-STYLES = (*COROUTINES, "callbacks", "coroutine callbacks", "queue", "gateway")
+STYLES = (*COROUTINES, "callbacks", "coroutine callbacks", "queue", "gateway", "http")
 
 CHARACTERS = {
     "honest": 6,
@@ -43,6 +43,7 @@ CHARACTERS = {
 
 ONLY_WITH_COROUTINES = frozenset({"quitting", "uploading", "downloading", "leaving_reading", "watching"})
 ONLY_WITH_TLS = frozenset({"flooding_with_records"})
+NOT_IN_HTTP = frozenset({"leaving_reading", "broadcasting"})
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Scenario:
     :ivar faults: keywords of `Faults`.
     :ivar options: keywords of the server.
     :ivar shutdown_at: seconds.
+    :ivar unix: it is served on a Unix socket.
     :ivar certificates: what happens to the certificate's files at some moment: nothing, "renewed" or "lost".
     """
 
@@ -63,6 +65,7 @@ class Scenario:
     characters: tuple[str, ...]
     faults: dict[str, Any]
     shutdown_at: float
+    unix: bool = False
     certificates: str = ""
 
     @property
@@ -70,8 +73,15 @@ class Scenario:
         """Whether the handlers know all kinds of requests."""
         return self.style in COROUTINES
 
+    @property
+    def http(self) -> bool:
+        """Whether requests are those of HTTP."""
+        return self.style == "http"
+
     def knows(self, kind: bytes) -> bool:
         """Whether a request of this kind is more than an echo."""
+        if self.http:
+            return kind not in (BROADCAST, LEAVE_READING)
         return self.coroutines or kind not in NEEDS_COROUTINE
 
     @property
@@ -97,7 +107,7 @@ class Scenario:
         return any(self.strictest(each) < math.inf for each in options)
 
     def __str__(self) -> str:
-        over = "".join(f" {name}" for name in ("tls", "proxied") if getattr(self, name))
+        over = "".join(f" {name}" for name in ("unix", "tls", "proxied") if getattr(self, name))
         options = " ".join(f"{name}={value}" for name, value in self.options.items())
         faults = " ".join(f"{name}={value}" for name, value in self.faults.items())
         return (
@@ -111,8 +121,11 @@ def draw(seed: int) -> Scenario:
     chance = random.Random(f"{seed}:scenario")
     style = chance.choice(STYLES)
     tls = chance.random() < 0.3
-    unknown = frozenset() if style in COROUTINES else ONLY_WITH_COROUTINES
-    unknown |= frozenset() if tls else ONLY_WITH_TLS
+    unknown = set() if tls else set(ONLY_WITH_TLS)
+    if style == "http":
+        unknown |= NOT_IN_HTTP
+    elif style not in COROUTINES:
+        unknown |= ONLY_WITH_COROUTINES
     known = [each for each in CHARACTERS if each not in unknown]
     weights = [CHARACTERS[each] for each in known]
     characters = tuple(chance.choices(known, weights, k=chance.randint(3, 8)))
@@ -127,6 +140,7 @@ def draw(seed: int) -> Scenario:
         faults=_faults(chance, len(characters)),
         shutdown_at=chance.choice([1.0, 5.0, 20.0, 70.0, 120.0]) * (0.5 + chance.random()),
         certificates=chance.choice(["", "renewed", "lost"]),
+        unix=chance.random() < 0.15 and style != "queue",  # its callback knows clients by their addresses
     )
 
 

@@ -6,9 +6,13 @@ from collections.abc import Awaitable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+import tornado.iostream
+import tornado.web
+
 from iostreamsrv import CloseReason, FramingError, IOStream, StreamClosedError, TCPServer
 from iostreamsrv.errors import of_stream
 from iostreamsrv.framing import Delimited
+from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.styles import CallbackServer
 from iostreamsrv.styles.queues import SendQueue, _Server  # a `QueueServer` makes a loop, so it cannot be simulated
 from iostreamsrv.testing import Simulation
@@ -33,11 +37,11 @@ class Notes(Protocol):
     def record_of(self, number: int) -> Record | None:
         """The connection of the client with this number."""
 
-    def record_at(self, stream: IOStream) -> Record | None:
-        """The connection of the client of a server's stream."""
-
     def called(self, stream: IOStream, task: str) -> None:
         """``handle_stream`` runs for a stream, in the task with this name."""
+
+    def closed(self, stream: IOStream, reason: CloseReason) -> None:
+        """``handle_close`` is called."""
 
     def look(self, server: TCPServer) -> None:
         """Check what must hold at any time."""
@@ -84,16 +88,19 @@ class Swarm(TCPServer):
         assert record is not None
         record.written += 1
 
+    def answers_draining(self, request: Request) -> None:
+        """A request is answered while the server shuts down."""
+        record = self.notes.record_of(request.client)
+        assert record is not None
+        record.answered_draining.add(request.number)
+
     def _called(self, stream: IOStream) -> None:
         task = asyncio.current_task()
-        assert task is not None
-        self.notes.called(stream, task.get_name())
+        self.notes.called(stream, "" if task is None else task.get_name())
         self.check_context(stream)
 
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
-        record = self.notes.record_at(stream)
-        if record is not None:
-            record.closes.append((reason, self.notes.sim.time))
+        self.notes.closed(stream, reason)
         self.check_context(stream)
         return super().handle_close(stream, reason)
 
@@ -273,6 +280,48 @@ class Gateway(Swarm):
         return False
 
 
+class HTTP(Swarm, HTTPServer):
+    """Answers requests of HTTP, by a Tornado application."""
+
+    def initialize(self, **options: Any) -> None:  # type: ignore[override]
+        """See `HTTPServer`, which has no other constructor."""
+        application = tornado.web.Application([("/", Resource)], log_function=lambda handler: None, server=self)
+        super().initialize(application, **options)
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:  # type: ignore[override]
+        self._called(stream)
+        HTTPServer.handle_stream(self, stream, address)
+
+    async def handle_reject(self, stream: IOStream, address: Any) -> None:
+        await stream.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+
+
+class Resource(tornado.web.RequestHandler):
+    """Answers a request."""
+
+    def initialize(self) -> None:
+        """See `tornado.web.RequestHandler`."""
+        self.server: HTTP = self.settings["server"]
+        self.left = asyncio.Event()
+
+    def on_connection_close(self) -> None:
+        self.left.set()
+
+    async def post(self) -> None:
+        stream = self.request.connection.stream  # type: ignore[union-attr]
+        request, answer = self.server.answer(stream, self.request.body[:-1])
+        if request.kind == WORK:
+            await asyncio.sleep(WORKED)
+        if self.server.draining:
+            self.server.answers_draining(request)
+        self.write(answer + b"\n")
+        with contextlib.suppress(tornado.iostream.StreamClosedError):
+            await (self.flush() if request.kind == WATCH else self.finish())
+            self.server.answered(request)
+        if request.kind == WATCH:
+            await self.left.wait()
+
+
 STYLES: dict[str, type[Swarm]] = {
     "lines": Lines,
     "framing": Framed,
@@ -282,5 +331,6 @@ STYLES: dict[str, type[Swarm]] = {
     "coroutine callbacks": CoroutineCallbacks,
     "queue": Queues,
     "gateway": Gateway,
+    "http": HTTP,
 }
 """The class of each style."""

@@ -5,16 +5,16 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from iostreamsrv import IOStream, TCPServer
+from iostreamsrv import CloseReason, IOStream, TCPServer
 from iostreamsrv.certificates import Certificates, KeyPair
 from iostreamsrv.events import Event
+from iostreamsrv.netutil import bind_unix_socket
 from iostreamsrv.testing import Faults, Simulation
 from iostreamsrv.testing.simulation import SimulationStuck
 from tests.support.certificates import certificate_for
@@ -29,7 +29,7 @@ from .servers import STYLES, Lines, Swarm
 SHUTDOWN_TAKES = 12.0
 """Seconds that a shutdown may take besides its timeout: for cancelled handlers, last writes, and EOFs."""
 
-LOGGERS = ("iostreamsrv.general", "iostreamsrv.application", "asyncio")
+LOGGERS = ("iostreamsrv.general", "iostreamsrv.application", "tornado.general", "tornado.application", "asyncio")
 
 
 @cache
@@ -84,8 +84,8 @@ class World(logging.Handler):
         self.kicked: dict[int, float] = {}
         self.cancelled: dict[int, float] = {}
         self._shutdown_began: asyncio.Future[float] | None = None
-        self._by_address: dict[tuple[str, int], Record] = {}
-        self._called_early: dict[tuple[str, int], str] = {}  # the handlers' tasks
+        self._by_name: dict[str, Record] = {}
+        self._early: dict[str, list[Callable[[Record], None]]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
@@ -99,12 +99,11 @@ class World(logging.Handler):
         self.records.append(record)
         return record
 
-    def connected(self, record: Record, address: Any) -> None:
+    def connected(self, record: Record, name: str) -> None:
         """See `Surroundings`."""
-        address = tuple(address[:2])
-        self._by_address[address] = record
-        if address in self._called_early:
-            record.called(self._called_early.pop(address))
+        self._by_name[name] = record
+        for note in self._early.pop(name, ()):
+            note(record)
 
     def patience(self, seconds: float) -> float:
         """See `Surroundings`."""
@@ -124,17 +123,30 @@ class World(logging.Handler):
         """See `Notes`."""
         return self.records[number] if 0 <= number < len(self.records) else None
 
-    def record_at(self, stream: IOStream) -> Record | None:
-        """See `Notes`."""
-        return self._by_address.get(tuple(stream.remote_address[:2]))
-
     def called(self, stream: IOStream, task: str) -> None:
         """See `Notes`."""
-        record = self.record_at(stream)
-        if record is None:  # if the loop was blocked, its client does not know yet that it is connected
-            self._called_early[tuple(stream.remote_address[:2])] = task
+        name = stream.data["name"] = self._name_of(stream)
+        self._when_known(name, lambda record: record.called(task))
+
+    def closed(self, stream: IOStream, reason: CloseReason) -> None:
+        """See `Notes`."""
+        close = reason, self.sim.time
+        self._when_known(self._name_of(stream), lambda record: record.closes.append(close))
+
+    def _when_known(self, name: str, note: Callable[[Record], None]) -> None:
+        """Note something of a client: later, if it does not know yet that it is connected, as the loop was blocked."""
+        record = self._by_name.get(name)
+        if record is None:
+            self._early.setdefault(name, []).append(note)
         else:
-            record.called(task)
+            note(record)
+
+    def _name_of(self, stream: IOStream) -> str:
+        """See `Surroundings.connected`. What stands for the address of a Unix socket ends with that, so it is kept."""
+        address = stream.remote_address
+        if isinstance(address, tuple):
+            return f"{address[0]}:{address[1]}"
+        return stream.data.get("name") or self.sim.loop.kernel.peer_name(stream.fileno())
 
     def look(self, server: TCPServer) -> None:
         """See `Notes`."""
@@ -154,6 +166,8 @@ class World(logging.Handler):
             servers = self._servers(certificates)
             changing = sim.loop.call_later(self.scenario.shutdown_at / 2, self._change_files, folder)
             try:
+                if self.scenario.unix:
+                    _listen_on_unix_socket(self.server)
                 sim.serve(self.server)
                 acting = [asyncio.ensure_future(clients.act(self, each)) for each in self.scenario.characters]
                 await self._shut_down()
@@ -174,9 +188,8 @@ class World(logging.Handler):
         self.problems += invariants.at_the_end(self)
 
     def _find_victims(self) -> None:
-        for address, at in invariants.victims(self, "kick").items():
-            host, port = address.rsplit(":", 1)
-            if (record := self._by_address.get((host, int(port)))) is not None:
+        for name, at in invariants.victims(self, "kick").items():
+            if (record := self._by_name.get(name)) is not None:
                 self.kicked[record.number] = at
         tasks = invariants.victims(self, "cancel")
         self.cancelled = {each.number: tasks[each.task] for each in self.records if each.task in tasks}
@@ -185,7 +198,7 @@ class World(logging.Handler):
         scenario = self.scenario
         options = dict(scenario.options, ssl_options=certificates)
         if scenario.proxied:
-            options["proxy_protocol"] = ["10.2.0.0/16"]
+            options["proxy_protocol"] = ["10.2.0.0/16", "unix"]
         self.server = STYLES[scenario.style](**options)
         self.server.notes = self
         began = self._shutdown_began = self.sim.loop.create_future()
@@ -242,6 +255,15 @@ class World(logging.Handler):
             if has:
                 peer.close()
         await self.server.shutdown(timeout=5)
+
+
+def _listen_on_unix_socket(server: TCPServer) -> None:
+    listener = bind_unix_socket("/run/swarm.sock")
+    try:
+        server.add_socket(listener)
+    except OSError:
+        listener.close()
+        raise
 
 
 def problems_of(seed: int) -> list[tuple[str, str]]:

@@ -20,12 +20,14 @@ class Server(TCPServer):
     write_timeouts = 3
 
     async def handle_stream(self, stream: IOStream, address: object) -> None:
-        self.stream = stream
+        self.stream, self.queued, self.returned = stream, asyncio.Event(), asyncio.Event()
         while (line := await stream.read_until(b"\n")) != b"return\n":
             if line == b"queue\n":
                 for _ in range(3):  # not awaited, and its client does not read yet
                     stream.write(b"y" * BIG)
+                self.queued.set()
             await stream.write(line)
+        self.returned.set()
 
 
 async def main() -> None:
@@ -38,10 +40,12 @@ async def main() -> None:
     await stream.write(b"z" * BIG + b"\n")
     print(len(await stream.read_until(b"\n")))
     await stream.write(b"queue\n")
-    await asyncio.sleep(0.05)
+    await server.queued.wait()
     print(len(await stream.read_bytes(3 * BIG)), await stream.read_until(b"\n"))
     await stream.write(b"return\n")
-    await asyncio.sleep(0.05)
+    await server.returned.wait()
+    for _ in range(3):  # turns of the loop, in which the stream might be closed
+        await asyncio.sleep(0)
     print("open:", not server.stream.closed())
     await server.stream.write(b"later\n")
     print(await stream.read_until(b"\n"))
