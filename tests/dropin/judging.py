@@ -46,7 +46,7 @@ def judge(project: Project, excepted: dict[str, str]) -> Verdict:
 def _judge_run(verdict: Verdict, venv: Venv, what: Suite | Use, excepted: dict[str, str]) -> Verdict:
     name = verdict.project.name
     sides = {side: run(venv, what, side) for side in SIDES}
-    suspects = _troubled(sides[TORNADO]) | _lost(sides)
+    suspects = _lost(sides)
     if suspects and (isinstance(what, Use) or len(suspects) <= FEW):
         second = {side: run(venv, what, side, sorted(suspects)) for side in SIDES}
         at_first = _of_both(sides)
@@ -71,10 +71,6 @@ def _judge_run(verdict: Verdict, venv: Venv, what: Suite | Use, excepted: dict[s
 
 def _lost(sides: dict[str, Checks]) -> set[str]:
     return sides[TORNADO].passed - sides[OURS].passed
-
-
-def _troubled(checks: Checks) -> set[str]:
-    return {name for name, trouble in checks.outcomes.items() if trouble not in ("", "skipped")}
 
 
 def _of_both(sides: dict[str, Checks]) -> set[str]:

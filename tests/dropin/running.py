@@ -57,7 +57,7 @@ def run(venv: Venv, what: Suite | Use, side: str, only: Sequence[str] = ()) -> C
         command, folder = _suite(venv, what, junit, only) if isinstance(what, Suite) else _use(what)
         home = Path(temporary, "home")
         home.mkdir()
-        end = _end_of([str(venv.python), *RUNNER[side], *command], folder, _environment(home, report), what.timeout, log)
+        end = _end_of([str(venv.python), *RUNNER[side], *command], folder, _environment(venv, home, report), what.timeout, log)
         classes = set(report.read_text().splitlines())
         outcomes = dict(_junit(junit) if isinstance(what, Suite) else _lines(log))
     return Checks(outcomes, classes, "" if isinstance(what, Suite) and end == "exit code 1" else end, log)
@@ -73,11 +73,11 @@ def _use(use: Use) -> tuple[list[str], Path]:
     return [str(USES / use.program), *use.arguments], USES
 
 
-def _environment(home: Path, report: Path) -> dict[str, str]:
+def _environment(venv: Venv, home: Path, report: Path) -> dict[str, str]:
     """What programs see: no settings of this user's, and none of this project's interpreter."""
     kept = ("LANG", "LC_ALL", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
     return {name: os.environ[name] for name in kept if name in os.environ} | {
-        "PATH": os.environ["PATH"],
+        "PATH": os.pathsep.join([str(venv.python.parent), os.environ["PATH"]]),
         "HOME": str(home),
         "TMPDIR": str(home.parent),
         "IOSTREAMSRV_DROPIN_REPORT": str(report),
