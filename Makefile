@@ -18,7 +18,7 @@ EVERYTHING = --all --engines=all
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all release-check conformance simulate bench faults-peers style types coverage docs clean
+.PHONY: help run install test test-all release-check conformance simulate bench faults-peers dropin style types coverage docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 20
@@ -54,6 +54,9 @@ bench: $(VENV)/.has-tests ## measure against Tornado and asyncio, and write the 
 faults-peers: $(VENV)/.has-tests ## probe Tornado and asyncio as well, and write the table in docs
 	$(BIN)/python -m tests.faults --write-docs
 
+dropin: $(VENV)/.has-tests ## run public projects on Tornado and on ours, and write the table in docs; ONLY=thrift: that one only
+	$(BIN)/python -m tests.dropin $(or $(ONLY),--write-docs)
+
 style: $(VENV)/.has-tools ## format and lint, checked only
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
@@ -70,7 +73,7 @@ docs: $(VENV)/.has-docs ## the pages, into build/docs; a warning fails
 	@echo "open build/docs/index.html"
 
 clean: ## remove the venv and all that was made
-	rm -rf $(VENV) .venv-* .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .venv-* .dropin .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files, made anew when pyproject.toml has changed. The package is installed "editable": its code needs no new

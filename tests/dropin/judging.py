@@ -44,7 +44,6 @@ def judge(project: Project, excepted: dict[str, str]) -> Verdict:
 
 
 def _judge_run(verdict: Verdict, venv: Venv, what: Suite | Use, excepted: dict[str, str]) -> Verdict:
-    name = verdict.project.name
     sides = {side: run(venv, what, side) for side in SIDES}
     suspects = _lost(sides)
     if suspects and (isinstance(what, Use) or len(suspects) <= FEW):
@@ -52,6 +51,12 @@ def _judge_run(verdict: Verdict, venv: Venv, what: Suite | Use, excepted: dict[s
         at_first = _of_both(sides)
         sides = {side: _merged(sides[side], second[side], suspects) for side in SIDES}
         verdict.again.extend(sorted(_of_both(sides) - at_first))
+    return compare(verdict, what, sides, excepted)
+
+
+def compare(verdict: Verdict, what: Suite | Use, sides: dict[str, Checks], excepted: dict[str, str]) -> Verdict:
+    """The verdict, with what came of one more run."""
+    name = verdict.project.name
     passed, lost = sides[TORNADO].passed, _lost(sides)
     for check in sorted(lost):
         if f"{name}: {check}" in excepted:

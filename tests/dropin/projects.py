@@ -73,7 +73,15 @@ PROJECTS = (
     Project(
         "thrift",
         "thrift",
-        [Suite("thrift", ["test/test_tornado_frame_size.py"], 300, ["--rootdir=.", "-c", "/dev/null", "-o", f"pythonpath={ABSENT}"]), Use("thrift_calls.py", 120)],
+        [
+            Suite(
+                "thrift",
+                ["test/test_tornado_frame_size.py"],
+                300,
+                ["--rootdir=.", "-c", "/dev/null", "-o", f"pythonpath={ABSENT}"],
+            ),
+            Use("thrift_calls.py", 120),
+        ],
         "its own tests of TTornado; a server and its clients",
     ),
     Project(

@@ -57,7 +57,9 @@ def run(venv: Venv, what: Suite | Use, side: str, only: Sequence[str] = ()) -> C
         command, folder = _suite(venv, what, junit, only) if isinstance(what, Suite) else _use(what)
         home = Path(temporary, "home")
         home.mkdir()
-        end = _end_of([str(venv.python), *RUNNER[side], *command], folder, _environment(venv, home, report), what.timeout, log)
+        end = _end_of(
+            [str(venv.python), *RUNNER[side], *command], folder, _environment(venv, home, report), what.timeout, log
+        )
         classes = set(report.read_text().splitlines())
         outcomes = dict(_junit(junit) if isinstance(what, Suite) else _lines(log))
     return Checks(outcomes, classes, "" if isinstance(what, Suite) and end == "exit code 1" else end, log)
@@ -65,7 +67,14 @@ def run(venv: Venv, what: Suite | Use, side: str, only: Sequence[str] = ()) -> C
 
 def _suite(venv: Venv, suite: Suite, junit: Path, only: Sequence[str]) -> tuple[list[str], Path]:
     source = venv.source(suite.distribution)
-    options = [f"--junit-xml={junit}", "-o", "junit_family=xunit1", f"--timeout={TEST_TIMEOUT}", "-p", "no:cacheprovider"]
+    options = [
+        f"--junit-xml={junit}",
+        "-o",
+        "junit_family=xunit1",
+        f"--timeout={TEST_TIMEOUT}",
+        "-p",
+        "no:cacheprovider",
+    ]
     return ["-m", "pytest", "-q", *options, *suite.options, *(only or suite.paths)], source
 
 

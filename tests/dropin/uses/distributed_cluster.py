@@ -51,7 +51,9 @@ def compute(client: Client) -> None:
         assert numpy.array_equal(array.T.rechunk((2000, 250)).compute(), expected.T)
     with check("bags: a shuffle"):
         bag = dask.bag.from_sequence(range(20_000), npartitions=16)
-        groups = dict(bag.groupby(lambda number: number % 7, shuffle="tasks").starmap(lambda k, v: (k, len(v))).compute())
+        groups = dict(
+            bag.groupby(lambda number: number % 7, shuffle="tasks").starmap(lambda k, v: (k, len(v))).compute()
+        )
         assert groups == {rest: len(range(rest, 20_000, 7)) for rest in range(7)}
     with check("bags: frequencies"):
         counts = dict(dask.bag.from_sequence("abracadabra" * 100, npartitions=8).frequencies().compute())
@@ -120,7 +122,16 @@ def coordinate(client: Client) -> None:
 
 def look(client: Client, cluster: LocalCluster) -> None:
     dashboard = cluster.dashboard_link.rpartition("/")[0]
-    for path in ("health", "status", "workers", "tasks", "system", "graph", "info/main/workers.html", "json/counts.json"):
+    for path in (
+        "health",
+        "status",
+        "workers",
+        "tasks",
+        "system",
+        "graph",
+        "info/main/workers.html",
+        "json/counts.json",
+    ):
         with check(f"the scheduler's dashboard, {path}"):
             with urllib.request.urlopen(f"{dashboard}/{path}", timeout=30) as page:
                 assert page.status == 200 and page.read()

@@ -8,7 +8,6 @@ from typing import Any
 
 import checks
 import dask
-import distributed.comm.ws
 import numpy
 from checks import acheck, raises
 from distributed import Security

@@ -42,7 +42,14 @@ def main() -> None:
         with (
             running(redis, "--port", str(redis_port), "--bind", "127.0.0.1", "--save", "", folder=folder),
             python(*celery, "worker", "--concurrency", "1", "-E", "-n", "worker@localhost", folder=folder) as worker,
-            python(*celery, "flower", "--address=127.0.0.1", f"--port={port}", folder=folder, FLOWER_UNAUTHENTICATED_API="1") as flower,
+            python(
+                *celery,
+                "flower",
+                "--address=127.0.0.1",
+                f"--port={port}",
+                folder=folder,
+                FLOWER_UNAUTHENTICATED_API="1",
+            ) as flower,
         ):
             with check("start"):
                 worker.match("ready")
@@ -64,7 +71,15 @@ def main() -> None:
                 assert json.loads(text)["state"] == "FAILURE"
             with check("the tasks that it has seen"):
                 until(lambda: len(json.loads(get(f"{base}/api/tasks?limit=100")[1])) >= 50)
-            for page in ("workers", "tasks", "broker", "metrics", "healthcheck", "static/css/flower.css", "task/" + last):
+            for page in (
+                "workers",
+                "tasks",
+                "broker",
+                "metrics",
+                "healthcheck",
+                "static/css/flower.css",
+                "task/" + last,
+            ):
                 with check(f"the page {page.replace(last, 'ID')}"):
                     status, text = get(f"{base}/{page}")
                     assert status == 200 and text

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import certificate
-import nsq
 import checks
+import nsq
 from checks import acheck
 
 COUNT = 500
@@ -73,7 +73,7 @@ async def main(features: list[str]) -> None:
         )
         assert daemon.stdout is not None
         try:
-            options = {name: True for name in features}
+            options = dict.fromkeys(features, True)
             if "tls_v1" in features:
                 options["tls_options"] = {"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": files[0]}
             await talk(int(daemon.stdout.readline()), options)
