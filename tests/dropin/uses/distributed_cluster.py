@@ -115,9 +115,11 @@ def coordinate(client: Client) -> None:
         assert [counter.increment().result() for _ in range(20)] == list(range(1, 21))
     with check("the workers' logs"):
         assert len(client.get_worker_logs()) == 2
-    with check("a second client"):
-        with Client(client.scheduler.address, security=client.security, set_as_default=False) as second:
-            assert second.submit(add_one, 41).result() == 42
+    with (
+        check("a second client"),
+        Client(client.scheduler.address, security=client.security, set_as_default=False) as it,
+    ):
+        assert it.submit(add_one, 41).result() == 42
 
 
 def look(client: Client, cluster: LocalCluster) -> None:
@@ -133,8 +135,7 @@ def look(client: Client, cluster: LocalCluster) -> None:
         "json/counts.json",
     ):
         with check(f"the scheduler's dashboard, {path}"):
-            with urllib.request.urlopen(f"{dashboard}/{path}", timeout=30) as page:
-                assert page.status == 200 and page.read()
+            look_at(f"{dashboard}/{path}")
     with check("the scheduler's dashboard over a WebSocket"):
         from bokeh.client import pull_session
 
@@ -144,8 +145,12 @@ def look(client: Client, cluster: LocalCluster) -> None:
     for number, worker in enumerate(client.scheduler_info()["workers"].values()):
         with check(f"a worker's dashboard, {number}"):
             port = worker["services"]["dashboard"]
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=30) as page:
-                assert page.status == 200 and page.read()
+            look_at(f"http://127.0.0.1:{port}/status")
+
+
+def look_at(url: str) -> None:
+    with urllib.request.urlopen(url, timeout=30) as page:
+        assert page.status == 200 and page.read()
 
 
 def break_it(client: Client) -> None:

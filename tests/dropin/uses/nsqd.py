@@ -14,6 +14,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import snappy
 
@@ -43,7 +44,7 @@ class Topic:
 class Client:
     """One connection."""
 
-    topics: dict[str, Topic] = {}
+    topics: ClassVar[dict[str, Topic]] = {}
     count = 0
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, context: ssl.SSLContext) -> None:

@@ -1,5 +1,6 @@
 """``panel serve`` with one process or two: pages, static files, a REST endpoint of its own, and sessions."""
 
+import html
 import signal
 import sys
 import tempfile
@@ -47,14 +48,18 @@ def main(processes: str) -> None:
                 assert get(f"{base}/nothing")[0] == 404
             with check("a session: a change there and back"):
                 session = pull_session(url=f"{base}/application")
-                models = list(session.document.models)
-                slider = next(model for model in models if getattr(model, "title", None) == "number")
-                markdown = next(model for model in models if "It is" in str(getattr(model, "text", "")))
-                slider.value = 77
-                session.force_roundtrip()
-                until(lambda: session.force_roundtrip() or "77" in markdown.text)
+                models = session.document.models
+                next(model for model in models if getattr(model, "title", None) == "number").value = 77
+
+                def has_changed() -> bool:
+                    session.pull()
+                    return any(
+                        "It is 77" in html.unescape(str(getattr(it, "text", ""))) for it in session.document.models
+                    )
+
+                until(has_changed)
             with check("a session: 5 MB uploaded"):
-                upload = next(model for model in models if type(model).__name__ == "FileInput")
+                upload = next(model for model in session.document.models if type(model).__name__ == "FileInput")
                 upload.update(value="QUJD" * 1_250_000, filename="it.txt", mime_type="text/plain")
                 session.force_roundtrip()
             with check("10 sessions"):
