@@ -159,6 +159,12 @@ def break_it(client: Client) -> None:
         client.restart(timeout=60)
         assert not before & set(client.run(os.getpid).values())
         assert client.submit(add_one, 2, pure=False).result() == 3
+    with check("a worker restarted", 120):
+        name = next(iter(client.scheduler_info()["workers"].values()))["name"]
+        before = set(client.run(os.getpid).values())
+        assert client.restart_workers([name], timeout=60) == {name: "OK"}
+        after = set(client.run(os.getpid).values())
+        assert len(after) == 2 and len(after & before) == 1
     with check("a worker killed: its tasks run elsewhere", 120):
         futures = client.map(add_one, range(500, 700))
         wait(futures)
@@ -168,12 +174,6 @@ def break_it(client: Client) -> None:
     with check("a worker killed: its nanny starts another", 120):
         until(lambda: len(client.scheduler_info()["workers"]) == 2 and victim not in client.run(os.getpid).values(), 60)
         assert client.submit(add_one, 1, pure=False).result() == 2
-    with check("a worker restarted", 120):
-        name = next(iter(client.scheduler_info()["workers"].values()))["name"]
-        before = set(client.run(os.getpid).values())
-        assert client.restart_workers([name], timeout=60) == {name: "OK"}
-        after = set(client.run(os.getpid).values())
-        assert len(after) == 2 and len(after & before) == 1
 
 
 def resize(client: Client, cluster: LocalCluster) -> None:
