@@ -58,6 +58,9 @@ def main(arguments: list[str]) -> int:
     failed = [trouble for verdict in verdicts for trouble in verdict.failed]
     for trouble in failed:
         print(f"\nFAILED {trouble}")
+    for verdict in verdicts:
+        for trouble in verdict.not_on_tornado:
+            print(f"\nCompares nothing, as it fails on Tornado: {verdict.project.name}: {trouble}")
     if chosen.write_docs and not missing:
         write_docs(text, table.DOCS)
         print(f"written into {table.DOCS}", file=sys.stderr)

@@ -22,6 +22,8 @@ class Verdict(NamedTuple):
     """What must not be, a paragraph each."""
     excepted: list[str]
     """The checks that failed as they are expected to."""
+    not_on_tornado: list[str]
+    """The checks of our own programs that fail on Tornado, and so compare nothing."""
     again: list[str]
     """The checks that passed on both sides at the second try only."""
 
@@ -34,7 +36,7 @@ def judge(project: Project, excepted: dict[str, str]) -> Verdict:
     venv = Venv(project.name)
     venv.install()
     verdict = Verdict(
-        project, {name: venv.version(name) for name in (project.distribution, "tornado")}, 0, 0, [], [], []
+        project, {name: venv.version(name) for name in (project.distribution, "tornado")}, 0, 0, [], [], [], []
     )
     for what in project.runs:
         verdict = _judge_run(verdict, venv, what, excepted)
@@ -64,6 +66,9 @@ def compare(verdict: Verdict, what: Suite | Use, sides: dict[str, Checks], excep
         else:
             why = sides[OURS].outcomes.get(check, f"it did not run; {sides[OURS].end or 'no reason is known'}")
             verdict.failed.append(f"{name}: {check}: passes on Tornado, not on ours (see {sides[OURS].log})\n{why}")
+    if isinstance(what, Use):
+        troubles = sides[TORNADO].outcomes.items()
+        verdict.not_on_tornado.extend(f"{check}: {why}" for check, why in troubles if why not in ("", "skipped"))
     for check in sorted(sides[OURS].passed):
         if f"{name}: {check}" in excepted:
             verdict.failed.append(f"{name}: {check} passed, though it is excepted: take it off that list")

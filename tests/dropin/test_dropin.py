@@ -32,7 +32,7 @@ def checks(side: str, *passed: str, **failed: str) -> Checks:
 
 def verdict_on(tornado: Checks, ours: Checks, excepted: dict[str, str] | None = None) -> Verdict:
     use = Use("it.py", 1)
-    begun = Verdict(Project("it", "it", [use], ""), {}, 0, 0, [], [], [])
+    begun = Verdict(Project("it", "it", [use], ""), {}, 0, 0, [], [], [], [])
     return compare(begun, use, {TORNADO: tornado, OURS: ours}, excepted or {})
 
 

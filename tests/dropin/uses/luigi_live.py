@@ -84,10 +84,10 @@ def main() -> None:
             with check("1,000 calls"):
                 for _ in range(1000):
                     rpc("task_list", status="PENDING", upstream_status="")
-            for page in ("static/visualiser/index.html", "static/visualiser/js/luigi.js", "tasklist", "history"):
+            for page in ("static/visualiser/index.html", "static/visualiser/js/luigi.js"):
                 with check(f"the page {page}"):
                     status, text = get(f"{base}/{page}")
-                    assert status in (200, 404, 405) and text is not None
+                    assert status == 200 and text
             with check("SIGTERM ends it, and it saves its state"):
                 server.end(signal.SIGTERM)
                 assert Path(folder, "state").stat().st_size

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import panel.models  # noqa: F401  # the document's classes
 from bokeh.client import pull_session
 from checks import check, until
 from programs import free_port, get, is_up, python
