@@ -51,8 +51,8 @@ def main() -> None:
                 FLOWER_UNAUTHENTICATED_API="1",
             ) as flower,
         ):
-            with check("start"):
-                worker.match("ready")
+            with check("start", 120):
+                worker.match("ready", 55)
                 until(lambda: is_up(f"{base}/"))
             with check("the worker"):
                 until(lambda: b"worker@localhost" in get(f"{base}/api/workers?refresh=1")[1])
