@@ -132,8 +132,9 @@ class SSLIOStream(TLSStream, IOStream, tornado.iostream.SSLIOStream):  # type: i
         await stream.connect(("93.184.216.34", 443), server_hostname="example.com")
 
     ``stream.socket`` also answers what one asks an `ssl.SSLSocket`: ``getpeercert()``, ``cipher()``, ``version()``,
-    ``selected_alpn_protocol()``. What would send or receive past TLS, or close, is not there, and raises `AttributeError`.
-    All sizes and counts are of plaintext; only ``queued`` has TLS's own answers to the peer in it as well.
+    ``selected_alpn_protocol()``. What would send or receive past TLS, or close, is not there, and raises
+    `AttributeError`. All sizes and counts are of plaintext; only ``queued`` has TLS's own answers to the peer in it as
+    well.
 
     :param socket: not connected yet, and then given to :meth:`connect`; or connected, and this is the client's end; or
         an `ssl.SSLSocket` that has not done its handshake, which is taken over with its context and its side.

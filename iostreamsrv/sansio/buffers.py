@@ -188,8 +188,10 @@ class WriteBuffer:
             pieces[-1] = bytes(last)  # a bytearray that has grown may hold an eighth more memory than it needs
         if count < BY_REFERENCE:
             pieces.append(bytearray(data))
-        elif type(data) is bytes or (count >= SMALL_WRITE and type(data) is memoryview):
+        elif type(data) is bytes:
             pieces.append(data)
+        elif count >= SMALL_WRITE and type(data) is memoryview:
+            pieces.append(memoryview(data))  # one that the caller does not release
         else:
             pieces.append(bytes(data))
 

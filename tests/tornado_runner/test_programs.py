@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from iostreamsrv.tornado.children import FOLDER
 from tests.support import PROJECT
 from tests.support.programs import PATIENCE
 
@@ -181,3 +182,13 @@ def test_a_python_without_this_package_has_tornados_classes(tmp_path: Path) -> N
         text=True,
     )
     assert outcome(child) == (0, "(1, 0) exec_module\n", "")
+
+
+def test_a_tornado_that_is_imported_before_the_sitecustomize_is_replaced_at_once() -> None:
+    """A .pth file of the installation may import it."""
+    program = (
+        "import sys, tornado.iostream; sys.modules.pop('sitecustomize', None); sys.path.insert(0, sys.argv[1]);"
+        "import sitecustomize; print(tornado.iostream.IOStream.__module__)"
+    )
+    command = [sys.executable, "-c", program, str(FOLDER)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "iostreamsrv.iostream\n"

@@ -61,7 +61,10 @@ def install() -> None:
 
 
 if sys.version_info >= (3, 11):  # noqa: UP036  # a program may start another Python than its own
-    sys.meta_path.insert(0, FirstImport())
+    if "tornado" in sys.modules or "iostreamsrv" in sys.modules:  # by a .pth file of the installation
+        install()
+    else:
+        sys.meta_path.insert(0, FirstImport())
 
 this = sys.modules.pop("sitecustomize")
 try:
