@@ -1,6 +1,7 @@
 """Under TLS no byte is lost at an end: not to tickets that nobody reads, nor to a shutdown that does not see it."""
 
 import asyncio
+import errno
 import socket
 import ssl
 import statistics
@@ -268,3 +269,19 @@ async def test_a_client_whose_next_record_waits_inside_is_not_idle(files: dict[s
         await eventually(lambda: done or not serving.server.streams)
         client.sock.close()
     assert done
+
+
+@pytest.mark.parametrize("shut_down", [False, True], ids=["close", "shutdown"])
+@pytest.mark.gen_test
+async def test_a_peer_whose_bytes_are_unread_gets_a_reset(make_tls_pair: MakeTLSPair, shut_down: bool) -> None:
+    """If they were discarded the kernel would send none; and a peer that sends all it can, and so has no window, would
+    wait for a minute until it learns of the close."""
+    stream, peer = make_tls_pair()
+    peer.send(bytes(20_000))
+    await eventually(stream.has_pending_input)
+    await turns()
+    if shut_down:
+        stream.socket.shutdown(socket.SHUT_RDWR)
+    stream.close()
+    errors = {errno.ECONNRESET, errno.EPIPE}  # EPIPE behind EOF
+    await eventually(lambda: peer.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in errors)

@@ -37,6 +37,10 @@ PLAINTEXT = 1 << 16
 SENT_AT_ONCE = 4 * PLAINTEXT
 """Bytes of one write that are sent before a check of the clock, however fast the peer takes them."""
 
+TICKETS = 4096
+"""Bytes to discard before the socket is closed. More would empty the buffer of a peer that sends all it can: then the
+kernel sends no reset, and no window either, so that the peer waits for a minute until it learns of the close."""
+
 HANDSHAKE_CHUNK = 16384
 """Bytes to receive at once during the handshake."""
 
@@ -248,7 +252,7 @@ class TLSTransport(Transport):
         if not self._silent:
             # Session tickets: a client that only writes never reads them, and closing with unread bytes sends a reset.
             with contextlib.suppress(OSError):  # there are none, or the peer is gone
-                self._raw.recv(CIPHERTEXT)
+                self._raw.recv(TICKETS)
         self.below.close()
 
 

@@ -275,6 +275,9 @@ class Gateway(Swarm):
                 if error.stream_id != source.id or error.reason is not CloseReason.EOF:
                     target.abort()
                     return False
+            except OSError:  # of the system, from a read
+                target.abort()
+                return False
             await target.send_eof()
             return True
         return False
