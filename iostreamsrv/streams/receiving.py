@@ -14,7 +14,7 @@ from .writing import WriteSide
 RECEIVES_PER_TURN = 4
 """Receives for one read before other streams have their turn."""
 
-INTO_SIZE = 1 << 18
+INTO_SIZE = 1 << 20
 """Most bytes to receive at once into a caller's buffer, which is there already: so they may be more than
 ``read_chunk_size``."""
 

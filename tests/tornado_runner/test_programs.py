@@ -37,6 +37,7 @@ def outcome(done: "subprocess.CompletedProcess[str]") -> tuple[int, str, str]:
     [
         ("application.py", "tornado.httpserver\n", "iostreamsrv.tornado.servers\n"),
         ("tcp.py", "tornado.iostream tornado.tcpserver\n", "iostreamsrv.iostream iostreamsrv.tornado.servers\n"),
+        ("left_open.py", "tornado.iostream\n", "iostreamsrv.iostream\n"),
     ],
 )
 def test_a_program_prints_on_our_classes_what_it_prints_on_tornados(name: str, on_tornado: str, on_ours: str) -> None:

@@ -58,6 +58,13 @@ def install() -> None:
     for name, ours in install().items():
         if VERBOSE:
             print(f"{name} -> {ours}", file=sys.stderr)
+    if sys.version_info < (3, 12):
+        # At the end of the process these Pythons may free the module _asyncio before they close coroutines that still
+        # wait. That of Tornado's WebSockets then makes a Future, which crashes. It depends on the order in which the
+        # modules were imported, which is unusual here. Objects that are frozen, such as asyncio's, keep that module.
+        import gc
+
+        gc.freeze()
 
 
 if sys.version_info >= (3, 11):  # noqa: UP036  # a program may start another Python than its own
