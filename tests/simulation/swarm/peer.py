@@ -98,6 +98,8 @@ class Peer:
             host = None if scenario.proxied else self.host
             self.stream = await self.sim.connect(self.world.server, host=host, **options)
             record.connected_at = record.active_at = self.sim.time
+            if self.stream.closed():
+                raise ConnectionResetError("closed before its client has its turn")
             assert isinstance(self.stream.socket, SimulatedSocket)
             self.world.connected(record, self.stream.socket.own_name)
             if scenario.proxied and header:
