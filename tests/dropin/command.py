@@ -10,8 +10,10 @@ from benchmarks.table import write_docs
 from . import table
 from .expectations import EXCEPTED
 from .judging import Verdict, judge
-from .projects import PROJECTS, Project
-from .venvs import InstallError
+from .keeping import keep, kept
+from .projects import PROJECTS, Project, Suite, Use
+from .running import why_not_apart
+from .venvs import CACHE, InstallError
 
 CANNOT_INSTALL = 75
 """The exit code when pip failed: EX_TEMPFAIL, which no verdict gives."""
@@ -30,12 +32,14 @@ def options(arguments: list[str]) -> argparse.Namespace:
         metavar="PROJECT[:RUN]",
         help="which, and which of its runs: those whose name contains RUN; all, if none is named",
     )
-    parser.add_argument("--write-docs", action="store_true", help=f"write the table into {table.DOCS.name}, too")
+    parser.add_argument(
+        "--write-docs",
+        action="store_true",
+        help=f"write the table into {table.DOCS.name}, too: of each run, the newest result in {CACHE.parent.name}/",
+    )
     chosen = parser.parse_args(arguments)
     if unknown := [name for name in chosen.projects if name.partition(":")[0] not in names]:
         parser.error(f"no such project: {', '.join(unknown)} (there are: {', '.join(names)})")
-    if chosen.write_docs and chosen.projects:
-        parser.error("--write-docs is for a run of all projects")
     return chosen
 
 
@@ -45,24 +49,24 @@ def main(arguments: list[str]) -> int:
         print("This needs Linux: it reads /proc.", file=sys.stderr)
         return 2
     chosen = options(arguments)
+    if trouble := why_not_apart():
+        print(f"The programs run in this process's network namespace, as {trouble}.", flush=True)
     verdicts: list[Verdict] = []
     missing: list[str] = []
     for project in wanted(chosen.projects):
         try:
-            verdicts.append(_judged(project))
+            for what in project.runs:
+                verdicts.append(_judged(project, what))
+                keep(verdicts[-1])
         except InstallError as error:
             missing.append(f"cannot be installed: {error}")
             print(missing[-1], file=sys.stderr, flush=True)
-    text = table.report(verdicts)
-    print(text)
+    print(table.report(verdicts))
     failed = [trouble for verdict in verdicts for trouble in verdict.failed]
     for trouble in failed:
         print(f"\nFAILED {trouble}")
-    for verdict in verdicts:
-        for trouble in verdict.not_on_tornado:
-            print(f"\nCompares nothing, as it fails on Tornado: {verdict.project.name}: {trouble}")
-    if chosen.write_docs and not missing:
-        write_docs(text, table.DOCS)
+    if chosen.write_docs:
+        write_docs(table.report_of_all(kept(PROJECTS)), table.DOCS)
         print(f"written into {table.DOCS}", file=sys.stderr)
     passed = sum(verdict.on_ours for verdict in verdicts)
     print(f"\n{passed} passed, {len(failed)} failed, {len(missing)} skipped")
@@ -78,10 +82,11 @@ def wanted(names: list[str]) -> Iterator[Project]:
             yield project._replace(runs=runs)
 
 
-def _judged(project: Project) -> Verdict:
+def _judged(project: Project, what: Suite | Use) -> Verdict:
     began = time.monotonic()
-    print(f"{project.name} ...", file=sys.stderr, flush=True)
-    verdict = judge(project, EXCEPTED)
+    name = f"{project.name}: {what.name}"
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    verdict = judge(project, what, EXCEPTED)
     counts = f"{verdict.on_tornado} pass on Tornado, {verdict.on_ours} of these on ours"
-    print(f"{project.name}: {counts}; {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    print(f"{name}: {counts}; {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return verdict

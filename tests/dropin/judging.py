@@ -4,78 +4,78 @@ from typing import NamedTuple
 
 from .projects import Project, Suite, Use
 from .running import OURS, SIDES, TORNADO, Checks, run
-from .venvs import Venv
+from .venvs import Venv, own_versions
 
 FEW = 40
 """More tests of a suite than these are not tried again: that is no accident."""
 
 
 class Verdict(NamedTuple):
-    """On one project."""
+    """On one run of a project. It consists of what JSON has."""
 
-    project: Project
+    project: str
+    run: str
     versions: dict[str, str]
+    """Of the project, of Tornado, of iostreamsrv, and of Python, by these names."""
     on_tornado: int
     on_ours: int
     """How many checks passed."""
     failed: list[str]
     """What must not be, a paragraph each."""
+    lost: list[str]
+    """The checks that pass on Tornado only, and are not excepted."""
     excepted: list[str]
     """The checks that failed as they are expected to."""
     not_on_tornado: list[str]
-    """The checks of our own programs that fail on Tornado, and so compare nothing."""
+    """The checks that fail on Tornado, and so compare nothing."""
     again: list[str]
     """The checks that passed on both sides at the second try only."""
 
 
-def judge(project: Project, excepted: dict[str, str]) -> Verdict:
-    """Install a project, run all of it on both sides, and compare.
+def judge(project: Project, what: Suite | Use, excepted: dict[str, str]) -> Verdict:
+    """Install a project, do one of its runs on both sides, and compare.
 
     :raises InstallError: pip failed.
     """
     venv = Venv(project.name)
     venv.install()
-    verdict = Verdict(
-        project, {name: venv.version(name) for name in (project.distribution, "tornado")}, 0, 0, [], [], [], []
-    )
-    for what in project.runs:
-        verdict = _judge_run(verdict, venv, what, excepted)
-    if not verdict.on_tornado:
-        verdict.failed.append(f"{project.name}: nothing passed on Tornado, so nothing was compared")
-    return verdict
-
-
-def _judge_run(verdict: Verdict, venv: Venv, what: Suite | Use, excepted: dict[str, str]) -> Verdict:
     sides = {side: run(venv, what, side) for side in SIDES}
+    at_first = _of_both(sides)
     suspects = _lost(sides)
     if suspects and (isinstance(what, Use) or len(suspects) <= FEW):
         second = {side: run(venv, what, side, sorted(suspects)) for side in SIDES}
-        at_first = _of_both(sides)
         sides = {side: _merged(sides[side], second[side], suspects) for side in SIDES}
-        verdict.again.extend(sorted(_of_both(sides) - at_first))
-    return compare(verdict, what, sides, excepted)
+    versions = {"project": venv.version(project.distribution), "tornado": venv.version("tornado"), **own_versions()}
+    return compare(project.name, what, sides, excepted)._replace(
+        versions=versions, again=sorted(_of_both(sides) - at_first)
+    )
 
 
-def compare(verdict: Verdict, what: Suite | Use, sides: dict[str, Checks], excepted: dict[str, str]) -> Verdict:
-    """The verdict, with what came of one more run."""
-    name = verdict.project.name
-    passed, lost = sides[TORNADO].passed, _lost(sides)
+def compare(project: str, what: Suite | Use, sides: dict[str, Checks], excepted: dict[str, str]) -> Verdict:
+    """What the two sides of one run say."""
+    passed, outcomes = sides[TORNADO].passed, sides[OURS].outcomes
+    lost = {check for check in _lost(sides) if f"{project}: {check}" not in excepted}
+    failed = []
     for check in sorted(lost):
-        if f"{name}: {check}" in excepted:
-            verdict.excepted.append(check)
-        else:
-            why = sides[OURS].outcomes.get(check, f"it did not run; {sides[OURS].end or 'no reason is known'}")
-            verdict.failed.append(f"{name}: {check}: passes on Tornado, not on ours (see {sides[OURS].log})\n{why}")
-    if isinstance(what, Use):
-        troubles = sides[TORNADO].outcomes.items()
-        verdict.not_on_tornado.extend(f"{check}: {why}" for check, why in troubles if why not in ("", "skipped"))
-    for check in sorted(sides[OURS].passed):
-        if f"{name}: {check}" in excepted:
-            verdict.failed.append(f"{name}: {check} passed, though it is excepted: take it off that list")
+        why = outcomes.get(check, f"it did not run; {sides[OURS].end or 'no reason is known'}")
+        failed.append(f"{project}: {check}: passes on Tornado, not on ours (see {sides[OURS].log})\n{why}")
+    needless = [check for check in sorted(sides[OURS].passed) if f"{project}: {check}" in excepted]
+    failed.extend(f"{project}: {check} passed, though it is excepted: take it off that list" for check in needless)
     for side in SIDES:
-        verdict.failed.extend(f"{name}: {trouble}" for trouble in _of_the_run(what, side, sides[side]))
-    return verdict._replace(
-        on_tornado=verdict.on_tornado + len(passed), on_ours=verdict.on_ours + len(sides[OURS].passed & passed)
+        failed.extend(f"{project}: {trouble}" for trouble in _of_the_run(what, side, sides[side]))
+    if not passed:
+        failed.append(f"{project}: {what.name}: nothing passed on Tornado, so nothing was compared")
+    return Verdict(
+        project,
+        what.name,
+        versions={},
+        on_tornado=len(passed),
+        on_ours=len(sides[OURS].passed & passed),
+        failed=failed,
+        lost=sorted(lost),
+        excepted=sorted(_lost(sides) - lost),
+        not_on_tornado=sorted(check for check, why in sides[TORNADO].outcomes.items() if why not in ("", "skipped")),
+        again=[],
     )
 
 

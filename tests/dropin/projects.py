@@ -13,6 +13,8 @@ class Suite(NamedTuple):
     """Tests of a project's own, which its sdist carries, run by pytest in the sdist's folder."""
 
     distribution: str
+    what: str
+    """In the table: what is run."""
     paths: Sequence[str]
     timeout: float
     """Seconds for the whole of it, on one side."""
@@ -27,6 +29,8 @@ class Use(NamedTuple):
     """A program in `uses`, which does what people do with the project, and prints a line for each check."""
 
     program: str
+    what: str
+    """In the table: what is run."""
     timeout: float
     arguments: Sequence[str] = ()
 
@@ -41,8 +45,6 @@ class Project(NamedTuple):
     name: str
     distribution: str
     runs: Sequence[Suite | Use]
-    what: str
-    """In the table: what is run."""
 
 
 NEWER_TORNADO = "ignore:The method, uri, and version arguments:DeprecationWarning"
@@ -52,23 +54,40 @@ PROJECTS = (
     Project(
         "jupyter_server",
         "jupyter_server",
-        [Suite("jupyter_server", ["tests"], 2400, ["--color=no", "-o", "log_cli=false", "-W", NEWER_TORNADO])],
-        "its own tests",
+        [
+            Suite(
+                "jupyter_server",
+                "its own tests",
+                ["tests"],
+                2400,
+                ["--color=no", "-o", "log_cli=false", "-W", NEWER_TORNADO],
+            )
+        ],
     ),
     Project(
         "distributed",
         "distributed",
         [
-            *(Use("distributed_comms.py", 300, [protocol]) for protocol in ("tcp", "tls", "ws", "wss")),
-            *(Use("distributed_cluster.py", 900, [protocol]) for protocol in ("tcp", "tls", "ws")),
+            *(
+                Use("distributed_comms.py", f"comms over {protocol}", 300, [protocol])
+                for protocol in ("tcp", "tls", "ws", "wss")
+            ),
+            *(
+                Use("distributed_cluster.py", f"a LocalCluster over {protocol}", 900, [protocol])
+                for protocol in ("tcp", "tls", "ws")
+            ),
         ],
-        "comms over tcp, tls, ws and wss; a LocalCluster over tcp, tls and ws",
     ),
     Project(
         "pynsq",
         "pynsq",
-        [Use("pynsq_messages.py", 200, features) for features in ([], ["tls_v1"], ["deflate"], ["snappy"])],
-        "a writer and a reader: plain, and with tls, deflate and snappy; nsqd is a small one of ours",
+        [
+            Use("pynsq_messages.py", "a writer and a reader (nsqd is a small one of ours)", 200),
+            *(
+                Use("pynsq_messages.py", f"the same, with {feature}", 200, [feature])
+                for feature in ("tls_v1", "deflate", "snappy")
+            ),
+        ],
     ),
     Project(
         "thrift",
@@ -76,32 +95,31 @@ PROJECTS = (
         [
             Suite(
                 "thrift",
+                "its own tests of TTornado",
                 ["test/test_tornado_frame_size.py"],
                 300,
                 ["--rootdir=.", "-c", "/dev/null", "-o", f"pythonpath={ABSENT}"],
             ),
-            Use("thrift_calls.py", 120),
+            Use("thrift_calls.py", "a server and its clients", 120),
         ],
-        "its own tests of TTornado; a server and its clients",
     ),
-    Project(
-        "streamz",
-        "streamz",
-        [Suite("streamz", ["streamz"], 900)],
-        "its own tests",
-    ),
+    Project("streamz", "streamz", [Suite("streamz", "its own tests", ["streamz"], 900)]),
     Project(
         "bokeh",
         "bokeh",
-        [Use("bokeh_serve.py", 240, [processes]) for processes in ("1", "2")],
-        "`bokeh serve` with 1 and 2 processes: pages and sessions",
+        [
+            Use("bokeh_serve.py", "`bokeh serve`: pages and sessions", 240, ["1"]),
+            Use("bokeh_serve.py", "the same, with 2 processes", 240, ["2"]),
+        ],
     ),
     Project(
         "panel",
         "panel",
-        [Use("panel_serve.py", 240, [processes]) for processes in ("1", "2")],
-        "`panel serve` with 1 and 2 processes: pages and sessions",
+        [
+            Use("panel_serve.py", "`panel serve`: pages and sessions", 240, ["1"]),
+            Use("panel_serve.py", "the same, with 2 processes", 240, ["2"]),
+        ],
     ),
-    Project("luigi", "luigi", [Use("luigi_live.py", 240)], "luigid and two workers"),
-    Project("flower", "flower", [Use("flower_live.py", 240)], "flower and a celery worker"),
+    Project("luigi", "luigi", [Use("luigi_live.py", "luigid and two workers", 240)]),
+    Project("flower", "flower", [Use("flower_live.py", "flower and a celery worker", 240)]),
 )

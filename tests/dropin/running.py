@@ -65,6 +65,12 @@ def run(venv: Venv, what: Suite | Use, side: str, only: Sequence[str] = ()) -> C
     return Checks(outcomes, classes, "" if isinstance(what, Suite) and end == "exit code 1" else end, log)
 
 
+def why_not_apart() -> str:
+    """Why programs cannot have a network namespace apart from this process's; empty if they have."""
+    command = [sys.executable, str(HERE / "loopback.py"), "true"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60).stderr.strip()
+
+
 def _suite(venv: Venv, suite: Suite, junit: Path, only: Sequence[str]) -> tuple[list[str], Path]:
     source = venv.source(suite.distribution)
     options = [

@@ -10,7 +10,7 @@ from tests.support.programs import PROJECT
 
 from .command import CANNOT_INSTALL
 from .judging import Verdict, compare
-from .projects import Project, Use
+from .projects import Use
 from .running import OURS, TORNADO, Checks
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it reads /proc")
@@ -31,9 +31,7 @@ def checks(side: str, *passed: str, **failed: str) -> Checks:
 
 
 def verdict_on(tornado: Checks, ours: Checks, excepted: dict[str, str] | None = None) -> Verdict:
-    use = Use("it.py", 1)
-    begun = Verdict(Project("it", "it", [use], ""), {}, 0, 0, [], [], [], [])
-    return compare(begun, use, {TORNADO: tornado, OURS: ours}, excepted or {})
+    return compare("it", Use("it.py", "it", 1), {TORNADO: tornado, OURS: ours}, excepted or {})
 
 
 def test_what_passes_on_both_is_counted() -> None:

@@ -8,7 +8,8 @@ import sys
 import tarfile
 from pathlib import Path
 
-from tests.support.programs import PROJECT
+from iostreamsrv.version import __version__
+from tests.support import PROJECT
 
 HERE = Path(__file__).resolve().parent
 CACHE = PROJECT / ".dropin" / platform.python_version()
@@ -19,6 +20,17 @@ PATIENCE = 1800.0
 STARTS_WITNESS = f"""\
 import os; "IOSTREAMSRV_DROPIN_REPORT" in os.environ and exec(open({str(WITNESS)!r}).read(), {{"__name__": "witness"}})
 """
+
+
+def own_versions() -> dict[str, str]:
+    """Of this Python, and of the package: the commit that changed it last."""
+    command = ["git", "-C", str(PROJECT), "log", "-1", "--format=%h", "--", "iostreamsrv"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = ""
+    package = f"{__version__}, commit {commit}" if commit else __version__
+    return {"python": f"{platform.python_implementation()} {platform.python_version()}", "iostreamsrv": package}
 
 
 class InstallError(Exception):
