@@ -47,7 +47,10 @@ class Project(NamedTuple):
     runs: Sequence[Suite | Use]
 
 
-NEWER_TORNADO = "ignore:The method, uri, and version arguments:DeprecationWarning"
+NEWER_TORNADO = (
+    *("-W", "ignore:The method, uri, and version arguments:DeprecationWarning"),
+    *("-W", "ignore:The start_line argument to HTTPServerRequest:DeprecationWarning"),
+)
 """What jupyter_server's tests do that Tornado has deprecated since, and a warning is an error there."""
 
 PROJECTS = (
@@ -60,7 +63,7 @@ PROJECTS = (
                 "its own tests",
                 ["tests"],
                 2400,
-                ["--color=no", "-o", "log_cli=false", "-W", NEWER_TORNADO],
+                ["--color=no", "-o", "log_cli=false", *NEWER_TORNADO],
             )
         ],
     ),

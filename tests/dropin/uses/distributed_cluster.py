@@ -188,6 +188,9 @@ def resize(client: Client, cluster: LocalCluster) -> None:
 
 def main(protocol: str) -> None:
     dask.config.set({"distributed.admin.tick.limit": "30s"})
+    # This time after a worker's end, 15 seconds by default, LocalCluster gives it up for good if it is not there: also
+    # if it had come back, and the next check has just ended it again.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
     security = Security.temporary() if protocol in ("tls", "wss") else Security()
     cluster = client = None
     with check("start", 120):
