@@ -106,7 +106,9 @@ PROJECTS = (
             Use("thrift_calls.py", "a server and its clients", 120),
         ],
     ),
-    Project("streamz", "streamz", [Suite("streamz", "its own tests", ["streamz"], 900)]),
+    Project(
+        "streamz", "streamz", [Suite("streamz", "its own tests, but for those of data frames", ["streamz/tests"], 900)]
+    ),
     Project(
         "bokeh",
         "bokeh",
