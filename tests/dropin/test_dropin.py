@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import PROJECT
+from tests.support import PROJECT
 
+from . import keeping
 from .command import CANNOT_INSTALL
 from .judging import Verdict, compare
-from .projects import Use
+from .projects import Project, Use
 from .running import OURS, TORNADO, Checks
+from .table import report_of_all
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it reads /proc")
 
@@ -62,3 +64,27 @@ def test_classes_of_the_other_side_fail() -> None:
 
 def test_a_side_that_makes_no_stream_fails() -> None:
     assert verdict_on(checks(TORNADO, "a"), checks(OURS, "a")._replace(classes=set())).failed
+
+
+VERSIONS = {"project": "1.2", "tornado": "6.6", "iostreamsrv": "0.1", "python": "CPython 3.11"}
+
+
+def test_the_table_names_what_failed_on_either_side_and_what_has_not_run() -> None:
+    verdict = verdict_on(checks(TORNADO, "a", "b", c="fails"), checks(OURS, "a", b="broken"))
+    use, other = Use("it.py", "what people do", 1), Use("other.py", "what others do", 1)
+    project = Project("it", "it", [use, other])
+    text = report_of_all([(project, use, verdict._replace(versions=VERSIONS)), (project, other, None)])
+    assert "| it | 1.2 | what people do | 2 | 1 |" in text
+    assert "passes on Tornado only: b." in text
+    assert "fails on Tornado, so it compares nothing: c." in text
+    assert "Not run: it (what others do)." in text
+
+
+def test_the_newest_verdict_of_each_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "CACHE", tmp_path)
+    use, other = Use("it.py", "what people do", 1), Use("it.py", "the same over TLS", 1, ["tls"])
+    project = Project("it", "it", [use, other])
+    first, second = verdict_on(checks(TORNADO, "a"), checks(OURS)), verdict_on(checks(TORNADO, "a"), checks(OURS, "a"))
+    keeping.keep(first)
+    keeping.keep(second)
+    assert list(keeping.kept([project])) == [(project, use, second), (project, other, None)]
