@@ -27,6 +27,9 @@ def fail():
     raise ZeroDivisionError("as it must")
 """
 
+WORKER = ["worker", "--concurrency=1", "--task-events", "--hostname=worker@localhost", "--loglevel=INFO"]
+"""It says that it is ready at this level only."""
+
 
 def main() -> None:
     redis = shutil.which("redis-server")
@@ -41,7 +44,7 @@ def main() -> None:
         celery = ["-m", "celery", "-A", "tasks"]
         with (
             running(redis, "--port", str(redis_port), "--bind", "127.0.0.1", "--save", "", folder=folder),
-            python(*celery, "worker", "--concurrency", "1", "-E", "-n", "worker@localhost", folder=folder) as worker,
+            python(*celery, *WORKER, folder=folder) as worker,
             python(
                 *celery,
                 "flower",
