@@ -61,7 +61,7 @@ def run(venv: Venv, what: Suite | Use, side: str, only: Sequence[str] = ()) -> C
             [str(venv.python), *RUNNER[side], *command], folder, _environment(venv, home, report), what.timeout, log
         )
         classes = set(report.read_text().splitlines())
-        outcomes = dict(_junit(junit) if isinstance(what, Suite) else _lines(log))
+        outcomes = dict(_junit(junit) if isinstance(what, Suite) else lines_of(log))
     return Checks(outcomes, classes, "" if isinstance(what, Suite) and end == "exit code 1" else end, log)
 
 
@@ -157,12 +157,12 @@ def _node(case: ElementTree.Element) -> str:
     return "::".join([file, *filter(None, classes.split(".")), case.get("name") or ""])
 
 
-def _lines(log: Path) -> Iterator[tuple[str, str]]:
-    """The lines ``passed NAME`` and ``failed NAME: why``, as `uses.checks` prints them."""
+def lines_of(log: Path) -> Iterator[tuple[str, str]]:
+    """The lines ``passed NAME``, and ``failed NAME`` or ``skipped NAME`` with why after a tab, as `uses` print them."""
     for line in log.read_text(errors="replace").splitlines():
         verdict, _, rest = line.partition(" ")
         if verdict == "passed":
             yield rest, ""
         elif verdict in ("failed", "skipped"):
-            name, _, why = rest.partition(": ")
+            name, _, why = rest.partition("\t")
             yield name, "skipped" if verdict == "skipped" else why or "failed"

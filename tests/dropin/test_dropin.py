@@ -11,8 +11,8 @@ from tests.support import PROJECT
 from . import keeping
 from .command import CANNOT_INSTALL
 from .judging import Verdict, compare
-from .projects import Project, Use
-from .running import OURS, TORNADO, Checks
+from .projects import USES, Project, Use
+from .running import OURS, TORNADO, Checks, lines_of
 from .table import report_of_all
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it reads /proc")
@@ -64,6 +64,20 @@ def test_classes_of_the_other_side_fail() -> None:
 
 def test_a_side_that_makes_no_stream_fails() -> None:
     assert verdict_on(checks(TORNADO, "a"), checks(OURS, "a")._replace(classes=set())).failed
+
+
+def test_a_check_has_the_same_name_when_it_passes_and_when_it_fails(tmp_path: Path) -> None:
+    program = """
+from checks import check
+
+for wrong in (False, True):
+    with check("a name: with a colon"):
+        assert not wrong, "why: it is"
+"""
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        subprocess.run([sys.executable, "-c", program], cwd=USES, stdout=output, stderr=subprocess.DEVNULL, check=True)
+    assert list(lines_of(log)) == [("a name: with a colon", ""), ("a name: with a colon", "AssertionError: why: it is")]
 
 
 VERSIONS = {"project": "1.2", "tornado": "6.6", "iostreamsrv": "0.1", "python": "CPython 3.11"}

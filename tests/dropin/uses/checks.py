@@ -1,4 +1,4 @@
-"""What the programs beside this one print: one line for each check, ``passed NAME`` or ``failed NAME: why``."""
+"""What the programs beside this one print, a line per check: ``passed NAME``, or ``failed NAME``, a tab, and why."""
 
 import asyncio
 import contextlib
@@ -84,4 +84,4 @@ def _failed(name: str, error: BaseException) -> None:
     traceback.print_exception(error)
     sys.stderr.flush()
     said = " ".join(f"{type(error).__name__}: {error}".split())
-    print(f"failed {name}: {said[:500]}", flush=True)
+    print(f"failed {name}\t{said[:500]}", flush=True)

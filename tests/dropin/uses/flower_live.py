@@ -34,7 +34,7 @@ WORKER = ["worker", "--concurrency=1", "--task-events", "--hostname=worker@local
 def main() -> None:
     redis = shutil.which("redis-server")
     if redis is None:
-        print("skipped flower: there is no redis-server")
+        print("skipped flower\tthere is no redis-server")
         return
     redis_port, port = free_port(), free_port()
     base = f"http://127.0.0.1:{port}"
