@@ -4,6 +4,7 @@ import html
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import panel.models  # noqa: F401  # the document's classes
@@ -51,8 +52,10 @@ def main(processes: str) -> None:
                 session = pull_session(url=f"{base}/application")
                 models = session.document.models
                 next(model for model in models if getattr(model, "title", None) == "number").value = 77
+                session.force_roundtrip()
 
                 def has_changed() -> bool:
+                    time.sleep(1)  # each pull sends the server what it replaces: no change of the server's may cross it
                     session.pull()
                     return any(
                         "It is 77" in html.unescape(str(getattr(it, "text", ""))) for it in session.document.models
@@ -61,7 +64,8 @@ def main(processes: str) -> None:
                 until(has_changed)
             with check("a session: 5 MB uploaded"):
                 upload = next(model for model in session.document.models if type(model).__name__ == "FileInput")
-                upload.update(value="QUJD" * 1_250_000, filename="it.txt", mime_type="text/plain")
+                upload.set_from_json("value", "QUJD" * 1_250_000)  # as browsers do; programs cannot assign it
+                upload.set_from_json("filename", "it.txt")
                 session.force_roundtrip()
             with check("10 sessions"):
                 for each in [pull_session(url=f"{base}/application") for _ in range(10)]:
