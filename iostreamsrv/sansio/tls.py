@@ -276,42 +276,75 @@ class TLSEngine(RecordFeed):
         :raises Truncated: the ciphertext has ended without a close_notify.
         :raises ssl.SSLError: the ciphertext is broken, or too many records have no data.
         """
+        if self._kept or self._end is not None or self._tired:
+            return self._read_without_input(size)
+        records = []
+
+        def receive(most: int) -> int:
+            record = self.object.read(most)  # it allocates this much each time
+            if record:
+                records.append(record)
+            return len(record)
+
+        self._read_records(size, receive)
+        if records:
+            return records[0] if len(records) == 1 else b"".join(records)
+        return None if self._end is None else self._read_end(self._end)
+
+    def read_into(self, space: memoryview) -> int | None:
+        """As :meth:`read`, into ``space``; return how many bytes, 0 after the peer's close_notify."""
+        if self._kept or self._end is not None or self._tired:
+            read = self._read_without_input(len(space))
+            if read:
+                space[: len(read)] = read
+            return None if read is None else len(read)
+        filled = 0
+
+        def receive(most: int) -> int:
+            nonlocal filled
+            count = self.object.read(most, space[filled:])
+            filled += count  # type: ignore[operator]
+            return count  # type: ignore[return-value]
+
+        self._read_records(len(space), receive)
+        if filled or self._end is None:
+            return filled or None
+        return len(self._read_end(self._end))
+
+    def _read_without_input(self, size: int) -> bytes | None:
         if self._kept:
             kept, self._kept = self._kept[:size], self._kept[size:]
             return kept
         if self._end is not None:
             return self._read_end(self._end)
-        if self._tired:
-            self._tired = False
-            return None
-        records = []
+        self._tired = False
+        return None
+
+    def _read_records(self, size: int, receive: Callable[[int], int]) -> None:
+        """Let ``receive`` decrypt one record after the other: it is given a number of bytes, and returns how many."""
         work = WORK
         while size and work > 0:
             try:
                 if not (self._inside or (self._chunk and self._feed_record())):
                     break
-                record = self.object.read(size if size < RECORD else RECORD)  # it allocates this much each time
+                count = receive(size if size < RECORD else RECORD)
             except ssl.SSLError as error:
                 self._inside = False
                 work = self._brought_nothing(error, work)
                 if self._end is not None:
                     break
                 continue
-            if not record:
+            if not count:
                 self._end = b""
                 break
-            records.append(record)
             work -= 1
             self._empty = 0
-            size -= len(record)
+            size -= count
             self._inside = not size and self.object.pending() > 0  # only a full read can leave plaintext behind
         more = self._inside or self._tired or (bool(self._chunk) and (not size or work <= 0))
         if self._fed_all and not more and self._end is None:
             self._end = Truncated()
         self.has_input = more or self._end is not None
-        if records:
-            return records[0] if len(records) == 1 else b"".join(records)
-        return None if self._end is None else self._read_end(self._end)
 
     def _brought_nothing(self, error: ssl.SSLError, work: int) -> int:
         """A record had no data. Return how much work may still be done in this call."""

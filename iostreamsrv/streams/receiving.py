@@ -1,7 +1,8 @@
 """How a stream receives: into its buffer, or directly for the pending read."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from ..errors import CloseReason, StreamBufferFullError, of_stream, reason_for, without_frames
 from ..sansio.reads import MORE, More, Read, ReadInto
@@ -17,6 +18,10 @@ RECEIVES_PER_TURN = 4
 INTO_SIZE = 1 << 20
 """Most bytes to receive at once into a caller's buffer, which is there already: so they may be more than
 ``read_chunk_size``."""
+
+
+Amount = TypeVar("Amount")
+Received = TypeVar("Received")
 
 
 class ReceiveSide(WriteSide):
@@ -104,7 +109,8 @@ class ReceiveSide(WriteSide):
         """As :meth:`_receive_some`, into ``space``; return how many bytes."""
         size = min(len(space), INTO_SIZE)
         try:
-            count = self._receive_layered_into(space, size) if self._layered else self._io.recv_into(space[:size])
+            receive = self._io.recv_into
+            count = self._receive_layered(receive, space[:size]) if self._layered else receive(space[:size])
         except BlockingIOError:
             self._readable = False
             return 0
@@ -131,7 +137,7 @@ class ReceiveSide(WriteSide):
         if buffered:
             size = max(1, min(size, self.max_buffer_size + 1 - buffered))
         try:
-            chunk = self._receive_layered(size) if self._layered else self._io.recv(size)
+            chunk = self._receive_layered(self._io.recv, size) if self._layered else self._io.recv(size)
         except BlockingIOError:
             self._readable = False
             return None
@@ -152,14 +158,14 @@ class ReceiveSide(WriteSide):
         self._received_at = hub.now if hub.running else hub.time()
         return chunk
 
-    def _receive_layered(self, size: int) -> bytes:
+    def _receive_layered(self, receive: Callable[[Amount], Received], amount: Amount) -> Received:
         """Receive from a transport that holds received bytes, and has output of its own."""
         transport = self._transport
         if self._output is not None and transport.own_output() > OWN_OUTPUT:
             self._held_back = True
             raise would_block()
         try:
-            return self._io.recv(size)
+            return receive(amount)
         except BlockingIOError:
             if transport.incomplete:
                 self._receive_rest_soon()
@@ -168,11 +174,6 @@ class ReceiveSide(WriteSide):
             self._transport_buffered = transport.pending()
             if transport.stuck and self._corked is None:  # otherwise uncork does it
                 self._wait_for_room()
-
-    def _receive_layered_into(self, space: memoryview, size: int) -> int:
-        chunk = self._receive_layered(size)
-        space[: len(chunk)] = chunk
-        return len(chunk)
 
     def _receive_rest_soon(self) -> None:
         """Nothing for the application was received. Ask for a dispatch if more may be there: no event would come."""
@@ -183,7 +184,7 @@ class ReceiveSide(WriteSide):
 
     def _rescue_input(self) -> None:
         """Receive the bytes that arrived before the connection broke, so that they stay readable."""
-        receive = self._receive_layered if self._layered else self._io.recv
+        receive = partial(self._receive_layered, self._io.recv) if self._layered else self._io.recv
         try:
             while self._buffer.size < self.max_buffer_size and (chunk := receive(self.read_chunk_size)):
                 self._buffer.feed(chunk)

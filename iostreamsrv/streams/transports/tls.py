@@ -156,6 +156,37 @@ class TLSTransport(Transport):
             raise would_block()
         return plaintext
 
+    def recv_into(self, buffer: bytearray | memoryview, /) -> int:
+        engine = self.engine
+        drained = self._pending = self.stuck = self.incomplete = False
+        try:
+            with memoryview(buffer) as space:
+                count = engine.read_into(space) if engine.has_input else None
+                if count is None and not engine.has_input:
+                    drained = self._feed()
+                    count = engine.read_into(space)
+        except Truncated:
+            self._truncated = True
+            return 0
+        finally:
+            if engine.outgoing.pending:
+                with contextlib.suppress(OSError):  # as in recv()
+                    self.stuck = not self.flush()
+        self._pending = engine.has_input or not drained
+        if count is None:
+            self.incomplete = True
+            raise would_block()
+        return count
+
+    def _feed(self) -> bool:
+        """Receive ciphertext; return whether there is no more of it now."""
+        chunk = self._raw.recv(CIPHERTEXT)
+        if chunk:
+            self.engine.feed(chunk)
+        else:
+            self.engine.feed_end()
+        return len(chunk) < CIPHERTEXT
+
     def pending(self) -> bool:
         return self._pending
 
