@@ -178,6 +178,67 @@ def test_a_close_leaves_what_the_peer_has_sent_and_sends(pair: tuple[TLSEngine, 
     assert server.read(100) == b""
 
 
+def into(engine: TLSEngine, size: int) -> bytes | None:
+    """What `TLSEngine.read_into` puts into a buffer of this size."""
+    space = bytearray(size)
+    with memoryview(space) as view:
+        count = engine.read_into(view)
+    return None if count is None else bytes(space[:count])
+
+
+def test_a_read_into_a_buffer_gives_what_a_read_gives(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    assert into(server, 100) is None, "there is nothing yet"
+    said = bytes(range(256)) * 200
+    client.write(said)
+    carry(client, server)
+    heard = into(server, 10) or b""
+    while server.has_input:
+        heard += into(server, 30_000) or b""
+    assert heard == said
+    client.write(b"last words")
+    client.close()
+    carry(client, server)
+    assert [into(server, 100), into(server, 100), into(server, 100)] == [b"last words", b"", b""]
+
+
+def test_a_read_into_a_buffer_raises_what_a_read_raises(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"fine")
+    carry(client, server)
+    server.feed(b"\x17\x03\x03\x00\x20" + b"z" * 32)
+    assert into(server, 100) == b"fine"
+    for _ in range(2):
+        with pytest.raises(ssl.SSLError, match=r"(?i)mac"):
+            into(server, 100)
+    client.feed_end()
+    with pytest.raises(Truncated):
+        into(client, 100)
+
+
+def test_a_read_into_a_buffer_gives_what_a_close_has_kept(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    client.write(b"x" * 50_000)
+    carry(client, server)
+    assert into(server, 10) == b"x" * 10
+    server.close()
+    heard = b""
+    while server.has_input or len(heard) < 49_990:
+        heard += into(server, 20_000) or b""
+    assert heard == b"x" * 49_990
+
+
+def test_a_read_into_a_buffer_does_no_more_at_once_than_a_read(context: ssl.SSLContext) -> None:
+    server, client = with_tickets(context, MOST_EMPTY)
+    server.write(b"hello")
+    carry(server, client)
+    assert into(client, 100) is None  # that was enough for once
+    heard = b""
+    while client.has_input:
+        heard += into(client, 100) or b""
+    assert heard == b"hello"
+
+
 def test_a_close_without_a_handshake_says_nothing(context: ssl.SSLContext) -> None:
     engine = TLSEngine(context, True)
     engine.close()
