@@ -346,6 +346,7 @@ def test_sleeps_that_are_over_do_not_count_as_timers_that_were_cancelled(monkeyp
 
 def test_a_timer_in_debug_mode_says_where_it_was_made() -> None:
     async def main(sim: Simulation) -> None:
+        sim.loop.set_debug(False)  # Python's development mode switches it on
         assert "created at" not in repr(sim.loop.call_later(1, int))
         sim.loop.set_debug(True)
         timer = sim.loop.call_later(1, int)
