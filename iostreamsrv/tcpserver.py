@@ -57,7 +57,6 @@ class TCPServer(ListeningServer, TornadoServer):
         Keywords take precedence over ``options``, and ``options`` over class attributes.
     :raises OptionError: an option is invalid.
     :raises TypeError: there is no such option; the most similar one is suggested.
-
     """
 
     def __init__(

@@ -57,9 +57,7 @@ class CloseSide(ReadSide):
         self._begin_closing(reason)
         task = self._hub.loop.create_task(self._finish_closing(), context=Context())
         # A task that is cancelled before its first step, as at the end of a loop, runs no "finally".
-        task.add_done_callback(
-            lambda _: None if self._phase == CLOSED else self.close_or_abort(reason), context=Context()
-        )
+        task.add_done_callback(lambda _: None if self._phase == CLOSED else self.terminate(reason), context=Context())
         return task
 
     async def _finish_closing(self, timeout: float | None = None) -> None:
@@ -71,7 +69,7 @@ class CloseSide(ReadSide):
         except OSError:
             pass
         finally:
-            self.close_or_abort(CloseReason.LOCAL)
+            self.terminate(CloseReason.LOCAL)
 
     async def _deliver(self) -> None:
         """Send what is queued, then EOF, and let the peer read it."""

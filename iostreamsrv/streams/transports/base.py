@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 from ...errors import CloseReason
@@ -14,6 +15,14 @@ SMALL_FILE_CHUNK = 65536
 def would_block() -> BlockingIOError:
     """What a receive or a send raises that would have to wait."""
     return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def received(recv_into: Callable[[memoryview], int], size: int) -> bytes:
+    """The up to ``size`` bytes that a ``recv_into`` receives: for what has no other way to receive."""
+    scratch = bytearray(size)
+    with memoryview(scratch) as view:
+        count = recv_into(view)
+    return bytes(scratch[:count])
 
 
 class Carrier(Protocol):

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from .base import Transport, would_block
+from .base import Transport, received, would_block
 
 
 class Descriptor(Protocol):
@@ -33,10 +33,7 @@ class CustomTransport(Transport):
         return self._stream.fileno()
 
     def recv(self, size: int) -> bytes:
-        scratch = bytearray(size)
-        with memoryview(scratch) as view:
-            count = self.recv_into(view)
-        return bytes(scratch[:count])
+        return received(self.recv_into, size)
 
     def recv_into(self, buffer: bytearray | memoryview, /) -> int:
         count = self._stream.read_from_fd(buffer)

@@ -8,7 +8,7 @@ import struct
 
 from ...runtime.kernel import current_kernel
 from ..file_region import FileRegion
-from .base import Carrier, Transport, would_block
+from .base import Carrier, Transport, received, would_block
 
 FILE_CHUNK = 1 << 20
 """Bytes of a file that are sent before a check of the clock, so that a long download does not block the loop."""
@@ -109,10 +109,7 @@ class WrappedSocket(SocketTransport):
         return self
 
     def recv(self, size: int) -> bytes:
-        scratch = bytearray(size)
-        with memoryview(scratch) as view:
-            count = self.recv_into(view)
-        return bytes(scratch[:count])
+        return received(self.recv_into, size)
 
     def recv_into(self, buffer: bytearray | memoryview, /) -> int:
         try:

@@ -148,8 +148,7 @@ class TLSTransport(Transport):
             return b""
         finally:
             if engine.outgoing.pending:
-                with contextlib.suppress(OSError):  # the next write raises the error as well
-                    self.stuck = not self.flush()
+                self._send_answers()
         self._pending = engine.has_input or not drained
         if plaintext is None:
             self.incomplete = True
@@ -170,13 +169,17 @@ class TLSTransport(Transport):
             return 0
         finally:
             if engine.outgoing.pending:
-                with contextlib.suppress(OSError):  # as in recv()
-                    self.stuck = not self.flush()
+                self._send_answers()
         self._pending = engine.has_input or not drained
         if count is None:
             self.incomplete = True
             raise would_block()
         return count
+
+    def _send_answers(self) -> None:
+        """Send what OpenSSL answers to what was received."""
+        with contextlib.suppress(OSError):  # the next write raises the error as well
+            self.stuck = not self.flush()
 
     def _feed(self) -> bool:
         """Receive ciphertext; return whether there is no more of it now."""
