@@ -371,8 +371,9 @@ async def test_control4_4_stopped_and_started_again_there_is_room_for_five_again
 async def test_control4_4_stopped_while_somebody_reads_too_slowly_nothing_more_is_taken_in(
     serving: Serving, module: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # No small receive buffer: with one, a client that reads again after a pause gets 5 KB for each of the server's window
-    # probes, and the kernel doubles the time between these during the pause. Then the chat's five seconds are too short.
+    # No small receive buffer: with one, a client that reads again after a pause gets a few KB for each window probe of
+    # the server's kernel, and during the pause the time between probes doubles. The chat's five seconds are too short
+    # then.
     module.ChatServer.send_buffer_size = 65536
     server: TCPServer = module.ChatServer()
     serving.started(server)
