@@ -104,4 +104,6 @@ def test_it_is_imported_and_echoes_over_tcp_and_tls_without(missing: list[str], 
         text=True,
         timeout=60,
     )
-    assert (program.returncode, program.stdout, program.stderr) == (0, "echoed\n", "")
+    assert (program.returncode, program.stdout) == (0, "echoed\n")
+    # On a busy machine the load of a certificate blocks the loop for long.
+    assert [line for line in program.stderr.splitlines() if "has blocked the loop" not in line] == []
