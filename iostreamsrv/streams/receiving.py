@@ -68,10 +68,10 @@ class ReceiveSide(WriteSide):
 
     # ---- receiving
 
-    def _attempt(self, read: Read, untried: bool) -> Any | More:
+    def _attempt(self, read: Read, untried: int) -> Any | More:
         """The result of ``read`` from what is buffered and what can be received now, or MORE.
 
-        :param untried: the buffer has bytes that this read has not seen yet.
+        :param untried: not 0 if the buffer has bytes that this read has not seen yet.
         """
         buffer = self._buffer
         if untried:
