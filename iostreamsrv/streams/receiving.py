@@ -100,10 +100,15 @@ class ReceiveSide(WriteSide):
         """:meth:`_attempt` for a read into a caller's buffer: what arrives is received into it, without a copy."""
         result = read.take(self._buffer)
         turns = RECEIVES_PER_TURN
-        while result is MORE and self._readable and turns:
-            turns -= 1
+        while result is MORE and self._readable and (turns or self._may_keep_receiving()):
+            turns = max(0, turns - 1)
             result = read.fill(self._receive_into)
         return result
+
+    def _may_keep_receiving(self) -> bool:
+        """Whether a read that has had its receives of this turn may have another one: no stream waits, and the loop's
+        turn is young."""
+        return not self._hub.others_pending and self._hub.within_slice()
 
     def _receive_into(self, space: memoryview) -> int:
         """As :meth:`_receive_some`, into ``space``; return how many bytes."""
