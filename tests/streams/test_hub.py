@@ -202,6 +202,17 @@ async def test_writes_let_the_loop_have_its_turns(
 
 
 @pytest.mark.gen_test
+async def test_a_large_write_to_the_fastest_reader_lets_the_loop_have_its_turns(
+    stream: IOStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "SLICE", 1e-9)
+    stream.write_to_fd = lambda data: min(len(data), 1000)  # type: ignore[method-assign]
+    with Ticker() as ticker:
+        await stream.write(bytes(100_000))
+    assert ticker.count >= 100 // 4
+
+
+@pytest.mark.gen_test
 async def test_a_handler_that_does_not_await_its_writes_lets_the_loop_have_its_turns(
     stream: IOStream, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,7 +188,7 @@ class TLSTransport(Transport):
             self.stuck = not self.flush()
 
     def _receive_into(self, space: memoryview) -> tuple[int | None, bool]:
-        """Receive ciphertext and decrypt it into ``space``; return how many bytes, and whether no more is there now."""
+        """Receive ciphertext and decrypt it into ``space``; return how many bytes, and whether there is no more."""
         shared = _shared.pop() if _shared else bytearray(MUCH_CIPHERTEXT)
         size = MUCH_CIPHERTEXT if len(space) > MUCH_CIPHERTEXT else CIPHERTEXT
         engine = self.engine
@@ -201,7 +201,7 @@ class TLSTransport(Transport):
                     else:
                         engine.feed_end()
                     try:
-                        return engine.read_into(space), received < size
+                        return engine.read_into(space), received < CIPHERTEXT
                     finally:
                         engine.copy_input()
         finally:
