@@ -142,6 +142,33 @@ class RecordFeed:
                     pass
         self._incoming.write(part)
 
+    def _read_long_records(self, space: memoryview) -> tuple[int, ssl.SSLError | None]:
+        """Decrypt long records of data into ``space``, as far as they are whole and fit; return how many bytes, and the
+        error of the last record, if it had no data.
+
+        One record after the other would give the same, but what is around a record takes as much time as OpenSSL needs
+        for the record.
+        """
+        chunk, at, filled, count = self._chunk, self._at, 0, 1
+        last, fits = len(chunk) - PIECE, len(space) - RECORD
+        header, give, read = _UNPACK_HEADER, self._incoming.write, self.object.read
+        failed: ssl.SSLError = ssl.SSLZeroReturnError()  # a close_notify, for which OpenSSL reads 0 bytes
+        with memoryview(chunk) as view:
+            while count and filled <= fits and at < last:
+                kind, length = header(chunk, at)
+                end = at + HEADER + length
+                if kind != DATA or length < PIECE or end > len(chunk):
+                    break
+                give(view[at:end])
+                self._size, at = end - at, end
+                try:
+                    count = read(RECORD, space[filled:])  # type: ignore[assignment]
+                except ssl.SSLError as error:
+                    failed, count = error, 0
+                filled += count
+        self._chunk, self._at = (chunk, at) if at < len(chunk) else (b"", 0)
+        return filled, None if count else failed
+
 
 class TLSEngine(RecordFeed):
     """One end of a TLS connection.
@@ -308,7 +335,12 @@ class TLSEngine(RecordFeed):
             if read:
                 space[: len(read)] = read
             return None if read is None else len(read)
-        filled = self._read_long_records(space) if self._moved >= BULK and not (self._missing or self._inside) else 0
+        whole = self._moved >= BULK and not (self._missing or self._inside)
+        filled, failed = self._read_long_records(space) if whole else (0, None)
+        if filled:
+            self._empty = 0
+        if failed is not None:
+            self._brought_nothing(failed, WORK)
         if self._end is not None or self._tired:
             self.has_input = True
             return filled or (None if self._end is None else len(self._read_end(self._end)))
@@ -323,37 +355,6 @@ class TLSEngine(RecordFeed):
         if filled or self._end is None:
             return filled or None
         return len(self._read_end(self._end))
-
-    def _read_long_records(self, space: memoryview) -> int:
-        """Decrypt long records of data into ``space``, as far as they are whole and fit; return how many bytes.
-
-        :meth:`_read_records` would do the same, but needs as much time for what is around a record as OpenSSL needs for
-        the record.
-        """
-        chunk, at, filled, count = self._chunk, self._at, 0, 1
-        last, fits = len(chunk) - PIECE, len(space) - RECORD
-        header, give, read = _UNPACK_HEADER, self._incoming.write, self.object.read
-        failed: ssl.SSLError = ssl.SSLZeroReturnError()  # a close_notify, for which OpenSSL reads 0 bytes
-        with memoryview(chunk) as view:
-            while count and filled <= fits and at < last:
-                kind, length = header(chunk, at)
-                end = at + HEADER + length
-                if kind != DATA or length < PIECE or end > len(chunk):
-                    break
-                give(view[at:end])
-                at = end
-                try:
-                    count = read(RECORD, space[filled:])  # type: ignore[assignment]
-                except ssl.SSLError as error:
-                    failed, count = error, 0
-                filled += count
-        self._chunk, self._at = (chunk, at) if at < len(chunk) else (b"", 0)
-        if filled:
-            self._empty = 0
-        if not count:
-            self._size = HEADER + length
-            self._brought_nothing(failed, WORK)
-        return filled
 
     def _read_without_input(self, size: int) -> bytes | None:
         if self._kept:

@@ -112,8 +112,8 @@ class ReceiveSide(WriteSide):
     def _receive_into(self, space: memoryview) -> int:
         """As :meth:`_receive_some`, into ``space``; return how many bytes.
 
-        If they are many, the peer is sending, and the kernel may have more by now, although it gave less than requested.
-        To try again costs less than to wait for an event.
+        If they are many, the peer is sending, and the kernel may have more by now, although it gave less than it was
+        asked for. To try again costs less than to wait for an event.
         """
         size = min(len(space), INTO_SIZE)
         try:
