@@ -63,7 +63,7 @@ class Hub:
     :ivar time: gives the time: `time.monotonic`, or the loop's clock if the loop has a different one.
     :ivar wall_time: gives the date: `time.time`, or the date of such a clock.
     :ivar now: the time of the latest dispatch.
-    :ivar done: makes a future that is done, for a write that was sent at once or corked.
+    :ivar done: the future of the last write that was sent at once or corked; of the next one, too, if nothing holds it.
     :ivar running: a run is dispatching streams, so what is corked now will be sent soon.
     :ivar others_pending: more streams wait to be dispatched in this run.
     :ivar corked: the streams to uncork at the end of the run.
@@ -79,7 +79,8 @@ class Hub:
         self.io_loop = io_loop
         self.loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
         self.follow_clock()
-        self.done = done_future_type(self.loop)
+        self._done_future = done_future_type(self.loop)
+        self.done = self._done_future()
         self.running = False
         self.others_pending = False
         self.corked: list[Dispatched] = []
@@ -94,6 +95,11 @@ class Hub:
         """Take the time from the loop's clock, which may have been replaced."""
         self.time, self.wall_time = clock_of(self.loop), wall_clock_of(self.loop)
         self.now = self.time()
+
+    def new_done(self) -> "asyncio.Future[None]":
+        """A future that is done."""
+        self.done = self._done_future()
+        return self.done
 
     def watch_reads(self, stream: Dispatched) -> bool:
         """Dispatch ``stream`` when it can be read.
@@ -128,6 +134,10 @@ class Hub:
             self.loop.call_soon(self._end_turn, context=Context())
         self._slice_checks += 1
         return now < self._turn_ends and self._slice_checks < MAX_SLICE_CHECKS
+
+    def slice_is_over(self, began: float) -> bool:
+        """Whether what has begun then must let others have their turn."""
+        return self.time() - began >= SLICE
 
     def _end_turn(self) -> None:
         self._turn_ends = 0.0

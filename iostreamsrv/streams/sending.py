@@ -2,10 +2,8 @@
 
 import errno
 import logging
-import sys
 from asyncio import CancelledError, Future
 from collections import deque
-from collections.abc import Callable
 from typing import Any, cast
 
 from ..errors import CloseReason, StreamBufferFullError, StreamError, of_stream, reason_for, without_frames
@@ -13,6 +11,7 @@ from ..events import UNOWNED_EVENTS, Event, EventKind
 from ..runtime.futures import set_result
 from ..sansio.buffers import WriteBuffer
 from .core import INLINE_BUDGET, StreamCore, fail
+from .donefuture import references
 from .file_region import FileRegion
 from .state import CLOSED
 from .transports.custom import CustomTransport
@@ -31,9 +30,8 @@ OVERHEAD_FREE = 32768
 """Bytes of futures and other overhead in a queue that do not count for ``max_write_buffer_size``, so that a few writes
 may fill it to the last byte. The rest counts, or a million writes of one byte each would count as 1 MB."""
 
-_references: Callable[[object], int] = getattr(sys, "getrefcount", lambda _: -1)  # not every Python counts them
 _IN_A_QUEUE = deque([(0, object())])
-_UNREFERENCED = max(0, _references(_IN_A_QUEUE[-1][1]))
+_UNREFERENCED = max(0, references(_IN_A_QUEUE[-1][1]))
 """The reference count of a future that only its queue entry holds."""
 
 
@@ -229,7 +227,7 @@ class SendSide(StreamCore):
         futures = self._unsent_futures
         if futures is None:
             futures = self._unsent_futures = deque()
-        elif futures and _references(futures[-1][1]) == _UNREFERENCED and not futures[-1][1]._callbacks:
+        elif futures and references(futures[-1][1]) == _UNREFERENCED and not futures[-1][1]._callbacks:
             futures.pop()  # only the queue still holds it; a caller that awaits none could queue thousands
         at = self.bytes_written + self._output.size - remaining
         place = len(futures)
@@ -239,10 +237,12 @@ class SendSide(StreamCore):
         return future
 
     def _flush(self) -> None:
-        """Send as much of the queue as the kernel takes."""
+        """Send as much of the queue as the kernel takes. A fast peer may take all there is: so for a slice of the
+        loop's time at most."""
         output = self._output
         assert output is not None
-        while output.size and self._send_first(output):
+        began = self._hub.time()
+        while output.size and self._send_first(output) and not self._hub.slice_is_over(began):
             pass
         if self._output is not output:
             return  # an error closed the stream
@@ -299,7 +299,7 @@ class SendSide(StreamCore):
             return True
         self.bytes_written += sent
         output.advance(sent)
-        return sent == size and self._hub.within_slice()
+        return sent == size
 
     def _settle_writes(self) -> None:
         futures = self._unsent_futures
