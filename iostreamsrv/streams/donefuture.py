@@ -4,34 +4,15 @@ Each write needs a separate object: callers put futures into sets and use them a
 ``asyncio.wait({s.write(x): s for s in streams})``, and one shared object would lose entries. To make and finish an
 `asyncio.Future` costs 130 ns, which is 2 % of an echo. This one has no fields, so making it costs about 50 ns, and
 awaiting it never reaches the loop.
-
-Nearly all writes are awaited at once, so the future of the last one is free again when the next one is done. Then it is
-the future of that write as well: as it has no fields, it is as good as a new one, and costs two fifths. Its reference
-count tells whether anything still holds it.
 """
 
 import asyncio
-import sys
 from asyncio import Future
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
 _FINISHED = iter(())  # an exhausted iterator stays exhausted, so all futures can share one
-
-
-references: Callable[[object], int] = getattr(sys, "getrefcount", lambda _: -1)
-"""How many references an object has; -1 if this Python does not count them."""
-
-
-def _count() -> int:
-    holder = [object()]
-    held = holder[0]
-    return references(held)
-
-
-UNHELD = max(0, _count())
-"""What :data:`references` gives for what one attribute and one local variable hold."""
 
 
 def done_future_type(loop: asyncio.AbstractEventLoop) -> "Callable[[], Future[None]]":

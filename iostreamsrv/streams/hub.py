@@ -63,7 +63,7 @@ class Hub:
     :ivar time: gives the time: `time.monotonic`, or the loop's clock if the loop has a different one.
     :ivar wall_time: gives the date: `time.time`, or the date of such a clock.
     :ivar now: the time of the latest dispatch.
-    :ivar done: the future of the last write that was sent at once or corked; of the next one, too, if nothing holds it.
+    :ivar done: makes a future that is done, for a write that was sent at once or corked.
     :ivar running: a run is dispatching streams, so what is corked now will be sent soon.
     :ivar others_pending: more streams wait to be dispatched in this run.
     :ivar corked: the streams to uncork at the end of the run.
@@ -79,8 +79,7 @@ class Hub:
         self.io_loop = io_loop
         self.loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
         self.follow_clock()
-        self._done_future = done_future_type(self.loop)
-        self.done = self._done_future()
+        self.done = done_future_type(self.loop)
         self.running = False
         self.others_pending = False
         self.corked: list[Dispatched] = []
@@ -95,11 +94,6 @@ class Hub:
         """Take the time from the loop's clock, which may have been replaced."""
         self.time, self.wall_time = clock_of(self.loop), wall_clock_of(self.loop)
         self.now = self.time()
-
-    def new_done(self) -> "asyncio.Future[None]":
-        """A future that is done."""
-        self.done = self._done_future()
-        return self.done
 
     def watch_reads(self, stream: Dispatched) -> bool:
         """Dispatch ``stream`` when it can be read.

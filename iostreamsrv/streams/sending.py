@@ -2,8 +2,10 @@
 
 import errno
 import logging
+import sys
 from asyncio import CancelledError, Future
 from collections import deque
+from collections.abc import Callable
 from typing import Any, cast
 
 from ..errors import CloseReason, StreamBufferFullError, StreamError, of_stream, reason_for, without_frames
@@ -11,7 +13,6 @@ from ..events import UNOWNED_EVENTS, Event, EventKind
 from ..runtime.futures import set_result
 from ..sansio.buffers import WriteBuffer
 from .core import INLINE_BUDGET, StreamCore, fail
-from .donefuture import references
 from .file_region import FileRegion
 from .state import CLOSED
 from .transports.custom import CustomTransport
@@ -30,8 +31,9 @@ OVERHEAD_FREE = 32768
 """Bytes of futures and other overhead in a queue that do not count for ``max_write_buffer_size``, so that a few writes
 may fill it to the last byte. The rest counts, or a million writes of one byte each would count as 1 MB."""
 
+_references: Callable[[object], int] = getattr(sys, "getrefcount", lambda _: -1)  # not every Python counts them
 _IN_A_QUEUE = deque([(0, object())])
-_UNREFERENCED = max(0, references(_IN_A_QUEUE[-1][1]))
+_UNREFERENCED = max(0, _references(_IN_A_QUEUE[-1][1]))
 """The reference count of a future that only its queue entry holds."""
 
 
@@ -227,7 +229,7 @@ class SendSide(StreamCore):
         futures = self._unsent_futures
         if futures is None:
             futures = self._unsent_futures = deque()
-        elif futures and references(futures[-1][1]) == _UNREFERENCED and not futures[-1][1]._callbacks:
+        elif futures and _references(futures[-1][1]) == _UNREFERENCED and not futures[-1][1]._callbacks:
             futures.pop()  # only the queue still holds it; a caller that awaits none could queue thousands
         at = self.bytes_written + self._output.size - remaining
         place = len(futures)

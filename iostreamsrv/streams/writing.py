@@ -7,7 +7,6 @@ from typing import IO
 from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream
 from ..sansio.buffers import WriteBuffer
 from .core import fail
-from .donefuture import UNHELD, references
 from .file_region import FileRegion, check_amount
 from .sending import CORK_SIZE, SendSide
 from .state import CLOSED
@@ -33,9 +32,9 @@ class WriteSide(SendSide):
     # 3. Sent in part. The rest is queued, with a future for its last byte; the hub reports when there is room.
     # 4. Queued behind earlier writes, or until the stream is connected.
     #
-    # In the first two the future is done when it is returned: hub.done, unless something still holds that one. It has
-    # no fields, and costs an eighth of an asyncio.Future. A writer that awaits it is not suspended. So _budget counts
-    # these writes, too, and now and then the future is done one turn later.
+    # In the first two the future is done when it is returned: hub.done() makes one without fields, at a third of the
+    # cost of an asyncio.Future. A writer that awaits it is not suspended. So _budget counts these writes, too, and now
+    # and then the future is done one turn later.
     #
     # others_pending is the first condition because it checks the thread in debug mode. _output is checked twice
     # because uncork may have found that there is no room, or that the connection is broken.
@@ -67,24 +66,18 @@ class WriteSide(SendSide):
         if self._output is None:
             if (hub.others_pending or self._buffer.size or self._corked is not None) and self._cork(data):
                 self._budget -= 1
-                if self._budget <= 0 and self._must_yield():
-                    return self._done_next_turn()
-                done = hub.done
-                return done if references(done) == UNHELD else hub.new_done()
+                return self._done_next_turn() if self._budget <= 0 and self._must_yield() else hub.done()
             if self._corked is not None:
                 self.uncork()
                 if not data and self._output is None and self._phase != CLOSED:
-                    return hub.new_done()  # it was only to send what enqueue has corked
+                    return hub.done()  # it was only to send what enqueue has corked
         if self._output is None:
             if self._phase == CLOSED:
                 return self._failed_future(self._closed_error("write"))
             sent = self._send(data)
             if sent == len(data):
                 self._budget -= 1
-                if self._budget <= 0 and self._must_yield():
-                    return self._done_next_turn()
-                done = hub.done
-                return done if references(done) == UNHELD else hub.new_done()
+                return self._done_next_turn() if self._budget <= 0 and self._must_yield() else hub.done()
             if self._phase == CLOSED:
                 return self._failed_future(self._closed_error("write"))
             rest = memoryview(data)[sent:]
@@ -193,7 +186,7 @@ class WriteSide(SendSide):
         if self._phase == CLOSED:
             return self._failed_future(self._closed_error("write"))
         if self._output is None or (remaining and self._output.size <= remaining):
-            return self._hub.new_done()
+            return self._hub.done()
         return self._future_of_queued(remaining=remaining)
 
     def send_eof(self) -> "Future[None]":
@@ -220,7 +213,7 @@ class WriteSide(SendSide):
                 self._try_shutdown_writes()
                 if self._phase != CLOSED and self._eof is not None and self._output is None:
                     self.terminate(self._eof)
-                    return self._hub.new_done()
+                    return self._hub.done()
         return self.drain()
 
     # ---- when the stream is closed

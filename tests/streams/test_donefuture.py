@@ -100,37 +100,6 @@ async def test_a_callback_of_a_done_write_is_called_in_the_next_turn_and_in_its_
 
 
 @pytest.mark.gen_test
-async def test_a_done_write_that_only_a_callback_waits_for_is_not_the_next_one() -> None:
-    stream, peer = stream_and_peer()
-    called: list[Any] = []
-    stream.write(b"x").add_done_callback(called.append)
-    second = stream.write(b"x")
-    await asyncio.sleep(0)
-    assert len(called) == 1 and called[0] is not second
-    stream.close()
-    peer.close()
-
-
-@pytest.mark.gen_test
-async def test_a_done_write_that_nothing_holds_is_the_next_one_too() -> None:
-    stream, peer = stream_and_peer()
-    made = 0
-    make = stream._hub.new_done
-
-    def count() -> Any:
-        nonlocal made
-        made += 1
-        return make()
-
-    stream._hub.new_done = count  # type: ignore[method-assign]
-    for _ in range(10):
-        await stream.write(b"x")
-    assert made <= 1  # one may be held from before
-    stream.close()
-    peer.close()
-
-
-@pytest.mark.gen_test
 async def test_a_done_write_answers_as_a_finished_future_does() -> None:
     stream, peer = stream_and_peer()
     future = stream.write(b"x")
