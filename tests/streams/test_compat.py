@@ -269,7 +269,7 @@ class Deflated:
         return int(self._socket.send(data))
 
 
-@pytest.mark.parametrize("count", [1, 3, 500, 20_000])
+@pytest.mark.parametrize("count", [1, 3, 500, 6_000])  # the last is more than one chunk
 @pytest.mark.gen_test
 async def test_a_stream_receives_through_an_object_that_decompresses(pair: tuple[Any, Peer], count: int) -> None:
     stream, peer = pair
