@@ -26,5 +26,6 @@ def enter_namespace() -> None:
             fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
 
 
-enter_namespace()
-os.execvp(sys.argv[1], sys.argv[1:])
+if __name__ == "__main__":
+    enter_namespace()
+    os.execvp(sys.argv[1], sys.argv[1:])
