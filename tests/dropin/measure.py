@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     venvs, notes = installed(dict.fromkeys(load.project for load in wanted))
     cores = Cores.pick()
     manner = (
-        f"{chosen.rounds} rounds in turns; server on core {cores.server}, load on core {cores.load}; "
+        f"rounds: {chosen.rounds}, in turns; server on core {cores.server}, load on core {cores.load}; "
         f"congestion control {go_apart()}"
     )
     measured, failures = run([load for load in wanted if load.project in venvs], venvs, chosen.rounds, cores)
@@ -85,11 +85,8 @@ def go_apart() -> str:
 
     :returns: which congestion control it has there.
     """
-    loopback.enter_namespace()
-    try:
+    if loopback.enter_namespace():
         CONGESTION_CONTROL.write_text("reno")
-    except OSError as error:
-        say(f"The congestion control stays as it is: {error}")
     return CONGESTION_CONTROL.read_text().strip()
 
 
