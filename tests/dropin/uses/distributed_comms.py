@@ -241,6 +241,19 @@ async def special_ends(comms: Comms) -> None:
             await other.read()
         comms.done.set()
         listener.stop()
+    async with acheck("a reply arrives, though a close follows at once"):
+
+        async def reply(comm: Any) -> None:
+            await comm.write(await comm.read())
+            await comm.close()
+
+        listener = await comms.listen(reply)
+        for number in range(20):
+            one = await comms.connect(listener.contact_address)
+            await one.write(number)
+            assert await one.read() == number
+            one.abort()
+        listener.stop()
     async with acheck("a cancelled read closes the comm, or leaves it whole"):
         listener, one, other = await comms.pair()
         read = asyncio.ensure_future(one.read())
