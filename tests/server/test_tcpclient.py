@@ -6,7 +6,6 @@ import datetime
 import errno
 import itertools
 import math
-import random
 import select
 import socket
 import sys
@@ -29,6 +28,7 @@ from iostreamsrv import (
     tcpclient,
 )
 from tests.support.engines import on_every_loop
+from tests.support.listening import unused_port
 from tests.support.peers import Peer
 from tests.support.waiting import PATIENCE, eventually, turns
 
@@ -291,15 +291,6 @@ async def test_a_family_that_there_is_not_is_passed_over(listener: socket.socket
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems give the loopback interface one address")
-def unused_port() -> int:
-    """A port that is free, and not one of those that the kernel gives to whoever asks for any."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
-    raise AssertionError("100 ports were taken")
-
-
 @pytest.mark.gen_test
 async def test_a_connection_comes_from_the_source_that_was_asked_for(
     listener: socket.socket, address: tuple[str, int]
