@@ -15,6 +15,7 @@ class Load(NamedTuple):
     units: dict[str, tuple[str, float]]
     """Of each figure that it prints, in this order: the unit of its rate, and the speed that is asked for."""
     arguments: Sequence[str] = ()
+    rounds: int = 5
 
     @property
     def name(self) -> str:
@@ -36,7 +37,7 @@ LOADS = (
         )
         for protocol, of_100_mb in (("tcp", 1.1), ("tls", 1.3))
     ),
-    Load("distributed", "measured_tasks.py", {"10,000 trivial tasks": ("/s", NO_SLOWER)}),
+    Load("distributed", "measured_tasks.py", {"10,000 trivial tasks": ("/s", NO_SLOWER)}, rounds=3),
     Load("jupyter_server", "measured_kernel.py", {"messages of a kernel": ("/s", NO_SLOWER)}),
     Load("bokeh", "measured_hello.py", {'"hello" pages': ("/s", NO_SLOWER)}),
     Load(

@@ -21,7 +21,7 @@ from .running import SIDES, adopt_orphans
 from .turns import TurnError, take
 from .venvs import InstallError, Venv
 
-ROUNDS = 5
+ROUNDS = max(load.rounds for load in LOADS)
 CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
@@ -29,7 +29,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     names = list(dict.fromkeys(load.project for load in LOADS))
     parser = argparse.ArgumentParser(prog="python -m tests.dropin.measure", description=__doc__)
     parser.add_argument("projects", nargs="*", metavar="PROJECT", help=f"of {', '.join(names)}; all, if none is named")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most; default: %(default)s")
     parser.add_argument("--write-docs", action="store_true", help=f"write the table into {figures.DOCS.name}, too")
     chosen = parser.parse_args(arguments)
     if unknown := [name for name in chosen.projects if name not in names]:
@@ -48,8 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     wanted = [load for load in LOADS if not chosen.projects or load.project in chosen.projects]
     venvs, notes = installed(dict.fromkeys(load.project for load in wanted))
     cores = Cores.pick()
+    counts = sorted({min(load.rounds, chosen.rounds) for load in wanted})
     manner = (
-        f"rounds: {chosen.rounds}, in turns; server on core {cores.server}, load on core {cores.load}; "
+        f"rounds: {' or '.join(map(str, counts))}, in turns; server on core {cores.server}, load on core {cores.load}; "
         f"congestion control {go_apart()}"
     )
     measured, failures = run([load for load in wanted if load.project in venvs], venvs, chosen.rounds, cores)
@@ -95,7 +96,7 @@ def run(loads: Sequence[Load], venvs: dict[str, Venv], rounds: int, cores: Cores
     adopt_orphans()
     measured, failures = Figures(), {}
     for number in range(rounds):
-        for load in loads:
+        for load in (each for each in loads if number < each.rounds):
             for side in SIDES if number % 2 == 0 else reversed(SIDES):  # so that neither always goes first
                 if load not in failures.values():
                     try:

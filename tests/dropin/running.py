@@ -145,7 +145,7 @@ def _junit(report: Path) -> Iterator[tuple[str, str]]:
     if not report.exists():
         return
     for case in ElementTree.parse(report).iter("testcase"):
-        name = _node(case)
+        name = node_of(case)
         trouble = [child for child in case if child.tag in ("failure", "error")]
         if trouble:
             yield name, "\n".join(f"{child.get('message') or ''}\n{child.text or ''}" for child in trouble)
@@ -155,10 +155,13 @@ def _junit(report: Path) -> Iterator[tuple[str, str]]:
             yield name, ""
 
 
-def _node(case: ElementTree.Element) -> str:
+def node_of(case: ElementTree.Element) -> str:
     """A test as pytest names it on its command line, such as ``tests/test_a.py::TestB::test_c``."""
     file, classname = case.get("file") or "", case.get("classname") or ""
-    classes = classname.removeprefix(file.removesuffix(".py").replace("/", ".")).strip(".")
+    module = file.removesuffix(".py").replace("/", ".")
+    if not classname.startswith(module):  # a function that a decorator has wrapped is in the decorator's file
+        file, module = classname.replace(".", "/") + ".py", classname
+    classes = classname.removeprefix(module).strip(".")
     return "::".join([file, *filter(None, classes.split(".")), case.get("name") or ""])
 
 
