@@ -2,7 +2,6 @@
 else. The projects' tests must pass, and warn of nothing: what a fixture leaves behind on a loop is a warning there.
 """
 
-import os
 import re
 import subprocess
 import sys

@@ -1,5 +1,6 @@
-"""The certificate authorities that the system trusts, and no test does: to read them takes OpenSSL 40 ms, for each context
-of a client. pip needs them."""
+"""The certificate authorities that the system trusts. No test does: it takes OpenSSL 40 ms to read them, for each
+context of a client. pip needs them.
+"""
 
 import os
 
