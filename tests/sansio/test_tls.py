@@ -437,7 +437,7 @@ def test_records_are_small_until_much_has_been_moved(pair: tuple[TLSEngine, TLSE
         ciphertext = client.take_outgoing()
         lengths.append(max(lengths_of_records(ciphertext)))
         server.feed(ciphertext)
-        heard += read_all(server)
+        heard += read_all(server, len(said))
     assert heard == said * (2 * BULK // len(said))
     assert PIECE < lengths[0] < PIECE + 100
     assert lengths[BULK // len(said) - 1] == lengths[0]
@@ -559,10 +559,11 @@ def with_tickets(context: ssl.SSLContext, count: int) -> tuple[TLSEngine, TLSEng
     return pair
 
 
-def read_all(engine: TLSEngine) -> bytes:
+def read_all(engine: TLSEngine, most: int = 100) -> bytes:
+    """What it has, ``most`` bytes at a time."""
     read = b""
     while engine.has_input:
-        read += engine.read(100) or b""
+        read += engine.read(most) or b""
     return read
 
 
