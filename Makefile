@@ -8,20 +8,20 @@ PORT := 8888
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Tests wait more than they compute, so there are more processes than cores. Those that measure time or memory are marked
-# "alone" and follow by themselves.
+# Tests also wait, so there are more processes than cores; not many more, as each takes some seconds to start. Those
+# that measure time or memory are marked "alone" and follow by themselves.
 PYTEST = $(BIN)/python -m pytest --quiet
-PARALLEL = -n $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN) + 1) --dist worksteal -m "not alone"
+PARALLEL = -n $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN)) --dist worksteal -m "not alone"
 EVERYTHING = --all --engines=all
 
 # Some shells set it. Without bytecode each process that runs tests compiles all of them again: 12 s, many times over.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all release-check conformance simulate bench faults-peers dropin style types coverage docs clean
+.PHONY: help run install test test-all release-check conformance simulate bench faults-peers dropin dropin-figures style types coverage docs clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 24
 
 run: $(VENV)/.has-package ## start the echo server on 127.0.0.1:8888 (or HOST=... PORT=...)
 	@echo "An echo server. Talk to it from another terminal: nc $(HOST) $(PORT)    Ctrl-C ends it."
@@ -56,6 +56,9 @@ faults-peers: $(VENV)/.has-tests ## probe Tornado and asyncio as well, and write
 
 dropin: $(VENV)/.has-tests ## run public projects on Tornado and on ours, and write the table in docs; ONLY=thrift: that one only
 	$(BIN)/python -m tests.dropin $(or $(ONLY),--write-docs)
+
+dropin-figures: $(VENV)/.has-tests ## measure public projects on Tornado and on ours, and write the table in docs
+	$(BIN)/python -m tests.dropin.measure --write-docs
 
 style: $(VENV)/.has-tools ## format and lint, checked only
 	$(BIN)/python -m ruff format --check .

@@ -444,6 +444,20 @@ async def test_drain_sends_what_is_corked(stream: IOStream, peer: Peer) -> None:
     await task
 
 
+@pytest.mark.gen_test
+async def test_corked_writes_are_sent_before_anything_is_done_with_the_socket(stream: IOStream, peer: Peer) -> None:
+    async def reply_and_end() -> None:
+        await stream.write(await stream.read_until(b"\n"))
+        assert stream.writing(), "nothing was corked"
+        stream.socket.shutdown(socket.SHUT_RDWR)
+
+    task = asyncio.create_task(reply_and_end())
+    await turns(1)
+    peer.send(LINE * 2)
+    await task
+    assert await peer.receive(len(LINE)) == LINE
+
+
 END = {
     "close": lambda stream: stream.close(),
     "aclose": lambda stream: stream.aclose(),
