@@ -1234,9 +1234,9 @@ async def test_close_all_connections_ends_what_shakes_hands_and_no_handler_begin
 
 
 @pytest.mark.gen_test
-async def test_a_silent_and_a_dripping_handshake_are_closed_after_their_time() -> None:
+async def test_a_silent_and_a_dripping_handshake_are_closed_after_their_time(clock: MockClock | None) -> None:
     served: list[IOStream] = []
-    server = TCPServer(tls_contexts()[0], handshake_timeout=0.05)
+    server = TCPServer(tls_contexts()[0], handshake_timeout=1.0 if clock is None else 30.0)
     server.handle_stream = lambda stream, address: served.append(stream)  # type: ignore[method-assign, assignment]
     server.listen(0, "127.0.0.1")
     silent, dripping = (Peer(socket.create_connection(server.addresses[0])) for _ in range(2))
