@@ -8,10 +8,10 @@ PORT := 8888
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Tests wait more than they compute, so there are more processes than cores. Those that measure time or memory are marked
-# "alone" and follow by themselves.
+# Tests also wait, so there are more processes than cores; not many more, as each takes some seconds to start. Those
+# that measure time or memory are marked "alone" and follow by themselves.
 PYTEST = $(BIN)/python -m pytest --quiet
-PARALLEL = -n $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN) + 1) --dist worksteal -m "not alone"
+PARALLEL = -n $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN)) --dist worksteal -m "not alone"
 EVERYTHING = --all --engines=all
 
 # Some shells set it. Without bytecode each process that runs tests compiles all of them again: 12 s, many times over.

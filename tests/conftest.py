@@ -20,6 +20,7 @@ from iostreamsrv.streams import hub
 from iostreamsrv.streams.memory import MemoryStream
 from iostreamsrv.streams.transports.memory import MemorySocket
 from iostreamsrv.testing import MockClock
+from tests.support import authorities
 from tests.support.leaks import open_descriptors
 from tests.support.peers import MakePair, MemoryPeer, Peer, tcp_pair, tls_pair
 from tests.support.programs import heed_signals
@@ -44,9 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     heed_signals()
-    if sys.flags.dev_mode and (hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None)):
-        debug_this_process_only()
-        config.option.async_test_timeout *= 5  # everything takes several times as long
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):  # it runs tests
+        authorities.forget()
+        if sys.flags.dev_mode:
+            debug_this_process_only()
+            config.option.async_test_timeout *= 5  # everything takes several times as long
 
 
 def debug_this_process_only() -> None:
@@ -113,9 +116,24 @@ def pytest_collection() -> Iterator[None]:
     try:
         return (yield)
     finally:
-        gc.collect()
-        gc.freeze()
+        _freeze()
         gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Likewise away from what pytest has noted of each file's tests: twenty objects of each test."""
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or nextitem.path != item.path:
+            _freeze()
+
+
+def _freeze() -> None:
+    """Collect the garbage there is; of the rest take it that it stays."""
+    gc.collect()
+    gc.freeze()
 
 
 def _named_folders(config: pytest.Config) -> set[str]:

@@ -203,7 +203,7 @@ PROBES = (
         "The process gets a SIGTERM while 20 clients send a new request as soon as they have the reply to the last"
         " one. A request takes 0.2 s, and the client is told at once that it has started.",
         busy_shutdown,
-        (Threshold(CUT, "=", 0), Threshold(OVER, "≤", 0.3, timed=True)),
+        (Threshold(CUT, "=", 0), Threshold(OVER, "≤", 0.3, timed=True, quiet=True)),
         guards=(Guard("the end of who asks again", OVER, switch="serve_who_asks_again"),),
     ),
     Probe(

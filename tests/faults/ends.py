@@ -131,7 +131,7 @@ PROBES = (
         "failing handlers",
         "100 clients connect one after another; their handler raises an exception.",
         failing_handlers,
-        (Threshold(PROMPTLY, "=", 100, timed=True), Threshold(LEFT, "=", 0)),
+        (Threshold(PROMPTLY, "=", 100, timed=True, quiet=True), Threshold(LEFT, "=", 0)),
         guards=(Guard("the close", PROMPTLY, switch="leave_failed_handlers_open"),),
     ),
 )

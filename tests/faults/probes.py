@@ -38,6 +38,7 @@ class Threshold(NamedTuple):
     :ivar figure: which figure, its unit included.
     :ivar timed: whether it is a matter of time, so that others who use the machine may spoil it: then the median of the
         tries counts, and otherwise the worst.
+    :ivar quiet: whether the others spoil it by little already, so that nothing may run beside the probe.
     :ivar full_only: whether the small form is too short to say, and has no such figure.
     """
 
@@ -45,6 +46,7 @@ class Threshold(NamedTuple):
     sense: Sense
     limit: float
     timed: bool = False
+    quiet: bool = False
     full_only: bool = False
 
     def of(self, tries: list[Figures]) -> float:

@@ -219,7 +219,7 @@ def renegotiations(trial: Trial) -> Figures:
     return flood(trial, "TLSv1.2", lambda client: client.hello(200), trial.size(160, 300), receive_buffer=4096)
 
 
-FAIR = (Threshold(WAIT, "≤", 40, timed=True), Threshold(GROWTH, "≤", 2))
+FAIR = (Threshold(WAIT, "≤", 40, timed=True, quiet=True), Threshold(GROWTH, "≤", 2))
 
 NOTHING_LEFT = (Threshold(DESCRIPTORS, "=", 0), Threshold(TASKS, "=", 0), Threshold(LINES, "≤", 50))
 

@@ -140,7 +140,7 @@ PROBES = (
         "1,000 clients send one byte per second and never a complete line, while 50 others get lines echoed all the"
         " time. iostreamsrv has `read_timeout=3`.",
         slowloris,
-        (Threshold(GOOD, "≥", 95, timed=True), Threshold(DROPPED, "≤", 1, timed=True)),
+        (Threshold(GOOD, "≥", 95, timed=True, quiet=True), Threshold(DROPPED, "≤", 1, timed=True)),
         guards=(Guard("read_timeout", DROPPED, {"read_timeout": None}),),
     ),
     Probe(

@@ -48,8 +48,10 @@ def test_what_is_covered_elsewhere_is_a_probe_and_a_file() -> None:
     assert [path for path in COVERED.values() if not (PROJECT / path).is_file()] == []
 
 
-def alone_if_timed(probe: Probe) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.alone] if any(each.timed for each in probe.thresholds) else []
+def alone_if_need_be(probe: Probe) -> list[pytest.MarkDecorator]:
+    """In the full form whatever is a matter of time, and in the small one what others spoil by little."""
+    alone = any(each.timed if ALL else each.quiet for each in probe.thresholds)
+    return [pytest.mark.alone] if alone else []
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def alone_if_timed(probe: Probe) -> list[pytest.MarkDecorator]:
         pytest.param(
             probe,
             id=probe.name,
-            marks=alone_if_timed(probe) + ([] if probe.name in COVERED else [pytest.mark.first_tier]),
+            marks=alone_if_need_be(probe) + ([] if probe.name in COVERED else [pytest.mark.first_tier]),
         )
         for probe in PROBES
     ],
@@ -73,7 +75,7 @@ GUARDED = [(probe, guard) for probe in PROBES for guard in probe.guards]
 @pytest.mark.parametrize(
     ("probe", "guard"),
     [
-        pytest.param(probe, guard, id=f"{probe.name} without {guard.name}", marks=alone_if_timed(probe))
+        pytest.param(probe, guard, id=f"{probe.name} without {guard.name}", marks=alone_if_need_be(probe))
         for probe, guard in GUARDED
     ],
 )

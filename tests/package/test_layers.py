@@ -15,7 +15,7 @@ import tornado.tcpserver
 import iostreamsrv
 from iostreamsrv.httpserver import HTTPServer
 from tests.support import PROJECT
-from tests.support.modules import FRONT_DOOR, PACKAGE, imports, inside, own_imports
+from tests.support.modules import FRONT_DOOR, PACKAGE, imports, inside, nodes_of, own_imports
 
 ROOMS = {
     "ground": ["version", "runtime", "errors", "options", "events"],
@@ -130,7 +130,7 @@ MAY_WAIT = {"net.unixlistener": {"sleep"}}
 def reads_of_a_clock(source: str) -> set[str]:
     """What a module has of ``time``, and what it asks for the time: a loop, or ``datetime``."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name == "time"}
         elif isinstance(node, ast.ImportFrom) and node.module == "time" and not node.level:
@@ -219,11 +219,11 @@ def private_of_others(source: str) -> set[str]:
     """The private names that a module uses of objects that are not ``self`` or ``cls``, and that its own classes do not
     give themselves. ``super()._x`` and ``Base._x(self)`` count as ``self``'s; ``_replace`` is a named tuple's method.
     """
-    tree = ast.parse(source)
-    own = {name for node in ast.walk(tree) for name in given_to_itself(node)}
-    bases = {ast.unparse(base) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for base in node.bases}
+    nodes = nodes_of(source)
+    own = {name for node in nodes for name in given_to_itself(node)}
+    bases = {ast.unparse(base) for node in nodes if isinstance(node, ast.ClassDef) for base in node.bases}
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.Attribute(owner, name):
                 pass
@@ -271,7 +271,7 @@ def test_every_private_name_of_another_is_seen(source: str, seen: set[str]) -> N
 
 def private_names(source: str) -> set[str]:
     """The names with an underscore that a module gives, to classes and to ``self``."""
-    nodes = list(ast.walk(ast.parse(source)))
+    nodes = nodes_of(source)
     functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     fields = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
     return {name for name in functions | fields if is_private(name)}
@@ -279,7 +279,7 @@ def private_names(source: str) -> set[str]:
 
 def private_uses(source: str) -> set[str]:
     """The names with an underscore that a module asks for, of anything but modules that it imports."""
-    nodes = list(ast.walk(ast.parse(source)))
+    nodes = nodes_of(source)
     modules = {alias.asname or alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     asked = [node for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in modules]
     return {node.attr for node in asked if is_private(node.attr)}
@@ -301,7 +301,7 @@ def test_styles_use_no_private_name_but_their_own() -> None:
 
 def servers(source: str) -> Iterator[str]:
     """The source of each subclass of ``TCPServer`` in a module."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("TCPServer") for base in node.bases):
             yield ast.unparse(node)
 
@@ -349,7 +349,7 @@ MAX_CLASS = 300
 
 def class_lengths(source: str) -> dict[str, int]:
     """The lines of each class of a module, decorators included, and classes within it."""
-    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    classes = [node for node in nodes_of(source) if isinstance(node, ast.ClassDef)]
     first = {node: min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) for node in classes}
     return {node.name: (node.end_lineno or 0) - first[node] + 1 for node in classes}
 

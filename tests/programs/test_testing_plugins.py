@@ -2,7 +2,6 @@
 else. The projects' tests must pass, and warn of nothing: what a fixture leaves behind on a loop is a warning there.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.support import PROJECT
+from tests.support.authorities import environment_with_them
 
 OURS = ["tornado>=6.5", "cryptography>=42"]
 """What iostreamsrv itself needs."""
@@ -301,7 +301,7 @@ def run(command: list[str | Path], folder: Path) -> "subprocess.CompletedProcess
     return subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "PYTEST_ADDOPTS": ""},
+        env={**environment_with_them(), "PYTHONPATH": str(PROJECT), "PYTEST_ADDOPTS": ""},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

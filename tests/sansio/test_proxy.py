@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from iostreamsrv.sansio.proxy import ProxyError, ProxyInfo, parse_header
 from tests.support.tiers import EVERY_CASE
 
-MUTATIONS = 10_000 if EVERY_CASE else 300
+MUTATIONS = 10_000 if EVERY_CASE else 150
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 V1 = b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 443\r\n"

@@ -32,6 +32,7 @@ from tests.support.certificates import TRUSTING_ALL, certificate_for, errors, ha
 from tests.support.peers import tcp_pair
 from tests.support.programs import Program
 from tests.support.programs import eventually as eventually_in_a_thread
+from tests.support.tiers import EVERY_CASE
 from tests.support.waiting import eventually
 
 DAY = datetime.timedelta(days=1)
@@ -269,7 +270,7 @@ def test_handshakes_by_name_in_two_threads_leave_no_hook_behind(files: dict[str,
 
     def shake_hands() -> None:
         start.wait()
-        for _ in range(100):
+        for _ in range(300 if EVERY_CASE else 40):
             server, client = TLSEngine(context, True), TLSEngine(TRUSTING_ALL, False, "example.org")
             while not (client.handshake() and server.handshake()):
                 server.feed(client.take_outgoing())

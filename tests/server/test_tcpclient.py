@@ -257,14 +257,15 @@ async def test_an_address_that_fails_late_begins_the_next_one_while_another_is_u
     stream.close()
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.gen_test
 async def test_once_connected_no_other_address_is_tried(
     head_start: Any, listener: socket.socket, address: tuple[str, int]
 ) -> None:
-    head_start(0.01)
+    head_start(0.5)
     with socket.create_server(("127.0.0.1", 0)) as other:
         stream = await client_of(address, other.getsockname()).connect("example.test", 80)
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.6)
         assert is_waiting(listener)
         assert not is_waiting(other)
         stream.close()
@@ -499,6 +500,7 @@ async def test_a_connect_may_be_cancelled_while_it_resolves() -> None:
         await connecting
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.gen_test
 async def test_a_connect_that_is_cancelled_closes_every_attempt_and_begins_no_other(
     head_start: Any, dead: tuple[str, int], listener: socket.socket, address: tuple[str, int]
@@ -507,7 +509,7 @@ async def test_a_connect_that_is_cancelled_closes_every_attempt_and_begins_no_ot
 
     class Client(TCPClient):
         def _create_stream(self, *args: Any, **kwargs: Any) -> Any:
-            head_start(0.001 if len(made) < 2 else 0.05)
+            head_start(0.001 if len(made) < 2 else 0.5)
             stream, connected = super()._create_stream(*args, **kwargs)
             made.append(stream)
             return stream, connected
@@ -519,7 +521,7 @@ async def test_a_connect_that_is_cancelled_closes_every_attempt_and_begins_no_ot
     with pytest.raises(asyncio.CancelledError):
         await connecting
     assert all(stream.closed() for stream in made)
-    await asyncio.sleep(0.06)
+    await asyncio.sleep(0.6)
     assert len(made) == 3
     assert not is_waiting(listener)
 

@@ -34,6 +34,9 @@ from tests.support.tiers import EVERY_CASE, crossed
 
 ALL = os.environ.get("IOSTREAMSRV_FULL") == "1"
 
+SOME = 500 if EVERY_CASE else 100
+"""Mutations of what is sent, in the small form."""
+
 LONG = 300.0
 """Seconds after which the server of a test's full form is killed."""
 
@@ -159,7 +162,7 @@ def test_a_client_that_is_slow_and_in_time_is_served(files: Files, trusting: ssl
 
 def test_resets_at_random_points_leave_nothing_behind(files: Files, trusting: ssl.SSLContext) -> None:
     chance = random.Random(1)
-    clients = 2000 if ALL else 100
+    clients = 2000 if ALL else 100 if EVERY_CASE else 50
     with serving(files) as server:
         for _ in range(clients):
             reset_somewhere(server.addresses[0], trusting, chance)
@@ -174,7 +177,7 @@ def test_resets_at_random_points_leave_nothing_behind(files: Files, trusting: ss
 
 def test_what_is_no_hello_is_refused_with_few_words(files: Files, trusting: ssl.SSLContext) -> None:
     with serving(files) as server:
-        for data in no_hellos(trusting, 10_000 if ALL else 500, random.Random(2)):
+        for data in no_hellos(trusting, 10_000 if ALL else SOME, random.Random(2)):
             say_only(server.addresses[0], data)
         assert server.settled()["reasons"] == {}
         still_serves(server, trusting)
@@ -289,7 +292,7 @@ def test_a_header_and_what_follows_it_may_come_together_or_byte_by_byte(
     kind: str, pieces: Callable[[socket.socket], Callable[[bytes], None]], files: Files, trusting: ssl.SSLContext
 ) -> None:
     with serving(files if kind == "tls" else None, lines=0, **PROXIES) as server:
-        for number in range(1000 if ALL else 50):
+        for number in range(1000 if ALL else 50 if EVERY_CASE else 20):
             host, port = SOURCES[number % 2]
             client = HandMadeClient(trusting) if kind == "tls" else Plain()
             first = b"?\n"
@@ -345,7 +348,7 @@ def test_a_wrong_header_or_none_is_refused_at_once_and_never_handled(kind: str, 
 def test_mutated_headers_are_refused_with_few_words_or_taken_for_what_they_say(files: Files) -> None:
     chance = random.Random(4)
     with serving(files, **PROXIES) as server:
-        for number in range(10_000 if ALL else 500):
+        for number in range(10_000 if ALL else SOME):
             data = mutated(header(1 + number % 2, *SOURCES[number // 2 % 2]) + bytes(30), chance)
             say_only(server.addresses[0], data, TRUSTED)
         assert server.settled()["reasons"] == {}

@@ -232,7 +232,7 @@ print(*[digest_of(seed) for seed in range(8)])
 
 def test_the_trace_is_the_same_in_every_process_whatever_the_seed_of_its_hashes() -> None:
     here = [digest_of(seed) for seed in range(8)]
-    for hash_seed in ("0", "1", "4711") if EVERY_CASE else ("0", "4711"):
+    for hash_seed in ("0", "1", "4711") if EVERY_CASE else ("4711",):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(PROJECT)}
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM], env=environment, cwd=PROJECT, capture_output=True, text=True, check=True

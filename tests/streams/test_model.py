@@ -26,7 +26,7 @@ from tests.support.peers import Cut, Peer, TLSPeer, tcp_pair, tls_pair
 from tests.support.tiers import EVERY_CASE
 from tests.support.waiting import PATIENCE, turns
 
-CASES = 2000 if EVERY_CASE else 30
+CASES = 2000 if EVERY_CASE else 20
 
 SOON = 0.002
 """Seconds: the timeouts of reads. Whether one passes before the bytes are there is left to chance."""

@@ -27,6 +27,7 @@ from iostreamsrv import (
     tcpclient,
 )
 from iostreamsrv.sansio.buffers import SMALL_WRITE, WriteBuffer
+from tests.support.tiers import EVERY_CASE
 from tests.support.waiting import eventually, turns
 
 TEN_MEGABYTES = 10 << 20
@@ -79,7 +80,7 @@ def test_appends_and_advances_in_any_order_keep_every_byte_in_place(kind: Callab
     sizes = [1, 2, 3, 50, 1000, SMALL_WRITE - 1, SMALL_WRITE, SMALL_WRITE + 1, 3 * SMALL_WRITE]
     buffer = WriteBuffer()
     expected = b""
-    for _ in range(500):
+    for _ in range(1000 if EVERY_CASE else 100):
         if expected and generator.random() < 0.5:
             with buffer.peek() as piece:
                 assert piece

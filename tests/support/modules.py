@@ -31,9 +31,15 @@ def absolute(node: ast.ImportFrom, path: Path) -> str:
     return ".".join([*package, *([node.module] if node.module else [])])
 
 
+@functools.cache
+def nodes_of(source: str) -> list[ast.AST]:
+    """All nodes of a module: several tests look at those of each."""
+    return list(ast.walk(ast.parse(source)))
+
+
 def imports(path: Path, source: str | None = None) -> Iterator[str]:
     """The full names of the modules that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text() if source is None else source)):
+    for node in nodes_of(path.read_text() if source is None else source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -11,9 +11,9 @@ from .mutations import MUTATIONS, try_one
 from .scenario import draw
 from .world import play, problems_of
 
-SEEDS = 5000 if EVERY_CASE else 200
+SEEDS = 5000 if EVERY_CASE else 100
 PART = 25
-REPLAYED = 200 if EVERY_CASE else 20
+REPLAYED = 200 if EVERY_CASE else 10
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, PART))
