@@ -18,10 +18,10 @@ EVERYTHING = --all --engines=all
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all release-check conformance simulate bench faults-peers dropin style types coverage docs clean
+.PHONY: help run install test test-all release-check conformance simulate bench faults-peers dropin dropin-figures style types coverage docs clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 24
 
 run: $(VENV)/.has-package ## start the echo server on 127.0.0.1:8888 (or HOST=... PORT=...)
 	@echo "An echo server. Talk to it from another terminal: nc $(HOST) $(PORT)    Ctrl-C ends it."
@@ -56,6 +56,9 @@ faults-peers: $(VENV)/.has-tests ## probe Tornado and asyncio as well, and write
 
 dropin: $(VENV)/.has-tests ## run public projects on Tornado and on ours, and write the table in docs; ONLY=thrift: that one only
 	$(BIN)/python -m tests.dropin $(or $(ONLY),--write-docs)
+
+dropin-figures: $(VENV)/.has-tests ## measure public projects on Tornado and on ours, and write the table in docs
+	$(BIN)/python -m tests.dropin.measure --write-docs
 
 style: $(VENV)/.has-tools ## format and lint, checked only
 	$(BIN)/python -m ruff format --check .

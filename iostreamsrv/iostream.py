@@ -10,6 +10,7 @@ import ssl
 import sys
 from asyncio import Future
 from contextvars import Context
+from types import EllipsisType
 from typing import Any, cast
 
 import tornado.iostream
@@ -17,9 +18,10 @@ import tornado.iostream
 from .certs.cache import context_for_one
 from .certs.certificates import Certificates
 from .errors import OptionError, StreamBufferFullError, StreamClosedError, UnsatisfiableReadError
-from .options import HANDSHAKE_TIMEOUT, check_timeout
+from .options import check_optional_timeout
 from .runtime.exports import names_of
 from .sansio.reads import MORE
+from .streams import handshake
 from .streams.handshake import TLSStream
 from .streams.lifecycle import BaseIOStream, TransportStream
 from .streams.sockets import SocketStream
@@ -61,7 +63,7 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
         ssl_options: dict[str, Any] | ssl.SSLContext | Certificates | None = None,
         server_hostname: str | None = None,
         *,
-        timeout: float | None = HANDSHAKE_TIMEOUT,
+        timeout: float | EllipsisType | None = ...,
     ) -> "Future[SSLIOStream]":
         """Upgrade to TLS: when the handshake is done, the future gives a new stream, to be used in place of this one.
 
@@ -76,11 +78,12 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
             defaults, which verify. What a dict's files hold is kept for the next connection with the same dict, until
             one of them changes; `Certificates` are read again when they are told to.
         :param server_hostname: for the client's end: the name that the server's certificate is to have.
-        :param timeout: seconds for the handshake; 10. Then the connection is closed, reason ``handshake_timeout``.
-            None for no limit.
+        :param timeout: seconds for the handshake; None for no limit. Then the connection is closed, reason
+            ``handshake_timeout``. Default: the ``handshake_timeout`` of the stream's server; 10 without a server.
         :raises ValueError: a read, a write or a connect is pending.
         :raises StreamClosedError: the stream is closed.
         :raises CertificateError: an option is invalid.
+        :raises OptionError: ``timeout`` is not a number of seconds above 0.
         :raises ssl.SSLError: from the future; the handshake failed.
         """
         self._hub.check()
@@ -95,8 +98,11 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
             context = ssl_options.context
         else:
             context = context_for_one(cast(Any, ssl_options), server_side)  # Certificates of a client are refused there
-        seconds = None if timeout is None else check_timeout("timeout", timeout)
+        seconds = self._handshake_timeout() if timeout is ... else check_optional_timeout("timeout", timeout)
         return self._start_tls(context, server_side, server_hostname, seconds)
+
+    def _handshake_timeout(self) -> float | None:
+        return handshake.default_timeout if self._owner is None else self._owner.handshake_timeout
 
     def _start_tls(
         self, context: ssl.SSLContext, server_side: bool, server_hostname: str | None, timeout: float | None

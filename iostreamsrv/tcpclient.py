@@ -16,6 +16,7 @@ import ssl
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -116,7 +117,7 @@ class TCPClient:
             raise StreamTimeoutError("connect", 0, f"Timeout while resolving {host}")
         attempt = partial(self._create_stream, max_buffer_size, source_ip=source_ip, source_port=source_port)
         connecting = self._connect(host, port, af, context, attempt, seconds)
-        if _runs_in_task():
+        if seconds is None or _runs_in_task():
             return await connecting
         return await asyncio_loop(current_loop()).create_task(connecting)  # a timeout needs a task
 
@@ -131,7 +132,7 @@ class TCPClient:
     ) -> IOStream:
         race = stream = None
         try:
-            async with asyncio.timeout(seconds):
+            async with nullcontext() if seconds is None else asyncio.timeout(seconds):
                 race = _Race(show((host, port)), await self._resolve(host, port, af), attempt)
                 stream = await race.winner()
                 return stream if context is None else await stream.start_tls(False, context, host, timeout=None)
@@ -186,7 +187,7 @@ class _Race:
         self._running: dict[IOStream, Any] = {}
         self._reasons: list[str] = []
         self._errno = 0
-        self._loop = asyncio.get_running_loop()
+        self._loop = asyncio_loop(current_loop())
         self._timer: asyncio.TimerHandle | None = None
         self._winner: Future[IOStream | None] = self._loop.create_future()
 

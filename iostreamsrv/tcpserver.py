@@ -116,6 +116,7 @@ class TCPServer(ListeningServer, TornadoServer):
 
         It is called once for each stream that :meth:`handle_stream` was called with, after its descriptor is closed;
         perhaps before a pending read of the handler raises. :meth:`shutdown` waits for it. Its exceptions are logged.
+        A coroutine does not run if the loop is closed while the client is connected.
 
         :param stream: the client. It is closed; ``data``, counters, addresses and unread bytes are still available.
         :param reason: ``stream.close_reason``.

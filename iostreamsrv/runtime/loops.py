@@ -33,3 +33,8 @@ def asyncio_loop(io_loop: IOLoop) -> asyncio.AbstractEventLoop:
     """The asyncio loop of an `IOLoop`. (All of Tornado's have one; its annotations do not say so.)"""
     loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
     return loop
+
+
+def is_closing(io_loop: IOLoop) -> bool:
+    """Whether nothing can run in a loop any more: it is closed, or `IOLoop.close` is closing it and its streams."""
+    return io_loop.closing or asyncio_loop(io_loop).is_closed()  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from the socket that were not fed to it.
 
 import contextlib
 import ssl
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -56,6 +57,10 @@ NO_RECORD = b"\0\x03\x03\0\x40" + bytes(64)
 """A record of a type that does not exist."""
 
 
+_UNPACK_HEADER = struct.Struct("!BxxH").unpack_from
+"""Gives the type of a record, and the length of what follows its header."""
+
+
 class Truncated(Exception):
     """The ciphertext ended without a close_notify: it may have been cut off on its way."""
 
@@ -72,7 +77,7 @@ class RecordFeed:
     def __init__(self, incoming: ssl.MemoryBIO, tls: ssl.SSLObject) -> None:
         self._incoming = incoming
         self.object = tls
-        self._chunk: bytes | bytearray = b""  # received; OpenSSL has what is before _at
+        self._chunk: bytes | bytearray | memoryview = b""  # received; OpenSSL has what is before _at
         self._at = 0
         self._missing = 0  # if OpenSSL has the beginning of a record: how many bytes the record still lacks
         self._size = 0  # of that record
@@ -80,11 +85,16 @@ class RecordFeed:
         self._moved = 0  # bytes in long messages, in both directions
         self.has_input = False
 
-    def feed(self, ciphertext: bytes | bytearray) -> None:
-        """Add received bytes."""
-        self._chunk = self._chunk[self._at :] + ciphertext if self._chunk else ciphertext
+    def feed(self, ciphertext: bytes | bytearray | memoryview) -> None:
+        """Add received bytes. Before a view is released, call :meth:`copy_input`."""
+        self._chunk = b"".join((self._chunk[self._at :], ciphertext)) if self._chunk else ciphertext
         self._at = 0
         self.has_input = True
+
+    def copy_input(self) -> None:
+        """Keep what was fed and not decrypted yet as bytes."""
+        if self._chunk:
+            self._chunk, self._at = bytes(self._chunk[self._at :]), 0
 
     @property
     def undecrypted(self) -> int:
@@ -131,6 +141,33 @@ class RecordFeed:
                 except ssl.SSLWantReadError:
                     pass
         self._incoming.write(part)
+
+    def _read_long_records(self, space: memoryview) -> tuple[int, ssl.SSLError | None]:
+        """Decrypt long records of data into ``space``, as far as they are whole and fit; return how many bytes, and the
+        error of the last record, if it had no data.
+
+        One record after the other would give the same, but what is around a record takes as much time as OpenSSL needs
+        for the record.
+        """
+        chunk, at, filled, count = self._chunk, self._at, 0, 1
+        last, fits = len(chunk) - PIECE, len(space) - RECORD
+        header, give, read = _UNPACK_HEADER, self._incoming.write, self.object.read
+        failed: ssl.SSLError = ssl.SSLZeroReturnError()  # a close_notify, for which OpenSSL reads 0 bytes
+        with memoryview(chunk) as view:
+            while count and filled <= fits and at < last:
+                kind, length = header(chunk, at)
+                end = at + HEADER + length
+                if kind != DATA or length < PIECE or end > len(chunk):
+                    break
+                give(view[at:end])
+                self._size, at = end - at, end
+                try:
+                    count = read(RECORD, space[filled:])  # type: ignore[assignment]
+                except ssl.SSLError as error:
+                    failed, count = error, 0
+                filled += count
+        self._chunk, self._at = (chunk, at) if at < len(chunk) else (b"", 0)
+        return filled, None if count else failed
 
 
 class TLSEngine(RecordFeed):
@@ -298,7 +335,15 @@ class TLSEngine(RecordFeed):
             if read:
                 space[: len(read)] = read
             return None if read is None else len(read)
-        filled = 0
+        whole = self._moved >= BULK and not (self._missing or self._inside)
+        filled, failed = self._read_long_records(space) if whole else (0, None)
+        if filled:
+            self._empty = 0
+        if failed is not None:
+            self._brought_nothing(failed, WORK)
+        if self._end is not None or self._tired:
+            self.has_input = True
+            return filled or (None if self._end is None else len(self._read_end(self._end)))
 
         def receive(most: int) -> int:
             nonlocal filled
@@ -306,7 +351,7 @@ class TLSEngine(RecordFeed):
             filled += count  # type: ignore[operator]
             return count  # type: ignore[return-value]
 
-        self._read_records(len(space), receive)
+        self._read_records(len(space) - filled, receive)
         if filled or self._end is None:
             return filled or None
         return len(self._read_end(self._end))
@@ -403,7 +448,7 @@ class TLSEngine(RecordFeed):
                 self.object.unwrap()
 
 
-def _may_be_a_record(header: bytes | bytearray) -> bool:
+def _may_be_a_record(header: bytes | bytearray | memoryview) -> bool:
     """Whether ``header`` is a valid record header: type, version and length."""
     return 20 <= header[0] <= 24 and header[1] == 3 and (header[3] << 8 | header[4]) <= RECORD + EXPANSION
 

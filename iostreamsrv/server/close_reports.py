@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from ..events import Event
 from ..iostream import IOStream
 from ..runtime.contexts import run_for
+from ..runtime.loops import is_closing
 from ..streams.served import loop_of
 from .connection import ConnectionOwner, as_coroutine, client_name, report_raised
 
@@ -57,10 +58,10 @@ class CloseReports:
         try:
             result = self.owner.server.handle_close(stream, stream.close_reason)
             if result is not None:
-                handling, loop = as_coroutine(result), loop_of(stream)
-                if loop.is_closed():  # nothing can run any more
+                handling = as_coroutine(result)
+                if is_closing(stream.io_loop):  # nothing can run any more
                     return handling.close()
-                task = loop.create_task(self._await_handle_close(stream, handling))
+                task = loop_of(stream).create_task(self._await_handle_close(stream, handling))
                 # A task that is cancelled before its first step, as at the end of a loop, would never await it.
                 task.add_done_callback(lambda _: handling.close())
                 self.owner.keep(task)

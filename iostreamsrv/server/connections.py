@@ -102,6 +102,11 @@ class Connections:
         """See `StreamOwner`."""
         return self.options.write_timeout
 
+    @property
+    def handshake_timeout(self) -> float | None:
+        """See `StreamOwner`."""
+        return self.options.handshake_timeout
+
     def served(self, streams: Iterable[IOStream]) -> list[IOStream]:
         """Those of ``streams`` whose handler has been called."""
         return [stream for stream in streams if not self.deadlines.is_armed(stream)]

@@ -84,8 +84,8 @@ class Deadlines:
         loop = loop_of(stream)
         now = clock_of(loop)()
         self._setups[stream.id] = SetupDeadline(reason, operation, now, seconds)
-        if seconds is not None and self._due > now + _interval(seconds):  # only earlier, or a rush would postpone it
-            self._schedule(loop, now, seconds)
+        if seconds is not None:
+            self._bring_forward(loop, now, seconds)
 
     def disarm(self, stream: IOStream) -> bool:
         """Remove the deadline of :meth:`arm`; return whether there was one."""
@@ -119,7 +119,7 @@ class Deadlines:
     def restart(self) -> None:
         """Apply new options."""
         if self._timer is not None and self._loop is not None and not self._loop.is_closed():
-            self._schedule_next(self._loop)
+            self._bring_forward(self._loop, clock_of(self._loop)(), self._shortest())
 
     def stop(self) -> None:
         """Cancel the next check."""
@@ -129,6 +129,11 @@ class Deadlines:
 
     def _schedule_next(self, loop: asyncio.AbstractEventLoop) -> None:
         self._schedule(loop, clock_of(loop)(), self._shortest())
+
+    def _bring_forward(self, loop: asyncio.AbstractEventLoop, now: float, shortest: float) -> None:
+        """Check earlier for a timeout of ``shortest`` seconds; never later, or a rush of calls would postpone it."""
+        if self._due > now + _interval(shortest):
+            self._schedule(loop, now, shortest)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop, now: float, shortest: float) -> None:
         self.stop()

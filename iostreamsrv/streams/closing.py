@@ -60,12 +60,9 @@ class CloseSide(ReadSide):
         task.add_done_callback(lambda _: None if self._phase == CLOSED else self.terminate(reason), context=Context())
         return task
 
-    async def _finish_closing(self, timeout: float | None = None) -> None:
+    async def _finish_closing(self) -> None:
         try:
-            async with asyncio.timeout(timeout):
-                await self._deliver()
-        except TimeoutError:
-            self._aclose_timed_out(timeout or 0)
+            await self._deliver()
         except OSError:
             pass
         finally:

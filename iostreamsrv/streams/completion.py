@@ -57,15 +57,20 @@ class CompletionSide(PendingSide):
         if self._phase == CLOSED or self._eof:
             return self._read_after_eof(read)
         self._unoffered = False
-        if self._buffer.size or self._readable:
+        buffered = self._buffer.size
+        if buffered or self._readable:
             if self._budget > 0 or self._has_budget():
                 self._budget -= 1
                 try:
-                    result = self._attempt(read, self._buffer.size > 0) if into is None else self._attempt_into(into)
+                    result = self._attempt(read, buffered) if into is None else self._attempt_into(into)
                 except Exception as error:
                     return self._failed_inline(read, error)
                 if result is not MORE:
-                    return self._done_future(result)
+                    if self._close_callback is not None:  # as _done_future, without a call for each message
+                        self._poll_for_eof_soon()
+                    future: Future[Any] = Future(loop=self._hub.loop)
+                    future.set_result(result)
+                    return future
                 if self._phase == CLOSED or self._eof:
                     return self._read_hit_eof(read)
                 self._unoffered = read.unfinished
@@ -73,7 +78,7 @@ class CompletionSide(PendingSide):
                 self._unoffered = True
             if self._readable or self._buffer.size:
                 self._hub.dispatch_again(self)
-        future: Future[Any] = RestoringFuture(self) if read.holds_bytes else Future(loop=self._hub.loop)
+        future = RestoringFuture(self) if read.holds_bytes else Future(loop=self._hub.loop)
         self._read = read
         self._read_future = future
         hub = self._hub

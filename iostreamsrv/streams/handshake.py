@@ -10,6 +10,7 @@ from contextvars import Context
 from typing import Any, Self, cast
 
 from ..errors import CloseReason, of_stream, reason_for, without_frames
+from ..options import HANDSHAKE_TIMEOUT
 from ..runtime.contexts import run_for
 from ..runtime.futures import set_result
 from ..sansio.buffers import WriteBuffer
@@ -24,6 +25,9 @@ from .transports.tls import TLSTransport
 
 HANDSHAKE_TURNS = 4
 """Receives for a handshake before other streams have their turn."""
+
+default_timeout: float | None = HANDSHAKE_TIMEOUT
+"""Seconds for a handshake by ``start_tls()`` on a stream without a server. `iostreamsrv.tornado.install` sets it."""
 
 
 class TLSStream(SocketStream):

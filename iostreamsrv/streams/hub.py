@@ -129,6 +129,10 @@ class Hub:
         self._slice_checks += 1
         return now < self._turn_ends and self._slice_checks < MAX_SLICE_CHECKS
 
+    def slice_is_over(self, began: float) -> bool:
+        """Whether what has begun then must let others have their turn."""
+        return self.time() - began >= SLICE
+
     def _end_turn(self) -> None:
         self._turn_ends = 0.0
 

@@ -6,8 +6,8 @@ closes it with a reset. All end in ``terminate()``, which keeps the first reason
 
 import asyncio
 import sys
-from collections.abc import Callable
-from contextvars import copy_context
+from collections.abc import Awaitable, Callable
+from contextvars import Context, copy_context
 from types import EllipsisType, TracebackType
 
 import tornado.iostream
@@ -159,13 +159,18 @@ class BaseIOStream(CloseSide, TornadoStreamNames, tornado.iostream.BaseIOStream)
             return
         if self._closing is None:
             self._begin_closing(CloseReason.LOCAL)
-            await self._finish_closing(timeout)
-            return
+            closing: Awaitable[None] = self._finish_closing()
+        else:
+            closing = asyncio.shield(self._closing)
+        # Not asyncio.timeout(), which works only in a task.
+        timer = None
+        if timeout is not None:
+            timer = self._hub.loop.call_later(timeout, self._aclose_timed_out, timeout, context=Context())
         try:
-            async with asyncio.timeout(timeout):
-                await asyncio.shield(self._closing)
-        except TimeoutError:
-            self._aclose_timed_out(timeout or 0)
+            await closing
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def abort(self) -> None:
         """Close the stream now and discard what is queued; a TCP peer gets a reset. Reason ``aborted``."""

@@ -23,6 +23,10 @@ from .completion import CompletionSide
 
 _UNTIL_CLOSE = ReadUntilClose()
 
+_last_until = ReadUntil.of(b"\n", None)
+"""The last read of its kind. Most servers read the same one for each message, and even the cache of ``ReadUntil.of``
+costs as much as all that is done to find a short line in the buffer."""
+
 
 class ReadSide(CompletionSide):
     """Has every kind of read. Each makes an object of `iostreamsrv.sansio.reads`, which decides when it is done."""
@@ -47,10 +51,13 @@ class ReadSide(CompletionSide):
             future, if it is closed before they arrive, also because a limit was reached.
         :raises StreamTimeoutError: from the future.
         """
-        try:
-            read = ReadUntil.of(delimiter, max_bytes)
-        except TypeError:
-            raise OptionError("delimiter", delimiter, "must be bytes, at least one") from None
+        global _last_until
+        read = _last_until
+        if read.delimiter is not delimiter or read.max_bytes is not max_bytes:
+            try:
+                read = _last_until = ReadUntil.of(delimiter, max_bytes)
+            except TypeError:
+                raise OptionError("delimiter", delimiter, "must be bytes, at least one") from None
         return self._begin_read(read, timeout)
 
     def read_until_regex(

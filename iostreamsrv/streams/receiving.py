@@ -13,12 +13,14 @@ from .transports.base import would_block
 from .writing import WriteSide
 
 RECEIVES_PER_TURN = 4
-"""Receives for one read before other streams have their turn."""
+"""Receives for one read before other streams that wait have their turn."""
 
 INTO_SIZE = 1 << 20
 """Most bytes to receive at once into a caller's buffer, which is there already: so they may be more than
 ``read_chunk_size``."""
 
+MUCH = 65536
+"""Bytes in one receive from which on the next one follows at once."""
 
 Amount = TypeVar("Amount")
 Received = TypeVar("Received")
@@ -68,10 +70,10 @@ class ReceiveSide(WriteSide):
 
     # ---- receiving
 
-    def _attempt(self, read: Read, untried: bool) -> Any | More:
+    def _attempt(self, read: Read, untried: int) -> Any | More:
         """The result of ``read`` from what is buffered and what can be received now, or MORE.
 
-        :param untried: the buffer has bytes that this read has not seen yet.
+        :param untried: not 0 if the buffer has bytes that this read has not seen yet.
         """
         buffer = self._buffer
         if untried:
@@ -97,16 +99,22 @@ class ReceiveSide(WriteSide):
         return MORE
 
     def _attempt_into(self, read: ReadInto) -> int | More:
-        """:meth:`_attempt` for a read into a caller's buffer: what arrives is received into it, without a copy."""
+        """:meth:`_attempt` for a read into a caller's buffer: what arrives is received into it, without a copy. It goes
+        on for a slice of the loop's time if no other stream waits."""
         result = read.take(self._buffer)
-        turns = RECEIVES_PER_TURN
-        while result is MORE and self._readable and turns:
+        hub, turns = self._hub, RECEIVES_PER_TURN
+        began = hub.time()
+        while result is MORE and self._readable and (turns > 0 or not (hub.others_pending or hub.slice_is_over(began))):
             turns -= 1
             result = read.fill(self._receive_into)
         return result
 
     def _receive_into(self, space: memoryview) -> int:
-        """As :meth:`_receive_some`, into ``space``; return how many bytes."""
+        """As :meth:`_receive_some`, into ``space``; return how many bytes.
+
+        If they are many, the peer is sending, and the kernel may have more by now, although it gave less than it was
+        asked for. To try again costs less than to wait for an event.
+        """
         size = min(len(space), INTO_SIZE)
         try:
             receive = self._io.recv_into
@@ -120,7 +128,7 @@ class ReceiveSide(WriteSide):
         if not count:
             self._readable = False
             self._input_ended()
-        elif count < size and not self._recv_until_eagain and not self._transport_buffered:
+        elif count < size and count < MUCH and not self._recv_until_eagain and not self._transport_buffered:
             self._readable = False
         self.bytes_read += count
         self.count_as_received()

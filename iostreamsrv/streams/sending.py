@@ -239,10 +239,12 @@ class SendSide(StreamCore):
         return future
 
     def _flush(self) -> None:
-        """Send as much of the queue as the kernel takes."""
+        """Send as much of the queue as the kernel takes. A fast peer may take all there is: so for a slice of the
+        loop's time at most."""
         output = self._output
         assert output is not None
-        while output.size and self._send_first(output):
+        began = self._hub.time()
+        while output.size and self._send_first(output) and not self._hub.slice_is_over(began):
             pass
         if self._output is not output:
             return  # an error closed the stream
@@ -299,7 +301,7 @@ class SendSide(StreamCore):
             return True
         self.bytes_written += sent
         output.advance(sent)
-        return sent == size and self._hub.within_slice()
+        return sent == size
 
     def _settle_writes(self) -> None:
         futures = self._unsent_futures

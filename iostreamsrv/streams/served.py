@@ -49,6 +49,10 @@ class StreamOwner(Protocol):
     def write_timeout(self) -> float | None:
         """Seconds, for streams whose ``set_timeouts()`` has set no write timeout."""
 
+    @property
+    def handshake_timeout(self) -> float | None:
+        """Seconds for a ``start_tls()`` without ``timeout``."""
+
     def report(
         self, stream: Any, kind: EventKind, level: int, text: str, reason: CloseReason | None, error: Any
     ) -> None:

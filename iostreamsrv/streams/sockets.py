@@ -119,8 +119,14 @@ class SocketStream(TransportStream):
     @property
     def socket(self) -> Any:
         """The socket, None once closed. Without TLS another object may be put in its place, for instance one that
-        decompresses: the stream then calls ``recv_into(buffer, size)`` and ``send(data)`` of that object."""
-        return self._socket
+        decompresses: the stream then calls ``recv_into(buffer, size)`` and ``send(data)`` of that object.
+
+        Corked writes are sent first: what you do with the socket, such as ``shutdown()``, happens after them.
+        """
+        socket = self._socket
+        if self._corked is not None:
+            self.uncork()  # a broken connection closes the stream, and then this socket raises an OSError
+        return socket
 
     @socket.setter
     def socket(self, value: Any) -> None:

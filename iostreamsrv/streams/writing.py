@@ -69,6 +69,8 @@ class WriteSide(SendSide):
                 return self._done_next_turn() if self._budget <= 0 and self._must_yield() else hub.done()
             if self._corked is not None:
                 self.uncork()
+                if not data and self._output is None and self._phase != CLOSED:
+                    return hub.done()  # it was only to send what enqueue has corked
         if self._output is None:
             if self._phase == CLOSED:
                 return self._failed_future(self._closed_error("write"))
@@ -84,7 +86,8 @@ class WriteSide(SendSide):
         return self._queue(data)
 
     def enqueue(self, data: bytes | bytearray | memoryview) -> None:
-        """Queue ``data`` without a future, however much is queued; the next :meth:`write` sends it, or else the loop.
+        """Queue ``data`` without a future, however much is queued; the next :meth:`write` sends it, or the end of the
+        hub's run, or else the loop.
 
         :raises StreamClosedError: as :meth:`write`.
         """
@@ -95,7 +98,10 @@ class WriteSide(SendSide):
         if self._output is None and self._corked_size + len(data) <= CORK_SIZE:
             if self._corked is None:
                 self._corked = []
-                self._call_soon(self.uncork)
+                if self._hub.running:
+                    self._hub.corked.append(self)
+                else:
+                    self._call_soon(self.uncork)
             self._corked.append(bytes(data))
             self._corked_size += len(data)
         else:

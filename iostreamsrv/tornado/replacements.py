@@ -19,7 +19,9 @@ from ..errors import StreamBufferFullError, StreamClosedError, UnsatisfiableRead
 from ..iostream import BaseIOStream, IOStream, PipeIOStream, SSLIOStream
 from ..net.acceptor import add_accept_handler
 from ..net.bind import bind_sockets
+from ..streams import handshake
 from ..tcpclient import TCPClient
+from .options import OPTIONS
 from .servers import HTTPServer, TCPServer
 from .unixsocket import bind_unix_socket
 
@@ -87,6 +89,7 @@ def install() -> dict[str, str]:
             RuntimeWarning,
             stacklevel=2,
         )
+    handshake.default_timeout = OPTIONS.handshake_timeout
     return dict(_replace())
 
 

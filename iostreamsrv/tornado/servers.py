@@ -3,6 +3,8 @@
 from collections.abc import Awaitable
 from typing import Any
 
+from tornado.util import import_object
+
 import iostreamsrv.httpserver
 import iostreamsrv.tcpserver
 
@@ -51,6 +53,19 @@ class HTTPServer(iostreamsrv.httpserver.HTTPServer, TCPServer):  # type: ignore[
         changes = {} if by_tornado else {"read_timeout": IDLE_CONNECTION_TIMEOUT}
         keywords.setdefault("options", OPTIONS.replaced(changes))
         super().initialize(request_callback, **keywords)
+
+    @classmethod
+    def configure(cls, impl: Any, **keywords: Any) -> None:
+        """For Tornado: choose the class that is created when this one is called.
+
+        It may also be `iostreamsrv.httpserver.HTTPServer`, as without the runner, or a subclass. Such a server has the
+        defaults of this package.
+        """
+        chosen = import_object(impl) if isinstance(impl, str) else impl
+        if cls is HTTPServer and isinstance(chosen, type) and issubclass(chosen, iostreamsrv.httpserver.HTTPServer):
+            cls._restore_configuration((chosen, keywords))  # without the check that it is a subclass of this one
+        else:
+            super().configure(chosen, **keywords)
 
     @classmethod
     def configurable_base(cls) -> type[Any]:

@@ -9,4 +9,10 @@ The command is ``python -m tests.dropin [--write-docs] [project[:run] ...]``; ``
 - `judging` compares: what passes on Tornado must pass on ours, but for what `expectations` lists with a reason;
 - `keeping` keeps what came of each run, so that all of it need not run at once;
 - `table` is what the docs show.
+
+How fast they are on either side is another command's: ``python -m tests.dropin.measure``, or ``make dropin-figures``.
+
+- `loads` lists what is measured, by the programs `measured_*` in `uses`;
+- `turns` runs one of them on one side, its server and its load on a core each;
+- `figures` has the medians and ratios, and their table.
 """

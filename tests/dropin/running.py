@@ -58,7 +58,7 @@ def run(venv: Venv, what: Suite | Use, side: str, only: Sequence[str] = ()) -> C
         home = Path(temporary, "home")
         home.mkdir()
         end = _end_of(
-            [str(venv.python), *RUNNER[side], *command], folder, _environment(venv, home, report), what.timeout, log
+            [str(venv.python), *RUNNER[side], *command], folder, environment(venv, home, report), what.timeout, log
         )
         classes = set(report.read_text().splitlines())
         outcomes = dict(_junit(junit) if isinstance(what, Suite) else lines_of(log))
@@ -88,7 +88,7 @@ def _use(use: Use) -> tuple[list[str], Path]:
     return [str(USES / use.program), *use.arguments], USES
 
 
-def _environment(venv: Venv, home: Path, report: Path) -> dict[str, str]:
+def environment(venv: Venv, home: Path, report: Path) -> dict[str, str]:
     """What programs see: no settings of this user's, and none of this project's interpreter."""
     kept = ("LANG", "LC_ALL", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
     return {name: os.environ[name] for name in kept if name in os.environ} | {
@@ -103,7 +103,7 @@ def _environment(venv: Venv, home: Path, report: Path) -> dict[str, str]:
 
 def _end_of(command: Sequence[str], folder: Path, environment: dict[str, str], timeout: float, log: Path) -> str:
     """Run a command; nothing of it is left."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # whom it leaves behind becomes a child of this process
+    adopt_orphans()
     with log.open("w") as output:
         process = subprocess.Popen(
             ["nice", "-n", "10", sys.executable, str(HERE / "loopback.py"), *command],
@@ -118,12 +118,17 @@ def _end_of(command: Sequence[str], folder: Path, environment: dict[str, str], t
         except subprocess.TimeoutExpired:
             return f"ended after {timeout:.0f} s"
         finally:
-            _kill_children()
+            kill_children()
             process.wait()
     return "" if code == 0 else f"exit code {code}"
 
 
-def _kill_children() -> None:
+def adopt_orphans() -> None:
+    """What its children leave behind becomes a child of this process."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def kill_children() -> None:
     """End this process's children, and theirs, which then become its own."""
     deadline = time.monotonic() + 10
     while (children := _children()) and time.monotonic() < deadline:
@@ -140,7 +145,7 @@ def _junit(report: Path) -> Iterator[tuple[str, str]]:
     if not report.exists():
         return
     for case in ElementTree.parse(report).iter("testcase"):
-        name = _node(case)
+        name = node_of(case)
         trouble = [child for child in case if child.tag in ("failure", "error")]
         if trouble:
             yield name, "\n".join(f"{child.get('message') or ''}\n{child.text or ''}" for child in trouble)
@@ -150,10 +155,13 @@ def _junit(report: Path) -> Iterator[tuple[str, str]]:
             yield name, ""
 
 
-def _node(case: ElementTree.Element) -> str:
+def node_of(case: ElementTree.Element) -> str:
     """A test as pytest names it on its command line, such as ``tests/test_a.py::TestB::test_c``."""
     file, classname = case.get("file") or "", case.get("classname") or ""
-    classes = classname.removeprefix(file.removesuffix(".py").replace("/", ".")).strip(".")
+    module = file.removesuffix(".py").replace("/", ".")
+    if not classname.startswith(module):  # a function that a decorator has wrapped is in the decorator's file
+        file, module = classname.replace(".", "/") + ".py", classname
+    classes = classname.removeprefix(module).strip(".")
     return "::".join([file, *filter(None, classes.split(".")), case.get("name") or ""])
 
 

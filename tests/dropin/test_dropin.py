@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from . import keeping
 from .command import CANNOT_INSTALL
 from .judging import Verdict, compare
 from .projects import USES, Project, Use
-from .running import OURS, TORNADO, Checks, lines_of
+from .running import OURS, TORNADO, Checks, lines_of, node_of
 from .table import report_of_all
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it reads /proc")
@@ -78,6 +79,18 @@ for wrong in (False, True):
     with log.open("w") as output:
         subprocess.run([sys.executable, "-c", program], cwd=USES, stdout=output, stderr=subprocess.DEVNULL, check=True)
     assert list(lines_of(log)) == [("a name: with a colon", ""), ("a name: with a colon", "AssertionError: why: it is")]
+
+
+@pytest.mark.parametrize(
+    ("file", "classname", "node"),
+    [
+        ("tests/test_a.py", "tests.test_a", "tests/test_a.py::it"),
+        ("tests/test_a.py", "tests.test_a.TestB", "tests/test_a.py::TestB::it"),
+        ("project/decorators.py", "tests.test_a", "tests/test_a.py::it"),
+    ],
+)
+def test_a_test_of_a_suite_is_named_as_pytest_takes_it(file: str, classname: str, node: str) -> None:
+    assert node_of(ElementTree.Element("testcase", file=file, classname=classname, name="it")) == node
 
 
 VERSIONS = {"project": "1.2", "tornado": "6.6", "iostreamsrv": "0.1", "python": "CPython 3.11"}

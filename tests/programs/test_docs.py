@@ -12,12 +12,10 @@ import importlib
 import inspect
 import os
 import pydoc
-import random
 import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +27,7 @@ import pytest
 
 import iostreamsrv
 from iostreamsrv.streams.served import ServedStream
+from tests.support.listening import unused_port
 from tests.support.programs import PATIENCE, PROJECT, Client, Program
 
 DOCS = PROJECT / "docs"
@@ -88,20 +87,9 @@ def test_every_block_shows_what_it_does() -> None:
     assert [block.where for block in BLOCKS if not block.shown and block.kind != "tests"] == []
 
 
-def free_port() -> int:
-    """A port that nobody is given by chance: it is below those that the kernel chooses, and free."""
-    while True:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_server(("127.0.0.1", random.randrange(15000, 32000))) as listener,
-        ):
-            port: int = listener.getsockname()[1]
-            return port
-
-
 def pasted(block: Block, folder: Path, more: str = "") -> tuple[Path, str]:
     """The block in a file of the name its first line may give, and what is shown, both with a port that is free."""
-    port = str(free_port())
+    port = str(unused_port())
     named = re.match(r"# (\w+\.py)\n", block.source)
     script = folder / (named[1] if named else "block.py")
     script.write_text((block.source + more).replace("8888", port))

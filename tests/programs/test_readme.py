@@ -13,16 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.listening import unused_port
 from tests.support.programs import PATIENCE, PROJECT, NotListening, Program
 
 README = (PROJECT / "README.md").read_text()
 (EXAMPLE,) = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def test_the_echo_server_has_12_lines_at_most() -> None:
@@ -46,7 +41,7 @@ def test_the_echo_server_runs_as_pasted(tmp_path: Path) -> None:
         if os.strerror(errno.EADDRINUSE) not in str(error):
             raise
         # Somebody has the README's port, `make run` in another terminal perhaps.
-        serve_and_talk(EXAMPLE.replace("8888", str(free_port())), tmp_path)
+        serve_and_talk(EXAMPLE.replace("8888", str(unused_port())), tmp_path)
 
 
 def is_free(port: int) -> bool:
@@ -61,7 +56,7 @@ def test_the_lines_for_tls_run_as_pasted() -> None:
     (lines,) = re.findall(r"^    \$ (.*tls_echo.*)\n    \$ (openssl .*)\n    hello\n    hello\n", README, re.MULTILINE)
     pasted = "\n".join(lines)
     if not is_free(8888):  # somebody has the README's port, `make run` in another terminal perhaps
-        port = str(free_port())
+        port = str(unused_port())
         pasted = pasted.replace("tls_echo.py", f"tls_echo.py --port {port}").replace("8888", port)
     with subprocess.Popen(
         ["bash", "-c", pasted],

@@ -9,6 +9,7 @@ import pytest
 
 from iostreamsrv.certificates import Certificates, client_context, self_signed
 from iostreamsrv.sansio.tls import BULK, HEADER, INPUT_PIECE, MOST_EMPTY, PIECE, RECORD, WORK, TLSEngine, Truncated
+from tests.support.tls_records import Records
 
 UNVERIFIED = {"cert_reqs": ssl.CERT_NONE}
 HTTP = b"GET / HTTP/1.1\r\n\r\n"
@@ -441,6 +442,90 @@ def test_records_are_small_until_much_has_been_moved(pair: tuple[TLSEngine, TLSE
     assert PIECE < lengths[0] < PIECE + 100
     assert lengths[BULK // len(said) - 1] == lengths[0]
     assert RECORD < lengths[BULK // len(said)] == lengths[-1]
+
+
+def move_much(source: TLSEngine, target: TLSEngine) -> None:
+    """Move so much that both take and give whole records from here on."""
+    for _ in range(BULK // 65_536 + 1):
+        source.write(bytes(65_536))
+        carry(source, target)
+        read_all(target)
+
+
+@pytest.mark.parametrize("size", [10_000, RECORD, 50_000, 300_000])
+@pytest.mark.parametrize("step", [5000, RECORD, 65_000, 1 << 20])
+def test_long_records_are_read_into_a_buffer_however_they_arrive(
+    pair: tuple[TLSEngine, TLSEngine], step: int, size: int
+) -> None:
+    server, client = pair
+    move_much(client, server)
+    said = bytes(range(256)) * 1000
+    client.write(said[:200_000])
+    client.write(said[200_000:])
+    client.write(b"last words")
+    client.close()
+    ciphertext, heard = client.take_outgoing(), b""
+    for at in range(0, len(ciphertext), step):
+        server.feed(ciphertext[at : at + step])
+        while server.has_input and len(heard) < len(said) + 10:
+            heard += into(server, size) or b""
+    assert heard == said + b"last words"
+    assert into(server, size) == b""
+
+
+def test_a_long_record_that_is_broken_is_noticed_behind_those_before_it(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    move_much(client, server)
+    said = bytes(range(256)) * 100
+    client.write(said)
+    client.write(bytes(RECORD))
+    ciphertext = bytearray(client.take_outgoing())
+    ciphertext[-1] ^= 1
+    server.feed(ciphertext)
+    assert into(server, 100_000) == said
+    for _ in range(2):
+        with pytest.raises(ssl.SSLError, match=r"(?i)mac"):
+            into(server, 100_000)
+
+
+def test_long_records_without_data_are_as_much_work_as_they_are_long(context: ssl.SSLContext) -> None:
+    server, client = TLSEngine(context, True), Records()
+    ciphertext, done = client.shake_hands()
+    while not done:
+        server.feed(ciphertext)
+        server.handshake()
+        ciphertext, done = client.shake_hands(server.take_outgoing())
+    server.feed(ciphertext)
+    assert server.handshake()
+    client.end_handshake()
+    for _ in range(BULK // RECORD + 1):  # until it takes whole records
+        server.feed(client.record(bytes(RECORD)))
+        assert into(server, RECORD) == bytes(RECORD)
+    padding = b"\x17" + bytes(10_000)
+    server.feed(b"".join([client.record(b"x" * RECORD), *(client.record(padding, 0) for _ in range(MOST_EMPTY + 1))]))
+    assert into(server, 100_000) == b"x" * RECORD
+    nothing = 0
+    with pytest.raises(ssl.SSLError, match=r"bring no data|(?i:too small)"):  # OpenSSL has the same limit
+        while into(server, 100_000) is None and server.has_input:
+            nothing += 1
+    assert nothing >= MOST_EMPTY - 1, "one of them is enough for one call"
+
+
+def test_what_was_fed_from_memory_that_is_used_again_is_kept(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    said = bytes(range(256)) * 200
+    client.write(said)
+    memory = bytearray(client.take_outgoing())
+    with memoryview(memory) as view:
+        server.feed(view)
+        heard = into(server, 10) or b""
+        server.copy_input()
+    memory[:] = bytes(len(memory))
+    while server.has_input:
+        heard += into(server, 1000) or b""
+    assert heard == said
+    server.copy_input()
+    assert not server.undecrypted
 
 
 @pytest.mark.parametrize("step", [1000, INPUT_PIECE, 3000, 9000, 65_000])

@@ -435,13 +435,23 @@ def drive(coroutine: Any) -> "asyncio.Future[Any]":
     return done
 
 
+class Numeric(Resolver):
+    """Unlike Tornado's other resolvers, it needs no running loop."""
+
+    def initialize(self) -> None:
+        pass
+
+    async def resolve(self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC) -> Any:
+        return [each[::4] for each in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)]
+
+
 @pytest.mark.parametrize("timeout", [None, PATIENCE])
 @pytest.mark.parametrize("begin", [gen.convert_yielded, drive])
 def test_a_client_may_begin_to_connect_before_a_loop_runs(
     serving: Serving, io_loop: IOLoop, begin: Any, timeout: float | None
 ) -> None:
     server = serving.started(Echo())
-    connecting = begin(TCPClient().connect(*server.addresses[0], timeout=timeout))
+    connecting = begin(TCPClient(Numeric()).connect(*server.addresses[0], timeout=timeout))
 
     async def ask() -> bytes:
         stream = await connecting
@@ -452,6 +462,12 @@ def test_a_client_may_begin_to_connect_before_a_loop_runs(
 
     assert io_loop.run_sync(ask) == b"abc\n"
     io_loop.run_sync(server.close_all_connections)
+
+
+def test_a_client_asks_its_resolver_at_once() -> None:
+    """distributed has such a resolver, and a test of that."""
+    with pytest.raises(socket.gaierror):
+        TCPClient(Numeric()).connect("::1", 80, socket.AF_INET).send(None)
 
 
 def test_a_client_that_connects_without_a_task_can_time_out(serving: Serving, io_loop: IOLoop) -> None:

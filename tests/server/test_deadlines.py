@@ -573,6 +573,23 @@ async def test_a_timeout_that_is_taken_away_closes_nobody(serving: Timed) -> Non
     assert await answers(peer)
 
 
+@pytest.mark.gen_test
+async def test_options_that_are_replaced_again_and_again_postpone_no_timeout(serving: Timed) -> None:
+    server = serving.started(Echo(idle_timeout=SOON))
+    peer = serving.connect(server)
+    assert await answers(peer)
+
+    async def replace() -> None:
+        for count in range(2, 1000):
+            await asyncio.sleep(deadlines.SHORTEST / 2)  # more often than the server checks
+            server.replace_options(max_connections=count)
+
+    replacing = asyncio.create_task(replace())
+    assert await serving.end_of(peer) == "idle_timeout"
+    assert not replacing.done()
+    replacing.cancel()
+
+
 def test_options_may_be_replaced_when_the_loop_is_closed() -> None:
     server = Echo(idle_timeout=30)
 

@@ -439,12 +439,13 @@ async def test_a_silent_websocket_is_ended_by_the_read_timeout(serving: Serving)
     assert server.ends == ["read_timeout"]
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.gen_test
 async def test_a_websocket_that_answers_pings_is_not_silent(serving: Serving) -> None:
-    pinging = application(websocket_ping_interval=0.2, websocket_ping_timeout=0.2)
-    server = serving.started(Noting(pinging, read_timeout=1))
+    pinging = application(websocket_ping_interval=1, websocket_ping_timeout=1)
+    server = serving.started(Noting(pinging, read_timeout=3))
     peer = await upgraded(serving.connect(server))
-    for _ in range(8):
+    for _ in range(4):
         assert await peer.receive(2) == b"\x89\0"
         peer.send(frame(b"", 0x8A))
     assert await echoes(peer)

@@ -955,7 +955,7 @@ class Obedient(TCPServer):
                     task.cancel()
                 case b"start_tls\n":
                     await stream.write(b"go ahead\n")
-                    stream = await stream.start_tls(True, tls_contexts()[0], timeout=0.05)
+                    stream = await stream.start_tls(True, tls_contexts()[0])
                 case b"stuff\n":
                     fill(stream)
                     return
@@ -1039,7 +1039,10 @@ async def test_a_place_is_given_back_once_however_its_stream_ends(serving: Servi
     for _ in range(3):
         peer = serving.connect(server)
         assert await answers(peer)
-        server.replace_options(idle_timeout=0.05 if way == "idle" else None)
+        server.replace_options(
+            idle_timeout=0.05 if way == "idle" else None,
+            handshake_timeout=0.05 if way == "start_tls has its timeout" else None,
+        )
         await IN_THE_HANDLER[way](peer)
         if way == "the handler returns":
             assert await peer.receive_all() == b""

@@ -26,7 +26,16 @@ from iostreamsrv.netutil import (
     resolve,
     socket_from_fd,
 )
-from tests.support.listening import has_ipv6, linux_only, on_loops, output, refused, unprivileged, with_ipv6
+from tests.support.listening import (
+    has_ipv6,
+    linux_only,
+    on_loops,
+    output,
+    refused,
+    unprivileged,
+    unused_port,
+    with_ipv6,
+)
 from tests.support.peers import Peer
 from tests.support.waiting import PATIENCE, eventually, turns
 
@@ -59,7 +68,8 @@ def test_all_interfaces_have_three_names(address: str | None) -> None:
 
 @with_ipv6
 def test_a_family_alone_leaves_the_port_of_the_other_free() -> None:
-    with closing(bind_sockets(0, "*", socket.AF_INET6)) as [(_, port, *_)]:
+    port = unused_port()
+    with closing(bind_sockets(port, "*", socket.AF_INET6)):
         socket.create_server(("0.0.0.0", port)).close()
 
 
@@ -88,11 +98,8 @@ def test_a_busy_port_is_named(reuse_port: bool) -> None:
 @with_ipv6
 @pytest.mark.parametrize("taken_address", ["::1", "::"])
 def test_a_dual_stack_bind_that_fails_halfway_frees_the_first_half(taken_address: str) -> None:
-    # A port that is free for IPv4 as well: other tests use ports at the same time.
-    with socket.create_server(("0.0.0.0", 0)) as free:
-        port = free.getsockname()[1]
-        taken = socket.create_server((taken_address, port), family=socket.AF_INET6)
-    with taken:
+    port = unused_port()
+    with socket.create_server((taken_address, port), family=socket.AF_INET6):
         with refused(f"[::]:{port}: Address already in use", errno.EADDRINUSE):
             bind_sockets(port)
         socket.create_server(("0.0.0.0", port)).close()

@@ -6,7 +6,6 @@ import datetime
 import errno
 import itertools
 import math
-import random
 import select
 import socket
 import sys
@@ -29,6 +28,7 @@ from iostreamsrv import (
     tcpclient,
 )
 from tests.support.engines import on_every_loop
+from tests.support.listening import unused_port
 from tests.support.peers import Peer
 from tests.support.waiting import PATIENCE, eventually, turns
 
@@ -257,14 +257,15 @@ async def test_an_address_that_fails_late_begins_the_next_one_while_another_is_u
     stream.close()
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.gen_test
 async def test_once_connected_no_other_address_is_tried(
     head_start: Any, listener: socket.socket, address: tuple[str, int]
 ) -> None:
-    head_start(0.01)
+    head_start(0.5)
     with socket.create_server(("127.0.0.1", 0)) as other:
         stream = await client_of(address, other.getsockname()).connect("example.test", 80)
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.6)
         assert is_waiting(listener)
         assert not is_waiting(other)
         stream.close()
@@ -291,15 +292,6 @@ async def test_a_family_that_there_is_not_is_passed_over(listener: socket.socket
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems give the loopback interface one address")
-def unused_port() -> int:
-    """A port that is free, and not one of those that the kernel gives to whoever asks for any."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
-    raise AssertionError("100 ports were taken")
-
-
 @pytest.mark.gen_test
 async def test_a_connection_comes_from_the_source_that_was_asked_for(
     listener: socket.socket, address: tuple[str, int]
@@ -508,6 +500,7 @@ async def test_a_connect_may_be_cancelled_while_it_resolves() -> None:
         await connecting
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.gen_test
 async def test_a_connect_that_is_cancelled_closes_every_attempt_and_begins_no_other(
     head_start: Any, dead: tuple[str, int], listener: socket.socket, address: tuple[str, int]
@@ -516,7 +509,7 @@ async def test_a_connect_that_is_cancelled_closes_every_attempt_and_begins_no_ot
 
     class Client(TCPClient):
         def _create_stream(self, *args: Any, **kwargs: Any) -> Any:
-            head_start(0.001 if len(made) < 2 else 0.05)
+            head_start(0.001 if len(made) < 2 else 0.5)
             stream, connected = super()._create_stream(*args, **kwargs)
             made.append(stream)
             return stream, connected
@@ -528,7 +521,7 @@ async def test_a_connect_that_is_cancelled_closes_every_attempt_and_begins_no_ot
     with pytest.raises(asyncio.CancelledError):
         await connecting
     assert all(stream.closed() for stream in made)
-    await asyncio.sleep(0.06)
+    await asyncio.sleep(0.6)
     assert len(made) == 3
     assert not is_waiting(listener)
 

@@ -13,6 +13,7 @@ from tornado import gen
 from iostreamsrv import CloseReason, IOLoop, IOStream, ListenError, TCPServer
 from tests.support.engines import on_every_loop
 from tests.support.leaks import open_descriptors
+from tests.support.listening import unused_port
 from tests.support.peers import Peer
 from tests.support.servers import Echo, Handler, Serving, answers
 from tests.support.waiting import eventually, turns
@@ -73,8 +74,7 @@ async def test_a_family_alone(serving: Serving) -> None:
 
 @pytest.mark.gen_test
 async def test_a_port_may_be_a_string_that_resolves(io_loop: IOLoop) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        number = free.getsockname()[1]
+    number = unused_port()
     server = Echo()
     server.listen(str(number), "127.0.0.1")
     assert server.addresses == [("127.0.0.1", number)]

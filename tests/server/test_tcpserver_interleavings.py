@@ -161,7 +161,8 @@ def test_run_leaves_no_task_and_no_socket_behind_when_a_handler_stops_the_server
             stopper.sendall(b"stop\n")
             _, complaints = program.communicate(timeout=PATIENCE)
     assert program.returncode == 0
-    assert complaints == ""
+    # A busy machine makes any callback slow.
+    assert [line for line in complaints.splitlines() if not line.startswith("Executing ")] == []
 
 
 # ---- ports

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv import IOLoop, IOStream
-from iostreamsrv.streams import hub, wakeup
+from iostreamsrv.streams import hub, receiving, wakeup
 from iostreamsrv.streams.wakeup import resolve_now
 from tests.support.engines import on_every_engine
 from tests.support.leaks import open_descriptors
@@ -202,6 +202,17 @@ async def test_writes_let_the_loop_have_its_turns(
 
 
 @pytest.mark.gen_test
+async def test_a_large_write_to_the_fastest_reader_lets_the_loop_have_its_turns(
+    stream: IOStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "SLICE", 1e-9)
+    stream.write_to_fd = lambda data: min(len(data), 1000)  # type: ignore[method-assign]
+    with Ticker() as ticker:
+        await stream.write(bytes(100_000))
+    assert ticker.count >= 100 // 4
+
+
+@pytest.mark.gen_test
 async def test_a_handler_that_does_not_await_its_writes_lets_the_loop_have_its_turns(
     stream: IOStream, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +231,45 @@ async def test_one_large_read_lets_the_loop_have_its_turns(make_pair: MakePair) 
     with Ticker() as ticker:
         await stream.read_bytes(500_000)
     assert ticker.count >= 500_000 // 1024 // 10
+
+
+@pytest.mark.parametrize("slice_, at_once", [(10, True), (1e-9, False)])
+@pytest.mark.gen_test
+async def test_a_read_into_a_buffer_receives_all_there_is_within_its_slice(
+    make_pair: MakePair, monkeypatch: pytest.MonkeyPatch, slice_: float, at_once: bool
+) -> None:
+    monkeypatch.setattr(hub, "SLICE", slice_)
+    monkeypatch.setattr(receiving, "INTO_SIZE", 1000)
+    stream, peer = make_pair()
+    await peer.send_all(bytes(100_000))
+    await eventually(stream.has_pending_input)
+    reading = stream.read_into(bytearray(100_000))
+    assert reading.done() == at_once
+    with Ticker() as ticker:
+        assert await reading == 100_000
+    assert at_once or ticker.count >= 10
+
+
+@pytest.mark.gen_test
+async def test_a_large_read_into_a_buffer_lets_a_stream_that_waits_have_its_turn(
+    make_pair: MakePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "SLICE", 10)
+    monkeypatch.setattr(receiving, "INTO_SIZE", 1000)
+    (large, large_peer), (calm, calm_peer) = make_pair(), make_pair()
+
+    async def read_one() -> int:
+        await calm.read_until(b"\n")
+        return large.bytes_read
+
+    reading_large, reading_one = large.read_into(bytearray(100_000)), asyncio.create_task(read_one())
+    await turns(2)
+    await large_peer.send_all(bytes(100_000))
+    calm_peer.send(LINE)
+    received_before = await reading_one
+    if isinstance(hub.hub_of(IOLoop.current()), hub.EpollHub):
+        assert received_before <= receiving.RECEIVES_PER_TURN * 1000
+    assert await reading_large == 100_000
 
 
 @pytest.mark.gen_test

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosed
 from iostreamsrv.streams import closing as ends
 from tests.support.engines import on_every_stream
 from tests.support.peers import MakePair, Peer, tcp_pair
-from tests.support.waiting import eventually, fill, turns
+from tests.support.waiting import PATIENCE, eventually, fill, turns
 
 pytestmark = on_every_stream
 
@@ -217,6 +218,48 @@ async def test_aclose_names_a_bad_timeout(stream: IOStream, timeout: Any) -> Non
     with pytest.raises(OptionError, match="timeout="):
         await stream.aclose(timeout=timeout)
     assert not stream.closed()
+
+
+def without_task(coroutine: Coroutine[Any, Any, None]) -> "asyncio.Future[None]":
+    """Run a coroutine by callbacks."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def step(_: object = None) -> None:
+        assert asyncio.current_task() is None
+        try:
+            waited_for = coroutine.send(None)
+        except StopIteration:
+            ended.set_result(None)
+        except Exception as error:
+            ended.set_exception(error)
+        else:
+            waited_for.add_done_callback(step)
+
+    loop.call_soon(step)
+    return ended
+
+
+@pytest.mark.gen_test
+async def test_aclose_outside_of_a_task_delivers_everything(stream: IOStream, peer: Peer) -> None:
+    count = fill(stream)
+    first, second = without_task(stream.aclose()), without_task(stream.aclose(timeout=PATIENCE))
+    assert len(await peer.receive_all()) == count
+    peer.close()
+    await first
+    await second
+    assert stream.close_reason == "local"
+
+
+@pytest.mark.parametrize("limits", [(0.02, None), (None, 0.02)])
+@pytest.mark.gen_test
+async def test_aclose_outside_of_a_task_gives_up_after_its_timeout(
+    stream: IOStream, peer: Peer, limits: tuple[float | None, float | None]
+) -> None:
+    fill(stream)
+    closing = [without_task(stream.aclose(timeout=timeout)) for timeout in limits]
+    await asyncio.gather(*closing)
+    assert stream.close_reason == "write_timeout"
 
 
 @pytest.mark.gen_test

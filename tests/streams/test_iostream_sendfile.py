@@ -701,19 +701,20 @@ async def test_a_bad_argument_is_named_and_does_no_harm(
 @pytest.mark.gen_test
 async def test_files_that_nobody_awaits_take_no_more_descriptors_than_16(make_narrow: MakePair, path: Path) -> None:
     stream, peer = make_narrow(max_write_buffer_size=1_000_000)
+    size = 300_000  # more than the kernel takes at once
     reading = stream.read_bytes(1)  # so there is an epoll
     await turns()
     before = len(open_descriptors())
     for _ in range(2):
-        sending = [send(stream, path) for _ in range(MAX_QUEUED_FILES)]
+        sending = [send(stream, path, 0, size) for _ in range(MAX_QUEUED_FILES)]
         with pytest.raises(StreamBufferFullError, match="16 files are queued") as caught:
-            sending.extend(send(stream, path) for _ in range(100))
+            sending.extend(send(stream, path, 0, size) for _ in range(100))
         assert caught.value.stream_id == stream.id
         assert not stream.closed()
         assert len(open_descriptors()) <= before + MAX_QUEUED_FILES
-        total = len(CONTENT) * len(sending)
+        total = size * len(sending)
         receiving = asyncio.ensure_future(peer.receive(total))
-        assert await asyncio.gather(*sending) == [len(CONTENT)] * len(sending)
+        assert await asyncio.gather(*sending) == [size] * len(sending)
         assert len(await receiving) == total
         assert len(open_descriptors()) == before
     peer.send(b"!")

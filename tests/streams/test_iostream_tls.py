@@ -24,6 +24,7 @@ from iostreamsrv.certificates import CertificateAuthority, self_signed
 from iostreamsrv.iostream import SSLIOStream
 from iostreamsrv.server.base import core_of
 from iostreamsrv.streams import hub
+from iostreamsrv.testing import MockClock
 from tests.support.engines import on_every_loop
 from tests.support.peers import Cut, MakePair, Peer, TLSEnd, TLSPeer, tcp_pair, tls_contexts, tls_pair
 from tests.support.waiting import PATIENCE, eventually, fill, turns
@@ -1252,22 +1253,76 @@ async def test_a_silent_and_a_dripping_handshake_are_closed_after_their_time() -
     server.stop()
 
 
+@pytest.mark.parametrize("seconds", [0.05, 30.0])
 @pytest.mark.gen_test
-async def test_a_handler_begins_after_the_handshake_and_outlives_its_timeout() -> None:
+async def test_start_tls_in_a_handler_has_the_handshake_timeout_of_the_server(
+    clock: MockClock | None, seconds: float
+) -> None:
+    if clock is None and seconds > 1:
+        pytest.skip("here time is real")
+    ended: asyncio.Future[tuple[float, Any]] = asyncio.get_running_loop().create_future()
+
+    async def handle(stream: IOStream, address: Any) -> None:
+        time = asyncio.get_running_loop().time
+        began = time()
+        try:
+            await stream.start_tls(True, tls_contexts()[0])
+        except StreamClosedError as error:
+            ended.set_result((time() - began, error.reason))
+
+    server = TCPServer(handshake_timeout=seconds)
+    server.handle_stream = handle  # type: ignore[method-assign, assignment]
+    server.listen(0, "127.0.0.1")
+    silent = Peer(socket.create_connection(server.addresses[0]))
+    took, reason = await ended
+    assert seconds * 0.9 < took < seconds + 1  # uvloop counts in milliseconds
+    assert reason == "handshake_timeout"
+    silent.close()
+    server.stop()
+
+
+@pytest.mark.gen_test
+async def test_start_tls_without_a_server_has_ten_seconds_or_its_own_timeout(clock: MockClock | None) -> None:
+    if clock is None:
+        pytest.skip("here time is real")
+    ours, theirs = tcp_pair()
+    handshake = IOStream(ours).start_tls(True, tls_contexts()[0])
+    others = [tcp_pair() for _ in range(2)]
+    longer, unlimited = (
+        IOStream(pair[0]).start_tls(True, tls_contexts()[0], timeout=timeout)
+        for pair, timeout in zip(others, (20.0, None), strict=True)
+    )
+    await clock.jump(9.9)
+    assert not handshake.done()
+    await clock.jump(0.2)
+    assert cast(StreamClosedError, handshake.exception()).reason == "handshake_timeout"
+    assert not longer.done()
+    await clock.jump(10)
+    assert cast(StreamClosedError, longer.exception()).reason == "handshake_timeout"
+    await clock.jump(100_000)
+    assert not unlimited.done()
+    unlimited.cancel()
+    for sock in (theirs, *(pair[1] for pair in others)):
+        sock.close()
+
+
+@pytest.mark.gen_test
+async def test_a_handler_begins_after_the_handshake_and_outlives_its_timeout(clock: MockClock | None) -> None:
+    seconds = 2.0 if clock is None else 30.0  # the handshake takes real time
     shaken: list[bool] = []
 
     async def handle(stream: SSLIOStream, address: Any) -> None:
         shaken.append(stream.wait_for_handshake().done())
         await echo(stream, address)
 
-    server = TCPServer(tls_contexts()[0], handshake_timeout=0.05)
+    server = TCPServer(tls_contexts()[0], handshake_timeout=seconds)
     server.handle_stream = handle  # type: ignore[method-assign, assignment]
     server.listen(0, "127.0.0.1")
     end = TLSEnd(socket.create_connection(server.addresses[0]), tls_contexts()[1])
     peer = await shake(end)
     peer.send(LINE)
     assert await peer.receive(len(LINE)) == LINE
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(1.5 * seconds)
     peer.send(LINE)
     assert await peer.receive(len(LINE)) == LINE
     assert shaken == [True]

@@ -1,18 +1,20 @@
 """`iostreamsrv.streams.transports.tls`: TLS on a socket, without a loop and without a stream."""
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from iostreamsrv.certificates import Certificates, client_context, self_signed
 from iostreamsrv.errors import CloseReason
-from iostreamsrv.sansio.tls import RECORD
+from iostreamsrv.sansio.tls import BULK, RECORD
 from iostreamsrv.streams.file_region import FileRegion
 from iostreamsrv.streams.transports.socket import SocketTransport
-from iostreamsrv.streams.transports.tls import PLAINTEXT, TLSTransport
+from iostreamsrv.streams.transports.tls import CIPHERTEXT, PLAINTEXT, TLSTransport
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 Pair = tuple[TLSTransport, TLSTransport]
@@ -114,6 +116,66 @@ def test_a_record_larger_than_the_receive_is_pending(pair: Pair) -> None:
     with pytest.raises(BlockingIOError):
         server.recv(100)
     assert not server.pending()
+
+
+class Counting(socket.socket):
+    """Counts the receives into a buffer."""
+
+    receives = 0
+
+    def recv_into(self, *args: Any) -> int:
+        self.receives += 1
+        return super().recv_into(*args)
+
+
+def counted(sock: socket.socket) -> Counting:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    return Counting(fileno=sock.detach())
+
+
+def test_a_receive_into_a_large_buffer_takes_many_records_at_once(
+    context: ssl.SSLContext, sockets: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = map(counted, sockets)
+    server = TLSTransport(SocketTransport(ours), context, True)
+    client = TLSTransport(SocketTransport(theirs), client_context({"cert_reqs": ssl.CERT_NONE}), False)
+    shake_hands(server, client)
+    said = bytes(range(256)) * 2048
+    for _ in range(BULK // len(said) + 2):
+        ours.receives = sent = filled = 0
+        space = memoryview(bytearray(len(said)))
+        while filled < len(said):
+            sent += client.send(said[sent:]) if sent < len(said) else 0
+            with contextlib.suppress(BlockingIOError):
+                filled += server.recv_into(space[filled:])
+        assert space == said
+    assert ours.receives <= len(said) // CIPHERTEXT - 2
+    ours.close()
+    theirs.close()
+
+
+def test_connections_that_receive_into_the_same_memory_do_not_mix(context: ssl.SSLContext) -> None:
+    all_sockets = [socket.socketpair() for _ in range(2)]
+    ends = []
+    for pair_ in all_sockets:
+        for end in pair_:
+            end.setblocking(False)
+        ours, theirs = map(SocketTransport, pair_)
+        trusting = client_context({"cert_reqs": ssl.CERT_NONE})
+        ends.append((TLSTransport(ours, context, True), TLSTransport(theirs, trusting, False)))
+        shake_hands(*ends[-1])
+    heard = [b"", b""]
+    for number, (_, client) in enumerate(ends):
+        client.send(bytes([number]) * 40_000)
+    while min(map(len, heard)) < 40_000:
+        for number, (server, _) in enumerate(ends):
+            space = bytearray(1000)
+            with contextlib.suppress(BlockingIOError):
+                heard[number] += space[: server.recv_into(space)]
+    assert heard == [bytes(40_000), b"\1" * 40_000]
+    for pair_ in all_sockets:
+        for end in pair_:
+            end.close()
 
 
 def test_what_was_received_before_tls_began_is_the_start_of_the_handshake(

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pwd
+import random
 import re
 import socket
 import subprocess
@@ -28,6 +29,23 @@ def on_loops(test: Any) -> Any:
     for mark in on_every_engine:
         test = mark(test)
     return test
+
+
+def unused_port() -> int:
+    """A port that is free in both families, and that the kernel gives to no socket which asks for any port.
+
+    Other tests run at the same time: of those that the kernel chooses from (from 32768 on Linux, 49152 elsewhere), one
+    that was free a moment ago may be a client's of another test by the time it is used.
+    """
+    families = {"0.0.0.0": socket.AF_INET, "::": socket.AF_INET6}
+    if not has_ipv6():
+        del families["::"]
+    for port in random.sample(range(15_000, 32_000), 100):
+        with contextlib.suppress(OSError):
+            for address, family in families.items():
+                socket.create_server((address, port), family=family).close()
+            return port
+    raise AssertionError("100 ports were in use")
 
 
 def has_ipv6() -> bool:

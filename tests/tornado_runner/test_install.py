@@ -4,7 +4,9 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
+from iostreamsrv.certificates import self_signed
 from iostreamsrv.tornado import replacements
 from tests.support import PROJECT
 
@@ -93,6 +95,80 @@ def test_http_servers_take_tornados_arguments_and_have_its_limits() -> None:
         "HTTPServer.configure(Special)\n"
         "print(type(HTTPServer(print)).__name__, isinstance(one, HTTPServer))\n"
     ) == ["True True 3600.0 None", "60 None", "100 True", "Special True"]
+
+
+def test_a_program_may_configure_the_http_server_of_this_package() -> None:
+    program = (
+        "import asyncio\nfrom tornado.httpserver import HTTPServer\nimport tornado.web\n"
+        "async def main():\n"
+        "    for chosen in 'iostreamsrv.httpserver.HTTPServer', None, Own:\n"
+        "        HTTPServer.configure(chosen, max_body_size=7)\n"
+        "        server = tornado.web.Application().listen(0, '127.0.0.1')\n"
+        "        server.stop()\n"
+        "        print(type(server).__module__, server.conn_params.max_body_size)\n"
+        "        if chosen is not None:\n"
+        "            print(server.options.handshake_timeout)\n"
+        "    class Special(HTTPServer):\n        pass\n"
+        "    for configured, chosen in (HTTPServer, object), (Special, iostreamsrv.httpserver.HTTPServer):\n"
+        "        try:\n            configured.configure(chosen)\n"
+        "        except ValueError:\n            print('refused')\n"
+        "import iostreamsrv.httpserver\nclass Own(iostreamsrv.httpserver.HTTPServer):\n    handshake_timeout = 3\n"
+        "asyncio.run(main())"
+    )
+    theirs, ours = printed(program), printed(f"from iostreamsrv.tornado import install\ninstall()\n{program}")
+    expected = ["iostreamsrv.httpserver 7", "10.0", "tornado.httpserver 7", "__main__ 7", "3.0", "refused", "refused"]
+    assert theirs == expected
+    expected[2] = "iostreamsrv.tornado.servers 7"
+    assert ours == expected
+
+
+START_TLS = """
+import asyncio, socket
+from iostreamsrv.tornado import install
+
+install()
+
+from tornado.iostream import IOStream
+from tornado.tcpserver import TCPServer
+import iostreamsrv
+from iostreamsrv.certificates import self_signed
+from iostreamsrv.testing import MockClock
+
+def starting(certificate, made, default):
+    class Starting(default):
+        async def handle_stream(self, stream, address):
+            handshake = stream.start_tls(True, certificate)
+            made.append(handshake)
+            await asyncio.wait([handshake])
+    return Starting()
+
+async def main():
+    certificate = {"certfile": "%s", "keyfile": "%s"}
+    loop, clock, made, ends = asyncio.get_running_loop(), MockClock(), [], []
+    with clock.installed():
+        for base in TCPServer, iostreamsrv.TCPServer:
+            server = starting(certificate, made, base)
+            server.listen(0, "127.0.0.1")
+            ends.append(socket.create_connection(server.addresses[0]))
+            while len(made) < len(ends):
+                await asyncio.sleep(0)
+        ours, theirs = socket.socketpair()
+        made.append(IOStream(ours).start_tls(False, {"cert_reqs": 0}))
+        await clock.jump(3600)
+        print(*(each.done() for each in made))
+        for each in made:
+            each.cancel() or each.exception()
+        await asyncio.sleep(0)
+    for each in (*ends, theirs):
+        each.close()
+
+asyncio.run(main())
+"""
+
+
+def test_start_tls_has_no_time_limit_except_on_a_stream_of_a_server_of_this_package(tmp_path: Path) -> None:
+    files = self_signed().write(tmp_path)
+    assert printed(START_TLS % (files["certfile"], files["keyfile"])) == ["False True False"]
 
 
 def test_a_tornado_that_is_too_old_is_an_error() -> None:

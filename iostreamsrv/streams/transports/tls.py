@@ -31,6 +31,10 @@ CIPHERTEXT = 4 * (16384 + 22)
 """Bytes to receive at once: four full records of TLS 1.3, so that a fast peer's data does not end within a record.
 With twice as much malloc would map and unmap memory each time."""
 
+MUCH_CIPHERTEXT = 4 * CIPHERTEXT
+"""Bytes to receive at once for a read into a larger buffer. They are received into memory that all connections share:
+so they may be more than what malloc keeps."""
+
 PLAINTEXT = 1 << 16
 """Bytes to encrypt at once. A send may leave so much ciphertext in memory, while the queue keeps the plaintext, too."""
 
@@ -45,6 +49,9 @@ HANDSHAKE_CHUNK = 16384
 """Bytes to receive at once during the handshake."""
 
 NOTHING = memoryview(b"")
+
+_shared: list[bytearray] = []
+"""Memory to receive into, while no receive uses it: one for each thread that has ever used one at the same time."""
 
 
 class TLSTransport(Transport):
@@ -162,8 +169,7 @@ class TLSTransport(Transport):
             with memoryview(buffer) as space:
                 count = engine.read_into(space) if engine.has_input else None
                 if count is None and not engine.has_input:
-                    drained = self._feed()
-                    count = engine.read_into(space)
+                    count, drained = self._receive_into(space)
         except Truncated:
             self._truncated = True
             return 0
@@ -181,14 +187,25 @@ class TLSTransport(Transport):
         with contextlib.suppress(OSError):  # the next write raises the error as well
             self.stuck = not self.flush()
 
-    def _feed(self) -> bool:
-        """Receive ciphertext; return whether there is no more of it now."""
-        chunk = self._raw.recv(CIPHERTEXT)
-        if chunk:
-            self.engine.feed(chunk)
-        else:
-            self.engine.feed_end()
-        return len(chunk) < CIPHERTEXT
+    def _receive_into(self, space: memoryview) -> tuple[int | None, bool]:
+        """Receive ciphertext and decrypt it into ``space``; return how many bytes, and whether there is no more."""
+        shared = _shared.pop() if _shared else bytearray(MUCH_CIPHERTEXT)
+        size = MUCH_CIPHERTEXT if len(space) > MUCH_CIPHERTEXT else CIPHERTEXT
+        engine = self.engine
+        try:
+            with memoryview(shared) as all_of_it, all_of_it[:size] as part:
+                received = self._raw.recv_into(part)
+                with part[:received] as ciphertext:
+                    if received:
+                        engine.feed(ciphertext)
+                    else:
+                        engine.feed_end()
+                    try:
+                        return engine.read_into(space), received < CIPHERTEXT
+                    finally:
+                        engine.copy_input()
+        finally:
+            _shared.append(shared)
 
     def pending(self) -> bool:
         return self._pending

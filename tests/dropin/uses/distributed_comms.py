@@ -23,6 +23,9 @@ class Comms:
 
     def __init__(self, protocol: str) -> None:
         self.protocol = protocol
+        self.plain = protocol in ("tcp", "tls")
+        """Whether its comms are streams. Over WebSockets they do less: messages that are written at the same time get
+        mixed up, arrays cannot be written to, and tasks are left."""
         secure = protocol in ("tls", "wss")
         self.security = Security.temporary() if secure else Security()
         self.listening = self.security.get_listen_args("scheduler") if secure else {}
@@ -66,8 +69,9 @@ async def messages(comms: Comms) -> None:
         await comm.write(message)
         return await comm.read()
 
-    async with acheck("small messages, 1,000 of them"):
-        for number in range(1000):
+    small = 1000 if comms.plain else 100  # over WebSockets each takes 80 ms on Tornado: Nagle's algorithm
+    async with acheck(f"small messages, {small:,} of them"):
+        for number in range(small):
             assert await same({"op": "ping", "number": number}) == {"op": "ping", "number": number}
     for size in (0, 1, 1000, 65_535, 65_536, 65_537, 1_000_000, 20_000_000):
         async with acheck(f"{size:,} bytes"):
@@ -86,13 +90,14 @@ async def messages(comms: Comms) -> None:
     async with acheck("frames of all sizes, some empty"):
         frames = [bytearray(size) for size in (0, 1, 0, 70_000, 0, 5_000_000, 3, 0)]
         assert list(map(bytes, await same([to_serialize(frame) for frame in frames]))) == list(map(bytes, frames))
-    async with acheck("an array read may be written to"):
-        array = (await same({"data": to_serialize(numpy.zeros(100_000))}))["data"]
-        array[:] = 1
-        assert array.sum() == 100_000
+    if comms.plain:
+        async with acheck("an array read may be written to"):
+            array = (await same({"data": to_serialize(numpy.zeros(100_000))}))["data"]
+            array[:] = 1
+            assert array.sum() == 100_000
     async with acheck("20 messages written before the first is read"):
-        writes = [asyncio.ensure_future(comm.write({"number": number, "pad": b"p" * 5000})) for number in range(20)]
-        await asyncio.gather(*writes)
+        for writes in [range(20)] if comms.plain else [[number] for number in range(20)]:
+            await asyncio.gather(*(comm.write({"number": number, "pad": b"p" * 5000}) for number in writes))
         assert [(await comm.read())["number"] for _ in range(20)] == list(range(20))
     async with acheck("both directions at once, 30 MB each"):
         _, _, back = await asyncio.gather(comm.write({"data": b"y" * 30_000_000}), asyncio.sleep(0), comm.read())
@@ -149,7 +154,7 @@ async def peer_writing(_one: Any, other: Any) -> list[Awaitable[Any]]:
 
 STATES = (nothing, reading, peer_reading, both_reading, writing, peer_writing)
 STATES_OF_WEBSOCKETS = (nothing, writing, peer_writing)
-"""The end of one leaves a read pending for ever."""
+"""On Tornado, too, the end of one leaves a read pending for ever."""
 
 
 async def ended(comms: Comms, state: Any, end: Callable[[Any, Any], Awaitable[None]]) -> None:
@@ -171,8 +176,9 @@ async def ended(comms: Comms, state: Any, end: Callable[[Any, Any], Awaitable[No
     other.abort()
     assert one.closed() and other.closed()
     for comm in (one, other):
-        with raises(CommClosedError):
-            await comm.read()
+        if comms.plain or state is nothing:  # else a read of half a message, which is left of it, is pending for ever
+            with raises(CommClosedError):
+                await comm.read()
         with raises(CommClosedError):
             await comm.write({})
     comms.done.set()
@@ -205,7 +211,7 @@ async def ends(comms: Comms) -> None:
     async def both_close(one: Any, other: Any) -> None:
         await asyncio.gather(close(one, None), close(other, None))
 
-    for state in STATES if comms.protocol in ("tcp", "tls") else STATES_OF_WEBSOCKETS:
+    for state in STATES if comms.plain else STATES_OF_WEBSOCKETS:
         for end in (close, abort, peer_closes, peer_aborts, both_close):
             async with acheck(f"{end.__name__} while {state.__name__}"):
                 await ended(comms, state, end)
@@ -234,6 +240,19 @@ async def special_ends(comms: Comms) -> None:
         with raises(CommClosedError):
             await other.read()
         comms.done.set()
+        listener.stop()
+    async with acheck("a reply arrives, though a close follows at once"):
+
+        async def reply(comm: Any) -> None:
+            await comm.write(await comm.read())
+            await comm.close()
+
+        listener = await comms.listen(reply)
+        for number in range(20):
+            one = await comms.connect(listener.contact_address)
+            await one.write(number)
+            assert await one.read() == number
+            one.abort()
         listener.stop()
     async with acheck("a cancelled read closes the comm, or leaves it whole"):
         listener, one, other = await comms.pair()
@@ -320,10 +339,11 @@ async def main(protocol: str) -> None:
     await messages(comms)
     await ends(comms)
     await special_ends(comms)
-    async with acheck("no task is left"):
-        await asyncio.sleep(0.5)
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not others, [task.get_stack() for task in others]
+    if comms.plain:
+        async with acheck("no task is left"):
+            await asyncio.sleep(0.5)
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            assert not others, [task.get_stack() for task in others]
 
 
 if __name__ == "__main__":

@@ -210,9 +210,13 @@ class Peer:
         return await self.send([self.request(kind, size, padding)]) and await self.answered()
 
     async def answered(self, within: float = 10.0, left: int = 0) -> bool:
-        """Wait until all requests but ``left`` are answered; whether they are."""
+        """Wait until all requests but ``left`` are answered; whether they are.
+
+        :param within: seconds that this may take; the time until a full server takes the client does not count.
+        """
         record = self.record
         begun = self.sim.time
+        served = self._is_served()
         while record.answers < len(record.sent) - left:
             if not await self._receive(begun + self.world.patience(within)):
                 if record.ended_at is None and record.innocent and self._is_served():
@@ -221,6 +225,8 @@ class Peer:
                 self.may_end(CloseReason.RESET)
                 self.close()
                 return False
+            if not served:
+                begun, served = self.sim.time, True
         return True
 
     def _is_served(self) -> bool:
