@@ -382,7 +382,7 @@ def kept_after_a_long_line(files: dict[str, str], server: str | None) -> float:
     """Bytes of resident memory for each idle connection."""
     trusting = ssl.create_default_context(cafile=files["certfile"])
     count, line = 150, b"x" * 900_000 + b"\n"  # with fewer, what the allocator keeps besides weighs too much
-    with ReportingServer(server=server, ssl_options=files) as serving, contextlib.ExitStack() as stack:
+    with ReportingServer(60, server, ssl_options=files) as serving, contextlib.ExitStack() as stack:
         asked = [stack.enter_context(serving.client(tls=trusting)) for _ in range(10)]
         for client in asked:  # takes the memory that is free since the start
             client.ask(line)

@@ -91,9 +91,9 @@ async def ended(peer: Peer) -> bool:
 async def test_autoit_3_a_silent_client_is_disconnected_once_with_what_it_had_sent(serving: Serving) -> None:
     server = started(serving, max_connections=2, idle_timeout=0.3, tick_interval=0.1)
     peer = serving.connect(server)
+    begun = time.monotonic()
     peer.send(b"xyz")
     await server.called("on_data")
-    begun = time.monotonic()
     stream, unread, error = await server.called("on_disconnect")
     assert time.monotonic() - begun > 0.25
     assert unread == b"xyz"
