@@ -108,10 +108,11 @@ class SendSide(StreamCore):
     # ---- at once, or corked
 
     def _cork(self, data: bytes | bytearray | memoryview) -> bool:
-        """Keep ``data`` for the end of the hub's run. Return False if the hub is not running, or it is too much."""
+        """Keep ``data`` for the end of the hub's run. Return False if the hub is not running, if it is too much, or if
+        there is none: to write nothing means to send everything."""
         hub = self._hub
         size = self._corked_size + len(data)
-        if not hub.running or not self.cork or size > CORK_SIZE:
+        if not hub.running or not self.cork or size > CORK_SIZE or not data:
             return False
         if type(data) is not bytes:
             data = bytes(data)

@@ -51,7 +51,8 @@ class WriteSide(SendSide):
         **Cork.** While more requests that have already arrived are waiting, on this stream or on others of the loop,
         writes are *corked*: done at once, and sent together when those requests were dispatched (some milliseconds
         later at most), or at 64 KiB. So "done" means *accepted and committed*: ``close()`` still delivers it. After
-        ``await stream.drain()`` the kernel has it; with ``cork=False`` that holds for every write.
+        ``await stream.drain()`` or ``await stream.write(b"")`` the kernel has it; with ``cork=False`` that holds for
+        every write.
 
         :raises StreamClosedError: from the call, if the stream is closed; from the future, if it is closed before the
             future is done.

@@ -445,6 +445,23 @@ async def test_drain_sends_what_is_corked(stream: IOStream, peer: Peer) -> None:
 
 
 @pytest.mark.gen_test
+async def test_a_write_of_nothing_sends_what_is_corked(stream: IOStream, peer: Peer) -> None:
+    """distributed does so before it shuts a socket down."""
+
+    async def reply_and_flush() -> None:
+        await stream.write(await stream.read_until(b"\n"))
+        assert stream.writing(), "nothing was corked"
+        await stream.write(b"")
+        assert not stream.writing()
+        assert peer.has_input()
+
+    task = asyncio.create_task(reply_and_flush())
+    await turns(1)
+    peer.send(LINE * 2)
+    await task
+
+
+@pytest.mark.gen_test
 async def test_corked_writes_are_sent_before_anything_is_done_with_the_socket(stream: IOStream, peer: Peer) -> None:
     async def reply_and_end() -> None:
         await stream.write(await stream.read_until(b"\n"))
