@@ -164,7 +164,10 @@ def of_bytes(world: "World", record: Record) -> Iterator[Problem]:
         yield "bytes", f"{record} got a reset after {record.answers} answers to {len(record.sent)} requests"
     if record.end != "eof" or record.reason not in IN_ORDER or is_struck(world):
         return
-    cut = world.scenario.style == "gateway" and record.reason is CloseReason.SHUTDOWN  # it knows no requests
+    # A gateway knows no requests; and what a shutdown gives up on a Unix socket ends without a reset, as there is none.
+    cut = record.reason is CloseReason.SHUTDOWN and (
+        world.scenario.style == "gateway" or (world.scenario.unix and _is_drain_over(world))
+    )
     if record.tail and not cut:
         yield "bytes", f"{record} got EOF within an answer"
     if record.answers < record.written and not cut:
@@ -172,6 +175,12 @@ def of_bytes(world: "World", record: Record) -> Iterator[Problem]:
     asked = record.answers if record.last_announced else len(record.sent)
     if record.exact and record.reason is not CloseReason.SHUTDOWN and record.answers < asked:
         yield "bytes", f"{record} got EOF after {record.answers} answers to {asked} requests"
+
+
+def _is_drain_over(world: "World") -> bool:
+    """Whether the shutdown took all the time that it has."""
+    begun, ended = world.shut_down or (0.0, 0.0)
+    return ended - begun >= world.scenario.options["drain_timeout"]
 
 
 def of_requests_in_hand(world: "World", record: Record) -> Iterator[Problem]:
