@@ -18,7 +18,7 @@ EVERYTHING = --all --engines=all
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all release-check conformance simulate bench faults-peers dropin dropin-figures style types coverage docs clean
+.PHONY: help run install test test-all release-check conformance simulate compiled pure bench faults-peers dropin dropin-figures style types coverage docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 24
@@ -67,6 +67,14 @@ style: $(VENV)/.has-tools ## format and lint, checked only
 types: $(VENV)/.has-tools ## mypy
 	$(BIN)/python -m mypy
 
+compiled: $(VENV)/.has-tests ## build the compiled core in this checkout; see docs/internals.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "Cython>=3.1" "setuptools>=77,<80.9"
+	IOSTREAMSRV_BUILD=compiled $(BIN)/python setup.py --quiet build_ext --inplace --parallel $$(getconf _NPROCESSORS_ONLN)
+
+pure: ## remove the compiled core
+	rm -rf build/cython iostreamsrv/compiled.json
+	find iostreamsrv -name '*.so' -delete
+
 coverage: $(VENV)/.has-tests ## 100 % of sansio, by its own tests
 	$(BIN)/python -m coverage run --branch --source=iostreamsrv/sansio -m pytest tests/sansio
 	$(BIN)/python -m coverage report --fail-under=100
@@ -75,7 +83,7 @@ docs: $(VENV)/.has-docs ## the pages, into build/docs; a warning fails
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
 	@echo "open build/docs/index.html"
 
-clean: ## remove the venv and all that was made
+clean: pure ## remove the venv and all that was made
 	rm -rf $(VENV) .venv-* .dropin .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

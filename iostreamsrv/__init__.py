@@ -1,5 +1,6 @@
 """iostreamsrv: the TCP server you subclass. Tornado's API, fast, safe by default, nothing lost."""
 
+from .cores import core  # first of all: it decides what the other modules are
 from .errors import (
     CertificateError,
     CloseReason,
@@ -65,6 +66,7 @@ __all__ = [
     "add_accept_handler",
     "bind_sockets",
     "bind_unix_socket",
+    "core",
     "inherited_sockets",
     "resolve",
     "run",

@@ -64,7 +64,7 @@ def check_size(name: str, value: float | None) -> int | None:
         return None
     if not is_number(value) or not value >= 1:
         raise OptionError(name, value, "must be a number of bytes, 1 or more (math.inf for no limit)")
-    return UNLIMITED if value == math.inf else int(value)
+    return UNLIMITED if value >= UNLIMITED else int(value)
 
 
 UNLIMITED = 1 << 62

@@ -8,6 +8,8 @@ is never copied. Only if unread data is left when more arrives, both are joined 
 from collections import deque
 from re import Pattern
 
+from .search import find
+
 # Before a send, pieces are joined up to this size, so that many small writes become one send. Above it, a copy costs
 # more than another system call.
 SMALL_WRITE = 65536
@@ -85,6 +87,13 @@ class ReadBuffer:
             self._data = b""
         return taken
 
+    def take_into(self, space: memoryview) -> int:
+        """Move as many bytes as there are, and as fit, into ``space``; return how many."""
+        count = min(self.size, len(space))
+        if count:
+            space[:count] = self.take(count)
+        return count
+
     def take_until(self, needle: bytes, limit: int | None) -> bytes | None:
         """Remove and return everything up to and including ``needle``; return None if it is not there yet.
 
@@ -93,7 +102,7 @@ class ReadBuffer:
         data = self._data
         start = self._start
         begin = start if self._needle is not needle or self._searched < start else self._searched
-        found = data.find(needle, begin)
+        found = find(data, needle, begin) if type(data) is bytes else data.find(needle, begin)
         count = found + len(needle) - start if found >= 0 else self.size
         if limit is not None and count > limit:
             raise OverflowError

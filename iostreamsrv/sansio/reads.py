@@ -12,10 +12,11 @@ from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
 from numbers import Integral
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, Final, Literal
 
 from ..errors import OptionError, UnsatisfiableReadError
 from .buffers import ReadBuffer
+from .search import find
 
 # Number of cached reads for each of delimiters, patterns and sizes. A protocol has a handful; one with length prefixes
 # makes a new read for each size that was not used recently.
@@ -47,21 +48,19 @@ class ReadFailed(Exception):
 class Read:
     """A pending read. Each subclass is one way to read.
 
+    :ivar plain: whether ``take`` neither calls a function of the user nor has a place for bytes that are still to
+        arrive.
     :ivar restarted: whether the read has consumed bytes and continues with the next ones. The stream resets it.
     :ivar unfinished: whether ``take`` has returned before it had tried all bytes, so that other streams have their
         turn. Then it must be called again for the same bytes.
     """
 
-    __slots__ = ()
+    __slots__ = ("plain", "restarted", "unfinished")
 
-    restarted: bool = False
-    unfinished: bool = False
-
-    holds_bytes: ClassVar[bool] = False
-    """Whether ``take`` may keep bytes when it returns :data:`MORE`. ``abandon`` puts them back."""
-
-    plain: ClassVar[bool] = True
-    """Whether ``take`` neither calls a function of the user nor has a place for bytes that are still to arrive."""
+    def __init__(self, plain: bool = True) -> None:
+        self.plain = plain
+        self.restarted = False
+        self.unfinished = False
 
     def take(self, buffer: ReadBuffer) -> Any | More:
         """Remove the result from ``buffer`` and return it, or return :data:`MORE`.
@@ -102,6 +101,7 @@ class ReadUntil(Read):
     __slots__ = ("delimiter", "max_bytes")
 
     def __init__(self, delimiter: bytes, max_bytes: int | None) -> None:
+        Read.__init__(self)
         self.delimiter = delimiter
         self.max_bytes = max_bytes
 
@@ -114,7 +114,7 @@ class ReadUntil(Read):
 
     def accept(self, chunk: bytes) -> bytes | More:
         delimiter = self.delimiter
-        if chunk.find(delimiter) + len(delimiter) != len(chunk) or len(chunk) < len(delimiter):
+        if find(chunk, delimiter) + len(delimiter) != len(chunk) or len(chunk) < len(delimiter):
             return MORE
         return chunk if self.max_bytes is None or len(chunk) <= self.max_bytes else MORE
 
@@ -135,6 +135,7 @@ class ReadUntilRegex(Read):
     __slots__ = ("max_bytes", "pattern")
 
     def __init__(self, pattern: re.Pattern[bytes], max_bytes: int | None) -> None:
+        Read.__init__(self)
         self.pattern = pattern
         self.max_bytes = max_bytes
 
@@ -164,6 +165,7 @@ class ReadBytes(Read):
     __slots__ = ("count",)
 
     def __init__(self, count: int) -> None:
+        Read.__init__(self)
         self.count = count
 
     @staticmethod
@@ -183,6 +185,7 @@ class ReadPartial(Read):
     __slots__ = ("count",)
 
     def __init__(self, count: int) -> None:
+        Read.__init__(self)
         self.count = count
 
     @staticmethod
@@ -214,10 +217,8 @@ class ReadInto(Read):
 
     __slots__ = ("filled", "partial", "target")
 
-    holds_bytes: ClassVar[bool] = True
-    plain: ClassVar[bool] = False
-
     def __init__(self, target: bytearray | memoryview, partial: bool) -> None:
+        Read.__init__(self, plain=False)
         with memoryview(target) as view:
             if view.readonly or not view.c_contiguous:
                 raise OptionError("buf", target, "must be a writable, contiguous buffer")
@@ -226,13 +227,7 @@ class ReadInto(Read):
         self.filled = 0
 
     def take(self, buffer: ReadBuffer) -> int | More:
-        def from_buffer(space: memoryview) -> int:
-            count = min(buffer.size, len(space))
-            if count:
-                space[:count] = buffer.take(count)
-            return count
-
-        return self.fill(from_buffer)
+        return self.fill(buffer.take_into)
 
     def fill(self, receive: Callable[[memoryview], int]) -> int | More:
         """Let ``receive`` put bytes where they belong: it returns how many. Return as :meth:`take` does."""
@@ -275,16 +270,13 @@ With :data:`MORE` as the result, the bytes are consumed, and the function is cal
 class ReadMatch(Read):
     """Reads what the user's function makes of the buffered bytes."""
 
-    __slots__ = ("match", "restarted", "unfinished")
-
-    plain: ClassVar[bool] = False
+    __slots__ = ("match",)
 
     def __init__(self, match: Matcher) -> None:
         if not callable(match):
             raise OptionError("match", match, "must be a function of the buffered bytes")
+        Read.__init__(self, plain=False)
         self.match = match
-        self.restarted = False
-        self.unfinished = False
 
     def take(self, buffer: ReadBuffer) -> Any | More:
         self.unfinished = False
@@ -323,6 +315,7 @@ class Discard(Read):
     __slots__ = ("keep", "limit")
 
     def __init__(self, buffer: ReadBuffer, limit: int) -> None:
+        Read.__init__(self)
         self.keep = buffer.size
         self.limit = limit
 

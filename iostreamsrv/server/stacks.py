@@ -8,7 +8,8 @@ outermost is the handler, and the innermost has the line.
 
 - by the task: a handler's, or one that a handler waits for (``await``, ``gather``, ``wait_for``, a ``TaskGroup``);
 - otherwise by the frames that have called the handler: those of this package, and of Tornado's HTTP server, have the
-  stream.
+  stream;
+- otherwise it is the stream that the loop's hub is dispatching.
 
 A task that a handler has made and does not wait for belongs to no client; only the task is named.
 
@@ -27,6 +28,8 @@ from typing import Any, NamedTuple, Protocol
 
 import tornado
 from tornado.iostream import BaseIOStream
+
+from ..streams.hub import dispatching_in
 
 OURS = str(Path(__file__).parents[1]) + os.sep
 TORNADOS = str(Path(tornado.__file__).parent) + os.sep
@@ -98,7 +101,7 @@ def see(loop: asyncio.AbstractEventLoop, frame: types.FrameType, around: int, cl
     stack = stack[: len(stack) - around] or stack[:1]
     programs = [number for number, each in enumerate(stack) if _is_programs(each)] or [0]
     inner, outer = stack[programs[0]], stack[programs[-1]]
-    found, stream = _client_of(task, stack[programs[-1] :], clients)
+    found, stream = _client_of(loop, task, stack[programs[-1] :], clients)
     where = f"{outer.f_code.co_qualname} ({_line(outer)}"
     if inner is not outer:
         where += f", in {inner.f_code.co_qualname}, {_line(inner)}"
@@ -130,7 +133,9 @@ def _is_program(filename: str) -> bool:
     return not filename.startswith(PYTHONS) or not PACKAGES.isdisjoint(Path(filename).parts)
 
 
-def _client_of(task: Any, callers: list[types.FrameType], clients: list[Any]) -> tuple[Watched | None, Any]:
+def _client_of(
+    loop: asyncio.AbstractEventLoop, task: Any, callers: list[types.FrameType], clients: list[Any]
+) -> tuple[Watched | None, Any]:
     """The client that a task serves, or for which its frames were called."""
     for related in _waiters(task):
         for each in clients:
@@ -145,7 +150,8 @@ def _client_of(task: Any, callers: list[types.FrameType], clients: list[Any]) ->
             stream, caller = _stream_of(frame.f_locals)
             if stream is not None:
                 return next((each for each in clients if each.has(stream, caller)), None), stream
-    return None, None
+    stream = dispatching_in(loop)  # the compiled core has no frames
+    return None if stream is None else next((each for each in clients if each.has(stream, None)), None), stream
 
 
 def _stream_of(variables: Any) -> tuple[Any, Any]:

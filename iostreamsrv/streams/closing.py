@@ -45,6 +45,7 @@ class CloseSide(ReadSide):
 
     def _begin_closing(self, reason: CloseReason) -> None:
         """Refuse further writes, and reads beyond the buffer. :meth:`_finish_closing` must follow."""
+        self._hub.check()
         self._closing = self._hub.loop.create_future()
         self._phase = CLOSING
         self.close_reason = reason
@@ -214,4 +215,4 @@ class CloseSide(ReadSide):
             self._hub.loop.call_soon(self._call_close_callback, callback, context=context)
 
     def _call_close_callback(self, callback: Callable[[], None]) -> None:
-        self.io_loop._run_callback(callback)  # from this frame the watchdog knows the stream
+        raise NotImplementedError

@@ -8,6 +8,7 @@ from ..errors import StreamBufferFullError, StreamClosedError, UnsatisfiableRead
 from ..options import check_timeout
 from ..sansio.reads import MORE, Discard, Read, ReadFailed, ReadInto, ReadMatch
 from .core import INLINE_BUDGET
+from .donefuture import done_future
 from .pending import PendingSide, RestoringFuture
 from .readiness import BROKEN, HANGUP, READABLE, WRITABLE
 from .state import CLOSED
@@ -46,6 +47,9 @@ class CompletionSide(PendingSide):
     # future, so that `await` sees it in one place.
 
     def _begin_read(self, read: Read, timeout: float | None, into: ReadInto | None = None) -> "Future[Any]":
+        hub = self._hub
+        if hub.checked:
+            hub.check()
         if timeout is not None:
             timeout = check_timeout("timeout", timeout)
         if self._closing is not None and not isinstance(read, Discard):
@@ -68,36 +72,30 @@ class CompletionSide(PendingSide):
                 if result is not MORE:
                     if self._close_callback is not None:  # as _done_future, without a call for each message
                         self._poll_for_eof_soon()
-                    future: Future[Any] = Future(loop=self._hub.loop)
-                    future.set_result(result)
-                    return future
+                    return done_future(hub.loop, result)
                 if self._phase == CLOSED or self._eof:
                     return self._read_hit_eof(read)
                 self._unoffered = read.unfinished
             else:
                 self._unoffered = True
             if self._readable or self._buffer.size:
-                self._hub.dispatch_again(self)
-        future = RestoringFuture(self) if read.holds_bytes else Future(loop=self._hub.loop)
+                hub.dispatch_again(self)
+        future: Future[Any] = Future(loop=hub.loop) if into is None else RestoringFuture(self)
         self._read = read
         self._read_future = future
-        hub = self._hub
         self._read_since = hub.now if hub.running else hub.time()
         if timeout is not None:
-            self._read_timer = self._hub.loop.call_later(
-                timeout, self._read_timed_out, future, timeout, context=Context()
-            )
+            self._read_timer = hub.loop.call_later(timeout, self._read_timed_out, future, timeout, context=Context())
         if not self._reads_watched and self._connect_future is None:
-            self._reads_watched = self._hub.watch_reads(self)
+            self._reads_watched = hub.watch_reads(self)
         return future
 
     def _done_future(self, result: Any) -> "Future[Any]":
         """The future of a read that is done already."""
+        self._hub.check()
         if self._close_callback is not None:
             self._poll_for_eof_soon()
-        future: Future[Any] = Future(loop=self._hub.loop)
-        future.set_result(result)
-        return future
+        return done_future(self._hub.loop, result)
 
     def _empty_read(self, result: Any) -> "Future[Any]":
         if self._read is not None and self._closing is None:
@@ -186,7 +184,7 @@ class CompletionSide(PendingSide):
             elif isinstance(read, ReadInto):
                 result = self._attempt_into(read)
             else:
-                result = self._run_for_reader(future, self._attempt, read, self._unoffered)
+                result = self._run_for_reader(future, self._attempt_now, read, self._unoffered)
         except Exception as error:
             return self._failed_in_dispatch(error)
         if result is MORE:

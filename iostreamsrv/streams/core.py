@@ -16,7 +16,7 @@ from ..sansio.reads import Read
 from .file_region import FileRegion
 from .hub import Hub, hub_of
 from .progress import ProgressWatch
-from .readiness import URGENT
+from .readiness import URGENT, Dispatched
 from .served import StreamOwner
 from .state import CLOSED, FINISHING, OPEN
 from .transports.base import Carrier, Transport
@@ -90,11 +90,11 @@ def overridable(method: F) -> F:
     return cast(F, _Overridable(method))
 
 
-class StreamCore:
+class StreamCore(Dispatched):
     """The fields and the transport of a stream, without reads and writes.
 
-    Its base is `object`: Tornado's classes are bases of the public classes only. So the engine can be compiled to
-    extension types, which need an extension type as their first base.
+    Tornado's classes are bases of the public classes only. So the engine can be compiled to extension types, which need
+    an extension type as their first base.
     """
 
     __slots__ = (
@@ -141,7 +141,6 @@ class StreamCore:
         "cork",
         "error",
         "has_handler",
-        "hub_key",
         "id",
         "io_loop",
         "linger",

@@ -20,6 +20,13 @@ def done_future_type(loop: asyncio.AbstractEventLoop) -> "Callable[[], Future[No
     return type("DoneFuture", (DoneFuture,), {"__slots__": (), "_loop": loop})
 
 
+def done_future(loop: asyncio.AbstractEventLoop, result: Any) -> "Future[Any]":
+    """A future of ``loop`` that is done."""
+    future: Future[Any] = Future(loop=loop)
+    future.set_result(result)
+    return future
+
+
 class DoneFuture:
     """A finished `asyncio.Future` with the result None: it has a future's methods, and passes for one in
     ``isinstance``, ``asyncio.isfuture``, ``wait``, ``gather``, ``wait_for`` and `tornado.gen`."""

@@ -87,6 +87,7 @@ class TLSStream(SocketStream):
         :raises ssl.SSLError: from the future, if the handshake fails.
         :raises StreamClosedError: from the future, if the connection is closed before it is done.
         """
+        self._hub.check()
         future: Future[Self] = Future(loop=self._hub.loop)
         if self._is_handshaken():
             future.set_result(self)

@@ -65,9 +65,11 @@ class Hub:
     :ivar now: the time of the latest dispatch.
     :ivar done: makes a future that is done, for a write that was sent at once or corked.
     :ivar running: a run is dispatching streams, so what is corked now will be sent soon.
+    :ivar dispatching: the stream that is being dispatched.
     :ivar others_pending: more streams wait to be dispatched in this run.
     :ivar corked: the streams to uncork at the end of the run.
     :ivar inherited: this is a forked child, and the streams are its parent's: closing them sends nothing to the peers.
+    :ivar checked: in asyncio's debug mode: a stream that is used outside of its loop raises, see :meth:`check`.
     :cvar reports_ends: whether EOF behind unread bytes is reported. If not, a stream with unread bytes would be
         reported as readable again and again, so it is not watched.
     """
@@ -76,12 +78,14 @@ class Hub:
 
     def __init__(self, io_loop: IOLoop) -> None:
         self.inherited = False
+        self.checked = False
         self.io_loop = io_loop
         self.loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
         self.follow_clock()
         self.done = done_future_type(self.loop)
         self.running = False
         self.others_pending = False
+        self.dispatching: Dispatched | None = None
         self.corked: list[Dispatched] = []
         self._due: deque[tuple[Dispatched, int]] = deque()
         self._remaining = 0  # how many entries at the head of _due belong to an unfinished batch
@@ -111,7 +115,27 @@ class Hub:
         raise NotImplementedError
 
     def check(self) -> None:
-        """In asyncio's debug mode: raise if the caller is not in this loop. See `Checked`."""
+        """In asyncio's debug mode, check that the caller is in this loop.
+
+        :raises RuntimeError: another loop is running here, or this loop runs in another thread.
+        """
+        if not self.checked:
+            return
+        running = asyncio._get_running_loop()
+        loop = self.loop
+        if running is loop or loop.is_closed() or self.inherited:
+            return
+        if loop.is_running():
+            raise RuntimeError(
+                "a stream is used in another thread: call"
+                " stream.io_loop.add_callback(stream.write, data) instead, or, to wait for the result,"
+                " asyncio.run_coroutine_threadsafe(coroutine, stream.io_loop.asyncio_loop).result()"
+            )
+        if running is not None:
+            raise RuntimeError(
+                "a stream is used in another loop: make it and use it in the same loop, or call"
+                " stream.io_loop.add_callback(stream.write, data), which runs when the stream's loop runs"
+            )
 
     def dispatch_again(self, stream: Dispatched) -> None:
         """Dispatch ``stream`` as readable in the loop's next turn: other streams have their turn first."""
@@ -163,12 +187,14 @@ class Hub:
                 if events == _REQUEUED:
                     self._requeued.discard(stream)
                     events = READABLE
+                self.dispatching = stream
                 stream.dispatch(events)
                 now = time()
         finally:
             # Also if a task raised KeyboardInterrupt or SystemExit: edges are not reported twice.
             self._remaining = count
             self.running = self.others_pending = False
+            self.dispatching = None
             try:
                 if self.corked:
                     self._uncork()
@@ -384,88 +410,42 @@ class LoopHub(Hub):
             _known_to(self.io_loop).pop(stream.hub_key, None)
 
 
-class Checked(Hub):
-    """A hub of a loop in asyncio's debug mode: it raises if one of its streams is used outside its loop.
-
-    In other modes reads and writes pay nothing for the check: a stream reads ``others_pending`` before it writes, and
-    ``loop`` when it makes a future, and here these are properties. Methods that are called less often call
-    :meth:`check`.
-    """
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        self.check()
-        return self._loop
-
-    @loop.setter
-    def loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-
-    @property
-    def others_pending(self) -> bool:
-        self.check()
-        return self._others_pending
-
-    @others_pending.setter
-    def others_pending(self, others_pending: bool) -> None:
-        self._others_pending = others_pending
-
-    def check(self) -> None:
-        """:raises RuntimeError: another loop is running here, or this loop runs in another thread."""
-        running = asyncio._get_running_loop()
-        loop = self._loop
-        if running is loop or loop.is_closed() or self.inherited:
-            return
-        if loop.is_running():
-            raise RuntimeError(
-                "a stream is used in another thread: call"
-                " stream.io_loop.add_callback(stream.write, data) instead, or, to wait for the result,"
-                " asyncio.run_coroutine_threadsafe(coroutine, stream.io_loop.asyncio_loop).result()"
-            )
-        if running is not None:
-            raise RuntimeError(
-                "a stream is used in another loop: make it and use it in the same loop, or call"
-                " stream.io_loop.add_callback(stream.write, data), which runs when the stream's loop runs"
-            )
-
-
-class CheckedEpollHub(Checked, EpollHub):
-    """`EpollHub` in debug mode."""
-
-
-class CheckedLoopHub(Checked, LoopHub):
-    """`LoopHub` in debug mode."""
-
-
 driver: Callable[[IOLoop], Hub] = EpollHub if hasattr(select, "epoll") else LoopHub
 """The class of hub that :func:`hub_of` makes. Tests set it to run on either one."""
 
 _HUB = "_iostreamsrv_hub"
 """The attribute of an `IOLoop` that holds its hub. (Its ``__dict__`` is left alone: see `clock_of`.)"""
 
-_CHECKED: dict[Any, type[Hub]] = {EpollHub: CheckedEpollHub, LoopHub: CheckedLoopHub}
-
 
 def hub_of(io_loop: IOLoop) -> Hub:
     """The hub of ``io_loop``; made at the first call."""
     hub: Hub | None = getattr(io_loop, _HUB, None)
     if hub is None:
-        make = driver
-        if io_loop.asyncio_loop.get_debug():  # type: ignore[attr-defined]
-            wakeup.debugging = True
-            make = _CHECKED.get(driver, driver)
-        hub = make(io_loop)
+        hub = driver(io_loop)
+        if hub.loop.get_debug():
+            wakeup.debugging = hub.checked = True
         setattr(io_loop, _HUB, hub)
         _hubs.add(hub)
     return hub
 
 
+def dispatching_in(loop: asyncio.AbstractEventLoop) -> Dispatched | None:
+    """The stream that a hub of ``loop`` is dispatching: for the watchdog, in another thread."""
+    for hub in _hubs_of(loop):
+        if hub.dispatching is not None:
+            return hub.dispatching
+    return None
+
+
 def follow_clock(loop: asyncio.AbstractEventLoop) -> None:
     """Make the hubs of ``loop`` use its new clock, after its clock was replaced."""
+    for hub in _hubs_of(loop):
+        hub.follow_clock()
+
+
+def _hubs_of(loop: asyncio.AbstractEventLoop) -> list[Hub]:
     io_loop = IOLoop._ioloop_for_asyncio.get(loop)
-    for hub in () if io_loop is None else vars(io_loop).values():
-        if isinstance(hub, Hub):
-            hub.follow_clock()
+    return [] if io_loop is None else [thing for thing in vars(io_loop).values() if isinstance(thing, Hub)]
 
 
 def _known_to(io_loop: IOLoop) -> dict[int, Any]:

@@ -97,6 +97,10 @@ class BaseIOStream(CloseSide, TornadoStreamNames, tornado.iostream.BaseIOStream)
         elif self._connect_future is None:
             self._poll_for_eof_soon()
 
+    def _call_close_callback(self, callback: Callable[[], None]) -> None:
+        # Not in a module that may be compiled: from this frame the watchdog knows the stream.
+        self.io_loop._run_callback(callback)
+
     def close(
         self,
         exc_info: None

@@ -98,6 +98,10 @@ class ReceiveSide(WriteSide):
                 raise StreamBufferFullError("Reached maximum read buffer size", "read")
         return MORE
 
+    def _attempt_now(self, read: Read, untried: bool) -> Any | More:
+        """:meth:`_attempt`, as an object that can be passed on."""
+        return self._attempt(read, untried)
+
     def _attempt_into(self, read: ReadInto) -> int | More:
         """:meth:`_attempt` for a read into a caller's buffer: what arrives is received into it, without a copy. If no
         other stream waits, this goes on for a slice of the loop's time."""
@@ -144,7 +148,7 @@ class ReceiveSide(WriteSide):
         size = self.read_chunk_size
         buffered = self._buffer.size
         if buffered:
-            size = max(1, min(size, self.max_buffer_size + 1 - buffered))
+            size = max(1, min(size, self.max_buffer_size - buffered + 1))
         try:
             chunk = self._receive_layered(self._io.recv, size) if self._layered else self._io.recv(size)
         except BlockingIOError:

@@ -36,8 +36,7 @@ class WriteSide(SendSide):
     # cost of an asyncio.Future. A writer that awaits it is not suspended. So _budget counts these writes, too, and now
     # and then the future is done one turn later.
     #
-    # others_pending is the first condition because it checks the thread in debug mode. _output is checked twice
-    # because uncork may have found that there is no room, or that the connection is broken.
+    # _output is checked twice because uncork may have found that there is no room, or that the connection is broken.
 
     def write(self, data: bytes | bytearray | memoryview) -> "Future[None]":
         """Write ``data``. The future is done when the kernel has taken all of it; if corked, at once. ::
@@ -64,6 +63,8 @@ class WriteSide(SendSide):
         if type(data) is not bytes:
             data = _as_bytes(data)
         hub = self._hub
+        if hub.checked:
+            hub.check()
         if self._output is None:
             if (hub.others_pending or self._buffer.size or self._corked is not None) and self._cork(data):
                 self._budget -= 1
@@ -102,12 +103,13 @@ class WriteSide(SendSide):
                 if self._hub.running:
                     self._hub.corked.append(self)
                 else:
-                    self._call_soon(self.uncork)
+                    self._call_soon(type(self).uncork, self)
             self._corked.append(bytes(data))
             self._corked_size += len(data)
         else:
             self.uncork()
-            (self._output or self._wait_for_room()).append(data)
+            output = self._wait_for_room() if self._output is None else self._output
+            output.append(data)
 
     def write_shared(self, data: bytes) -> None:
         """:meth:`write` without a future, for the same data to many streams: a queued entry is only a reference."""
@@ -188,7 +190,7 @@ class WriteSide(SendSide):
             return self._failed_future(self._closed_error("write"))
         if self._output is None or (remaining and self._output.size <= remaining):
             return self._hub.done()
-        return self._future_of_queued(remaining=remaining)
+        return self._future_of_queued(None, remaining)
 
     def send_eof(self) -> "Future[None]":
         """Half-close: the peer reads EOF after all that was written; this side may still read. ::

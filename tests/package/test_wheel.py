@@ -10,12 +10,14 @@ import pytest
 
 from tests.support import PROJECT
 
+BUILT = shutil.ignore_patterns("__pycache__", "*.so", "compiled.json")
+
 
 @pytest.mark.second_tier
 def test_a_wheel_has_every_file_of_the_package(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
-    shutil.copytree(PROJECT / "iostreamsrv", source / "iostreamsrv", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    shutil.copytree(PROJECT / "iostreamsrv", source / "iostreamsrv", ignore=BUILT)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, source)
     target.mkdir()
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", target, source]

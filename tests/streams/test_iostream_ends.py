@@ -9,6 +9,7 @@ import pytest
 
 from iostreamsrv import CloseReason, IOLoop, IOStream, OptionError, StreamClosedError
 from iostreamsrv.streams import closing as ends
+from tests.support.cores import python_core
 from tests.support.engines import on_every_stream
 from tests.support.peers import MakePair, Peer, tcp_pair
 from tests.support.waiting import PATIENCE, eventually, fill, turns
@@ -447,6 +448,7 @@ class Counting(IOStream):
         return super()._receive_some(ahead)
 
 
+@python_core
 @pytest.mark.plain("it counts calls of recv")
 @pytest.mark.gen_test
 async def test_a_close_callback_takes_no_look_at_a_socket_that_has_just_been_emptied(engine: str) -> None:

@@ -9,6 +9,7 @@ import struct
 from ...runtime.kernel import current_kernel
 from ..file_region import FileRegion
 from .base import Carrier, Transport, received, would_block
+from .carrier import carrier_of
 
 FILE_CHUNK = 1 << 20
 """Bytes of a file that are sent before a check of the clock, so that a long download does not block the loop."""
@@ -33,7 +34,7 @@ class SocketTransport(Transport):
         self.socket = sock
 
     def carrier(self) -> Carrier:
-        return self.socket
+        return carrier_of(self.socket)
 
     def fileno(self) -> int:
         return self.socket.fileno()

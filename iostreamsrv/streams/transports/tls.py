@@ -97,7 +97,7 @@ class TLSTransport(Transport):
         self.engine = TLSEngine(context, server_side, server_hostname)
         self.engine.feed(received)
         self.below = below
-        self._raw = below.socket
+        self._raw = below.carrier()
         self.handshaken = False
         self.incomplete = False
         self.stuck = False
@@ -121,7 +121,7 @@ class TLSTransport(Transport):
             # Also if it failed: then this sends the alert.
             self.stuck = not self.flush()
         if self.handshaken and self.engine.holds_tickets:
-            _acknowledge(self._raw)
+            _acknowledge(self.below.socket)
         return self.handshaken
 
     def receive_handshake(self) -> None:

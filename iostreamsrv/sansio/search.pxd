@@ -1,0 +1,1 @@
+cpdef Py_ssize_t find(bytes data, bytes needle, Py_ssize_t begin=*) except -2

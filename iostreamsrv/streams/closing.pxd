@@ -1,0 +1,4 @@
+from iostreamsrv.streams.reading cimport ReadSide
+
+cdef class CloseSide(ReadSide):
+    pass

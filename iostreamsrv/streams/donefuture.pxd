@@ -1,0 +1,1 @@
+cpdef done_future(object loop, object result)

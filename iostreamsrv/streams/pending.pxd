@@ -1,0 +1,13 @@
+cimport cython
+
+from iostreamsrv.sansio.reads cimport Read
+from iostreamsrv.streams.receiving cimport ReceiveSide
+
+cdef class PendingSide(ReceiveSide):
+    cdef _has_answered(self)
+    cdef _expect_no_read(self)
+    @cython.locals(read=Read)
+    cdef _abandon_read(self)
+    cdef _forget_read(self)
+    cdef _dispatch_without_read(self)
+    cpdef _poll_for_eof_soon(self)

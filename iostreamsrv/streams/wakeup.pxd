@@ -1,0 +1,1 @@
+cpdef resolve_now(object future, object result)
