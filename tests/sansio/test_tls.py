@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from iostreamsrv.certificates import Certificates, client_context, self_signed
+from iostreamsrv.sansio import tls
 from iostreamsrv.sansio.tls import BULK, HEADER, INPUT_PIECE, MOST_EMPTY, PIECE, RECORD, WORK, TLSEngine, Truncated
 from tests.support.tls_records import Records
 
@@ -444,9 +445,9 @@ def test_records_are_small_until_much_has_been_moved(pair: tuple[TLSEngine, TLSE
     assert RECORD < lengths[BULK // len(said)] == lengths[-1]
 
 
-def move_much(source: TLSEngine, target: TLSEngine) -> None:
+def move_much(source: TLSEngine, target: TLSEngine, bulk: int = BULK) -> None:
     """Move so much that both take and give whole records from here on."""
-    for _ in range(BULK // 65_536 + 1):
+    for _ in range(bulk // 65_536 + 1):
         source.write(bytes(65_536))
         carry(source, target)
         read_all(target)
@@ -455,10 +456,11 @@ def move_much(source: TLSEngine, target: TLSEngine) -> None:
 @pytest.mark.parametrize("size", [10_000, RECORD, 50_000, 300_000])
 @pytest.mark.parametrize("step", [5000, RECORD, 65_000, 1 << 20])
 def test_long_records_are_read_into_a_buffer_however_they_arrive(
-    pair: tuple[TLSEngine, TLSEngine], step: int, size: int
+    pair: tuple[TLSEngine, TLSEngine], monkeypatch: pytest.MonkeyPatch, step: int, size: int
 ) -> None:
     server, client = pair
-    move_much(client, server)
+    monkeypatch.setattr(tls, "BULK", 65_536)  # to move 4 MiB takes a quarter of a second
+    move_much(client, server, tls.BULK)
     said = bytes(range(256)) * 1000
     client.write(said[:200_000])
     client.write(said[200_000:])
