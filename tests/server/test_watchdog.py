@@ -416,6 +416,7 @@ def little_of_a_core() -> Iterator[None]:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not bind a process to a core")
 @pytest.mark.alone
+@pytest.mark.second_tier  # it takes 3 s for itself
 @pytest.mark.gen_test(timeout=4 * BUSY_FOR)
 async def test_a_call_that_lets_no_other_thread_run_is_named_where_the_machine_has_too_much_to_do(
     little_of_a_core: None, serving: Serving
