@@ -11,7 +11,7 @@ from .mutations import MUTATIONS, try_one
 from .scenario import draw
 from .world import play, problems_of
 
-SEEDS = 5000 if EVERY_CASE else 60
+SEEDS = 5000 if EVERY_CASE else 75
 PART = 25
 REPLAYED = 200 if EVERY_CASE else 10
 
