@@ -18,7 +18,7 @@ EVERYTHING = --all --engines=all
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all release-check conformance simulate compiled pure bench faults-peers dropin dropin-figures style types coverage docs clean
+.PHONY: help run install test test-all release-check conformance simulate compiled test-compiled pure bench faults-peers dropin dropin-figures style types coverage docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 24
@@ -70,6 +70,9 @@ types: $(VENV)/.has-tools ## mypy
 compiled: $(VENV)/.has-tests ## build the compiled core in this checkout; see docs/internals.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "Cython>=3.1" "setuptools>=77,<80.9"
 	IOSTREAMSRV_BUILD=compiled $(BIN)/python setup.py --quiet build_ext --inplace --parallel $$(getconf _NPROCESSORS_ONLN)
+
+test-compiled: compiled ## the tests of streams on the compiled core
+	$(PYTEST) $(PARALLEL) tests/sansio tests/streams tests/package/test_cores.py
 
 pure: ## remove the compiled core
 	rm -rf build/cython iostreamsrv/compiled.json

@@ -466,7 +466,7 @@ async def test_corked_writes_are_sent_before_anything_is_done_with_the_socket(st
     async def reply_and_end() -> None:
         await stream.write(await stream.read_until(b"\n"))
         assert stream.writing(), "nothing was corked"
-        stream.socket.shutdown(socket.SHUT_RDWR)
+        stream.socket.shutdown(socket.SHUT_WR)
 
     task = asyncio.create_task(reply_and_end())
     await turns(1)

@@ -1,5 +1,6 @@
 """`BlockingServer` and `Handle`: what goes wrong harms the one connection, or is a clear error, and nothing is left."""
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -820,6 +821,31 @@ def test_stop_from_a_signal_handler_ends_an_accept_in_the_main_thread() -> None:
                 server.accept()
         finally:
             signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_signal_handler_may_stop_it_while_the_thread_that_it_interrupts_wakes_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wake = asyncio.BaseEventLoop.call_soon_threadsafe
+    server = BlockingServer()
+    server.start()
+    server.listen(0, "127.0.0.1")
+    threads: list[int] = []
+
+    def accept() -> None:
+        threads.append(threading.get_ident())
+        server.accept()
+
+    def interrupted(loop: Any, *arguments: Any, **context: Any) -> Any:
+        if threads == [threading.get_ident()]:
+            threads.clear()
+            server.stop()  # as a signal handler that runs before the first line of this function
+        return wake(loop, *arguments, **context)
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "call_soon_threadsafe", interrupted)
+    with pytest.raises(ConnectionAbortedError):
+        Call(accept).result()
+    assert threads == []
 
 
 def test_stop_lets_a_handle_method_say_its_last_words() -> None:

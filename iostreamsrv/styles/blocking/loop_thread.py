@@ -88,6 +88,7 @@ class LoopThread:
         self.loop = asyncio_loop(self.io_loop)
         self._calls: deque[Callable[[], object]] = deque()
         self._woken = False
+        self._waking: set[int] = set()  # threads that have set the flag, and are about to wake the loop
         self._lock = threading.RLock()  # reentrant: a signal handler may call stop() from within call()
         self._closed = False
         self._process = os.getpid()
@@ -164,13 +165,18 @@ class LoopThread:
         self._wake()
 
     def _wake(self) -> None:
-        if self._woken:
+        thread = threading.get_ident()
+        if self._woken and thread not in self._waking:
             return  # _work() clears the flag before it looks at the queue, so it sees what was appended
+        # If a signal handler interrupts this, and waits for a call of its own, this thread wakes no loop meanwhile.
+        self._waking.add(thread)
         self._woken = True
         try:
             self.loop.call_soon_threadsafe(self._work, context=Context())
         except RuntimeError:
             pass  # the loop is closed, and no thread waits for it
+        finally:
+            self._waking.discard(thread)
 
     def _work(self) -> None:
         self._woken = False
