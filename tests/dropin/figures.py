@@ -18,14 +18,6 @@ HEADS = (
     *("", "Tornado", "iostreamsrv", "speed", "server's CPU time, of Tornado's"),
     *("server's memory: Tornado", "iostreamsrv"),
 )
-    "",
-    "Tornado",
-    "iostreamsrv",
-    "speed",
-    "server's CPU time, of Tornado's",
-    "server's memory: Tornado",
-    "iostreamsrv",
-)
 
 
 class Figure(NamedTuple):
