@@ -15,8 +15,13 @@ from .venvs import Venv, own_versions
 
 DOCS: Path = PROJECT / "docs" / "from_tornado.md"
 HEADS = (
-    *("", "Tornado", "iostreamsrv", "speed", "server's CPU time, of Tornado's"),
-    *("server's memory: Tornado", "iostreamsrv"),
+    "",
+    "Tornado",
+    "iostreamsrv",
+    "speed",
+    "server's CPU time, of Tornado's",
+    "server's memory: Tornado",
+    "iostreamsrv",
 )
 
 
