@@ -185,7 +185,8 @@ class Machine:
 
     async def leave(self) -> None:
         if self.peer_there:
-            self.lossy = self.lossy or len(self.received) < len(self.written)
+            unread_end = self.eof_sent and isinstance(self.peer, TLSPeer)  # under TLS an end is bytes, too
+            self.lossy = self.lossy or unread_end or len(self.received) < len(self.written)
             self.peer_open = self.peer_there = False
             self.peer.close()
 
