@@ -1,7 +1,5 @@
 cimport cython
 
-from iostreamsrv.sansio.search cimport find
-
 cdef class Region:
     cdef public long long left
 
