@@ -18,8 +18,7 @@ from tests.support import PROJECT
 from tests.support.modules import FRONT_DOOR, PACKAGE, imports, inside, nodes_of, own_imports
 
 ROOMS = {
-    "ground": ["version", "cores", "runtime", "errors", "options", "events"],
-    "ioloop": ["ioloop"],
+    "ground": ["version", "cores", "runtime", "errors", "options", "events", "ioloop"],
     "sansio": ["sansio"],
     "net": ["net", "netutil"],
     "certs": ["certs", "certificates"],
