@@ -15,6 +15,8 @@ def nothing_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     threads, descriptors = others(), open_descriptors()
     yield
     gc.collect()
+    for thread in others() - threads:
+        thread.join(1.0)  # one that has stopped the server itself may have its last steps before it
     assert not others() - threads  # one of an earlier test may have ended since
     assert open_descriptors() == descriptors
     assert [record.getMessage() for record in caplog.get_records("call") if record.name == "asyncio"] == []
