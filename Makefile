@@ -67,7 +67,7 @@ style: $(VENV)/.has-tools ## format and lint, checked only
 types: $(VENV)/.has-tools ## mypy
 	$(BIN)/python -m mypy
 
-compiled: $(VENV)/.has-tests ## build the compiled core in this checkout; see docs/internals.md
+compiled: pure $(VENV)/.has-tests ## build the compiled core in this checkout; see docs/internals.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "Cython>=3.1" "setuptools>=77,<80.9"
 	IOSTREAMSRV_BUILD=compiled $(BIN)/python setup.py --quiet build_ext --inplace --parallel $$(getconf _NPROCESSORS_ONLN)
 

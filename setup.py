@@ -6,9 +6,11 @@ Without it there is only the Python core. See iostreamsrv/cores.py.
 
 import os
 import runpy
+from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 DIRECTIVES = {"language_level": 3, "binding": True, "annotation_typing": False}
 """Annotations stay what they are in Python: they check nothing, and turn nothing into a number of C. The types are in
@@ -25,8 +27,15 @@ def compiled_core() -> dict[str, Any]:
     cores = runpy.run_path("iostreamsrv/cores.py")
     modules = [Extension(name, [cores["source_of"](name)], extra_compile_args=["-O2"]) for name in cores["COMPILED"]]
     extensions = cythonize(modules, build_dir="build/cython", compiler_directives=DIRECTIVES)
-    cores["record"]()
-    return {**requires, "ext_modules": extensions}
+
+    class BuildCore(build_ext):
+        """Says what the extension modules were built from, when all of them are built."""
+
+        def run(self) -> None:
+            super().run()
+            cores["record"](Path("." if self.inplace else self.build_lib, "iostreamsrv"))
+
+    return {**requires, "ext_modules": extensions, "cmdclass": {"build_ext": BuildCore}}
 
 
 setup(**compiled_core() if os.environ.get("IOSTREAMSRV_BUILD") == "compiled" else {})

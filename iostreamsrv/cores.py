@@ -8,8 +8,6 @@ Python. Python imports an extension module where there is one.
 changed after the extension modules were built: they would run the old code.
 """
 
-import hashlib
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
@@ -41,8 +39,8 @@ COMPILED = (
 """The modules of the compiled core. All of them are compiled, or none: a class of C and its base must fit together."""
 
 PACKAGE = Path(__file__).parent
-RECORD = PACKAGE / "compiled.json"
-"""What the extension modules were built from: a digest of each source."""
+RECORD = "compiled.json"
+"""The file beside this one that says what the extension modules were built from: a digest of each source."""
 
 
 def _file(name: str, suffix: str) -> Path:
@@ -56,19 +54,21 @@ def source_of(name: str) -> str:
 
 
 def _digests() -> dict[str, str]:
+    import hashlib  # takes 5 ms, and is needed only where there is a compiled core
+
     files = [_file(name, suffix) for name in COMPILED for suffix in (".py", ".pyx", ".pxd")]
     return {
         str(path.relative_to(PACKAGE)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.exists()
     }
 
 
-def record() -> None:
-    """For the build: write what the extension modules are built from."""
-    RECORD.write_text(json.dumps(_digests(), indent=1))
+def record(package: Path) -> None:
+    """For the build: write what the extension modules in ``package`` were built from."""
+    (package / RECORD).write_text(json.dumps(_digests(), indent=1))
 
 
-class _PythonCore(importlib.abc.MetaPathFinder):
-    """Finds the sources of the modules of :data:`COMPILED`."""
+class _PythonCore:
+    """An entry of ``sys.meta_path``: finds the sources of the modules of :data:`COMPILED`."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -82,9 +82,10 @@ class _PythonCore(importlib.abc.MetaPathFinder):
 
 def _choose() -> str:
     """Choose the core that runs from here on; return "python" or "compiled"."""
-    if not RECORD.exists():
+    built_from = PACKAGE / RECORD
+    if not built_from.exists():
         return "python"
-    stale = json.loads(RECORD.read_text()) != _digests()
+    stale = json.loads(built_from.read_text()) != _digests()
     if not stale and not os.environ.get("IOSTREAMSRV_PURE"):
         return "compiled"
     if stale:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +430,14 @@ async def test_a_handler_that_awaits_each_write_never_fills_the_queue(make_pair:
     assert await received == bytes(10 * len(reply))
 
 
+async def corking(peer: Peer, handler: Coroutine[Any, Any, None]) -> None:
+    """Run ``handler``, which reads a line: a second one has arrived with it, so that what it writes is corked."""
+    task = asyncio.create_task(handler)
+    await turns(1)
+    peer.send(LINE * 2)
+    await task
+
+
 @pytest.mark.gen_test
 async def test_drain_sends_what_is_corked(stream: IOStream, peer: Peer) -> None:
     async def reply_and_drain() -> None:
@@ -438,10 +446,7 @@ async def test_drain_sends_what_is_corked(stream: IOStream, peer: Peer) -> None:
         assert stream.bytes_written == len(LINE)
         assert peer.has_input()
 
-    task = asyncio.create_task(reply_and_drain())
-    await turns(1)
-    peer.send(LINE * 2)
-    await task
+    await corking(peer, reply_and_drain())
 
 
 @pytest.mark.gen_test
@@ -455,10 +460,7 @@ async def test_a_write_of_nothing_sends_what_is_corked(stream: IOStream, peer: P
         assert not stream.writing()
         assert peer.has_input()
 
-    task = asyncio.create_task(reply_and_flush())
-    await turns(1)
-    peer.send(LINE * 2)
-    await task
+    await corking(peer, reply_and_flush())
 
 
 @pytest.mark.gen_test
@@ -468,10 +470,7 @@ async def test_corked_writes_are_sent_before_anything_is_done_with_the_socket(st
         assert stream.writing(), "nothing was corked"
         stream.socket.shutdown(socket.SHUT_WR)
 
-    task = asyncio.create_task(reply_and_end())
-    await turns(1)
-    peer.send(LINE * 2)
-    await task
+    await corking(peer, reply_and_end())
     assert await peer.receive(len(LINE)) == LINE
 
 

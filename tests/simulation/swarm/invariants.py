@@ -207,9 +207,9 @@ def of_the_accept_queue(world: "World", record: Record) -> Iterator[Problem]:
         return
     if world.server.options.when_full != "wait" or "max_connections_per_ip" in scenario.options:
         return
-    begun, ended = world.shut_down
-    in_time = ended - begun < scenario.options["drain_timeout"]
-    if in_time and record.end == "reset" and record.connected_at is not None and record.connected_at < begun - ARRIVES:
+    if _is_drain_over(world) or record.end != "reset" or record.connected_at is None:
+        return
+    if record.connected_at < world.shut_down[0] - ARRIVES:
         yield "shutdown", f"{record}, connected at {record.connected_at:.3f}, is reset in the accept queue"
 
 
