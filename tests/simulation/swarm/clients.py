@@ -337,6 +337,8 @@ async def _records_and_bytes(peer: Peer, records: Records, empty: Callable[[Reco
 async def _records_unread(peer: Peer, records: Records, empty: Callable[[Records], bytes]) -> None:
     """Neither does it read what the server's TLS has to say, so it is disconnected if that is much."""
     peer.may_end(*SLOW, FULL, CloseReason.RESET, CloseReason.READ_TIMEOUT, CloseReason.MIN_RATE)
+    if peer.stream.closed():  # a fault has reset the connection just after the handshake
+        return
     peer.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     for _ in range(PIECES):
         piece = b"".join(empty(records) for _ in range(MOST_EMPTY - 1)) + records.record(b"x")
