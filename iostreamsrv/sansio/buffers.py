@@ -8,6 +8,8 @@ is never copied. Only if unread data is left when more arrives, both are joined 
 from collections import deque
 from re import Pattern
 
+from .search import find
+
 # Before a send, pieces are joined up to this size, so that many small writes become one send. Above it, a copy costs
 # more than another system call.
 SMALL_WRITE = 65536
@@ -75,7 +77,11 @@ class ReadBuffer:
         start = self._start
         end = start + count
         if type(data) is bytes:
-            taken = data[start:end]
+            if count == self.size and not start:
+                taken = data
+            else:
+                raw = data
+                taken = raw[start:end]
         else:
             with memoryview(data) as view:
                 taken = bytes(view[start:end])
@@ -100,7 +106,7 @@ class ReadBuffer:
         data = self._data
         start = self._start
         begin = start if self._needle is not needle or self._searched < start else self._searched
-        found = data.find(needle, begin)
+        found = find(data, needle, begin) if type(data) is bytes else data.find(needle, begin)
         count = found + len(needle) - start if found >= 0 else self.size
         if limit is not None and count > limit:
             raise OverflowError

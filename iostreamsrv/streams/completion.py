@@ -80,7 +80,7 @@ class CompletionSide(PendingSide):
                 self._unoffered = True
             if self._readable or self._buffer.size:
                 hub.dispatch_again(self)
-        future: Future[Any] = Future(loop=hub.loop) if into is None else RestoringFuture(self)
+        future = hub.pending() if into is None else RestoringFuture(self)
         self._read = read
         self._read_future = future
         self._read_since = hub.now if hub.running else hub.time()

@@ -11,6 +11,7 @@ cdef class Hub:
     cdef public object wall_time
     cdef public double now
     cdef public object done
+    cdef public object pending
     cdef public bint running
     cdef public bint others_pending
     cdef public Dispatched dispatching

@@ -64,6 +64,7 @@ class Hub:
     :ivar wall_time: gives the date: `time.time`, or the date of such a clock.
     :ivar now: the time of the latest dispatch.
     :ivar done: makes a future that is done, for a write that was sent at once or corked.
+    :ivar pending: makes the future of a pending read.
     :ivar running: a run is dispatching streams, so what is corked now will be sent soon.
     :ivar dispatching: the stream that is being dispatched.
     :ivar others_pending: more streams wait to be dispatched in this run.
@@ -83,6 +84,7 @@ class Hub:
         self.loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
         self.follow_clock()
         self.done = done_future_type(self.loop)
+        self.pending = wakeup.pending_future_type(self.loop)
         self.running = False
         self.others_pending = False
         self.dispatching: Dispatched | None = None

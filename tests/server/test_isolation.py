@@ -1216,7 +1216,7 @@ INHERITING = {
     "styles.blocking.server._serve_handle",
     "styles.blocking.pool.call",
     # that of the code that waits for it, and for no longer
-    "streams.wakeup._supports_eager_wakeup",
+    "streams.eager._find_wakeup",
     "runtime.running._reloads",
     "runtime.running._until_signal",
     "runtime.running.on_hangup",

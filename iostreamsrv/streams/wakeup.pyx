@@ -1,0 +1,318 @@
+# cython: language_level=3, binding=False
+"""The compiled twin of wakeup.py: the same names and meanings.
+
+A `PendingFuture` has its one callback in two fields, without a list. A task that awaits it leaves a builtin method there;
+its C definition tells whether it is a task's wake-up, without a look at its name. To step the task it is called with some
+finished future of asyncio's own: CPython's task looks there only for an exception, and then asks what it awaits, which is
+our future, for the result.
+"""
+
+import asyncio
+import types
+
+cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+
+from .eager import TASK_WAKEUP, WAKEUP, step_watched
+
+cdef extern from "Python.h":
+    ctypedef enum PySendResult:
+        PYGEN_RETURN
+        PYGEN_ERROR
+        PYGEN_NEXT
+    ctypedef PySendResult (*sendfunc)(PyObject*, PyObject*, PyObject**) except? PYGEN_ERROR
+    ctypedef struct PyAsyncMethods:
+        sendfunc am_send
+    ctypedef PyObject* (*iternextfunc)(PyObject*) except? NULL
+    ctypedef struct PyTypeObject:
+        PyAsyncMethods* tp_as_async
+        iternextfunc tp_iternext
+    PyObject* PyExc_StopIteration
+    int PyTuple_Check(PyObject*)
+    int PyExceptionInstance_Check(PyObject*)
+    void PyErr_SetObject(PyObject*, PyObject*)
+    int PyCFunction_CheckExact(object)
+    int PyContext_Enter(object) except -1
+    int PyContext_Exit(object) except -1
+    object PyContext_CopyCurrent()
+
+cdef extern from *:
+    """
+    #define iostreamsrv_method(function) ((void *)((PyCFunctionObject *)(function))->m_ml)
+    """
+    void* iostreamsrv_method(PyObject*)
+
+EAGER_WAKEUP = WAKEUP is not None
+debugging = False
+
+cdef object _Future = asyncio.Future
+cdef object _CancelledError = asyncio.CancelledError
+cdef object _InvalidStateError = asyncio.InvalidStateError
+cdef void* _wakeup = iostreamsrv_method(<PyObject*>WAKEUP) if WAKEUP is not None else NULL
+
+
+cdef object _make_finished():
+    loop = asyncio.new_event_loop()
+    future = _Future(loop=loop)
+    future.set_result(None)
+    loop.close()
+    return future
+
+
+cdef object _finished = _make_finished()
+
+cdef enum:
+    PENDING
+    FINISHED
+    FAILED
+    CANCELLED
+
+
+@cython.final
+@cython.freelist(1024)
+cdef class PendingFuture:
+    """An `asyncio.Future`, for one task that waits. It passes for one in ``isinstance``, ``asyncio.isfuture``, ``wait``,
+    ``gather``, ``wait_for`` and `tornado.gen`."""
+
+    cdef readonly object _loop
+    cdef public bint _asyncio_future_blocking
+    cdef char _phase
+    cdef object _value  # the result, the exception, or the message of a cancel
+    cdef object _traceback
+    cdef object _callback
+    cdef object _context
+    cdef list _more  # further callbacks, with their contexts
+    cdef dict __dict__
+    cdef object __weakref__
+
+    @property
+    def __class__(self):
+        return _Future
+
+    @property
+    def _callbacks(self):
+        return None if self._callback is None else [(self._callback, self._context), *(self._more or ())]
+
+    @property
+    def _state(self):
+        return ("PENDING", "FINISHED", "FINISHED", "CANCELLED")[self._phase]
+
+    def __repr__(self):
+        state = ("pending", "finished", "finished", "cancelled")[self._phase]
+        what = "" if self._phase in (PENDING, CANCELLED) else f" {'result' if self._phase == FINISHED else 'exception'}={self._value!r}"
+        return f"<PendingFuture {state}{what}>"
+
+    def get_loop(self):
+        """The loop of the stream."""
+        return self._loop
+
+    def done(self):
+        """Whether it has a result or an exception, or is cancelled."""
+        return self._phase != PENDING
+
+    def cancelled(self):
+        """Whether it is cancelled."""
+        return self._phase == CANCELLED
+
+    def cancel(self, msg=None):
+        """Cancel it, unless it is done; return whether it was not."""
+        if self._phase != PENDING:
+            return False
+        self._phase = CANCELLED
+        self._value = msg
+        self._schedule_callbacks()
+        return True
+
+    def result(self):
+        """The result. Raises the exception, or `asyncio.InvalidStateError` if there is neither."""
+        if self._phase == FINISHED:
+            return self._value
+        if self._phase == FAILED:
+            raise self._value.with_traceback(self._traceback)
+        raise self._missing("Result is not set.")
+
+    def exception(self):
+        """The exception, or None if there is a result. Raises `asyncio.InvalidStateError` if there is neither."""
+        if self._phase == FINISHED:
+            return None
+        if self._phase == FAILED:
+            return self._value
+        raise self._missing("Exception is not set.")
+
+    cdef object _missing(self, text):
+        if self._phase == PENDING:
+            return _InvalidStateError(text)
+        return _CancelledError() if self._value is None else _CancelledError(self._value)
+
+    def set_result(self, result):
+        """Make it done. Raises `asyncio.InvalidStateError` if it is done already."""
+        self._begin_to_end()
+        self._phase = FINISHED
+        self._value = result
+        self._schedule_callbacks()
+
+    def set_exception(self, exception):
+        """Make it done, with an exception. Raises as :meth:`set_result`."""
+        self._begin_to_end()
+        if isinstance(exception, type):
+            exception = exception()
+        if not isinstance(exception, BaseException):
+            raise TypeError("invalid exception object")
+        if isinstance(exception, StopIteration):
+            raise TypeError("StopIteration interacts badly with generators and cannot be raised into a Future")
+        self._phase = FAILED
+        self._value = exception
+        self._traceback = exception.__traceback__
+        self._schedule_callbacks()
+
+    cdef _begin_to_end(self):
+        if self._phase != PENDING:
+            raise _InvalidStateError("invalid state")
+
+    def add_done_callback(self, callback, *, context=None):
+        """Call ``callback`` with this future in the loop's next turn after it is done."""
+        if context is None:
+            context = PyContext_CopyCurrent()
+        if self._phase != PENDING:
+            self._loop.call_soon(callback, self, context=context)
+        elif self._callback is None:
+            self._callback = callback
+            self._context = context
+        else:
+            if self._more is None:
+                self._more = []
+            self._more.append((callback, context))
+
+    def remove_done_callback(self, callback):
+        """Forget a callback; return how often it was there."""
+        before = self._callbacks or []
+        after = [entry for entry in before if entry[0] != callback]
+        self._callback, self._context = after[0] if after else (None, None)
+        self._more = after[1:] or None
+        return len(before) - len(after)
+
+    cdef _schedule_callbacks(self):
+        entries = self._callbacks
+        self._callback = self._context = self._more = None
+        for callback, context in entries or ():
+            self._loop.call_soon(callback, self, context=context)
+
+    cdef bint _steps_task(self) noexcept:
+        """Whether its only callback is a task's wake-up."""
+        return (
+            self._callback is not None
+            and self._more is None
+            and PyCFunction_CheckExact(self._callback)
+            and iostreamsrv_method(<PyObject*>self._callback) == _wakeup
+        )
+
+    cdef _resolve(self, result):
+        if self._phase != PENDING or not self._steps_task() or not EAGER_WAKEUP:
+            return self.set_result(result)
+        callback, context = self._callback, self._context
+        self._callback = self._context = None
+        self._phase = FINISHED
+        self._value = result
+        if debugging:
+            return step_watched(self._loop, callback, context, _finished)
+        PyContext_Enter(context)
+        try:
+            callback(_finished)
+        finally:
+            PyContext_Exit(context)
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._phase == PENDING:
+            self._asyncio_future_blocking = True
+            return self
+        raise StopIteration(self.result())
+
+
+cdef PySendResult _send(PyObject* self, PyObject* value, PyObject** result) except? PYGEN_ERROR:
+    cdef PendingFuture future = <PendingFuture>self
+    result[0] = NULL
+    if future._phase == PENDING:
+        future._asyncio_future_blocking = True
+        Py_INCREF(future)
+        result[0] = <PyObject*>future
+        return PYGEN_NEXT
+    if future._phase != FINISHED:
+        future.result()
+    Py_INCREF(future._value)
+    result[0] = <PyObject*>future._value
+    return PYGEN_RETURN
+
+
+cdef PyObject* _next(PyObject* self) except? NULL:
+    """NULL without an exception is the end of an iteration whose result is None."""
+    cdef PendingFuture future = <PendingFuture>self
+    if future._phase == PENDING:
+        future._asyncio_future_blocking = True
+        Py_INCREF(future)
+        return <PyObject*>future
+    if future._phase != FINISHED:
+        future.result()
+    value = future._value
+    if value is not None:
+        if PyTuple_Check(<PyObject*>value) or PyExceptionInstance_Check(<PyObject*>value):
+            stop = StopIteration(value)  # otherwise it would be taken for the arguments, or for the exception itself
+            PyErr_SetObject(PyExc_StopIteration, <PyObject*>stop)
+        else:
+            PyErr_SetObject(PyExc_StopIteration, <PyObject*>value)
+    return NULL
+
+
+(<PyTypeObject*>PendingFuture).tp_as_async.am_send = _send
+(<PyTypeObject*>PendingFuture).tp_iternext = _next
+
+
+@cython.final
+cdef class _PendingFutures:
+    cdef object _loop
+
+    def __init__(self, loop):
+        self._loop = loop
+
+    def __call__(self):
+        cdef PendingFuture future = PendingFuture.__new__(PendingFuture)
+        future._loop = self._loop
+        return future
+
+
+def pending_future_type(loop):
+    """Makes futures of ``loop`` for pending reads."""
+    return _PendingFutures(loop)
+
+
+cpdef resolve_now(object future, object result):
+    """Set the result of ``future``. If its only callback is a task's wake-up, step that task now."""
+    if type(future) is PendingFuture:
+        return (<PendingFuture>future)._resolve(result)
+    callbacks = future._callbacks
+    if EAGER_WAKEUP and callbacks is not None and len(callbacks) == 1:
+        callback, context = callbacks[0]
+        if type(callback) is types.BuiltinMethodType and callback.__name__ == TASK_WAKEUP:
+            future.remove_done_callback(callback)
+            future.set_result(result)
+            if debugging:
+                step_watched(future.get_loop(), callback, context, future)
+            else:
+                context.run(callback, future)
+            return
+    future.set_result(result)
+
+
+def waiter_of(future):
+    """The task that awaits ``future``, if there is one."""
+    for callback, _ in future._callbacks or ():
+        waiter = getattr(callback, "__self__", None)
+        if asyncio.isfuture(waiter) and hasattr(waiter, "get_coro"):
+            return waiter
+    return None
