@@ -25,6 +25,7 @@ COMPILED = (
     "iostreamsrv.streams.readiness",
     "iostreamsrv.streams.donefuture",
     "iostreamsrv.streams.wakeup",
+    "iostreamsrv.streams.polling",
     "iostreamsrv.streams.hub",
     "iostreamsrv.streams.transports.carrier",
     "iostreamsrv.streams.core",

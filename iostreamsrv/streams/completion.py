@@ -83,7 +83,7 @@ class CompletionSide(PendingSide):
         future = hub.pending() if into is None else RestoringFuture(self)
         self._read = read
         self._read_future = future
-        self._read_since = hub.now if hub.running else hub.time()
+        self._read_since = hub.now if hub.timed else hub.time()
         if timeout is not None:
             self._read_timer = hub.loop.call_later(timeout, self._read_timed_out, future, timeout, context=Context())
         if not self._reads_watched and self._connect_future is None:

@@ -190,6 +190,7 @@ class StreamCore(Dispatched):
         self.bytes_read = 0
         self.bytes_written = 0
         self.hub_key = -1
+        self.due_events = 0
         self._hub: Hub = self._hub_of(io_loop)
         self.opened_at = self._hub.wall_time()
         self._received_at = self._hub.time()

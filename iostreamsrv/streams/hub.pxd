@@ -1,5 +1,6 @@
 cimport cython
 
+from iostreamsrv.streams.polling cimport poll, read_clock
 from iostreamsrv.streams.readiness cimport Dispatched
 
 cdef class Hub:
@@ -13,12 +14,12 @@ cdef class Hub:
     cdef public object done
     cdef public object pending
     cdef public bint running
+    cdef public bint timed
     cdef public bint others_pending
     cdef public Dispatched dispatching
     cdef public list corked
-    cdef public object _due
+    cdef public list _due
     cdef public Py_ssize_t _remaining
-    cdef public set _requeued
     cdef public bint _scheduled
     cdef public double _turn_ends
     cdef public int _slice_checks
@@ -33,7 +34,8 @@ cdef class Hub:
     cpdef bint within_slice(self) except -1
     cpdef bint slice_is_over(self, double began) except -1
     cpdef _schedule(self)
-    @cython.locals(now=double, end=double, count=Py_ssize_t, events=cython.uint, stream=Dispatched)
+    cpdef _enqueue(self, Dispatched stream, unsigned int events)
+    @cython.locals(now=double, end=double, count=Py_ssize_t, at=Py_ssize_t, due=list, events=cython.uint, stream=Dispatched)
     cpdef _run(self)
     @cython.locals(stream=Dispatched)
     cpdef _uncork(self)

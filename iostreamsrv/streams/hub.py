@@ -23,7 +23,6 @@ import asyncio
 import os
 import select
 import weakref
-from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
@@ -36,6 +35,7 @@ from ..runtime.kernel import kernel_of
 from ..runtime.logs import LogRateLimit, general
 from . import wakeup
 from .donefuture import done_future_type
+from .polling import poll, read_clock
 from .readiness import ENDED, READABLE, URGENT, WRITABLE, Dispatched
 
 SLICE = 0.003
@@ -49,8 +49,6 @@ MAX_SLICE_CHECKS = 1000
 """How often :meth:`Hub.within_slice` may be True in one turn. Streams ask every few operations, so a slice of real time
 ends long before; but a clock that a test moves stands still."""
 
-_REQUEUED = 0  # in place of events: the stream has asked for another dispatch
-
 _EDGE = 1 << 31  # EPOLLET
 _ON_READ = READABLE | URGENT | ENDED | _EDGE
 _ON_BOTH = _ON_READ | WRITABLE
@@ -63,6 +61,7 @@ class Hub:
     :ivar time: gives the time: `time.monotonic`, or the loop's clock if the loop has a different one.
     :ivar wall_time: gives the date: `time.time`, or the date of such a clock.
     :ivar now: the time of the latest dispatch.
+    :ivar timed: ``now`` is the present time: a run is dispatching streams, or uncorking them.
     :ivar done: makes a future that is done, for a write that was sent at once or corked.
     :ivar pending: makes the future of a pending read.
     :ivar running: a run is dispatching streams, so what is corked now will be sent soon.
@@ -86,12 +85,12 @@ class Hub:
         self.done = done_future_type(self.loop)
         self.pending = wakeup.pending_future_type(self.loop)
         self.running = False
+        self.timed = False
         self.others_pending = False
         self.dispatching: Dispatched | None = None
         self.corked: list[Dispatched] = []
-        self._due: deque[tuple[Dispatched, int]] = deque()
+        self._due: list[Dispatched] = []  # each with the events to dispatch in its due_events
         self._remaining = 0  # how many entries at the head of _due belong to an unfinished batch
-        self._requeued: set[Dispatched] = set()
         self._scheduled = False
         self._turn_ends = 0.0
         self._slice_checks = 0  # calls of within_slice in this turn
@@ -141,10 +140,14 @@ class Hub:
 
     def dispatch_again(self, stream: Dispatched) -> None:
         """Dispatch ``stream`` as readable in the loop's next turn: other streams have their turn first."""
-        if stream not in self._requeued:  # otherwise each edge would add an entry, and each would be requeued forever
-            self._requeued.add(stream)
-            self._due.append((stream, _REQUEUED))
+        self._enqueue(stream, READABLE)
         self._schedule()
+
+    def _enqueue(self, stream: Dispatched, events: int) -> None:
+        """Queue ``stream`` with ``events``. It has one entry: a busy peer causes an edge for each packet."""
+        if not stream.due_events:
+            self._due.append(stream)
+        stream.due_events |= events
 
     def within_slice(self) -> bool:
         """Whether the loop's present turn is younger than :data:`SLICE`. If not, a busy stream must yield."""
@@ -175,32 +178,34 @@ class Hub:
         """Dispatch the present batch for up to :data:`SLICE`. The rest, and what is queued meanwhile, waits for the
         loop's next turn."""
         time = self.time
-        now = time()
+        now = read_clock(time)
         end = now + SLICE
         due = self._due
         count = self._remaining or len(due)
-        self.running = True
+        at = 0
+        self.running = self.timed = True
         try:
-            while count and now < end:
-                count -= 1
-                self.others_pending = count > 0
+            while at < count and now < end:
+                stream = due[at]
+                at += 1
+                self.others_pending = at < count
                 self.now = now
-                stream, events = due.popleft()
-                if events == _REQUEUED:
-                    self._requeued.discard(stream)
-                    events = READABLE
+                events, stream.due_events = stream.due_events, 0
                 self.dispatching = stream
                 stream.dispatch(events)
-                now = time()
+                now = read_clock(time)
         finally:
             # Also if a task raised KeyboardInterrupt or SystemExit: edges are not reported twice.
-            self._remaining = count
+            del due[:at]
+            self._remaining = count - at
             self.running = self.others_pending = False
             self.dispatching = None
+            self.now = now
             try:
                 if self.corked:
                     self._uncork()
             finally:
+                self.timed = False
                 if due or self.corked:
                     self._schedule()
 
@@ -303,13 +308,8 @@ class EpollHub(Hub):
             return
         if self._stale:
             return self._renew()
-        ready = self._epoll.poll(0)
-        # Look up all streams before any of them is dispatched: a dispatch may close a number, and it may be reused.
-        streams = self._streams
-        try:
-            self._due.extend([(streams[number], events) for number, events in ready])
-        except KeyError:  # one number is unknown; keep the edges of all others, which are not reported twice
-            self._due.extend([(streams[number], events) for number, events in ready if number in streams])
+        # All streams are looked up before any of them is dispatched: a dispatch may close a number, and it may be reused.
+        if not poll(self._epoll, self._streams, self._due):
             self._stale = True
         if not self._scheduled:  # otherwise a run is scheduled already
             self._run()
@@ -389,7 +389,7 @@ class LoopHub(Hub):
         # updated afterwards, and only if something has changed.
         self._wanted[stream] = before & ~events
         self._dispatching = stream
-        self._due.append((stream, events))
+        self._enqueue(stream, events)
         try:
             if self.within_slice():
                 self._run()

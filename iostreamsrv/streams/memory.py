@@ -21,10 +21,6 @@ _HUB = "_iostreamsrv_memory_hub"
 class MemoryHub(Hub):
     """The hub of a loop's memory streams. Like epoll, it reports changes, and each stream once in a batch."""
 
-    def __init__(self, io_loop: IOLoop) -> None:
-        super().__init__(io_loop)
-        self._ready: dict[Dispatched, int] = {}
-
     def watch_reads(self, stream: Dispatched) -> bool:
         return self._watch(cast(MemoryStream, stream))
 
@@ -35,7 +31,7 @@ class MemoryHub(Hub):
         end: MemorySocket = cast(Any, stream.socket)
 
         def notify(events: int) -> None:
-            self._ready[stream] = self._ready.get(stream, 0) | events
+            self._enqueue(stream, events)
             if not self.loop.is_closed():
                 self._schedule()
 
@@ -46,12 +42,6 @@ class MemoryHub(Hub):
 
     def unwatch(self, stream: Dispatched) -> None:
         cast(Any, stream).socket.notify = ignore_events
-        self._ready.pop(stream, None)
-
-    def _resume(self) -> None:
-        ready, self._ready = self._ready, {}
-        self._due.extend(ready.items())
-        super()._resume()
 
 
 class MemoryStream(IOStream):

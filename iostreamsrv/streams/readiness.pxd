@@ -1,4 +1,5 @@
 cdef class Dispatched:
+    cdef public unsigned int due_events
     cdef public int hub_key
     cpdef dispatch(self, unsigned int events)
     cpdef uncork(self)

@@ -13,10 +13,12 @@ class Dispatched:
     """What the hub needs of a stream.
 
     :ivar hub_key: set by the hub: the descriptor that the stream is registered with, or -1.
+    :ivar due_events: set by the hub: the events to dispatch, while the stream is queued for it; 0 otherwise.
     """
 
-    __slots__ = ("hub_key",)
+    __slots__ = ("due_events", "hub_key")
 
+    due_events: int
     hub_key: int
 
     def fileno(self) -> int:

@@ -168,7 +168,7 @@ class ReceiveSide(WriteSide):
             self._readable = False
         self.bytes_read += len(chunk)
         hub = self._hub
-        self._received_at = hub.now if hub.running else hub.time()
+        self._received_at = hub.now if hub.timed else hub.time()
         return chunk
 
     def _receive_layered(self, receive: Callable[[Amount], Received], amount: Amount) -> Received:

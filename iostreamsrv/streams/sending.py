@@ -150,7 +150,7 @@ class SendSide(StreamCore):
             return 0
         self.bytes_written += sent
         hub = self._hub
-        self._sent_at = hub.now if hub.running else hub.time()
+        self._sent_at = hub.now if hub.timed else hub.time()
         return sent
 
     def _send_failed(self, error: Exception) -> None:
