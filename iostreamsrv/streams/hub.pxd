@@ -37,7 +37,7 @@ cdef class Hub:
     cpdef _enqueue(self, Dispatched stream, unsigned int events)
     @cython.locals(now=double, end=double, count=Py_ssize_t, at=Py_ssize_t, due=list, events=cython.uint, stream=Dispatched)
     cpdef _run(self)
-    @cython.locals(stream=Dispatched)
+    @cython.locals(corked=list, at=Py_ssize_t, stream=Dispatched)
     cpdef _uncork(self)
 
 cdef class EpollHub(Hub):

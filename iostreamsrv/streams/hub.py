@@ -211,9 +211,14 @@ class Hub:
 
     def _uncork(self) -> None:
         corked = self.corked
-        corked.reverse()
-        while corked:  # an exception from one stream leaves the others in the list, to be sent later
-            corked.pop().uncork()
+        at = 0
+        try:
+            while at < len(corked):
+                stream = corked[at]
+                at += 1
+                stream.uncork()
+        finally:  # an exception from one stream leaves the others in the list, to be sent later
+            del corked[:at]
 
     def _replaces(self, number: int, dead: Dispatched) -> None:
         """Other code has closed the descriptor of ``dead``, and another stream has the same number."""
@@ -308,7 +313,7 @@ class EpollHub(Hub):
             return
         if self._stale:
             return self._renew()
-        # All streams are looked up before any of them is dispatched: a dispatch may close a number, and it may be reused.
+        # Look up all streams before any of them is dispatched: a dispatch may close a number, and it may be reused.
         if not poll(self._epoll, self._streams, self._due):
             self._stale = True
         if not self._scheduled:  # otherwise a run is scheduled already

@@ -2,4 +2,4 @@ cdef class Dispatched:
     cdef public unsigned int due_events
     cdef public int hub_key
     cpdef dispatch(self, unsigned int events)
-    cpdef uncork(self)
+    cdef uncork(self)

@@ -10,7 +10,7 @@ cdef class SendSide(StreamCore):
     @cython.locals(hub=Hub, size=Py_ssize_t)
     cdef bint _cork(self, object data) except -1
     @cython.locals(corked=list, sent=Py_ssize_t, data=bytes)
-    cpdef uncork(self)
+    cdef uncork(self)
     @cython.locals(hub=Hub, sent=Py_ssize_t)
     cdef Py_ssize_t _send(self, object data) except -1
     cdef _send_failed(self, object error)

@@ -124,6 +124,10 @@ class SendSide(StreamCore):
             self._corked.append(data)
         return True
 
+    def send_corked(self) -> None:
+        """:meth:`uncork` for modules that are not compiled."""
+        self.uncork()
+
     def uncork(self) -> None:
         corked = self._corked
         if corked is None:

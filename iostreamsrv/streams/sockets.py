@@ -125,7 +125,7 @@ class SocketStream(TransportStream):
         """
         socket = self._socket
         if self._corked is not None:
-            self.uncork()  # a broken connection closes the stream, and then this socket raises an OSError
+            self.send_corked()  # a broken connection closes the stream, and then this socket raises an OSError
         return socket
 
     @socket.setter

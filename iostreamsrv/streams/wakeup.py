@@ -1,7 +1,7 @@
 """Completes a future and wakes the task that waits for it at once, not a turn of the loop later.
 
-``wakeup.pyx`` is the compiled twin. Its futures of pending reads are of a class of its own: to make one of asyncio's, and
-to find the task that waits for it, costs as much as all the rest of a read.
+``wakeup.pyx`` is the compiled twin. Its futures of pending reads are of a class of its own: to make one of asyncio's,
+and to find the task that waits for it, costs as much as all the rest of a read.
 """
 
 import asyncio

@@ -76,6 +76,7 @@ cdef class PendingFuture:
     ``gather``, ``wait_for`` and `tornado.gen`."""
 
     cdef readonly object _loop
+    cdef object _loop_getter
     cdef public bint _asyncio_future_blocking
     cdef char _phase
     cdef object _value  # the result, the exception, or the message of a cancel
@@ -103,9 +104,10 @@ cdef class PendingFuture:
         what = "" if self._phase in (PENDING, CANCELLED) else f" {'result' if self._phase == FINISHED else 'exception'}={self._value!r}"
         return f"<PendingFuture {state}{what}>"
 
+    @property
     def get_loop(self):
-        """The loop of the stream."""
-        return self._loop
+        """Returns the loop. Not a method: a task calls it for each read, and to bind a method costs more than the call."""
+        return self._loop_getter
 
     def done(self):
         """Whether it has a result or an exception, or is cancelled."""
@@ -274,15 +276,29 @@ cdef PyObject* _next(PyObject* self) except? NULL:
 
 
 @cython.final
-cdef class _PendingFutures:
+cdef class _LoopGetter:
     cdef object _loop
 
     def __init__(self, loop):
         self._loop = loop
 
     def __call__(self):
+        return self._loop
+
+
+@cython.final
+cdef class _PendingFutures:
+    cdef object _loop
+    cdef object _loop_getter
+
+    def __init__(self, loop):
+        self._loop = loop
+        self._loop_getter = _LoopGetter(loop)
+
+    def __call__(self):
         cdef PendingFuture future = PendingFuture.__new__(PendingFuture)
         future._loop = self._loop
+        future._loop_getter = self._loop_getter
         return future
 
 
