@@ -162,7 +162,8 @@ cdef class PendingFuture:
         if not isinstance(exception, BaseException):
             raise TypeError("invalid exception object")
         if isinstance(exception, StopIteration):
-            raise TypeError("StopIteration interacts badly with generators and cannot be raised into a Future")
+            cause, exception = exception, RuntimeError("StopIteration cannot be raised into a future")
+            exception.__cause__ = cause
         self._phase = FAILED
         self._value = exception
         self._traceback = exception.__traceback__

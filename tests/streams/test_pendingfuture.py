@@ -61,9 +61,8 @@ async def test_an_exception_is_raised_each_time_with_its_own_traceback(new: Call
 @pytest.mark.gen_test
 async def test_what_is_no_exception_is_refused(new: Callable[[], Future]) -> None:
     future = new()
-    for wrong in ("text", StopIteration()):
-        with pytest.raises(TypeError):
-            future.set_exception(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        future.set_exception("text")  # type: ignore[arg-type]
     future.set_exception(ValueError)
     assert isinstance(future.exception(), ValueError)
 
