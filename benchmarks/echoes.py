@@ -155,7 +155,8 @@ ALL_LIMITS: dict[str, Any] = {
 }
 
 VARIANTS: dict[str, Callable[..., Any]] = {
+    "iostreamsrv, Python core": start_iostreamsrv,  # its process has IOSTREAMSRV_PURE set
     "iostreamsrv, no limits": partial(start_iostreamsrv, **NO_LIMITS),
     "iostreamsrv, all limits": partial(start_iostreamsrv, **ALL_LIMITS),
 }
-"""The same servers without limits and timeouts, and with all of them."""
+"""The same servers on the Python core, without limits and timeouts, and with all of them."""

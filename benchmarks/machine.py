@@ -73,11 +73,14 @@ def resident_bytes(pid: int) -> int:
 
 def describe() -> dict[str, str]:
     """The properties of the machine that figures depend on, for the report."""
+    import iostreamsrv  # not for the servers of others, which import this module, too
+
     found = {
         "CPU": f"{_cpu_model()}, {os.cpu_count()} cores",
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
     }
+    found["iostreamsrv"] = f"{iostreamsrv.__version__}, {iostreamsrv.core} core"
     for package in ("tornado", "uvloop"):
         try:
             found[package] = importlib.metadata.version(package)

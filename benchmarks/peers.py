@@ -26,6 +26,7 @@ from . import echoes
 from .broadcasters import BROADCASTERS
 from .echoes import ECHOES, VARIANTS
 from .files import FILE_SERVERS
+from .floor import floor_program
 from .forwarders import FORWARDERS
 from .machine import BACKLOG, allow_files, avoid_pacing
 
@@ -46,12 +47,23 @@ class Peer(NamedTuple):
         return self.name if self.loop == "asyncio" else f"{self.name}, {self.loop}"
 
     def installed(self) -> bool:
+        if self == FLOOR:
+            return floor_program(tls=False) is not None
+        if self == PYTHON_CORE:
+            import iostreamsrv
+
+            return iostreamsrv.core == "compiled"  # otherwise it is the same as OURS
         modules = (self.loop, *MODULES[self.name].split(".")[:1])
         return all(importlib.util.find_spec(module) for module in modules)
+
+    def environment(self) -> dict[str, str]:
+        """The environment of its process."""
+        return {**os.environ, "IOSTREAMSRV_PURE": "1"} if self == PYTHON_CORE else dict(os.environ)
 
 
 MODULES = {
     "iostreamsrv": "iostreamsrv",
+    "iostreamsrv, Python core": "iostreamsrv",
     "Tornado": "tornado.tcpserver",
     "asyncio streams": "asyncio",
     "raw Protocol": "asyncio",
@@ -61,9 +73,12 @@ MODULES = {
 }
 """The module that each of them needs."""
 
-OURS, TORNADO, STREAMS, PROTOCOL, COPYING, UNLIMITED, LIMITED = (Peer(name) for name in MODULES)
+OURS, PYTHON_CORE, TORNADO, STREAMS, PROTOCOL, COPYING, UNLIMITED, LIMITED = (Peer(name) for name in MODULES)
+FLOOR = Peer("C, epoll")
+"""The program of floor.c: what the kernel alone takes."""
+
 PEERS = tuple(Peer(name, loop) for loop in ("asyncio", "uvloop") for name in ECHOES)
-ALL = (*PEERS, COPYING, UNLIMITED, LIMITED)
+ALL = (OURS, PYTHON_CORE, *PEERS[1:], COPYING, UNLIMITED, LIMITED, FLOOR)
 
 
 class Ticker:
@@ -102,7 +117,7 @@ async def start(name: str, mode: Mode, listener: socket.socket, target: str) -> 
     if mode == "tls-lines" or mode == "tls-chunks":
         from .encryption import server_context  # imports more than the servers need for themselves
 
-        return await ECHOES[name](listener, UNDER_TLS[mode], server_context(target))
+        return await (ECHOES | VARIANTS)[name](listener, UNDER_TLS[mode], server_context(target))
     if mode == "broadcast":
         return await BROADCASTERS[name](listener)
     return await (ECHOES | VARIANTS)[name](listener, mode)

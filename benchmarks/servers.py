@@ -9,9 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .encryption import client_context, write_certificate
+from .encryption import CERTIFICATE, KEY, client_context, write_certificate
+from .floor import floor_program
 from .machine import BACKLOG, avoid_pacing, cpu_seconds, resident_bytes
-from .peers import UNDER_TLS, Mode, Peer
+from .peers import FLOOR, UNDER_TLS, Mode, Peer
 
 START_TIMEOUT = 10.0
 STOP_TIMEOUT = 5.0
@@ -39,8 +40,9 @@ class Server:
         self._tls = client_context() if mode in UNDER_TLS else None
         target = self._target()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.peers", *peer, mode, str(core), target],
+            _command(peer, mode, core, target),
             cwd=REPOSITORY,
+            env=peer.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -121,6 +123,16 @@ class Server:
                 self._surroundings.close()
             self._seen = [(when, late) for when, late in json.loads(output or "[]")]
         return self._seen
+
+
+def _command(peer: Peer, mode: Mode, core: int, target: str) -> list[str]:
+    if peer != FLOOR:
+        return [sys.executable, "-m", "benchmarks.peers", *peer, mode, str(core), target]
+    program = floor_program(tls=mode in UNDER_TLS)
+    if program is None:
+        raise MeasurementError("it needs a C compiler, and for TLS OpenSSL's headers")
+    files = [str(Path(target, name)) for name in (CERTIFICATE, KEY)] if target else []
+    return [str(program), str(core), *files]
 
 
 def echo_once(listener: socket.socket) -> None:

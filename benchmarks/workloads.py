@@ -11,7 +11,21 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .load import Counted, Kind, Load
-from .peers import COPYING, LIMITED, OURS, PEERS, PROTOCOL, STREAMS, TORNADO, UNDER_TLS, UNLIMITED, Mode, Peer
+from .peers import (
+    COPYING,
+    FLOOR,
+    LIMITED,
+    OURS,
+    PEERS,
+    PROTOCOL,
+    PYTHON_CORE,
+    STREAMS,
+    TORNADO,
+    UNDER_TLS,
+    UNLIMITED,
+    Mode,
+    Peer,
+)
 from .servers import FILE_SIZE, MeasurementError, Server
 
 Figures = dict[str, float]
@@ -21,7 +35,7 @@ MEGABYTE = 1 << 20
 SETTLE = 0.3  # seconds until a server has nothing left to do
 PATIENCE = 30.0
 
-TLS_PEERS = (OURS, TORNADO, STREAMS, PROTOCOL, Peer(PROTOCOL.name, "uvloop"))
+TLS_PEERS = (OURS, PYTHON_CORE, TORNADO, STREAMS, PROTOCOL, Peer(PROTOCOL.name, "uvloop"), FLOOR)
 """Of the peers on uvloop, which has another TLS implementation, only the fastest: all would take minutes."""
 
 
@@ -78,6 +92,7 @@ class Rate(Loaded):
     """Messages echoed per second, the server's CPU time for them, and the load generator's share of its core."""
 
     unit: ClassVar[str] = "/s"
+    peers: ClassVar[Sequence[Peer]] = (*PEERS, PYTHON_CORE, FLOOR)
 
     def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
         counted = self.count(server, load, seconds)
@@ -118,6 +133,7 @@ class ProxyRate(Rate):
     """Messages echoed per second through a forwarder. The load generator contains the echo server."""
 
     mode: ClassVar[Mode] = "forward"
+    peers: ClassVar[Sequence[Peer]] = PEERS
 
 
 @dataclass(frozen=True)
@@ -125,6 +141,7 @@ class ProxyBulk(Bulk):
     """Megabytes (10⁶ bytes) echoed per second through a forwarder."""
 
     mode: ClassVar[Mode] = "forward"
+    peers: ClassVar[Sequence[Peer]] = PEERS
     kind: ClassVar[Kind] = "flow"
 
 
@@ -141,6 +158,7 @@ class Files(Bulk):
 class Broadcast(Rate):
     """Copies of broadcast messages delivered per second."""
 
+    peers: ClassVar[Sequence[Peer]] = PEERS
     mode: ClassVar[Mode] = "broadcast"
     kind: ClassVar[Kind] = "broadcast"
 
@@ -193,6 +211,7 @@ class Fairness(Loaded):
 class Idle(Workload):
     """Resident memory of the server process per idle connection, in bytes; without the kernel's."""
 
+    peers: ClassVar[Sequence[Peer]] = (*PEERS, PYTHON_CORE)
     connections: int
 
     def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
