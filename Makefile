@@ -13,51 +13,56 @@ BIN := $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest --quiet
 PARALLEL = -n $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN)) --dist worksteal -m "not alone"
 EVERYTHING = --all --engines=all
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The compiled core is built in this checkout, where it can be. With IOSTREAMSRV_PURE=1 it is neither built nor run.
+CORE := $(if $(IOSTREAMSRV_PURE),,$(VENV)/.has-core)
+BUILD_CORE = $(BIN)/python setup.py --quiet build_ext --inplace
 
 # Some shells set it. Without bytecode each process that runs tests compiles all of them again: 12 s, many times over.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all release-check conformance simulate compiled test-compiled pure bench faults-peers dropin dropin-figures style types coverage docs clean
+.PHONY: help run install test test-all release-check conformance simulate compiled pure bench faults-peers dropin dropin-figures style types coverage docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 24
 
-run: $(VENV)/.has-package ## start the echo server on 127.0.0.1:8888 (or HOST=... PORT=...)
+run: $(VENV)/.has-package $(CORE) ## start the echo server on 127.0.0.1:8888 (or HOST=... PORT=...)
 	@echo "An echo server. Talk to it from another terminal: nc $(HOST) $(PORT)    Ctrl-C ends it."
 	@$(BIN)/python examples/echo.py --host $(HOST) --port $(PORT)
 
-install: $(VENV)/.has-tests $(VENV)/.has-tools $(VENV)/.has-docs ## install all that the other targets need into .venv
+install: $(VENV)/.has-tests $(VENV)/.has-tools $(VENV)/.has-docs $(CORE) ## install all that the other targets need into .venv
 	$(PYTEST) --collect-only $(EVERYTHING) tests >/dev/null
 
-test: $(VENV)/.has-tests ## the first tier of tests, in about two minutes
+test: $(VENV)/.has-tests $(CORE) ## the first tier of tests, in about two minutes
 	$(PYTEST) $(PARALLEL) tests
 	$(PYTEST) -m alone tests
 
-test-all: $(VENV)/.has-tests ## all tests, on every engine, with ten times as many generated cases
+test-all: $(VENV)/.has-tests $(CORE) ## all tests, on every engine, with ten times as many generated cases
 	IOSTREAMSRV_ALL=1 $(PYTEST) $(EVERYTHING) $(PARALLEL) tests
 	IOSTREAMSRV_ALL=1 $(PYTEST) $(EVERYTHING) -m alone tests
 
 release-check: ## all checks of .ci/run, with test-all on every Python that is found
 	.ci/run release-check
 
-conformance: $(VENV)/.has-tests ## Tornado's own tests of streams and servers, run on ours
+conformance: $(VENV)/.has-tests $(CORE) ## Tornado's own tests of streams and servers, run on ours
 	$(BIN)/python -m tests.conformance
 	$(BIN)/python -m tests.conformance --our-defaults
 
-simulate: $(VENV)/.has-tests ## servers, clients and faults drawn at random, in a simulation, for 10 minutes on two cores
+simulate: $(VENV)/.has-tests $(CORE) ## servers, clients and faults drawn at random, in a simulation, for 10 minutes on two cores
 	$(BIN)/python -m tests.simulation.swarm --seconds 600 --jobs 2 --first $$(date +%s)000
 
-bench: $(VENV)/.has-tests ## measure against Tornado and asyncio, and write the table in docs
+bench: $(VENV)/.has-tests $(CORE) ## measure against Tornado and asyncio, and write the table in docs
 	$(BIN)/python -m benchmarks --write-docs
 
-faults-peers: $(VENV)/.has-tests ## probe Tornado and asyncio as well, and write the table in docs
+faults-peers: $(VENV)/.has-tests $(CORE) ## probe Tornado and asyncio as well, and write the table in docs
 	$(BIN)/python -m tests.faults --write-docs
 
-dropin: $(VENV)/.has-tests ## run public projects on Tornado and on ours, and write the table in docs; ONLY=thrift: that one only
+dropin: $(VENV)/.has-tests $(CORE) ## run public projects on Tornado and on ours, and write the table in docs; ONLY=thrift: that one only
 	$(BIN)/python -m tests.dropin $(or $(ONLY),--write-docs)
 
-dropin-figures: $(VENV)/.has-tests ## measure public projects on Tornado and on ours, and write the table in docs
+dropin-figures: $(VENV)/.has-tests $(CORE) ## measure public projects on Tornado and on ours, and write the table in docs
 	$(BIN)/python -m tests.dropin.measure --write-docs
 
 style: $(VENV)/.has-tools ## format and lint, checked only
@@ -67,23 +72,20 @@ style: $(VENV)/.has-tools ## format and lint, checked only
 types: $(VENV)/.has-tools ## mypy
 	$(BIN)/python -m mypy
 
-compiled: pure $(VENV)/.has-tests ## build the compiled core in this checkout; see docs/internals.md
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "Cython>=3.1" "setuptools>=77,<80.9"
-	IOSTREAMSRV_BUILD=compiled $(BIN)/python setup.py --quiet build_ext --inplace --parallel $$(getconf _NPROCESSORS_ONLN)
+compiled: $(VENV)/.has-build ## build the compiled core in this checkout, or say why it can't be built
+	IOSTREAMSRV_BUILD=compiled $(BUILD_CORE)
+	@touch $(VENV)/.has-core
 
-test-compiled: compiled ## the tests of streams on the compiled core
-	$(PYTEST) $(PARALLEL) tests/sansio tests/streams tests/package/test_cores.py
-
-pure: ## remove the compiled core
-	rm -rf build/cython iostreamsrv/compiled.json
+pure: ## remove the compiled core; IOSTREAMSRV_PURE=1 make test runs without it, too
+	rm -rf build/cython iostreamsrv/compiled*.json $(VENV)/.has-core
 	find iostreamsrv -name '*.so' -delete
 
 coverage: $(VENV)/.has-tests ## 100 % of sansio, by its own tests
-	$(BIN)/python -m coverage run --branch --source=iostreamsrv/sansio -m pytest tests/sansio
+	IOSTREAMSRV_PURE=1 $(BIN)/python -m coverage run --branch --source=iostreamsrv/sansio -m pytest tests/sansio
 	$(BIN)/python -m coverage report --fail-under=100
 
 docs: $(VENV)/.has-docs ## the pages, into build/docs; a warning fails
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+	IOSTREAMSRV_PURE=1 $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
 	@echo "open build/docs/index.html"
 
 clean: pure ## remove the venv and all that was made
@@ -91,13 +93,23 @@ clean: pure ## remove the venv and all that was made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files, made anew when pyproject.toml has changed. The package is installed "editable": its code needs no new
-# install.
+# install. pip builds nothing of it, which it would do from the start each time.
 $(VENV)/.has-package: EXTRAS :=
 $(VENV)/.has-tests: EXTRAS := [test]
 $(VENV)/.has-tools: EXTRAS := [test,dev]
 $(VENV)/.has-docs: EXTRAS := [docs]
-$(VENV)/.has-package $(VENV)/.has-tests $(VENV)/.has-tools $(VENV)/.has-docs: pyproject.toml | $(VENV)/.made
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".$(EXTRAS)"
+$(VENV)/.has-package $(VENV)/.has-tests $(VENV)/.has-tools $(VENV)/.has-docs: pyproject.toml | $(VENV)/.has-build
+	IOSTREAMSRV_BUILD=pure $(PIP) --no-build-isolation --editable ".$(EXTRAS)"
+	@touch $@
+
+# Only modules whose sources have changed are built. Where they can't be, one line says so, once.
+$(VENV)/.has-core: setup.py $(shell find iostreamsrv -name '*.py' -o -name '*.pyx' -o -name '*.pxd') | $(VENV)/.has-build
+	@echo "The compiled core is built, which takes up to a minute. (Without it: IOSTREAMSRV_PURE=1 make ...)"
+	$(BUILD_CORE)
+	@touch $@
+
+$(VENV)/.has-build: | $(VENV)/.made
+	$(PIP) "Cython>=3.1" "setuptools>=77,<80.9"
 	@touch $@
 
 $(VENV)/.made:

@@ -4,8 +4,9 @@ The modules that work for each message exist once, in Python. From the same sour
 beside each, Cython makes extension modules; three of them have a ``.pyx`` file instead, a twin in C of a few lines of
 Python. Python imports an extension module where there is one.
 
-``IOSTREAMSRV_PURE=1`` in the environment chooses the Python core. It is chosen as well, with a warning, if a source was
-changed after the extension modules were built: they would run the old code.
+``IOSTREAMSRV_PURE=1`` in the environment chooses the Python core. In a checkout it is chosen as well, with a warning,
+if a source was changed after the extension modules were built: they would run the old code. :data:`core` says which
+core runs, :data:`why` why it is Python's.
 """
 
 import importlib.machinery
@@ -14,9 +15,10 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 COMPILED = (
     "iostreamsrv.sansio.search",
@@ -39,62 +41,117 @@ COMPILED = (
 )
 """The modules of the compiled core. All of them are compiled, or none: a class of C and its base must fit together."""
 
-PACKAGE = Path(__file__).parent
-RECORD = "compiled.json"
-"""The file beside this one that says what the extension modules were built from: a digest of each source."""
+FOLDER = Path(__file__).parent.parent
+"""The folder of the package. Names of sources are paths from here."""
+
+SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
+"""How the extension modules of this Python end. A checkout may have those of several Pythons."""
+
+RECORD = f"compiled{SUFFIX.rpartition('.')[0]}.json"
+"""The file beside this one that the build leaves. "sources" has what the extension modules were built from, with the
+`_times` and the `_digest` of each file; an installed package has none to compare. "failed" has why there are no such
+modules."""
+
+Times = list[int]
 
 
-def _file(name: str, suffix: str) -> Path:
-    return PACKAGE.parent.joinpath(*name.split(".")).with_suffix(suffix)
+def _source(name: str, suffix: str) -> str:
+    return name.replace(".", "/") + suffix
 
 
 def source_of(name: str) -> str:
-    """What a module of the compiled core is made from, as a path from the folder of the package."""
-    twin = _file(name, ".pyx")
-    return str((twin if twin.exists() else _file(name, ".py")).relative_to(PACKAGE.parent))
+    """What a module of the compiled core is made from."""
+    twin = _source(name, ".pyx")
+    return twin if (FOLDER / twin).exists() else _source(name, ".py")
 
 
-def _digests() -> dict[str, str]:
-    import hashlib  # takes 5 ms, and is needed only where there is a compiled core
+def _times() -> dict[str, Times]:
+    """Of each source what changes whenever it is written: size, times of modification and of the last change.
 
-    files = [_file(name, suffix) for name in COMPILED for suffix in (".py", ".pyx", ".pxd")]
-    return {
-        str(path.relative_to(PACKAGE)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.exists()
-    }
+    Programs that write a file may set the one time, and none can set the other.
+    """
+    times = {}
+    for source in ["setup.py", *(_source(name, suffix) for name in COMPILED for suffix in (".py", ".pyx", ".pxd"))]:
+        try:
+            found = os.stat(f"{FOLDER}/{source}")  # noqa: PTH116 (pathlib takes three times as long)
+        except FileNotFoundError:
+            continue
+        times[source] = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    return times
 
 
-def record(package: Path) -> None:
-    """For the build: write what the extension modules in ``package`` were built from."""
-    (package / RECORD).write_text(json.dumps(_digests(), indent=1))
+def _digest(source: str) -> str:
+    import hashlib  # takes some milliseconds, and is needed only for a file that was written anew
+
+    return hashlib.sha256((FOLDER / source).read_bytes()).hexdigest()
+
+
+def snapshot() -> dict[str, tuple[Times, str]]:
+    """For the build, before it reads them: the sources, as the record has them."""
+    return {source: (times, _digest(source)) for source, times in _times().items()}
+
+
+def changed(recorded: Mapping[str, tuple[Times, str]]) -> list[str]:
+    """The sources that are not what was recorded.
+
+    What git, ``cp`` or ``touch`` wrote anew may be what it was, so that its digest decides.
+    """
+    found = _times()
+
+    def differs(source: str) -> bool:
+        if source not in found or source not in recorded:
+            return True
+        times, digest = recorded[source]
+        return found[source] != times and _digest(source) != digest
+
+    return sorted(source for source in found.keys() | recorded.keys() if differs(source))
+
+
+def read_record(package: Path) -> dict[str, Any]:
+    """What the build has left in the folder with the extension modules; nothing where there was none."""
+    try:
+        return json.loads((package / RECORD).read_bytes())  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        return {}
+
+
+def write_record(package: Path, **record: Any) -> None:
+    """For the build: say what it has made."""
+    (package / RECORD).write_text(json.dumps(record, indent=1))
 
 
 class _PythonCore:
-    """An entry of ``sys.meta_path``: finds the sources of the modules of :data:`COMPILED`."""
+    """An entry of ``sys.meta_path``: finds the sources of this package's modules, whatever lies beside them."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name not in COMPILED:
+        if not name.startswith("iostreamsrv."):
             return None
-        source = str(_file(name, ".py"))
-        loader = importlib.machinery.SourceFileLoader(name, source)
+        source = FOLDER / _source(name, ".py")
+        if not source.exists():
+            return None
+        loader = importlib.machinery.SourceFileLoader(name, str(source))
         return importlib.util.spec_from_file_location(name, source, loader=loader)
 
 
-def _choose() -> str:
-    """Choose the core that runs from here on; return "python" or "compiled"."""
-    built_from = PACKAGE / RECORD
-    if not built_from.exists():
-        return "python"
-    stale = json.loads(built_from.read_text()) != _digests()
-    if not stale and not os.environ.get("IOSTREAMSRV_PURE"):
-        return "compiled"
-    if stale:
-        text = "sources of iostreamsrv were changed after its compiled core was built: the Python core runs"
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
-    sys.meta_path.insert(0, _PythonCore())
-    return "python"
+def _choose() -> tuple[str, str]:
+    """Choose the core that runs from here on; return it, and why it is Python's."""
+    record = read_record(FOLDER / "iostreamsrv")
+    sources = record.get("sources")
+    if os.environ.get("IOSTREAMSRV_PURE"):
+        why = "IOSTREAMSRV_PURE is set"
+    elif sources is None:
+        why = record.get("failed", "no compiled core is installed")
+    elif sources and (names := changed(sources)):
+        why = f"changed after its compiled core was built: {', '.join(names)}"
+        warnings.warn(f"iostreamsrv runs on its Python core. {why.capitalize()}", RuntimeWarning, stacklevel=3)
+    else:
+        return "compiled", ""
+    if sources is not None or any((FOLDER / _source(name, SUFFIX)).exists() for name in COMPILED):
+        sys.meta_path.insert(0, _PythonCore())
+    return "python", why
 
 
-core = _choose() if __name__ == "iostreamsrv.cores" else ""
-"""The core that runs: "python" or "compiled". (setup.py runs this file for the names above.)"""
+core, why = _choose() if __name__ == "iostreamsrv.cores" else ("", "")
+"""The core that runs, "python" or "compiled", and why it is Python's. (setup.py runs this file for the names above.)"""

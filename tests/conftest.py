@@ -9,11 +9,16 @@ import os
 import select
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # `pytest_sessionstart` says which core runs, and why
+    from iostreamsrv import cores
 
 from iostreamsrv import IOLoop, IOStream
 from iostreamsrv.streams import hub
@@ -45,11 +50,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     heed_signals()
+    if cores.core == "python":
+        os.environ["IOSTREAMSRV_PURE"] = "1"  # likewise in the programs that tests start, without a warning
     if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):  # it runs tests
         authorities.forget()
         if sys.flags.dev_mode:
             debug_this_process_only()
             config.option.async_test_timeout *= 5  # everything takes several times as long
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        reason = f" ({cores.why})" if cores.why else ""
+        print(f"These tests run on the {cores.core} core of iostreamsrv{reason}.", flush=True)
 
 
 def debug_this_process_only() -> None:

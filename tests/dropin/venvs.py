@@ -92,6 +92,7 @@ class Venv:
 
     def _run(self, *command: str) -> str:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        environment["IOSTREAMSRV_BUILD"] = "pure"  # the compiled core is in the checkout, or is not to be there
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=PATIENCE, env=environment, stdin=subprocess.DEVNULL
