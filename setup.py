@@ -29,8 +29,9 @@ DIRECTIVES = {"language_level": 3, "binding": True, "annotation_typing": False}
 """Annotations stay what they are in Python: they check nothing, and turn nothing into a number of C. The types are in
 the .pxd files."""
 
-FLAGS = [] if os.environ.get("CFLAGS") else ["-O2", "-g0"]
-"""What Python itself was built with has debugging information, which makes a build half as long again."""
+FLAGS = [] if os.environ.get("CFLAGS") else ["-O2", "-g0", "-w"]
+"""For what Cython generates: the debugging information that Python itself was built with would take half as long again,
+and the compiler's warnings are not about anything in the sources. With ``CFLAGS`` in the environment, only those."""
 
 
 class Obstacle(Exception):
