@@ -104,7 +104,6 @@ $(VENV)/.has-package $(VENV)/.has-tests $(VENV)/.has-tools $(VENV)/.has-docs: py
 
 # Only modules whose sources have changed are built. Where they can't be, one line says so, once.
 $(VENV)/.has-core: setup.py $(shell find iostreamsrv -name '*.py' -o -name '*.pyx' -o -name '*.pxd') | $(VENV)/.has-build
-	@echo "The compiled core is built, which takes up to a minute. (Without it: IOSTREAMSRV_PURE=1 make ...)"
 	$(BUILD_CORE)
 	@touch $@
 

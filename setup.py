@@ -35,27 +35,37 @@ and the compiler's warnings are not about anything in the sources. With ``CFLAGS
 
 
 class Obstacle(Exception):
-    """Why the compiled core can't be built here, and what to do about it."""
+    """Why the compiled core can't be built here, and a command that may change that."""
+
+    def __init__(self, why: str, command: str = "") -> None:
+        super().__init__(f"{why}: {command}" if command else why)
+        self.why = why
 
 
 def check_machine() -> None:
     """Raise `Obstacle` where something is missing."""
     if sys.implementation.name != "cpython" or os.name != "posix":
-        raise Obstacle(f"{platform.python_implementation()} on {sys.platform} has no compiled core")
+        raise Obstacle(f"not for {platform.python_implementation()} on {platform.system()}")
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
-        raise Obstacle("a free-threaded Python has no compiled core")
-    version = "{}.{}".format(*sys.version_info)
-    try:
-        from Cython import __version__ as found
-    except ImportError:
-        raise Obstacle('no Cython (pip install "Cython>=3.1")') from None
-    if tuple(map(int, found.split(".")[:2])) < CYTHON:
-        raise Obstacle(f'Cython {found} is too old (pip install "Cython>=3.1")')
+        raise Obstacle("not for a free-threaded Python")
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
     if shutil.which(compiler) is None:
-        raise Obstacle(f"no C compiler {compiler} (apt-get install gcc)")
+        raise Obstacle(f"no C compiler ({compiler})", "apt-get install gcc")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        raise Obstacle(f"no headers of Python {version} (apt-get install python{version}-dev)")
+        version = "{}.{}".format(*sys.version_info)
+        raise Obstacle(f"no headers of Python {version}", f"apt-get install python{version}-dev")
+    try:
+        from Cython import __version__ as cython
+    except ImportError:
+        cython = "0.0"
+    if tuple(map(int, cython.split(".")[:2])) < CYTHON:
+        wanted = "Cython {}.{} or newer".format(*CYTHON)
+        raise Obstacle(f"no {wanted}", 'pip install "Cython>={}.{}"'.format(*CYTHON))
+
+
+def say(text: str) -> None:
+    """One line. (pip shows it with ``--verbose``.)"""
+    print(f"iostreamsrv: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 class BuildCore(build_ext):
@@ -76,15 +86,16 @@ class BuildCore(build_ext):
         (package / CORES["RECORD"]).unlink(missing_ok=True)  # what happens to be there, until all of it is
         try:
             check_machine()
+            say("building the compiled core, which takes up to a minute")
             self._cythonize(everything)
             super().run()
         except Exception as error:
             self._remove(package, keep=[])
             if WAY == "compiled":
                 raise
-            why = str(error) if isinstance(error, Obstacle) else f"{type(error).__name__} while it was compiled"
-            CORES["write_record"](package, failed=why)
-            print(f"iostreamsrv: {why}: installing the Python core, which is slower", file=sys.stderr)
+            why = error.why if isinstance(error, Obstacle) else f"{type(error).__name__} in its build"
+            CORES["write_record"](package, failed=f"no compiled core: {why}")
+            say(f"no compiled core, but Python's, which is slower: {error}")
             self._be_pure()
         else:
             self._remove(package, keep=[self._file(package, each.name) for each in self.extensions])

@@ -142,7 +142,7 @@ def _choose() -> tuple[str, str]:
     if os.environ.get("IOSTREAMSRV_PURE"):
         why = "IOSTREAMSRV_PURE is set"
     elif sources is None:
-        why = record.get("failed", "no compiled core is installed")
+        why = record.get("failed", "no compiled core")
     elif sources and (names := changed(sources)):
         why = f"changed after its compiled core was built: {', '.join(names)}"
         warnings.warn(f"iostreamsrv runs on its Python core. {why.capitalize()}", RuntimeWarning, stacklevel=3)
