@@ -92,7 +92,7 @@ class BuildCore(build_ext):
         except Exception as error:
             self._remove(package, keep=[])
             if WAY == "compiled":
-                raise
+                raise SystemExit(f"iostreamsrv: no compiled core: {error}") from error
             why = error.why if isinstance(error, Obstacle) else f"{type(error).__name__} in its build"
             CORES["write_record"](package, failed=f"no compiled core: {why}")
             say(f"no compiled core, but Python's, which is slower: {error}")
