@@ -83,6 +83,7 @@ class BuildCore(build_ext):
             CORES["write_record"](package, sources=sources)
             return
         everything = not self.inplace or self._misleads(package)
+        package.mkdir(parents=True, exist_ok=True)
         (package / CORES["RECORD"]).unlink(missing_ok=True)  # what happens to be there, until all of it is
         try:
             check_machine()
