@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,17 +21,8 @@ pytest.importorskip("Cython", reason='no Cython here: pip install "Cython>=3.1"'
 pytestmark = pytest.mark.second_tier
 
 MADE = shutil.ignore_patterns(
-    ".*cache",
-    ".git",
-    ".venv*",
-    ".dropin",
-    ".hypothesis",
-    "__pycache__",
-    "build",
-    "dist",
-    "*.egg-info",
-    "*.so",
-    "*.json",
+    *(".git", ".venv*", ".dropin", ".hypothesis", ".*_cache", "__pycache__", "build", "dist", "*.egg-info"),
+    *("*.so", "compiled*.json"),
 )
 
 PATIENCE = 400
@@ -41,6 +33,21 @@ PATIENCE = 400
 def checkout(tmp_path: Path) -> Path:
     """A copy of this checkout, of which nothing is built."""
     return Path(shutil.copytree(PROJECT, tmp_path / "checkout", ignore=MADE))
+
+
+SOME = [f"iostreamsrv.sansio.{name}" for name in ("search", "buffers", "reads")]
+
+
+@pytest.fixture
+def small(checkout: Path) -> Path:
+    """The same, with fewer modules to compile: it takes a second."""
+    file = checkout / "iostreamsrv/cores.py"
+    text, count = re.subn(
+        r"^COMPILED = \(.*?^\)$", f"COMPILED = {SOME}", file.read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    assert count == 1
+    file.write_text(text)
+    return checkout
 
 
 def run(*command: str | Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -57,18 +64,13 @@ def run(*command: str | Path, folder: Path, **environment: str) -> subprocess.Co
     )
 
 
-def build_wheel(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What pip does to install it, and says with ``--verbose``; without a network."""
-    command = ["-m", "pip", "wheel", "--verbose", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
-    return run(*command, "--wheel-dir", source.parent / "wheels", source, folder=source.parent, **environment)
-
-
 def installed(source: Path, **environment: str) -> tuple[Path, str]:
-    """The folder with what a wheel has, and the wheel's tag."""
-    done = build_wheel(source, **environment)
+    """What pip installs, without a network: the folder with what the wheel has, and the wheel's tag."""
+    wheels, folder = source.parent / "wheels", source.parent / "installed"
+    command = ["-m", "pip", "wheel", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
+    done = run(*command, "--wheel-dir", wheels, source, folder=source.parent, **environment)
     assert done.returncode == 0, done.stdout
-    (wheel,) = (source.parent / "wheels").iterdir()
-    folder = source.parent / "installed"
+    (wheel,) = wheels.iterdir()
     zipfile.ZipFile(wheel).extractall(folder)
     return folder, "-".join(wheel.stem.split("-")[2:])
 
@@ -88,10 +90,6 @@ while [ $# -gt 0 ]; do if [ "$1" = -o ]; then : >"$2"; fi; shift; done
     return str(program)
 
 
-def lines_of_ours(output: str) -> list[str]:
-    return [line.strip() for line in output.splitlines() if line.strip().startswith("iostreamsrv: ")]
-
-
 # ---- what is missing
 
 NO_CYTHON = {"Cython/__init__.py": "raise ImportError"}
@@ -109,47 +107,50 @@ sysconfig.get_path = lambda name, *rest, **named: "/nowhere" if name == "include
     "modules, compiler, why",
     [
         ({}, "/nowhere/cc -pthread", "no C compiler (/nowhere/cc)"),
-        (NO_HEADERS, "true", "no headers of Python 3.{}".format(*sys.version_info[1:])),
+        (NO_HEADERS, "true", f"no headers of Python 3.{sys.version_info.minor}"),
         (NO_CYTHON, "true", "no Cython 3.1 or newer"),
         (OLD_CYTHON, "true", "no Cython 3.1 or newer"),
     ],
     ids=["compiler", "headers", "cython", "cython-3.0"],
 )
-def test_where_something_is_missing_one_line_says_so_and_the_python_core_is_installed(
-    checkout: Path, modules: dict[str, str], compiler: str, why: str
+def test_where_something_is_missing_one_line_says_so(
+    tmp_path: Path, modules: dict[str, str], compiler: str, why: str
 ) -> None:
-    others = checkout.parent / "others"
     for name, text in modules.items():
-        (others / name).parent.mkdir(parents=True, exist_ok=True)
-        (others / name).write_text(text)
-    missing = {"CC": compiler, "PYTHONPATH": str(others)}
-    done = build_wheel(checkout, **missing)
-    assert done.returncode == 0, done.stdout
-    (line,) = lines_of_ours(done.stdout)
-    assert line.startswith(f"iostreamsrv: no compiled core, but Python's, which is slower: {why}: ")
-    assert "Traceback" not in done.stdout
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    command = ["setup.py", "--quiet", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path]
+    missing = {"CC": compiler, "PYTHONPATH": str(tmp_path)}
+    done = run(*command, folder=PROJECT, **missing)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"iostreamsrv: no compiled core, but Python's, which is slower: {why}: ")
+    assert done.stdout.count("\n") == 1
+    assert list(tmp_path.rglob("*.so")) == []
 
-    folder, tag = installed(checkout, **missing)
+    done = run(*command, folder=PROJECT, IOSTREAMSRV_BUILD="compiled", **missing)
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"iostreamsrv: no compiled core: {why}: ")
+    assert done.stdout.count("\n") == 1
+
+
+def test_where_something_is_missing_the_python_core_is_installed(checkout: Path) -> None:
+    folder, tag = installed(checkout, CC="/nowhere/cc")
     assert tag == "py3-none-any"
     said = run("-m", "iostreamsrv", "info", folder=folder, PYTHONPATH=str(folder)).stdout
-    assert f"python (no compiled core: {why})" in said
-
-    demanded = build_wheel(checkout, IOSTREAMSRV_BUILD="compiled", **missing)
-    assert demanded.returncode != 0
-    assert f"iostreamsrv: no compiled core: {why}" in demanded.stdout
+    assert "python (no compiled core: no C compiler (/nowhere/cc))" in said
 
 
-def test_a_wrong_value_is_an_error_that_names_the_right_ones(checkout: Path) -> None:
-    done = build_wheel(checkout, IOSTREAMSRV_BUILD="fast")
-    assert done.returncode != 0
-    assert "IOSTREAMSRV_BUILD is 'fast', and must be one of auto, compiled, pure" in done.stdout
+def test_a_wrong_value_is_an_error_that_names_the_right_ones(tmp_path: Path) -> None:
+    done = run("setup.py", "--version", folder=PROJECT, IOSTREAMSRV_BUILD="fast")
+    assert done.returncode == 1
+    assert done.stdout == "IOSTREAMSRV_BUILD is 'fast', and must be one of auto, compiled, pure\n"
 
 
 # ---- all or none
 
 
-def test_a_module_that_cannot_be_compiled_leaves_none_in_the_wheel(checkout: Path, tmp_path: Path) -> None:
-    folder, tag = installed(checkout, CC=compiler(tmp_path, fails_for="streams/reading.c"))
+def test_a_module_that_cannot_be_compiled_leaves_none_in_the_wheel(small: Path, tmp_path: Path) -> None:
+    folder, tag = installed(small, CC=compiler(tmp_path, fails_for="sansio/reads.c"))
     assert tag == "py3-none-any"
     assert [name for name in files_of(folder) if name.endswith(".so")] == []
     said = run("-m", "iostreamsrv", "info", folder=folder, PYTHONPATH=str(folder)).stdout
@@ -157,46 +158,69 @@ def test_a_module_that_cannot_be_compiled_leaves_none_in_the_wheel(checkout: Pat
     assert run(PROJECT / ".ci/smoke.py", "python", folder=folder, PYTHONPATH=str(folder)).returncode == 0
 
 
-def test_a_module_that_cannot_be_compiled_any_more_leaves_none_in_the_checkout(checkout: Path, tmp_path: Path) -> None:
-    def build(fails_for: str) -> str:
+class InPlace:
+    """Builds in a checkout, as make does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.source = folder / "iostreamsrv/sansio/reads.py"
+        self.generated = folder / "build/cython/iostreamsrv/sansio/reads.c"
+
+    def build(self, fails_for: str = "nothing") -> str:
         command = ["setup.py", "--quiet", "build_ext", "--inplace"]
-        done = run(*command, folder=checkout, CC=compiler(tmp_path, fails_for))
+        done = run(*command, folder=self.folder, CC=compiler(self.folder, fails_for))
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    def made() -> int:
-        return len(list((checkout / "iostreamsrv").rglob(f"*{cores.SUFFIX}")))
+    @property
+    def made(self) -> list[str]:
+        found = (self.folder / "iostreamsrv").rglob(f"*{cores.SUFFIX}")
+        return sorted(path.name.removesuffix(cores.SUFFIX) for path in found)
 
-    record = checkout / "iostreamsrv" / cores.RECORD
-    assert len(lines_of_ours(build("nothing"))) == 1
-    assert made() == len(cores.COMPILED)
-    assert json.loads(record.read_text()).keys() == {"sources"}
-    assert build("nothing") == ""  # nothing to do
-
-    changed = checkout / "iostreamsrv/streams/reading.py"
-    changed.write_text(changed.read_text() + "# changed\n")
-    assert "no compiled core, but Python's" in build("streams/reading.c")
-    assert made() == 0
-    assert json.loads(record.read_text()).keys() == {"failed"}
-    assert run("-c", "import iostreamsrv", folder=checkout).returncode == 0
-
-    changed.write_text(changed.read_text() + "# and mended\n")
-    build("nothing")
-    assert made() == len(cores.COMPILED)
-    assert json.loads(record.read_text()).keys() == {"sources"}
+    @property
+    def record(self) -> list[str]:
+        return list(json.loads((self.folder / "iostreamsrv" / cores.RECORD).read_text()))
 
 
-def test_an_old_file_in_place_of_a_new_one_is_built(checkout: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def in_place(small: Path) -> InPlace:
+    in_place = InPlace(small)
+    assert in_place.build() == "iostreamsrv: building the compiled core, which takes up to a minute\n"
+    assert (in_place.made, in_place.record) == (["buffers", "reads", "search"], ["sources"])
+    return in_place
+
+
+def test_a_module_that_cannot_be_compiled_any_more_leaves_none_in_the_checkout(in_place: InPlace) -> None:
+    in_place.source.write_text(in_place.source.read_text() + "# changed\n")
+    assert "no compiled core, but Python's" in in_place.build(fails_for="sansio/reads.c")
+    assert (in_place.made, in_place.record) == ([], ["failed"])
+    assert run("-c", "import iostreamsrv.sansio.reads", folder=in_place.folder).returncode == 0
+
+    in_place.source.write_text(in_place.source.read_text() + "# mended\n")
+    in_place.build()
+    assert (in_place.made, in_place.record) == (["buffers", "reads", "search"], ["sources"])
+
+
+def test_where_nothing_has_changed_nothing_is_built(in_place: InPlace) -> None:
+    in_place.generated.unlink()
+    in_place.source.write_bytes(in_place.source.read_bytes())
+    assert in_place.build() == ""
+    assert not in_place.generated.exists()
+
+
+def test_an_old_file_in_place_of_a_new_one_is_built(in_place: InPlace) -> None:
     """Cython and the compiler go by times alone."""
-    command = ["setup.py", "--quiet", "build_ext", "--inplace"]
-    run(*command, folder=checkout, CC=compiler(tmp_path, "nothing"))
-    generated = checkout / "build/cython/iostreamsrv/streams/reading.c"
-    changed = checkout / "iostreamsrv/streams/reading.py"
-    changed.write_text(changed.read_text() + "OF_ANOTHER_REVISION = 1\n")
-    os.utime(changed, (1e9, 1e9))
-    assert "OF_ANOTHER_REVISION" not in generated.read_text()
-    run(*command, folder=checkout, CC=compiler(tmp_path, "nothing"))
-    assert "OF_ANOTHER_REVISION" in generated.read_text()
+    in_place.source.write_text(in_place.source.read_text() + "OF_ANOTHER_REVISION = 1\n")
+    os.utime(in_place.source, (1e9, 1e9))
+    in_place.build()
+    assert "OF_ANOTHER_REVISION" in in_place.generated.read_text()
+
+
+def test_a_module_that_is_not_compiled_any_more_is_removed(in_place: InPlace) -> None:
+    file = in_place.folder / "iostreamsrv/cores.py"
+    file.write_text(file.read_text().replace(f"COMPILED = {SOME}", f"COMPILED = {SOME[:2]}"))
+    in_place.build()
+    assert in_place.made == ["buffers", "search"]
 
 
 # ---- what users install
@@ -219,7 +243,7 @@ def test_a_source_distribution_is_a_checkout(checkout: Path, unpacked: Path) -> 
     there = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
     of_the_build = {name for name in tracked if "egg-info" in name}
     assert tracked - there - of_the_build == {".gitignore"}
-    assert not [name for name in there if name.endswith((".c", ".so"))]
+    assert not [name for name in there if name.startswith("iostreamsrv/") and name.endswith((".c", ".so"))]
 
 
 def expected(source: Path) -> set[str]:
