@@ -51,6 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     heed_signals()
     if cores.core == "python":
+        if os.environ.get("IOSTREAMSRV_BUILD") == "compiled":
+            raise pytest.UsageError(f"no compiled core to test ({cores.why}): make compiled")
         os.environ["IOSTREAMSRV_PURE"] = "1"  # likewise in the programs that tests start, without a warning
     if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):  # it runs tests
         authorities.forget()
