@@ -145,7 +145,7 @@ def _choose() -> tuple[str, str]:
         why = record.get("failed", "no compiled core")
     elif sources and (names := changed(sources)):
         why = f"changed after its compiled core was built: {', '.join(names)}"
-        warnings.warn(f"iostreamsrv runs on its Python core. {why.capitalize()}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"iostreamsrv runs on its Python core. {why.capitalize()}", RuntimeWarning, stacklevel=4)
     else:
         return "compiled", ""
     if sources is not None or any((FOLDER / _source(name, SUFFIX)).exists() for name in COMPILED):
