@@ -41,7 +41,7 @@ COMPILED = (
 )
 """The modules of the compiled core. All of them are compiled, or none: a class of C and its base must fit together."""
 
-FOLDER = Path(__file__).parent.parent
+FOLDER = Path(__file__).resolve().parent.parent
 """The folder of the package. Names of sources are paths from here."""
 
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]

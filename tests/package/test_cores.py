@@ -83,6 +83,12 @@ def test_a_checkout_runs_what_was_built_from_it(checkout: Path) -> None:
     assert imported(checkout) == ("compiled", "", [])
 
 
+def test_a_checkout_may_be_imported_through_a_link(checkout: Path) -> None:
+    (checkout / "elsewhere").mkdir()
+    (checkout / "elsewhere/iostreamsrv").symlink_to(checkout / "iostreamsrv")
+    assert imported(checkout / "elsewhere") == ("compiled", "", [])
+
+
 def append(path: Path) -> None:
     path.write_text(path.read_text() + "# changed\n")
 
