@@ -92,10 +92,11 @@ class BuildCore(build_ext):
             super().run()
         except Exception as error:
             self._remove(package, keep=[])
+            why = error.why if isinstance(error, Obstacle) else f"{type(error).__name__} in its build"
+            tried = {} if everything else {"tried": sources}
+            CORES["write_record"](package, failed=f"no compiled core: {why}", **tried)
             if WAY == "compiled":
                 raise SystemExit(f"iostreamsrv: no compiled core: {error}") from error
-            why = error.why if isinstance(error, Obstacle) else f"{type(error).__name__} in its build"
-            CORES["write_record"](package, failed=f"no compiled core: {why}")
             say(f"no compiled core, but Python's, which is slower: {error}")
             self._be_pure()
         else:
@@ -114,15 +115,16 @@ class BuildCore(build_ext):
     def _misleads(self, package: Path) -> bool:
         """Whether Cython, which compares times, would miss a change: of setup.py, or by a file that is old.
 
-        Without a record nobody knows.
+        Without a record of the last build, or of a try to build what had changed, nobody knows.
         """
-        record = package / CORES["RECORD"]
-        changed = CORES["changed"](CORES["read_record"](package).get("sources", {}))
-        return (
-            not record.exists()
-            or "setup.py" in changed
-            or any(Path(each).exists() and Path(each).stat().st_mtime <= record.stat().st_mtime for each in changed)
-        )
+        record = CORES["read_record"](package)
+        sources = record.get("sources") or record.get("tried")
+        if not sources:
+            return True
+        changed = CORES["changed"](sources)
+        built = (package / CORES["RECORD"]).stat().st_mtime
+        present = [Path(each) for each in changed if Path(each).exists()]
+        return "setup.py" in changed or any(each.stat().st_mtime <= built for each in present)
 
     def _cythonize(self, everything: bool) -> None:
         from Cython.Build import cythonize

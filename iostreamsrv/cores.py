@@ -50,7 +50,7 @@ SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 RECORD = f"compiled{SUFFIX.rpartition('.')[0]}.json"
 """The file beside this one that the build leaves. "sources" has what the extension modules were built from, with the
 `_times` and the `_digest` of each file; an installed package has none to compare. "failed" has why there are no such
-modules."""
+modules, and "tried" the sources of the try that failed."""
 
 Times = list[int]
 
