@@ -1,7 +1,7 @@
 """Which core runs: the compiled one, or Python's.
 
 The modules that work for each message exist once, in Python. From the same source, with the types of the ``.pxd`` file
-beside each, Cython makes extension modules; three of them have a ``.pyx`` file instead, a twin in C of a few lines of
+beside each, Cython makes extension modules; some of them have a ``.pyx`` file instead, a twin in C of a few lines of
 Python. Python imports an extension module where there is one.
 
 ``IOSTREAMSRV_PURE=1`` in the environment chooses the Python core. In a checkout it is chosen as well, with a warning,
