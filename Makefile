@@ -23,7 +23,7 @@ BUILD_CORE = $(BIN)/python setup.py --quiet build_ext --inplace
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all release-check conformance simulate compiled pure bench faults-peers dropin dropin-figures style types coverage docs clean
+.PHONY: help run install test test-all test-memory release-check conformance simulate compiled pure bench faults-peers dropin dropin-figures style types coverage docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 24
@@ -42,6 +42,13 @@ test: $(VENV)/.has-tests $(CORE) ## the first tier of tests, in about two minute
 test-all: $(VENV)/.has-tests $(CORE) ## all tests, on every engine, with ten times as many generated cases
 	IOSTREAMSRV_ALL=1 $(PYTEST) $(EVERYTHING) $(PARALLEL) tests
 	IOSTREAMSRV_ALL=1 $(PYTEST) $(EVERYTHING) -m alone tests
+
+test-memory: $(VENV)/.has-tests $(VENV)/.has-build ## the tests of streams on a compiled core whose memory accesses are checked (AddressSanitizer)
+	@$(MAKE) --no-print-directory pure
+	CFLAGS="-O1 -g -w -fsanitize=address" IOSTREAMSRV_BUILD=compiled $(BUILD_CORE)
+	LD_PRELOAD=$$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc IOSTREAMSRV_BUILD=compiled \
+		IOSTREAMSRV_ALL=1 $(PYTEST) $(PARALLEL) tests/sansio tests/streams
+	@$(MAKE) --no-print-directory pure
 
 release-check: ## all checks of .ci/run, with test-all on every Python that is found
 	.ci/run release-check
