@@ -24,6 +24,7 @@ COMPILED = (
     "iostreamsrv.sansio.search",
     "iostreamsrv.sansio.buffers",
     "iostreamsrv.sansio.reads",
+    "iostreamsrv.net.backlog",
     "iostreamsrv.streams.readiness",
     "iostreamsrv.streams.donefuture",
     "iostreamsrv.streams.wakeup",

@@ -20,6 +20,7 @@ from ..runtime.clock import clock_of
 from ..runtime.exports import set_module
 from ..runtime.kernel import SYSTEM, kernel_of
 from ..runtime.loops import asyncio_loop, current_loop
+from .backlog import Backlog
 from .bind import BACKLOG
 
 ACCEPTS_PER_TURN = 16
@@ -63,7 +64,8 @@ MAX_BACKLOG = 4096
 
 
 class Acceptor:
-    """Accepts the connections of ``listener`` in a loop, and calls ``accepted(connection, address)`` for each.
+    """Accepts the connections of ``listener`` in a loop, and calls ``accepted(connection, address)`` for each. They are
+    non-blocking.
 
     The calls run in the context in which the acceptor was made, whichever code starts, pauses or resumes it.
 
@@ -73,6 +75,7 @@ class Acceptor:
         and clients wait in the kernel's queue.
     :param on_waiting: is called when a client has to wait there; it may make room.
     :param events: gets an event when descriptors run out.
+    :param blocking: leave the connections as ``listener.accept()`` gives them.
     """
 
     def __init__(
@@ -83,11 +86,13 @@ class Acceptor:
         may_accept: Callable[[], bool] = lambda: True,
         on_waiting: Callable[[], None] = lambda: None,
         events: Events = UNOWNED_EVENTS,
+        blocking: bool = False,
     ) -> None:
         listener.setblocking(False)
         if prepare is not None:
             prepare(listener)
         self.listener = listener
+        self._backlog = Backlog(listener, blocking)
         self._accepted = accepted
         self._prepare = prepare
         self._passes_on_options = listener.family in (socket.AF_INET, socket.AF_INET6)
@@ -183,13 +188,14 @@ class Acceptor:
         :returns: whether there may be another one.
         """
         try:
-            connection, address = self.listener.accept()
-        except BlockingIOError:
+            accepted = self._backlog.accept()
+        except OSError as error:
+            return self._failed(error)
+        if accepted is None:
             if self._passes_on_options:
                 self._prepare = None  # the queue is empty: later connections inherit the listener's options
             return False
-        except OSError as error:
-            return self._failed(error)
+        connection, address = accepted
         self._backoff = BACKOFF_FIRST
         if self._reserve < 0:  # there was no descriptor for it before
             self._take_reserve()
@@ -266,7 +272,7 @@ def add_accept_handler(sock: socket.socket, callback: Callable[[socket.socket, A
     if (problem := why_not_added(sock)) is not None:
         raise OptionError("sock", sock, problem)
     listen_if_bound(sock)
-    acceptor = Acceptor(sock, partial(_call_in_copy, copy_context(), callback))
+    acceptor = Acceptor(sock, partial(_call_in_copy, copy_context(), callback), blocking=True)
     acceptor.start(current_loop())
     return acceptor.stop
 

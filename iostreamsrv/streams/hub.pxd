@@ -43,6 +43,8 @@ cdef class Hub:
 cdef class EpollHub(Hub):
     cdef public object _epoll
     cdef public dict _streams
+    cdef public bint _kept
+    cdef public double _unused_since
     cdef public bint _stale
     cdef public object _warnings
 

@@ -45,6 +45,10 @@ it sees the wake-up. Together with the sends at the end of a run that must stay 
 are.
 """
 
+KEPT = 1.0
+"""Seconds for which a hub keeps its epoll after its last stream. To make one for each client of a server with one client
+at a time takes a tenth of that server's time."""
+
 MAX_SLICE_CHECKS = 1000
 """How often :meth:`Hub.within_slice` may be True in one turn. Streams ask every few operations, so a slice of real time
 ends long before; but a clock that a test moves stands still."""
@@ -114,6 +118,9 @@ class Hub:
     def unwatch(self, stream: Dispatched) -> None:
         """Stop watching ``stream``; its descriptor is about to be closed."""
         raise NotImplementedError
+
+    def close_unused(self) -> None:
+        """Close what is kept for streams to come."""
 
     def check(self) -> None:
         """In asyncio's debug mode, check that the caller is in this loop.
@@ -235,12 +242,33 @@ class Hub:
             delattr(self.io_loop, _HUB)
 
 
+class Keeper:
+    """Closes an epoll that is used no more: as the callback of a timer, or when the loop is closed.
+
+    Only the timer holds it. A loop that is closed lets go of its timers: no other of its ends is seen from outside.
+    """
+
+    __slots__ = ("_hub",)
+
+    def __init__(self, hub: "EpollHub") -> None:
+        self._hub = hub
+
+    def __call__(self) -> None:
+        self._hub.unused_for_a_while()
+
+    def __del__(self) -> None:
+        if self._hub.loop.is_closed():
+            self._hub.close_unused()
+
+
 class EpollHub(Hub):
-    """The hub for systems with epoll. Its epoll exists while it watches a stream."""
+    """The hub for systems with epoll. Its epoll exists while it watches a stream, and for :data:`KEPT` seconds more."""
 
     def __init__(self, io_loop: IOLoop) -> None:
         super().__init__(io_loop)
         self._epoll: select.epoll | None = None
+        self._kept = False  # there is a timer to close it
+        self._unused_since = 0.0
         self._streams: dict[int, Dispatched] = {}
         self._stale = False  # the epoll may have entries of closed descriptors, which cannot be removed
         self._warnings = LogRateLimit()
@@ -287,10 +315,37 @@ class EpollHub(Hub):
         self._close_if_empty()
 
     def _close_if_empty(self) -> None:
-        if not self._streams:
-            self._stale = False
-            self.io_loop.remove_handler(self)
-            self.close()
+        if self._streams:
+            return
+        if self._stale or self.loop.is_closed():
+            self._close_epoll()
+        else:
+            self._unused_since = self.time()
+            if not self._kept:
+                self._keep(KEPT)
+
+    def _keep(self, seconds: float) -> None:
+        self._kept = True
+        self.loop.call_later(seconds, Keeper(self), context=Context())
+
+    def unused_for_a_while(self) -> None:
+        """For the timer: close the epoll, unless it was used meanwhile. So one timer is enough for any number of
+        clients that come one after the other."""
+        self._kept = False
+        left = self._unused_since + KEPT - self.time()
+        if left <= 0:
+            self.close_unused()
+        elif self._epoll is not None and not self._streams:
+            self._keep(left)
+
+    def close_unused(self) -> None:
+        if self._epoll is not None and not self._streams:
+            self._close_epoll()
+
+    def _close_epoll(self) -> None:
+        self._stale = False
+        self.io_loop.remove_handler(self)
+        self.close()
 
     def _open(self) -> "select.epoll":  # quoted: some systems have none
         self._epoll = kernel_of(self.loop).epoll()
@@ -448,6 +503,12 @@ def follow_clock(loop: asyncio.AbstractEventLoop) -> None:
     """Make the hubs of ``loop`` use its new clock, after its clock was replaced."""
     for hub in _hubs_of(loop):
         hub.follow_clock()
+
+
+def close_unused(loop: asyncio.AbstractEventLoop) -> None:
+    """Close what the hubs of ``loop`` keep for streams to come."""
+    for hub in _hubs_of(loop):
+        hub.close_unused()
 
 
 def _hubs_of(loop: asyncio.AbstractEventLoop) -> list[Hub]:

@@ -106,7 +106,7 @@ class ServedStream(Protocol):
     def for_client(
         cls, connection: Any, address: Any, settings: StreamSettings, owner: StreamOwner, context: Context
     ) -> Self:
-        """Make the stream of an accepted connection."""
+        """Make the stream of an accepted connection, which is non-blocking."""
 
     def set_proxied(self, info: Any) -> None:
         """The connection is a proxy's: set ``proxy``, and the address of the client if ``info`` has one."""

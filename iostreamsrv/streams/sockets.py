@@ -63,7 +63,6 @@ class SocketStream(TransportStream):
         """See `ServedStream`. The options were checked when the server was made."""
         stream = cls.__new__(cls)
         stream._socket = connection
-        connection.setblocking(False)
         stream._remote_address = address
         stream.proxy = None
         stream._start(

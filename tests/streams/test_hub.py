@@ -11,6 +11,7 @@ import pytest
 from iostreamsrv import IOLoop, IOStream
 from iostreamsrv.streams import hub, receiving, wakeup
 from iostreamsrv.streams.wakeup import resolve_now
+from tests.conftest import new_loop
 from tests.support.engines import on_every_engine
 from tests.support.leaks import open_descriptors
 from tests.support.peers import MakePair, Peer
@@ -440,19 +441,55 @@ def test_an_interrupted_dispatch_delivers_what_its_reader_wrote(io_loop: IOLoop,
 # ---- the hub itself
 
 
+async def come_and_go(count: int = 3) -> None:
+    """Streams that are watched, and closed."""
+    pairs = [socket.socketpair() for _ in range(count)]
+    streams = [IOStream(ours) for ours, _ in pairs]
+    for stream in streams:
+        stream.read_bytes(1)
+    for stream, (_, theirs) in zip(streams, pairs, strict=True):
+        stream.close()
+        theirs.close()
+    await turns(2)
+
+
 @pytest.mark.gen_test
-async def test_the_hub_comes_with_the_first_stream_and_goes_with_the_last(io_loop: IOLoop) -> None:
+async def test_the_hub_comes_with_the_first_stream_and_goes_a_second_after_the_last(io_loop: IOLoop) -> None:
     before = open_descriptors()
-    for _ in range(2):
-        pairs = [socket.socketpair() for _ in range(3)]
-        streams = [IOStream(ours) for ours, _ in pairs]
-        for stream in streams:
-            stream.read_bytes(1)
-        for stream, (_, theirs) in zip(streams, pairs, strict=True):
-            stream.close()
-            theirs.close()
-        await turns(2)
-        assert open_descriptors() == before
+    await come_and_go()
+    kept = open_descriptors() - before
+    for _ in range(4):
+        await asyncio.sleep(0.4)  # in all more than it is kept for
+        await come_and_go()
+        assert open_descriptors() - before == kept
+    assert len(kept) == isinstance(hub.hub_of(io_loop), hub.EpollHub)
+    await asyncio.sleep(hub.KEPT + 0.2)
+    assert open_descriptors() == before
+    await come_and_go()
+    await asyncio.sleep(hub.KEPT + 0.2)
+    assert open_descriptors() == before
+
+
+def test_what_the_hub_keeps_goes_with_the_loop(engine: str) -> None:
+    loop = new_loop(engine)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    before = open_descriptors()
+    loop = new_loop(engine)
+    loop.run_until_complete(come_and_go())
+    loop.close()  # as asyncio.run() does it: Tornado's loop is not told
+    assert open_descriptors() == before
+
+
+@pytest.mark.gen_test
+async def test_one_timer_is_enough_for_all_clients_that_come_and_go(io_loop: IOLoop) -> None:
+    loop: Any = io_loop.asyncio_loop  # type: ignore[attr-defined]
+    if not hasattr(loop, "_scheduled"):
+        pytest.skip("this loop does not show its timers")
+    before = len(loop._scheduled)
+    for _ in range(50):
+        await come_and_go(1)
+    assert len(loop._scheduled) - before == isinstance(hub.hub_of(io_loop), hub.EpollHub)
 
 
 @pytest.mark.gen_test

@@ -13,6 +13,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 from ...runtime.clock import real_wall_time
+from ...streams.hub import close_unused
 from .faults import Faults
 from .network import Network
 from .polling import Selector
@@ -99,6 +100,7 @@ class SimulationLoop(BaseSelectorEventLoop):
         :param date: see `Simulation`.
         :raises RuntimeError: there are sockets in the one that there is.
         """
+        close_unused(self)
         if self.kernel.open:
             raise RuntimeError("this loop has sockets: begin a simulation in a new loop")
         before, self.kernel = self.kernel, Network(seed, faults, self.kernel.now, trace)
@@ -115,6 +117,13 @@ class SimulationLoop(BaseSelectorEventLoop):
 
     def _write_to_self(self) -> None:
         """See above."""
+
+    def close(self) -> None:
+        """See `asyncio.loop.close`. As there, the timers are let go of."""
+        super().close()
+        agenda = self.kernel.agenda
+        agenda[:] = [entry for entry in agenda if type(entry[2]) is not Timer]
+        heapify(agenda)
 
     # ---- time
 
