@@ -210,8 +210,11 @@ class StreamClosedError(tornado.iostream.StreamClosedError, StreamError):
         reason: CloseReason | None = None,
         stream_id: int | None = None,
     ) -> None:
-        super().__init__(real_error)
-        self.errno = getattr(real_error, "errno", None)
+        # What Tornado's constructor does, without a call of it: each client's end makes one of these.
+        OSError.__init__(self, "Stream is closed")
+        self.real_error = real_error
+        if real_error is not None:
+            self.errno = getattr(real_error, "errno", None)
         self.operation = operation
         self.reason = reason
         self.stream_id = stream_id

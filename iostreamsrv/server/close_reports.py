@@ -29,24 +29,26 @@ class CloseReports:
 
     def add(self, stream: IOStream, had_handler: bool) -> None:
         """Report that a stream is closed, now or after the report that is under way."""
-        self._queue.append((stream, had_handler))
-        if not self._reporting:
-            self._report_all()
-
-    def _report_all(self) -> None:
+        if self._reporting:
+            self._queue.append((stream, had_handler))
+            return
         self._reporting = True
         try:
+            self._report(stream, had_handler)
             while self._queue:
-                stream, had_handler = self._queue.popleft()
-                if self.owner.events.wanted("close"):
-                    self._emit_close(stream)
-                if had_handler and self.owner.overrides("handle_close"):
-                    run_for(stream, self._call_handle_close, stream)
-                if not stream.has_handler:
-                    # Nothing runs there any more, and a variable may keep the stream.
-                    stream.callback_context = None
+                self._report(*self._queue.popleft())
         finally:
             self._reporting = False
+
+    def _report(self, stream: IOStream, had_handler: bool) -> None:
+        owner = self.owner
+        if owner.events.wanted("close"):
+            self._emit_close(stream)
+        if had_handler and owner.overrides("handle_close"):
+            run_for(stream, self._call_handle_close, stream)
+        if not stream.has_handler:
+            # Nothing runs there any more, and a variable may keep the stream.
+            stream.callback_context = None
 
     def _emit_close(self, stream: IOStream) -> None:
         reason, address = stream.close_reason, stream.remote_address

@@ -83,6 +83,7 @@ class ConnectionOwner(Protocol):
     events: Events
     deadlines: Deadlines
     open: dict[int, IOStream]
+    rejected: dict[int, IOStream]
     cancel_reason: CloseReason
     handling: "dict[asyncio.Future[Any], Connection]"
     on_handler_done: "Callable[[asyncio.Future[Any]], None]"
@@ -128,8 +129,9 @@ class Connection:
     @property
     def stream(self) -> IOStream:
         """The stream to this client."""
-        # Almost always it is in ``open``. (Two Python calls less, twice for each client.)
-        return self.owner.open.get(self._stream.id) or self.owner.current(self._stream)
+        # Almost always it is in ``open``, or closed. (Two Python calls less, twice for each client.)
+        stream, owner = self._stream, self.owner
+        return owner.open.get(stream.id) or (owner.current(stream) if owner.rejected else stream)
 
     def start(self, address: Any) -> None:
         """Serve the client: at once if there is nothing to wait for, otherwise in a task.
@@ -274,18 +276,19 @@ class Connection:
 
     def handler_done(self, handling: "asyncio.Future[Any]") -> None:
         """Close the stream after its handler has ended, as the options and the handler's error require."""
-        stream = self.stream
+        stream, owner = self.stream, self.owner
         stream.has_handler = False
-        rejected = self.owner.is_rejected(stream)
+        is_open = owner.is_open(stream)
+        rejected = is_open and owner.is_rejected(stream)
         if handling.cancelled() and isinstance(handling, asyncio.Task) and handling.cancelling():
-            self.owner.close_gracefully(stream, self.owner.cancel_reason)
+            owner.close_gracefully(stream, owner.cancel_reason)
         elif (error := _error_of(handling)) is not None:
             self._handler_failed(stream, "handle_reject" if rejected else "handle_stream", error)
         elif rejected:
-            self.owner.close_gracefully(stream, CloseReason.REJECTED)
-        elif self.owner.options.close_on_return:
+            owner.close_gracefully(stream, CloseReason.REJECTED)
+        elif is_open and owner.options.close_on_return:
             self._close_unless_read()
-        if not self.owner.is_open(stream):
+        if not is_open or not owner.is_open(stream):
             stream.callback_context = None
 
     def _close_unless_read(self) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
 from typing import Any
 
+from tornado.ioloop import IOLoop
+
 from ..errors import CloseReason
 from ..events import Event, EventKind, Events
 from ..iostream import BaseIOStream, IOStream
@@ -88,6 +90,8 @@ class Connections:
         self.overrides = overrides
         self._draining_waiters: dict[asyncio.Future[None], None] = {}
         self._reports = CloseReports(self)
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the last client
+        self._io_loop: IOLoop
         # One bound method for all streams: a new one for every stream costs 64 bytes.
         self.on_handler_done: Callable[[asyncio.Future[Any]], None] = self._handler_done
 
@@ -144,8 +148,10 @@ class Connections:
             else:
                 connection.close()
             return
-        stream = IOStream.for_client(connection, address, self.options, self, context.copy())
-        loop = loop_of(stream)
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._io_loop = loop, IOLoop.current()
+        stream = IOStream.for_client(connection, address, self.options, self, context.copy(), self._io_loop)
         if self.deadlines.run(loop) and self.may_block:
             watch(loop, self)
         if self.limits.has_capacity() or self._make_room_for(address):

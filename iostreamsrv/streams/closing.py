@@ -173,7 +173,19 @@ class CloseSide(ReadSide):
         self.error = error
         if self._hub.loop.is_closed():
             self._forget_all()  # no callback can run, and nothing more can be sent
-        self._finish_read_at_eof(error)
+        future = self._read_to_settle(error)
+        if future is None:
+            self._finish_read_at_eof(error)
+        try:
+            self._close_when_sent()
+        except BaseException:  # KeyboardInterrupt in a user's callback
+            if future is not None:
+                self._call_soon(self._settle_read, future)
+            raise
+        if future is not None:
+            self._settle_read(future)
+
+    def _close_when_sent(self) -> None:
         if self._output is not None:
             self._drop_uncommitted(self._output)
         if self._unsent_futures is not None or self._connect_future is not None:

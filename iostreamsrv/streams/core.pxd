@@ -47,6 +47,7 @@ cdef class StreamCore(Dispatched):
     cdef public object _progress_watch
     cdef public object _unsent_futures
     cdef public bint _sending_eof
+    cdef public bint _nodelay
     cdef public object _written_before
     cdef public object _connect_future
     cdef public object _close_callback

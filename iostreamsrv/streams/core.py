@@ -113,6 +113,7 @@ class StreamCore(Dispatched):
         "_hub",
         "_io",
         "_layered",
+        "_nodelay",
         "_output",
         "_owner",
         "_phase",
@@ -222,6 +223,7 @@ class StreamCore(Dispatched):
         # for each future the value of bytes_written at which it is done, and the file, if it is for a file's last byte
         self._unsent_futures: deque[tuple[int, Future[Any], FileRegion | None]] | None = None
         self._sending_eof = False
+        self._nodelay = False  # small writes leave at once, for certain
         # while there is a server
         self.own_timeouts: dict[str, float | None] | None = None  # in place of the server's
         self._written_before: int | None = None  # while the server shuts down: bytes written when the last read ended

@@ -46,8 +46,8 @@ are.
 """
 
 KEPT = 1.0
-"""Seconds for which a hub keeps its epoll after its last stream. To make one for each client of a server with one client
-at a time takes a tenth of that server's time."""
+"""Seconds for which a hub keeps its epoll after its last stream. For a server with one client after the other, to make
+one for each takes a tenth of the time."""
 
 MAX_SLICE_CHECKS = 1000
 """How often :meth:`Hub.within_slice` may be True in one turn. Streams ask every few operations, so a slice of real time

@@ -1,7 +1,7 @@
 """The pending read: how it times out, is cancelled or fails; and what a stream notices while no read is pending."""
 
 import logging
-from asyncio import Future
+from asyncio import Future, current_task
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
@@ -21,7 +21,7 @@ from .core import fail
 from .readiness import BROKEN, ENDED
 from .receiving import ReceiveSide
 from .state import CLOSED
-from .wakeup import resolve_now, waiter_of
+from .wakeup import fail_now, resolve_now, waiter_of
 
 TURNS_TO_READ_AGAIN = 5
 """Turns of the loop until the result of a read has reached every waiter: `asyncio.wait_for`, `asyncio.gather` and
@@ -191,6 +191,18 @@ class PendingSide(ReceiveSide):
         else:
             self._fail_read(self._closed_error("read"))
 
+    def _read_to_settle(self, error: BaseException | None) -> "Future[Any] | None":
+        """The future of the pending read, if it can be settled as soon as the stream is closed, in the same dispatch.
+
+        A close callback is called before that, so that is done later. The context of a match function is entered.
+        """
+        read, future = self._read, self._read_future
+        if self._hub.dispatching is not self or read is None or not read.plain or self._close_callback is not None:
+            return None
+        if future is None or future.done() or current_task(self._hub.loop) is not None:
+            return None
+        return future if error is None or reason_for(error) is CloseReason.RESET else None
+
     def _settle_read(self, future: "Future[Any]") -> None:
         read = self._read
         if self._read_future is not future or read is None:
@@ -210,7 +222,8 @@ class PendingSide(ReceiveSide):
         elif read.unfinished:
             self._call_soon(self._settle_read, future)
         else:
-            self._fail_read(self._closed_error("read"))
+            self._abandon_read()
+            fail_now(future, self._closed_error("read"))
 
     def _last_result(self, read: Read) -> Any | More:
         """The result of a read when the buffer is all there is, or MORE if that is not enough."""

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, NamedTuple, Protocol, Self
 
+from tornado.ioloop import IOLoop
+
 from ..errors import CloseReason
 from ..events import EventKind
 
@@ -35,6 +37,9 @@ class StreamSettings(Protocol):
 
     @property
     def linger(self) -> float: ...
+
+    @property
+    def nodelay(self) -> bool: ...
 
 
 class StreamOwner(Protocol):
@@ -104,9 +109,15 @@ class ServedStream(Protocol):
 
     @classmethod
     def for_client(
-        cls, connection: Any, address: Any, settings: StreamSettings, owner: StreamOwner, context: Context
+        cls,
+        connection: Any,
+        address: Any,
+        settings: StreamSettings,
+        owner: StreamOwner,
+        context: Context,
+        io_loop: IOLoop,
     ) -> Self:
-        """Make the stream of an accepted connection, which is non-blocking."""
+        """Make the stream of an accepted connection, which is non-blocking and has the options of ``settings``."""
 
     def set_proxied(self, info: Any) -> None:
         """The connection is a proxy's: set ``proxy``, and the address of the client if ``info`` has one."""

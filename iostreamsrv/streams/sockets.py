@@ -1,6 +1,5 @@
 """A stream on a socket."""
 
-import contextlib
 import errno
 import os
 import socket
@@ -59,6 +58,7 @@ class SocketStream(TransportStream):
         settings: StreamSettings,
         owner: StreamOwner,
         context: Context,
+        io_loop: IOLoop,
     ) -> Self:
         """See `ServedStream`. The options were checked when the server was made."""
         stream = cls.__new__(cls)
@@ -66,7 +66,7 @@ class SocketStream(TransportStream):
         stream._remote_address = address
         stream.proxy = None
         stream._start(
-            IOLoop.current(),
+            io_loop,
             settings.max_buffer_size,
             settings.read_chunk_size,
             settings.max_write_buffer_size,
@@ -74,6 +74,7 @@ class SocketStream(TransportStream):
             settings.allow_half_open,
             settings.linger,
         )
+        stream._nodelay = settings.nodelay  # inherited from the listener
         stream._owner = owner
         stream.callback_context = context
         return stream
@@ -99,6 +100,7 @@ class SocketStream(TransportStream):
         stream._data = self._data
         stream.own_timeouts = self.own_timeouts
         stream.proxy = self.proxy
+        stream._nodelay = self._nodelay
         stream._owner, self._owner = self._owner, None
         if stream._owner is not None:
             stream._owner.stream_replaced(self, stream)
@@ -123,6 +125,7 @@ class SocketStream(TransportStream):
         Corked writes are sent first: what you do with the socket, such as ``shutdown()``, happens after them.
         """
         socket = self._socket
+        self._nodelay = False  # you may change it
         if self._corked is not None:
             self.send_corked()  # a broken connection closes the stream, and then this socket raises an OSError
         return socket
@@ -161,12 +164,17 @@ class SocketStream(TransportStream):
         """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it.
         If the system refuses it, the stream goes on as before."""
         self._hub.check()
-        if self._socket is None or self._socket.family not in (socket.AF_INET, socket.AF_INET6):
+        if (value and self._nodelay) or self._socket is None:
             return
+        if self._socket.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        self._nodelay = False
         # Tornado's HTTP server calls this for each response, and an exception would lose the response, and leave the
         # connection hanging. If the connection is broken (EINVAL), the next operation reports it.
-        with contextlib.suppress(OSError):
+        try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if value else 0)
+        except OSError:
+            pass
 
     def connect(self, address: Any, server_hostname: str | None = None) -> "Future[Self]":
         """Connect the socket; the future gives the stream itself. ::

@@ -1,1 +1,2 @@
 cpdef resolve_now(object future, object result)
+cpdef fail_now(object future, object error)

@@ -48,6 +48,21 @@ def resolve_now(future: "asyncio.Future[Any]", result: object) -> None:
     future.set_result(result)
 
 
+def fail_now(future: "asyncio.Future[Any]", error: Exception) -> None:
+    """Set the exception of ``future``, which is not done, as :func:`resolve_now` sets a result. asyncio does not
+    complain if the future is never awaited."""
+    callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks
+    if EAGER_WAKEUP and not debugging and callbacks is not None and len(callbacks) == 1:
+        callback, context = callbacks[0]
+        if type(callback) is types.BuiltinMethodType and callback.__name__ == _WAKEUP:
+            future.remove_done_callback(callback)
+            future.set_exception(error)
+            context.run(callback, future)
+            return
+    future.set_exception(error)
+    future.exception()
+
+
 def waiter_of(future: "asyncio.Future[Any]") -> "asyncio.Future[Any] | None":
     """The task that awaits ``future``, if there is one."""
     for callback, _ in future._callbacks or ():

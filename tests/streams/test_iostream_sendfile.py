@@ -539,6 +539,7 @@ async def test_an_end_that_does_not_wait_fails_the_files_and_frees_them(
     sent = stream.bytes_written
     assert not any(future.done() for future in futures)
     getattr(stream, end)()
+    hub.close_unused(asyncio.get_running_loop())  # the hub's own
     assert open_descriptors() <= before
     for future in futures:
         await fails(future, {"close": "local", "abort": "aborted"}[end])
@@ -562,6 +563,7 @@ async def test_aclose_that_gives_up_fails_and_frees_a_file(make_narrow: MakePair
     before = open_descriptors()
     future = send(stream, path)
     await stream.aclose(timeout=0.02)
+    hub.close_unused(asyncio.get_running_loop())  # the hub's own
     assert open_descriptors() <= before
     await fails(future, "write_timeout")
 
@@ -632,6 +634,7 @@ async def test_a_peer_that_goes_in_the_middle_of_a_file_is_a_clear_error(
         assert isinstance((await fails(future, "reset")).real_error, ConnectionError)
     assert stream.closed()
     assert not stream.writing()
+    hub.close_unused(asyncio.get_running_loop())  # the hub's own
     assert open_descriptors() <= before
 
 

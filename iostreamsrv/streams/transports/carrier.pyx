@@ -40,6 +40,7 @@ cdef enum:
     LARGE = 1 << 14  # a receive that follows one of this size goes straight to where it stays
 
 cdef object _Socket = socket.socket
+cdef object _close = socket.SocketType.close
 cdef bint _knows_sockets = False
 
 
@@ -128,3 +129,12 @@ def carrier_of(sock):
     carrier = SocketCarrier.__new__(SocketCarrier)
     carrier._socket = sock
     return carrier
+
+
+def close_socket(sock):
+    """Closes a socket: what ``close()`` of `socket.socket` does, without its two Python frames."""
+    if type(sock) is not _Socket or sock._io_refs:
+        sock.close()
+    else:
+        sock._closed = True
+        _close(sock)

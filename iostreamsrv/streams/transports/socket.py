@@ -9,7 +9,7 @@ import struct
 from ...runtime.kernel import current_kernel
 from ..file_region import FileRegion
 from .base import Carrier, Transport, received, would_block
-from .carrier import carrier_of
+from .carrier import carrier_of, close_socket
 
 FILE_CHUNK = 1 << 20
 """Bytes of a file that are sent before a check of the clock, so that a long download does not block the loop."""
@@ -75,7 +75,7 @@ class SocketTransport(Transport):
         self.socket.detach()
 
     def close(self) -> None:
-        self.socket.close()
+        close_socket(self.socket)
 
     def error(self) -> Exception | None:
         number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
