@@ -1,4 +1,5 @@
 from iostreamsrv.streams.reading cimport ReadSide
 
 cdef class CloseSide(ReadSide):
-    pass
+    cdef _close_when_sent(self)
+    cdef _close_descriptor(self)

@@ -59,4 +59,6 @@ cdef class StreamCore(Dispatched):
     cdef public bint _layered
     cdef public object _io
 
+    cpdef _choose_carrier(self)
     cpdef _closed_error(self, object operation)
+    cdef _close_descriptor(self)

@@ -9,5 +9,8 @@ cdef class PendingSide(ReceiveSide):
     @cython.locals(read=Read)
     cdef _abandon_read(self)
     cdef _forget_read(self)
+    cdef _input_ended(self)
+    cdef _finish_read_at_eof(self, object error)
+    cdef _read_to_settle(self, object error)
     cdef _dispatch_without_read(self)
     cpdef _poll_for_eof_soon(self)

@@ -14,4 +14,5 @@ cdef class ReceiveSide(WriteSide):
     cdef _receive_some(self, bint ahead=*)
     cdef _receive_layered(self, object receive, object amount)
     cdef _receive_failed(self, object error)
+    cdef _input_ended(self)
     cdef _receive_ahead(self)

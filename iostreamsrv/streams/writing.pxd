@@ -6,3 +6,6 @@ from iostreamsrv.streams.sending cimport SendSide
 cdef class WriteSide(SendSide):
     @cython.locals(hub=Hub, sent=Py_ssize_t)
     cpdef write(self, object data)
+    cdef bint _finish_close(self) except -1
+    cdef bint _send_close_notify(self) except -1
+    cdef bint _loses_bytes(self) except -1
