@@ -77,7 +77,7 @@ cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int)
 
 cdef extern from "Python.h":
-    ctypedef PyObject* (*newfunc)(PyTypeObject*, PyObject*, PyObject*)
+    ctypedef object (*newfunc)(PyTypeObject*, PyObject*, PyObject*)  # a new reference
     ctypedef struct TypeWithNew "PyTypeObject":
         newfunc tp_new
         Py_ssize_t tp_basicsize
@@ -94,7 +94,7 @@ cdef char[64] _fields  # those of a socket that is non-blocking
 cdef object _made(int fd, int family, int type, int proto):
     """A `socket.socket` on ``fd``, as its constructor makes it."""
     cdef iostreamsrv_head* head
-    cdef object sock = <object>(<TypeWithNew*>_Socket).tp_new(<PyTypeObject*>_Socket, <PyObject*>_nothing, NULL)
+    cdef object sock = (<TypeWithNew*>_Socket).tp_new(<PyTypeObject*>_Socket, <PyObject*>_nothing, NULL)
     sock._io_refs = 0
     sock._closed = False
     memcpy(iostreamsrv_fields(<PyObject*>sock), _fields, _size)

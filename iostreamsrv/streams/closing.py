@@ -183,7 +183,7 @@ class CloseSide(ReadSide):
                 self._call_soon(self._settle_read, future)
             raise
         if future is not None:
-            self._settle_read(future)
+            self._settle_read(future, True)
 
     def _close_when_sent(self) -> None:
         if self._output is not None:

@@ -5,6 +5,11 @@ from iostreamsrv.streams.readiness cimport Dispatched
 
 cpdef fail(object future, object error)
 
+cdef class _Overridable:
+    cdef object _method
+    cdef object _name
+    cdef public object __doc__
+
 cdef class StreamCore(Dispatched):
     cdef public object io_loop
     cdef public object error

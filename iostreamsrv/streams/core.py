@@ -69,7 +69,7 @@ class _Overridable:
         self._name = method.__name__
         self.__doc__ = method.__doc__
 
-    def __get__(self, stream: Any, owner: type | None = None) -> Any:
+    def __get__(self, stream: Any, owner: type | None) -> Any:
         if stream is None:
             return self._method
         assigned = stream._assigned

@@ -203,7 +203,7 @@ class PendingSide(ReceiveSide):
             return None
         return future if error is None or reason_for(error) is CloseReason.RESET else None
 
-    def _settle_read(self, future: "Future[Any]") -> None:
+    def _settle_read(self, future: "Future[Any]", wake_now: bool = False) -> None:
         read = self._read
         if self._read_future is not future or read is None:
             return
@@ -221,9 +221,11 @@ class PendingSide(ReceiveSide):
             resolve_now(future, result)
         elif read.unfinished:
             self._call_soon(self._settle_read, future)
-        else:
+        elif wake_now:
             self._abandon_read()
             fail_now(future, self._closed_error("read"))
+        else:
+            self._fail_read(self._closed_error("read"))
 
     def _last_result(self, read: Read) -> Any | More:
         """The result of a read when the buffer is all there is, or MORE if that is not enough."""

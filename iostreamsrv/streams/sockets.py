@@ -138,6 +138,7 @@ class SocketStream(TransportStream):
         if self._layered:
             raise AttributeError("the socket of a stream under TLS cannot be replaced")
         self._socket = value
+        self._nodelay = False
         self._attach(WrappedSocket(value))
         self._readable = True  # it may have bytes for which no event comes
 

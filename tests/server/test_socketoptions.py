@@ -1,6 +1,7 @@
 """Server options for the kernel: what an accepted socket says of them, and how connections end."""
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -103,6 +104,27 @@ async def test_without_keepalive_nobody_is_asked(clients: Clients, value: Any) -
 async def test_nodelay_reaches_the_clients(clients: Clients, value: bool) -> None:
     stream, _ = await clients.stream(nodelay=value)
     assert bool(tcp(stream, socket.TCP_NODELAY)) is value
+
+
+def nodelay(stream: IOStream) -> bool:
+    """Asked past the stream, which takes note when its socket is used."""
+    with socket.socket(fileno=os.dup(stream.fileno())) as duplicate:
+        return bool(duplicate.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+
+@pytest.mark.gen_test
+async def test_set_nodelay_of_a_client_holds_whatever_was_set_before(clients: Clients) -> None:
+    stream, _ = await clients.stream(nodelay=True)
+    stream.set_nodelay(True)
+    assert nodelay(stream)
+    stream.set_nodelay(False)
+    assert not nodelay(stream)
+    stream.set_nodelay(True)
+    assert nodelay(stream)
+    stream, _ = await clients.stream(nodelay=True)
+    stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+    stream.set_nodelay(True)
+    assert nodelay(stream)
 
 
 @pytest.mark.parametrize("option, name", [("send_buffer_size", "SO_SNDBUF"), ("receive_buffer_size", "SO_RCVBUF")])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from iostreamsrv import IOLoop, IOStream
+from iostreamsrv import IOLoop, IOStream, StreamClosedError
 from iostreamsrv.streams import hub, receiving, wakeup
 from iostreamsrv.streams.wakeup import resolve_now
 from tests.conftest import new_loop
@@ -436,6 +436,34 @@ def test_an_interrupted_dispatch_delivers_what_its_reader_wrote(io_loop: IOLoop,
         theirs.setblocking(False)
         assert theirs.recv(100) == b"reply"
         task.exception()
+
+
+# ---- the end
+
+
+@pytest.mark.parametrize("callback", [False, True])
+@pytest.mark.gen_test
+async def test_a_reader_sees_the_end_in_the_turn_that_finds_it_but_after_a_close_callback(
+    stream: IOStream, peer: Peer, callback: bool
+) -> None:
+    happened: list[str] = []
+
+    async def read() -> None:
+        try:
+            await stream.read_until(b"\n")
+        except StreamClosedError as error:
+            happened.append(f"read: {error.reason}")
+
+    if callback:
+        stream.set_close_callback(lambda: happened.append("callback"))
+    reading = asyncio.create_task(read())
+    await turns(2)
+    peer.close()
+    await eventually(stream.closed)
+    if not callback:
+        assert happened == ["read: eof"]
+    await reading
+    assert happened == ["callback", "read: eof"] if callback else ["read: eof"]
 
 
 # ---- the hub itself
