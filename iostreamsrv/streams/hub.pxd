@@ -43,8 +43,7 @@ cdef class Hub:
 cdef class EpollHub(Hub):
     cdef public object _epoll
     cdef public dict _streams
-    cdef public bint _kept
-    cdef public double _unused_since
+    cdef public object _keeper
     cdef public bint _stale
     cdef public object _warnings
 

@@ -35,6 +35,7 @@ from ..runtime.kernel import kernel_of
 from ..runtime.logs import LogRateLimit, general
 from . import wakeup
 from .donefuture import done_future_type
+from .keeper import Keeper
 from .polling import poll, read_clock
 from .readiness import ENDED, READABLE, URGENT, WRITABLE, Dispatched
 
@@ -44,10 +45,6 @@ may have to wait for three runs: the one in which its timer expires, one before 
 it sees the wake-up. Together with the sends at the end of a run that must stay below 15 ms, however busy the streams
 are.
 """
-
-KEPT = 1.0
-"""Seconds for which a hub keeps its epoll after its last stream. For a server with one client after the other, to make
-one for each takes a tenth of the time."""
 
 MAX_SLICE_CHECKS = 1000
 """How often :meth:`Hub.within_slice` may be True in one turn. Streams ask every few operations, so a slice of real time
@@ -242,33 +239,13 @@ class Hub:
             delattr(self.io_loop, _HUB)
 
 
-class Keeper:
-    """Closes an epoll that is used no more: as the callback of a timer, or when the loop is closed.
-
-    Only the timer holds it. A loop that is closed lets go of its timers: no other of its ends is seen from outside.
-    """
-
-    __slots__ = ("_hub",)
-
-    def __init__(self, hub: "EpollHub") -> None:
-        self._hub = hub
-
-    def __call__(self) -> None:
-        self._hub.unused_for_a_while()
-
-    def __del__(self) -> None:
-        if self._hub.loop.is_closed():
-            self._hub.close_unused()
-
-
 class EpollHub(Hub):
-    """The hub for systems with epoll. Its epoll exists while it watches a stream, and for :data:`KEPT` seconds more."""
+    """The hub for systems with epoll. Its epoll exists while it watches a stream, and for a second more."""
 
     def __init__(self, io_loop: IOLoop) -> None:
         super().__init__(io_loop)
         self._epoll: select.epoll | None = None
-        self._kept = False  # there is a timer to close it
-        self._unused_since = 0.0
+        self._keeper = Keeper(self)
         self._streams: dict[int, Dispatched] = {}
         self._stale = False  # the epoll may have entries of closed descriptors, which cannot be removed
         self._warnings = LogRateLimit()
@@ -320,23 +297,7 @@ class EpollHub(Hub):
         if self._stale or self.loop.is_closed():
             self._close_epoll()
         else:
-            self._unused_since = self.time()
-            if not self._kept:
-                self._keep(KEPT)
-
-    def _keep(self, seconds: float) -> None:
-        self._kept = True
-        self.loop.call_later(seconds, Keeper(self), context=Context())
-
-    def unused_for_a_while(self) -> None:
-        """For the timer: close the epoll, unless it was used meanwhile. So one timer is enough for any number of
-        clients that come one after the other."""
-        self._kept = False
-        left = self._unused_since + KEPT - self.time()
-        if left <= 0:
-            self.close_unused()
-        elif self._epoll is not None and not self._streams:
-            self._keep(left)
+            self._keeper.keep()
 
     def close_unused(self) -> None:
         if self._epoll is not None and not self._streams:

@@ -10,6 +10,7 @@ import pytest
 
 from iostreamsrv import IOLoop, IOStream, StreamClosedError
 from iostreamsrv.streams import hub, receiving, wakeup
+from iostreamsrv.streams.keeper import KEPT
 from iostreamsrv.streams.wakeup import resolve_now
 from tests.conftest import new_loop
 from tests.support.engines import on_every_engine
@@ -491,10 +492,10 @@ async def test_the_hub_comes_with_the_first_stream_and_goes_a_second_after_the_l
         await come_and_go()
         assert open_descriptors() - before == kept
     assert len(kept) == isinstance(hub.hub_of(io_loop), hub.EpollHub)
-    await asyncio.sleep(hub.KEPT + 0.2)
+    await asyncio.sleep(KEPT + 0.2)
     assert open_descriptors() == before
     await come_and_go()
-    await asyncio.sleep(hub.KEPT + 0.2)
+    await asyncio.sleep(KEPT + 0.2)
     assert open_descriptors() == before
 
 
