@@ -52,12 +52,15 @@ def fail_now(future: "asyncio.Future[Any]", error: Exception) -> None:
     """Set the exception of ``future``, which is not done, as :func:`resolve_now` sets a result. asyncio does not
     complain if the future is never awaited."""
     callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks
-    if EAGER_WAKEUP and not debugging and callbacks is not None and len(callbacks) == 1:
+    if EAGER_WAKEUP and callbacks is not None and len(callbacks) == 1:
         callback, context = callbacks[0]
-        if type(callback) is types.BuiltinMethodType and callback.__name__ == _WAKEUP:
+        if type(callback) is types.BuiltinMethodType and callback.__name__ == TASK_WAKEUP:
             future.remove_done_callback(callback)
             future.set_exception(error)
-            context.run(callback, future)
+            if debugging:
+                step_watched(future.get_loop(), callback, context, future)
+            else:
+                context.run(callback, future)
             return
     future.set_exception(error)
     future.exception()

@@ -213,10 +213,21 @@ cdef class PendingFuture:
     cdef _resolve(self, result):
         if self._phase != PENDING or not self._steps_task() or not EAGER_WAKEUP:
             return self.set_result(result)
-        callback, context = self._callback, self._context
-        self._callback = self._context = None
         self._phase = FINISHED
         self._value = result
+        self._step_task()
+
+    cdef _fail(self, error):
+        if self._phase != PENDING or not self._steps_task() or not EAGER_WAKEUP:
+            return self.set_exception(error)
+        self._phase = FAILED
+        self._value = error
+        self._traceback = error.__traceback__
+        self._step_task()
+
+    cdef _step_task(self):
+        callback, context = self._callback, self._context
+        self._callback = self._context = None
         if debugging:
             return step_watched(self._loop, callback, context, _finished)
         PyContext_Enter(context)
@@ -324,6 +335,14 @@ cpdef resolve_now(object future, object result):
                 context.run(callback, future)
             return
     future.set_result(result)
+
+
+cpdef fail_now(object future, object error):
+    """Set the exception of ``future``, as :func:`resolve_now` sets a result."""
+    if type(future) is PendingFuture:
+        return (<PendingFuture>future)._fail(error)
+    future.set_exception(error)
+    future.exception()
 
 
 def waiter_of(future):
