@@ -22,7 +22,7 @@ import asyncio
 import functools
 import ssl
 from collections.abc import Iterator
-from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
+from types import FunctionType, MemberDescriptorType, MethodType, ModuleType, TracebackType
 from typing import Any
 
 import tornado.iostream
@@ -138,9 +138,14 @@ def _was_used_since(began: float, stream: BaseIOStream) -> bool:
 def _values_where_raised(error: BaseException) -> list[Any]:
     """The values of all local variables of the function that raised ``error``."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    while trace is not None and trace.tb_next is not None and not _is_compiled(trace.tb_next):
         trace = trace.tb_next
     return [] if trace is None else list(trace.tb_frame.f_locals.values())
+
+
+def _is_compiled(trace: TracebackType) -> bool:
+    """Whether this is in a future of the compiled core, not in the function that awaits it. It has no variables."""
+    return trace.tb_frame.f_code.co_filename.endswith(".pyx")
 
 
 def _streams_at_hand(values: list[Any]) -> set[BaseIOStream]:

@@ -47,7 +47,7 @@ cdef enum:
     MOST = 1024  # events of one poll; the rest is reported by the next one
 
 cdef object _monotonic = time.monotonic if IOSTREAMSRV_LINUX else None
-cdef object _Epoll = select.epoll if IOSTREAMSRV_LINUX else None
+cdef object _Epoll = getattr(select, "epoll", None) if IOSTREAMSRV_LINUX else None
 
 
 cpdef double read_clock(object clock) except? -1:
@@ -60,7 +60,7 @@ cpdef bint poll(object epoll, dict streams, list due) except -1:
     cdef iostreamsrv_event events[MOST]
     cdef int count, i
     cdef bint known = True
-    if type(epoll) is not _Epoll:
+    if _Epoll is None or type(epoll) is not _Epoll:
         for number, reported in epoll.poll(0):
             known &= _add(streams, number, reported, due)
         return known

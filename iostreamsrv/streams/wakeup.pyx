@@ -32,6 +32,7 @@ cdef extern from "Python.h":
     int PyTuple_Check(PyObject*)
     int PyExceptionInstance_Check(PyObject*)
     void PyErr_SetObject(PyObject*, PyObject*)
+    PyObject* Py_TYPE(object)
     int PyCFunction_CheckExact(object)
     int PyContext_Enter(object) except -1
     int PyContext_Exit(object) except -1
@@ -145,7 +146,19 @@ cdef class PendingFuture:
     cdef object _missing(self, text):
         if self._phase == PENDING:
             return _InvalidStateError(text)
+        return self._make_cancelled_error()
+
+    def _make_cancelled_error(self):
+        """For `asyncio.gather`."""
         return _CancelledError() if self._value is None else _CancelledError(self._value)
+
+    cdef _raise(self):
+        """As :meth:`result`, of a future that is done without one; no frame of this module gets into the traceback."""
+        if self._phase == FAILED:
+            error = self._value.with_traceback(self._traceback)
+        else:
+            error = self._missing("")
+        PyErr_SetObject(Py_TYPE(error), <PyObject*>error)
 
     def set_result(self, result):
         """Make it done. Raises `asyncio.InvalidStateError` if it is done already."""
@@ -258,7 +271,8 @@ cdef PySendResult _send(PyObject* self, PyObject* value, PyObject** result) exce
         result[0] = <PyObject*>future
         return PYGEN_NEXT
     if future._phase != FINISHED:
-        future.result()
+        future._raise()
+        return PYGEN_ERROR
     Py_INCREF(future._value)
     result[0] = <PyObject*>future._value
     return PYGEN_RETURN
@@ -272,7 +286,8 @@ cdef PyObject* _next(PyObject* self) except? NULL:
         Py_INCREF(future)
         return <PyObject*>future
     if future._phase != FINISHED:
-        future.result()
+        future._raise()
+        return NULL
     value = future._value
     if value is not None:
         if PyTuple_Check(<PyObject*>value) or PyExceptionInstance_Check(<PyObject*>value):

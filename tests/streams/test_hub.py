@@ -155,7 +155,7 @@ async def test_a_reader_is_stepped_within_the_dispatch(stream: IOStream, peer: P
 
     async def reader() -> None:
         await stream.read_until(b"\n")
-        inside.append(hub.hub_of(stream.io_loop).dispatching)
+        inside.append(hub.dispatching_in(asyncio.get_running_loop()))
 
     task = asyncio.create_task(reader())
     await turns(1)

@@ -117,6 +117,12 @@ async def test_every_way_to_wait_takes_it(new: Callable[[], Future]) -> None:
     assert await asyncio.gather(one, other) == [1, 2]
     done, pending = await asyncio.wait({one: "key", other: "value"})
     assert done == {one, other} and not pending
+    for kind in (asyncio.gather, asyncio.shield):
+        cancelled = new()
+        waiting = asyncio.ensure_future(kind(cancelled))
+        cancelled.cancel("enough")
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
     late = new()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(late, 0.001)
