@@ -30,7 +30,7 @@ import tornado.util
 
 from ..errors import CloseReason, FramingError, StreamTimeoutError
 from ..iostream import BaseIOStream
-from ..streams.wakeup import waiter_of
+from ..streams.wakeup import PendingFuture, waiter_of
 
 DEPTH = 3
 """Steps from a variable to its attribute, to an attribute of that, and so on, to search for streams."""
@@ -168,10 +168,10 @@ def _is_stream(value: Any) -> bool:
 
 
 def _is_future(value: Any) -> bool:
-    return issubclass(type(value), asyncio.Future)
+    return issubclass(type(value), (asyncio.Future, PendingFuture))
 
 
-_NOT_TAKEN_APART = (BaseIOStream, asyncio.Future, asyncio.AbstractEventLoop, ModuleType, type)
+_NOT_TAKEN_APART = (BaseIOStream, asyncio.Future, PendingFuture, asyncio.AbstractEventLoop, ModuleType, type)
 
 
 def _parts(value: Any) -> list[Any]:

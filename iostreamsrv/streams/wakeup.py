@@ -23,6 +23,10 @@ debugging = False
 """Whether a hub was made for a loop in asyncio's debug mode."""
 
 
+PendingFuture = asyncio.Future
+"""The class of the futures of pending reads."""
+
+
 def pending_future_type(loop: asyncio.AbstractEventLoop) -> "Callable[[], asyncio.Future[Any]]":
     """Makes futures of ``loop`` for pending reads."""
     return partial(asyncio.Future, loop=loop)
