@@ -27,6 +27,10 @@ TURNS_TO_READ_AGAIN = 5
 """Turns of the loop until the result of a read has reached every waiter: `asyncio.wait_for`, `asyncio.gather` and
 Tornado's ``with_timeout`` take one or two each."""
 
+UNREAD_CHECKS = 4
+"""Checks in the ``linger`` seconds after which a stream is closed whose bytes before EOF stay unread. The time in which
+the process did not run counts as one of them."""
+
 ALL_ANSWERED = -1
 """``_written_before`` of a read that was pending when the server began to shut down. It equals no number of bytes, so
 the stream counts as answered."""
@@ -273,29 +277,32 @@ class PendingSide(ReceiveSide):
         elif not self._reads_watched and (self._hub.reports_ends or not self._readable):
             self._reads_watched = self._hub.watch_reads(self)
 
-    def _close_unread_later(self) -> None:
+    def _close_unread_later(self, checks: int = UNREAD_CHECKS) -> None:
         """The peer has sent EOF, and no read is pending. If there are unread bytes before it, and nothing is read or
         written for ``linger`` seconds, close the stream; the bytes stay readable. If there are none, close it a turn
         later: a task that was started for the last request has its first step before, and may answer in it."""
         if self._unread_timer is None and (self._sending_eof or not self.allow_half_open):
             loop, handled = self._hub.loop, self._bytes_handled()
             if self._readable and not self._buffer.size:  # a receive has come to EOF
-                self._unread_timer = loop.call_soon(self._close_unread, handled, context=Context())
+                self._unread_timer = loop.call_soon(self._close_unread, handled, 0, context=Context())
             else:
-                self._unread_timer = loop.call_later(self.linger, self._close_unread, handled, context=Context())
+                delay = self.linger / UNREAD_CHECKS
+                self._unread_timer = loop.call_later(delay, self._close_unread, handled, checks - 1, context=Context())
 
     def _bytes_handled(self) -> int:
         return self.bytes_read - self._buffer.size + self.bytes_written
 
-    def _close_unread(self, done: int) -> None:
+    def _close_unread(self, done: int, checks: int) -> None:
         self._unread_timer = None
         if self._phase == CLOSED or self._eof or self._close_callback is None or self.reading():
             return
-        if done == self._bytes_handled():
+        if done != self._bytes_handled():
+            self._close_unread_later()
+        elif checks:
+            self._close_unread_later(checks)
+        else:
             self._rescue_input()
             self._input_ended()
-        else:
-            self._close_unread_later()
 
     # ---- errors
 

@@ -11,6 +11,7 @@ import pytest
 from iostreamsrv import CloseReason, IOStream, StreamClosedError, StreamTimeoutError, TCPServer
 from iostreamsrv.framing import Framing
 from iostreamsrv.iostream import MORE
+from iostreamsrv.testing import MockClock
 from tests.support.engines import on_every_stream
 from tests.support.peers import MakePair, Peer
 from tests.support.servers import Serving
@@ -51,6 +52,32 @@ async def test_a_close_callback_is_told_of_an_end_behind_an_unread_byte(
     assert stream.closed()
     assert stream.close_reason is (CloseReason.RESET if how == "reset" else CloseReason.EOF)
     assert await stream.read_bytes(1) == b"!", "it stays readable"
+
+
+@pytest.mark.gen_test
+async def test_time_in_which_the_process_did_not_run_does_not_count_for_an_end_behind_unread_bytes(
+    make_pair: MakePair, clock: MockClock | None
+) -> None:
+    if clock is None:
+        pytest.skip("time is real")
+    stream, peer = make_pair()
+    stream.linger = 2.0
+    reading = stream.read_until(b"\n")
+    await turns()
+    peer.send(b"line\n!")
+    peer.half_close()
+    await reading
+    closed = asyncio.Event()
+    stream.set_close_callback(closed.set)
+    await turns()
+    clock.block(60)
+    await turns()
+    assert not stream.closed()
+    await stream.write(b"answer")  # this is something that happens: the time begins anew
+    assert await peer.receive(6) == b"answer"
+    begun = clock.current_time()
+    await closed.wait()
+    assert 1.5 <= clock.current_time() - begun <= 2.5
 
 
 @pytest.mark.gen_test
