@@ -240,7 +240,9 @@ def _silence_ends(world: "World", record: Record) -> float | None:
     else:
         return None
     seconds = min(scenario.loosest(name) for name in names)
-    return seconds * (2 if blocks else 1) + LATENESS + (2.5 if blocks else 0)
+    # One turn of the loop stands still for as many blocks as there are clients that block it.
+    turns = 2.5 * max(1, scenario.characters.count("blocking"))
+    return seconds * (2 if blocks else 1) + LATENESS + (turns if blocks else 0)
 
 
 def _stalls(world: "World") -> bool:
