@@ -94,8 +94,8 @@ def failing_handlers(trial: Trial) -> Figures:
     clients = trial.size(10, 100)
     with trial.server("fail") as server:
         promptly = sum(closes_promptly(server) for _ in range(clients))
-        wait_until(lambda: server.descriptors() == server.descriptors_at_first, 1.0)
-        return {PROMPTLY: 100 * promptly / clients, LEFT: server.descriptors() - server.descriptors_at_first}
+        wait_until(lambda: server.lasting_descriptors() == server.descriptors_at_first, 1.0)
+        return {PROMPTLY: 100 * promptly / clients, LEFT: server.lasting_descriptors() - server.descriptors_at_first}
 
 
 def closes_promptly(server: Server) -> bool:

@@ -127,10 +127,10 @@ GIVEN_UP = "closed, s after write_timeout"
 
 def stalled_reader(trial: Trial) -> Figures:
     with trial.server("stall", write_timeout=TIMEOUT) as server, server.client() as client:
-        assert wait_until(lambda: server.descriptors() > server.descriptors_at_first, PATIENCE)
+        assert wait_until(lambda: server.lasting_descriptors() > server.descriptors_at_first, PATIENCE)
         began = time.monotonic()
         client.send(b"please\n")
-        closed = wait_until(lambda: server.descriptors() == server.descriptors_at_first, TIMEOUT + LATE)
+        closed = wait_until(lambda: server.lasting_descriptors() == server.descriptors_at_first, TIMEOUT + LATE)
         return {GIVEN_UP: time.monotonic() - began - TIMEOUT if closed else math.inf}
 
 

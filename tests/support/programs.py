@@ -13,7 +13,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,13 +48,19 @@ class Program:
     :ivar addresses: (host, port), or the path, of each socket that :meth:`listening` has waited for.
     """
 
-    def __init__(self, *arguments: str | Path, folder: Path = PROJECT, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        *arguments: str | Path,
+        folder: Path = PROJECT,
+        patience: float = PATIENCE,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.addresses: list[Any] = []
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1", **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
