@@ -8,10 +8,11 @@ from the socket that were not fed to it.
 import contextlib
 import ssl
 import struct
-import sys
-import threading
 from collections.abc import Callable
 from copy import copy
+from typing import Any
+
+from .servernames import MUTE_DECODE_ERRORS
 
 HEADER = 5
 """Bytes of a record's header: its type, its version, and the length of the rest."""
@@ -56,6 +57,7 @@ limit (kMaxEmptyRecords, kMaxKeyUpdates)."""
 NO_RECORD = b"\0\x03\x03\0\x40" + bytes(64)
 """A record of a type that does not exist."""
 
+_HEADER, _DATA, _PIECE = HEADER, DATA, PIECE  # in the compiled core these are numbers of C
 
 _UNPACK_HEADER = struct.Struct("!BxxH").unpack_from
 """Gives the type of a record, and the length of what follows its header."""
@@ -72,11 +74,23 @@ class RecordFeed:
     OpenSSL's buffers, which never shrink, stay as small as a record, or as a piece of one.
     """
 
-    __slots__ = ("_at", "_chunk", "_handshaken", "_incoming", "_missing", "_moved", "_size", "has_input", "object")
+    __slots__ = (
+        "_at",
+        "_chunk",
+        "_direct",
+        "_handshaken",
+        "_incoming",
+        "_missing",
+        "_moved",
+        "_size",
+        "has_input",
+        "object",
+    )
 
     def __init__(self, incoming: ssl.MemoryBIO, tls: ssl.SSLObject) -> None:
         self._incoming = incoming
         self.object = tls
+        self._direct = _direct(tls)
         self._chunk: bytes | bytearray | memoryview = b""  # received; OpenSSL has what is before _at
         self._at = 0
         self._missing = 0  # if OpenSSL has the beginning of a record: how many bytes the record still lacks
@@ -116,8 +130,10 @@ class RecordFeed:
                 self._incoming.write(NO_RECORD)
                 return True
         if missing < left:
-            self._give(memoryview(chunk)[at : at + missing])
-            self._at = at + missing
+            end = at + missing
+            # To copy a short part takes less time than to make two views.
+            self._give(chunk[at:end] if missing <= _PIECE else memoryview(chunk)[at:end])
+            self._at = end
             self._missing = 0
             return True
         self._give(memoryview(chunk)[at:] if at else chunk)
@@ -129,15 +145,16 @@ class RecordFeed:
 
     def _give(self, part: bytes | bytearray | memoryview) -> None:
         """Give OpenSSL a part of a record, in pieces: it takes each from the buffer before the next is written."""
-        room = INPUT_PIECE - self._incoming.pending
-        if len(part) > room and self._moved < BULK and self._handshaken:
-            self._moved += len(part)
+        if self._size > INPUT_PIECE and self._moved < BULK and self._handshaken:
+            room = INPUT_PIECE - self._incoming.pending
+            if len(part) > room:
+                self._moved += len(part)
             while len(part) > room:
                 self._incoming.write(part[:room])
                 part = part[room:]
                 room = INPUT_PIECE
                 try:
-                    self.object.read(1)  # takes the piece; the record is not complete, so it gives nothing yet
+                    self._direct.read(1)  # takes the piece; the record is not complete, so it gives nothing yet
                 except ssl.SSLWantReadError:
                     pass
         self._incoming.write(part)
@@ -151,7 +168,7 @@ class RecordFeed:
         """
         chunk, at, filled, count = self._chunk, self._at, 0, 1
         last, fits = len(chunk) - PIECE, len(space) - RECORD
-        header, give, read = _UNPACK_HEADER, self._incoming.write, self.object.read
+        header, give, read = _UNPACK_HEADER, self._incoming.write, self._direct.read
         failed: ssl.SSLError = ssl.SSLZeroReturnError()  # a close_notify, for which OpenSSL reads 0 bytes
         with memoryview(chunk) as view:
             while count and filled <= fits and at < last:
@@ -162,7 +179,7 @@ class RecordFeed:
                 give(view[at:end])
                 self._size, at = end - at, end
                 try:
-                    count = read(RECORD, space[filled:])  # type: ignore[assignment]
+                    count = read(RECORD, space[filled:])
                 except ssl.SSLError as error:
                     failed, count = error, 0
                 filled += count
@@ -176,6 +193,8 @@ class TLSEngine(RecordFeed):
     :ivar object: the `ssl.SSLObject`: it knows certificates, ciphers and versions.
     :ivar by_name: whether a callback of the user chooses certificates by the name that a client asks for.
     :ivar outgoing: bytes to send; ``outgoing.pending`` is their number.
+    :ivar may_answer: a read has processed a record without data, to which OpenSSL may have an answer to send. Whoever
+        has looked at the output may set it to False. (Records of data have no answer.)
     :ivar has_input: whether another read may give data, EOF or an error without more ciphertext. If it is True after a
         read that returned None, that read has done enough work: let other connections have their turn first.
     """
@@ -192,6 +211,7 @@ class TLSEngine(RecordFeed):
         "_tickets",
         "_tired",
         "by_name",
+        "may_answer",
         "outgoing",
     )
 
@@ -207,7 +227,8 @@ class TLSEngine(RecordFeed):
         super().__init__(incoming, context.wrap_bio(incoming, self.outgoing, server_side, server_hostname, session))
         self.by_name = context.sni_callback is not None
         self._server_side = server_side
-        self._speaks_first = not server_side  # a client begins the handshake without input
+        self._speaks_first = self.has_input = not server_side  # a client begins the handshake without input
+        self.may_answer = False
         self._inside = False  # OpenSSL holds plaintext, or a record that it has not decrypted yet
         self._empty = 0  # records in a row without application data
         self._tired = False  # records without application data have taken enough time for one call
@@ -267,7 +288,7 @@ class TLSEngine(RecordFeed):
     def _shake_hands(self) -> bool:
         try:
             if self.by_name:
-                with _MUTE_SNI_DECODE_ERRORS:
+                with MUTE_DECODE_ERRORS:
                     self.object.do_handshake()
             else:
                 self.object.do_handshake()
@@ -284,23 +305,23 @@ class TLSEngine(RecordFeed):
         if (
             self._chunk
             or self._missing
-            or not HEADER < length <= PIECE
-            or ciphertext[0] != DATA
-            or length != HEADER + (ciphertext[3] << 8 | ciphertext[4])
+            or not _HEADER < length <= _PIECE
+            or ciphertext[0] != _DATA
+            or length != _HEADER + (ciphertext[3] << 8 | ciphertext[4])
         ):
             self.feed(ciphertext)
             return self.read(size)
         self._incoming.write(ciphertext)
         self._size = length
         try:
-            record = self.object.read(size if size < length else length)
+            record = self._direct.read(size if size < length else length)
         except ssl.SSLError as error:
             self._brought_nothing(error, WORK)
         else:
             if record:
                 self._empty = 0
                 if len(record) == size:
-                    self._inside = self.has_input = self.object.pending() > 0
+                    self._inside = self.has_input = self._direct.pending() > 0
                 return record
             self._end = b""
         self.has_input = self._tired or self._end is not None
@@ -315,15 +336,8 @@ class TLSEngine(RecordFeed):
         """
         if self._kept or self._end is not None or self._tired:
             return self._read_without_input(size)
-        records = []
-
-        def receive(most: int) -> int:
-            record = self.object.read(most)  # it allocates this much each time
-            if record:
-                records.append(record)
-            return len(record)
-
-        self._read_records(size, receive)
+        records: list[bytes] = []
+        self._read_records(size, records, None, 0)
         if records:
             return records[0] if len(records) == 1 else b"".join(records)
         return None if self._end is None else self._read_end(self._end)
@@ -345,13 +359,7 @@ class TLSEngine(RecordFeed):
             self.has_input = True
             return filled or (None if self._end is None else len(self._read_end(self._end)))
 
-        def receive(most: int) -> int:
-            nonlocal filled
-            count = self.object.read(most, space[filled:])
-            filled += count  # type: ignore[operator]
-            return count  # type: ignore[return-value]
-
-        self._read_records(len(space) - filled, receive)
+        filled = self._read_records(len(space), None, space, filled)
         if filled or self._end is None:
             return filled or None
         return len(self._read_end(self._end))
@@ -365,14 +373,24 @@ class TLSEngine(RecordFeed):
         self._tired = False
         return None
 
-    def _read_records(self, size: int, receive: Callable[[int], int]) -> None:
-        """Let ``receive`` decrypt one record after the other: it is given a number of bytes, and returns how many."""
+    def _read_records(self, size: int, records: list[bytes] | None, space: memoryview | None, filled: int) -> int:
+        """Decrypt one record after the other, up to ``size`` bytes together with the ``filled`` ones; return how many
+        that are now. The plaintext is added to ``records``, or goes into ``space``."""
         work = WORK
-        while size and work > 0:
+        while filled < size and work > 0:
             try:
                 if not (self._inside or (self._chunk and self._feed_record())):
                     break
-                count = receive(size if size < RECORD else RECORD)
+                # No plaintext is longer than its record. A read allocates as much as it may give.
+                most = min(size - filled, RECORD if self._inside else self._size)
+                if records is not None:
+                    record = self._direct.read(most)
+                    count = len(record)
+                    if count:
+                        records.append(record)
+                else:
+                    assert space is not None
+                    count = self._direct.read(most, space[filled:])
             except ssl.SSLError as error:
                 self._inside = False
                 work = self._brought_nothing(error, work)
@@ -384,15 +402,17 @@ class TLSEngine(RecordFeed):
                 break
             work -= 1
             self._empty = 0
-            size -= count
-            self._inside = not size and self.object.pending() > 0  # only a full read can leave plaintext behind
-        more = self._inside or self._tired or (bool(self._chunk) and (not size or work <= 0))
+            filled += count
+            self._inside = count == most and self._direct.pending() > 0  # only a full read can leave plaintext behind
+        more = self._inside or self._tired or (bool(self._chunk) and (filled >= size or work <= 0))
         if self._fed_all and not more and self._end is None:
             self._end = Truncated()
         self.has_input = more or self._end is not None
+        return filled
 
     def _brought_nothing(self, error: ssl.SSLError, work: int) -> int:
         """A record had no data. Return how much work may still be done in this call."""
+        self.may_answer = True
         self._read_nothing(error)
         work -= EMPTY_COSTS + self._size // BYTES_PER_MESSAGE
         self._tired = work <= 0
@@ -412,7 +432,7 @@ class TLSEngine(RecordFeed):
         """Fail all reads from here on. A record of unknown type makes OpenSSL send the peer a fatal alert."""
         self._incoming.write(NO_RECORD)
         with contextlib.suppress(ssl.SSLError):
-            self.object.read(1)
+            self._direct.read(1)
         self._end = ssl.SSLError(ssl.SSL_ERROR_SSL, f"more than {MOST_EMPTY} records in a row bring no data")
 
     def _read_end(self, end: bytes | ssl.SSLError | Truncated) -> bytes:
@@ -424,14 +444,14 @@ class TLSEngine(RecordFeed):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt all of ``data``."""
         size = len(data)
-        if size <= PIECE or self._moved >= BULK:
+        if size <= _PIECE or self._moved >= BULK:
             if size:
-                self.object.write(data)  # the buffer in memory grows, so it takes everything
+                self._direct.write(data)  # the buffer in memory grows, so it takes everything
             return
         self._moved += size
         with memoryview(data) as view:
             for at in range(0, size, PIECE):
-                self.object.write(view[at : at + PIECE])
+                self._direct.write(view[at : at + PIECE])
                 self._encrypted.append(self.outgoing.read())
 
     def close(self) -> None:
@@ -442,57 +462,20 @@ class TLSEngine(RecordFeed):
         # OpenSSL looks for the peer's close_notify, and fails if it finds data: read that first.
         if self._inside:
             self._inside = False
-            self._kept = self.object.read(RECORD)
+            self._kept = self._direct.read(RECORD)
         if not isinstance(self._end, ssl.SSLError):
             with contextlib.suppress(ssl.SSLError):  # usually SSLWantReadError: the peer has not answered yet
                 self.object.unwrap()
 
 
+def _direct(tls: ssl.SSLObject) -> Any:
+    """What ``tls`` calls to read and write, with the same methods ``read``, ``write`` and ``pending``. To go through
+    ``tls`` takes a Python call more for each record. For a user's class (``SSLContext.sslobject_class``), and where it
+    is not found, ``tls`` itself."""
+    direct = getattr(tls, "_sslobj", None) if type(tls) is ssl.SSLObject else None
+    return tls if direct is None else direct
+
+
 def _may_be_a_record(header: bytes | bytearray | memoryview) -> bool:
     """Whether ``header`` is a valid record header: type, version and length."""
     return 20 <= header[0] <= 24 and header[1] == 3 and (header[3] << 8 | header[4]) <= RECORD + EXPANSION
-
-
-class _MuteSniDecodeErrors:
-    """Suppresses the traceback that CPython prints, before any callback runs, for a server name that is not ASCII.
-
-    The handshake fails, as it should; but any client could fill the log with tracebacks. ``sys.unraisablehook`` is the
-    whole process's: it is replaced while any thread is in a handshake, and ignores only errors of those threads.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._threads: set[int] = set()  # those in a handshake
-        self._hook: _Hook | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._threads.add(threading.get_ident())
-            if self._hook is None:
-                report = sys.unraisablehook
-                while isinstance(report, _Hook):  # other code has saved it, and set it again
-                    report = report.report
-                self._hook = sys.unraisablehook = _Hook(report, self._threads)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._threads.discard(threading.get_ident())
-            if self._hook is not None and not self._threads:
-                if sys.unraisablehook is self._hook:  # otherwise other code has replaced it
-                    sys.unraisablehook = self._hook.report
-                self._hook = None
-
-
-class _Hook:
-    """Replaces ``sys.unraisablehook`` during handshakes."""
-
-    def __init__(self, report: Callable[["sys.UnraisableHookArgs"], object], threads: set[int]) -> None:
-        self.report = report
-        self._threads = threads
-
-    def __call__(self, unraisable: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(unraisable.exc_value, UnicodeDecodeError) or threading.get_ident() not in self._threads:
-            self.report(unraisable)
-
-
-_MUTE_SNI_DECODE_ERRORS = _MuteSniDecodeErrors()

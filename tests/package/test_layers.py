@@ -62,7 +62,7 @@ BELOW_SOCKETS = {
 }
 """What ``sansio`` does without."""
 
-IN_MEMORY = {"sansio.tls": {"ssl", "threading"}}
+IN_MEMORY = {"sansio.tls": {"ssl"}, "sansio.servernames": {"threading"}}
 """What of it works without sockets as well."""
 
 
@@ -120,7 +120,7 @@ def test_sansio_knows_neither_sockets_nor_loops_nor_clocks(name: str) -> None:
     roots = {imported.split(".")[0] for imported in imports(inside[name])}
     assert roots & BELOW_SOCKETS <= IN_MEMORY.get(name, set())
     assert roots <= sys.stdlib_module_names | {"iostreamsrv"}
-    assert set(own_imports(inside[name])) <= {"errors", "sansio.buffers", "sansio.reads", "sansio.search"}
+    assert set(own_imports(inside[name])) <= {"errors", "sansio.buffers", "sansio.reads", "sansio.search", "sansio.servernames"}
 
 
 MAY_WAIT = {"net.unixlistener": {"sleep"}}
@@ -183,11 +183,12 @@ FOREIGN = {
 MAY_USE_FOREIGN = {
     "runtime.cleanup": {"_default_executor", "_threads"},
     "runtime.loops": {"_local", "_loop"},
+    "sansio.tls": {"_sslobj"},
     "testing.mockclock": {"_scheduled", "_timer_cancelled_count"},
     "testing.simulation.simulation": {"_set_running_loop"},
 }
 """More of them, for single modules. cleanup: the threads of a loop's executor. loops: whether this thread has a loop
-already, without making one. mockclock: the timers of a loop whose clock a test moves. simulation: a loop that may run
+already, without making one. tls: what an `ssl.SSLObject` calls, where it has that. mockclock: the timers of a loop whose clock a test moves. simulation: a loop that may run
 while another one waits."""
 
 WITHIN_STREAMS = {

@@ -297,6 +297,7 @@ def test_answers_without_room_are_the_transports_own_output(
             break
     answer = b"as OpenSSL would answer to a new key"
     server.engine.outgoing.write(answer)
+    server.engine.may_answer = True
     with pytest.raises(BlockingIOError):
         server.recv(1)
     assert server.stuck

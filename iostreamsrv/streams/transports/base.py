@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from ...errors import CloseReason
 from ..file_region import FileRegion
@@ -53,12 +53,12 @@ class Transport:
 
     __slots__ = ()
 
-    has_half_close: ClassVar[bool] = False
-    layered: ClassVar[bool] = False
-    empties: ClassVar[bool] = False
-    file_chunk: ClassVar[int] = SMALL_FILE_CHUNK
-    incomplete: bool = False
-    stuck: bool = False
+    has_half_close = False
+    layered = False
+    empties = False
+    file_chunk = SMALL_FILE_CHUNK
+    incomplete = False
+    stuck = False
 
     def carrier(self) -> Carrier:
         """The fastest object with the same ``recv`` and ``send``."""

@@ -48,7 +48,7 @@ kernel sends no reset, and no window either, so that the peer waits for a minute
 HANDSHAKE_CHUNK = 16384
 """Bytes to receive at once during the handshake."""
 
-NOTHING = memoryview(b"")
+_CIPHERTEXT, _PLAINTEXT = CIPHERTEXT, PLAINTEXT  # in the compiled core these are numbers of C
 
 _shared: list[bytearray] = []
 """Memory to receive into, while no receive uses it: one for each thread that has ever used one at the same time."""
@@ -71,6 +71,7 @@ class TLSTransport(Transport):
         "_accepted",
         "_ciphertext",
         "_close_notify_made",
+        "_ended",
         "_pending",
         "_raw",
         "_silent",
@@ -95,15 +96,17 @@ class TLSTransport(Transport):
         received: bytes = b"",
     ) -> None:
         self.engine = TLSEngine(context, server_side, server_hostname)
-        self.engine.feed(received)
+        if received:
+            self.engine.feed(received)
         self.below = below
         self._raw = below.carrier()
         self.handshaken = False
         self.incomplete = False
         self.stuck = False
-        self._ciphertext: bytes | memoryview = NOTHING  # encrypted, and not sent
+        self._ciphertext: memoryview | None = None  # encrypted, and not sent
         self._accepted = 0  # bytes of plaintext that are in it
         self._pending = False
+        self._ended = False  # the socket has given EOF
         self._truncated = False  # the peer's side ended without a close_notify
         self._close_notify_made = False
         self._silent = False  # close without a close_notify
@@ -124,8 +127,8 @@ class TLSTransport(Transport):
             _acknowledge(self.below.socket)
         return self.handshaken
 
-    def receive_handshake(self) -> None:
-        """Receive more bytes for :meth:`handshake`.
+    def receive_handshake(self) -> bool:
+        """Receive more bytes for :meth:`handshake`; return whether there may be more of them.
 
         :raises BlockingIOError: there are none now.
         :raises EOFError: the peer has sent EOF.
@@ -134,6 +137,7 @@ class TLSTransport(Transport):
         if not chunk:
             raise EOFError
         self.engine.feed(chunk)
+        return len(chunk) == HANDSHAKE_CHUNK
 
     # ---- receiving
 
@@ -143,18 +147,18 @@ class TLSTransport(Transport):
         try:
             plaintext = engine.read(size) if engine.has_input else None
             if plaintext is None and not engine.has_input:
-                chunk = self._raw.recv(CIPHERTEXT)
-                drained = len(chunk) < CIPHERTEXT
+                chunk = self._raw.recv(_CIPHERTEXT)
+                drained = len(chunk) < _CIPHERTEXT
                 if chunk:
                     plaintext = engine.decrypt(chunk, size)
                 else:
-                    engine.feed_end()
+                    self._input_ended()
                     plaintext = engine.read(size)
         except Truncated:
             self._truncated = True
             return b""
         finally:
-            if engine.outgoing.pending:
+            if engine.may_answer:
                 self._send_answers()
         self._pending = engine.has_input or not drained
         if plaintext is None:
@@ -174,7 +178,7 @@ class TLSTransport(Transport):
             self._truncated = True
             return 0
         finally:
-            if engine.outgoing.pending:
+            if engine.may_answer:
                 self._send_answers()
         self._pending = engine.has_input or not drained
         if count is None:
@@ -182,8 +186,13 @@ class TLSTransport(Transport):
             raise would_block()
         return count
 
+    def _input_ended(self) -> None:
+        self._ended = True
+        self.engine.feed_end()
+
     def _send_answers(self) -> None:
         """Send what OpenSSL answers to what was received."""
+        self.engine.may_answer = False
         with contextlib.suppress(OSError):  # the next write raises the error as well
             self.stuck = not self.flush()
 
@@ -199,7 +208,7 @@ class TLSTransport(Transport):
                     if received:
                         engine.feed(ciphertext)
                     else:
-                        engine.feed_end()
+                        self._input_ended()
                     try:
                         return engine.read_into(space), received < CIPHERTEXT
                     finally:
@@ -223,19 +232,19 @@ class TLSTransport(Transport):
 
     def send(self, data: bytes | bytearray | memoryview) -> int:
         """Send ``data``. It begins with what an earlier call has encrypted and not reported as sent, if any."""
-        sent = 0
+        size, sent = len(data), 0
         while True:
             if not self._accepted:
-                if self._ciphertext and not self.flush():
+                if self._ciphertext is not None and not self.flush():
                     return sent
-                chunk = memoryview(data)[sent : sent + PLAINTEXT] if sent or len(data) > PLAINTEXT else data
+                chunk = memoryview(data)[sent : sent + _PLAINTEXT] if sent or size > _PLAINTEXT else data
                 self.engine.write(chunk)
                 self._accepted = len(chunk)
             if not self.flush():
                 return sent
             sent += self._accepted
             self._accepted = 0
-            if sent >= len(data) or sent >= SENT_AT_ONCE:
+            if sent >= size or sent >= SENT_AT_ONCE:
                 return sent
 
     def sendfile(self, region: FileRegion, size: int) -> int | None:
@@ -244,7 +253,9 @@ class TLSTransport(Transport):
         return Transport.sendfile(self, region, size)  # the kernel does not know the key
 
     def flush(self) -> bool:
-        while ciphertext := self._ciphertext or self.engine.take_outgoing():
+        waiting = self._ciphertext
+        ciphertext = self.engine.take_outgoing() if waiting is None else waiting
+        while ciphertext:
             try:
                 sent = self._raw.send(ciphertext)
             except BlockingIOError:
@@ -252,13 +263,17 @@ class TLSTransport(Transport):
             if sent < len(ciphertext):
                 self._ciphertext = memoryview(ciphertext)[sent:]
                 return False
-            if not self._ciphertext:
+            if waiting is None:
                 break  # take_outgoing gave everything: no second call
-            self._ciphertext = NOTHING
+            waiting = self._ciphertext = None
+            ciphertext = self.engine.take_outgoing()
         return True
 
     def own_output(self) -> int:
-        return self.engine.outgoing.pending + (0 if self._accepted else len(self._ciphertext))
+        return self.engine.outgoing.pending + (0 if self._accepted else self._unsent_ciphertext())
+
+    def _unsent_ciphertext(self) -> int:
+        return 0 if self._ciphertext is None else len(self._ciphertext)
 
     def committed(self) -> int:
         return self._accepted  # after a part of a record the peer could not read what follows
@@ -268,7 +283,7 @@ class TLSTransport(Transport):
 
     def untaken(self) -> int:
         # A write counts as sent only when all of its ciphertext is sent, so subtract what is sent already.
-        return self.below.untaken() - self._accepted + len(self._ciphertext)
+        return self.below.untaken() - self._accepted + self._unsent_ciphertext()
 
     # ---- closing
 
@@ -300,7 +315,7 @@ class TLSTransport(Transport):
         self.below.detach()
 
     def close(self) -> None:
-        if not self._silent:
+        if not (self._silent or self._ended):
             # Session tickets: a client that only writes never reads them, and closing with unread bytes sends a reset.
             with contextlib.suppress(OSError):  # there are none, or the peer is gone
                 self._raw.recv(TICKETS)
