@@ -16,7 +16,7 @@ from ..runtime.futures import set_result
 from ..sansio.buffers import WriteBuffer
 from .core import fail
 from .lifecycle import BaseIOStream
-from .readiness import HANGUP
+from .readiness import HANGUP, READABLE, WRITABLE
 from .sockets import SocketStream
 from .state import CLOSED
 from .tlssocket import TLSSocket
@@ -57,6 +57,7 @@ class TLSStream(SocketStream):
         return SocketStream.connect(self, address)
 
     def _established(self, events: int) -> None:
+        self._recv_until_eagain |= events & HANGUP
         self._begin_handshake(False, None)
 
     def _begin_handshake(self, server_side: bool, timeout: float | None, received: bytes = b"") -> None:
@@ -68,7 +69,9 @@ class TLSStream(SocketStream):
             self._connect_future = Future(loop=self._hub.loop)
         if self._output is None:
             self._output = WriteBuffer()
-        self._readable = False
+        # If it is not watched yet, whatever has arrived will be reported. Usually there is nothing yet: the server waits
+        # for the client's first message, and the client for the answer to it.
+        self._readable = bool(self._recv_until_eagain & HANGUP)
         below = self._transport
         assert isinstance(below, SocketTransport)
         try:
@@ -103,8 +106,8 @@ class TLSStream(SocketStream):
     def _dispatch_not_open(self, events: int) -> None:
         if self._tls is None or self._phase == CLOSED:
             return BaseIOStream._dispatch_not_open(self, events)
-        if events & HANGUP:
-            self._recv_until_eagain |= events & HANGUP
+        self._recv_until_eagain |= events & HANGUP
+        self._readable = self._readable or events != WRITABLE
         return self._continue_handshake()
 
     def _continue_handshake(self) -> None:
@@ -121,21 +124,30 @@ class TLSStream(SocketStream):
                 self._reads_watched = self._hub.watch_reads(self)
 
     def _advance_handshake(self) -> bool:
+        """Continue with what has arrived; return whether the handshake is done.
+
+        After a flight the peer's answer takes at least a round trip. So nothing is received then: an event will report
+        it, unless more has arrived than was received.
+        """
         tls = self._tls
         assert tls is not None
         for _ in range(HANDSHAKE_TURNS):
+            if tls.engine.has_input or tls.stuck:
+                try:
+                    done = run_for(self, tls.handshake) if tls.engine.by_name else tls.handshake()  # for sni_callback
+                finally:
+                    if tls.stuck:
+                        self._reads_watched = self._hub.watch_writes(self) or self._reads_watched
+                if done:
+                    return True
+                if tls.engine.has_input:
+                    break
+            if not self._readable:
+                return False
             try:
-                done = run_for(self, tls.handshake) if tls.engine.by_name else tls.handshake()  # for the sni_callback
-            finally:
-                if tls.stuck:
-                    self._reads_watched = self._hub.watch_writes(self) or self._reads_watched
-            if done:
-                return True
-            if tls.engine.has_input:
-                break
-            try:
-                tls.receive_handshake()
+                self._readable = tls.receive_handshake() or self._recv_until_eagain != 0
             except BlockingIOError:
+                self._readable = False
                 return False
             self._received_at = self._hub.time()
         self._hub.dispatch_again(self)
@@ -146,7 +158,11 @@ class TLSStream(SocketStream):
         waiting, self._waiting_for_handshake = self._waiting_for_handshake, None
         for future in waiting or ():
             set_result(future, self)
-        SocketStream._established(self, 0)  # bytes may have come behind the handshake
+        tls = self._tls
+        assert tls is not None
+        # Bytes may have come behind the handshake, but not the answer to what has just been sent.
+        readable = self._readable or tls.engine.has_input or not tls.spoke_last
+        SocketStream._established(self, READABLE if readable else 0)
 
     def _handshake_failed(self, error: Exception) -> None:
         if isinstance(error, ssl.SSLError):

@@ -223,14 +223,14 @@ class SocketStream(TransportStream):
                 error = self._connected_to_itself()
         if error is not None:
             return self.terminate(reason_for(error), without_frames(error))
-        self._established(events)
+        self._established(events | READABLE)
 
     def _established(self, events: int) -> None:
         """The stream is connected. Dispatch ``events``, too: they may announce EOF, which is not reported twice."""
         future, self._connect_future = self._connect_future, None
         if future is not None and not future.done():
             future.set_result(self)
-        self.dispatch(events | READABLE | WRITABLE)
+        self.dispatch(events | WRITABLE)
 
     def _connected_to_itself(self) -> OSError | None:
         """The error, if the socket is connected to itself: if no server listens on the port, the kernel may choose it

@@ -239,7 +239,7 @@ async def test_a_read_whose_record_waits_inside_does_not_merely_wait(make_tls_pa
     stream, peer = make_tls_pair(read_chunk_size=len(LINE))
     for _ in range(100_000):
         peer.end.tls.write(LINE)
-        if peer.end._outgoing.pending > 60_000:
+        if peer.end._outgoing.pending > 180_000:  # three receives: a fast core reads all of one in its slice
             break
     peer.end.flush()
     assert await stream.read_until(b"\n") == LINE

@@ -10,6 +10,7 @@ cdef class TLSTransport(Transport):
     cdef readonly TLSEngine engine
     cdef readonly bint handshaken
     cdef readonly bint incomplete
+    cdef readonly bint spoke_last
     cdef readonly bint stuck
     cdef object _raw
     cdef object _ciphertext

@@ -65,6 +65,7 @@ class TLSTransport(Transport):
     :ivar below: the socket's transport.
     :ivar engine: encrypts and decrypts.
     :ivar handshaken: whether the handshake is done.
+    :ivar spoke_last: the last :meth:`handshake` had something to send: the peer's answer takes a round trip.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class TLSTransport(Transport):
         "engine",
         "handshaken",
         "incomplete",
+        "spoke_last",
         "stuck",
     )
 
@@ -102,6 +104,7 @@ class TLSTransport(Transport):
         self._raw = below.carrier()
         self.handshaken = False
         self.incomplete = False
+        self.spoke_last = False
         self.stuck = False
         self._ciphertext: memoryview | None = None  # encrypted, and not sent
         self._accepted = 0  # bytes of plaintext that are in it
@@ -122,6 +125,7 @@ class TLSTransport(Transport):
             self.handshaken = self.engine.handshake()
         finally:
             # Also if it failed: then this sends the alert.
+            self.spoke_last = self.engine.outgoing.pending > 0
             self.stuck = not self.flush()
         if self.handshaken and self.engine.holds_tickets:
             _acknowledge(self.below.socket)
