@@ -235,7 +235,7 @@ class TLSEngine(RecordFeed):
         self._kept = b""  # decrypted before a read asked for it
         self._end: bytes | ssl.SSLError | Truncated | None = None  # how the input ended: b"" is a close_notify
         self._fed_all = False
-        self._encrypted: list[bytes] = []  # sent before what is in outgoing
+        self._encrypted: list[bytes] | None = None  # sent before what is in outgoing
         self._tickets = b""  # sent before all that, and never alone
 
     def feed_end(self) -> None:
@@ -257,7 +257,7 @@ class TLSEngine(RecordFeed):
         ciphertext = self.outgoing.read()
         if self._encrypted:
             ciphertext = b"".join([*self._encrypted, ciphertext])
-            self._encrypted.clear()
+            self._encrypted = None
         if self._tickets and ciphertext:
             ciphertext = self._tickets + ciphertext
             self._tickets = b""
@@ -449,10 +449,11 @@ class TLSEngine(RecordFeed):
                 self._direct.write(data)  # the buffer in memory grows, so it takes everything
             return
         self._moved += size
+        encrypted = self._encrypted = self._encrypted or []
         with memoryview(data) as view:
             for at in range(0, size, PIECE):
                 self._direct.write(view[at : at + PIECE])
-                self._encrypted.append(self.outgoing.read())
+                encrypted.append(self.outgoing.read())
 
     def close(self) -> None:
         """Write a close_notify. What the peer has sent, and still sends, can be read afterwards.

@@ -3,6 +3,7 @@ cimport cython
 from iostreamsrv.sansio.buffers cimport ReadBuffer
 from iostreamsrv.sansio.reads cimport Read, ReadInto
 from iostreamsrv.streams.hub cimport Hub
+from iostreamsrv.streams.transports.tls cimport TLSTransport
 from iostreamsrv.streams.writing cimport WriteSide
 
 cdef class ReceiveSide(WriteSide):
@@ -12,7 +13,8 @@ cdef class ReceiveSide(WriteSide):
     cdef _attempt_into(self, ReadInto read)
     @cython.locals(size=Py_ssize_t, buffered=Py_ssize_t, hub=Hub, chunk=bytes)
     cdef _receive_some(self, bint ahead=*)
-    cdef _receive_layered(self, object receive, object amount)
+    @cython.locals(transport=TLSTransport)
+    cdef _receive_layered(self, Py_ssize_t size, object space=*)
     cdef _receive_failed(self, object error)
     cdef _input_ended(self)
     cdef _receive_ahead(self)

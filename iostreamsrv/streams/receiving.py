@@ -1,8 +1,7 @@
 """How a stream receives: into its buffer, or directly for the pending read."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from ..errors import CloseReason, StreamBufferFullError, of_stream, reason_for, without_frames
 from ..sansio.reads import MORE, More, Read, ReadInto
@@ -21,9 +20,6 @@ INTO_SIZE = 1 << 22
 
 MUCH = 65536
 """Bytes in one receive from which on the next one follows at once."""
-
-Amount = TypeVar("Amount")
-Received = TypeVar("Received")
 
 
 class ReceiveSide(WriteSide):
@@ -122,8 +118,8 @@ class ReceiveSide(WriteSide):
         """
         size = min(len(space), INTO_SIZE)
         try:
-            receive = self._io.recv_into
-            count = self._receive_layered(receive, space[:size]) if self._layered else receive(space[:size])
+            space = space[:size]
+            count = self._receive_layered(size, space) if self._layered else self._io.recv_into(space)
         except BlockingIOError:
             self._readable = False
             return 0
@@ -150,7 +146,7 @@ class ReceiveSide(WriteSide):
         if buffered:
             size = max(1, min(size, self.max_buffer_size - buffered + 1))
         try:
-            chunk = self._receive_layered(self._io.recv, size) if self._layered else self._io.recv(size)
+            chunk = self._receive_layered(size) if self._layered else self._io.recv(size)
         except BlockingIOError:
             self._readable = False
             return None
@@ -171,14 +167,17 @@ class ReceiveSide(WriteSide):
         self._received_at = hub.now if hub.timed else hub.time()
         return chunk
 
-    def _receive_layered(self, receive: Callable[[Amount], Received], amount: Amount) -> Received:
-        """Receive from a transport that holds received bytes, and has output of its own."""
+    def _receive_layered(self, size: int, space: memoryview | None = None) -> Any:
+        """Receive from a transport that holds received bytes, and has output of its own: up to ``size`` bytes, or into
+        ``space``."""
         transport = self._transport
         if self._output is not None and transport.own_output() > OWN_OUTPUT:
             self._held_back = True
             raise would_block()
         try:
-            return receive(amount)
+            if space is not None:
+                return self._io.recv_into(space)
+            return transport.recv(size) if self._io is transport else self._io.recv(size)  # the former is typed
         except BlockingIOError:
             if transport.incomplete:
                 self._receive_rest_soon()
@@ -197,9 +196,12 @@ class ReceiveSide(WriteSide):
 
     def _rescue_input(self) -> None:
         """Receive the bytes that arrived before the connection broke, so that they stay readable."""
-        receive = partial(self._receive_layered, self._io.recv) if self._layered else self._io.recv
+        size = self.read_chunk_size
         try:
-            while self._buffer.size < self.max_buffer_size and (chunk := receive(self.read_chunk_size)):
+            while self._buffer.size < self.max_buffer_size:
+                chunk = self._receive_layered(size) if self._layered else self._io.recv(size)
+                if not chunk:
+                    break
                 self._buffer.feed(chunk)
                 self.bytes_read += len(chunk)
         except OSError:

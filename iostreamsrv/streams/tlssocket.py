@@ -12,6 +12,8 @@ class TLSSocket:
     that of an `ssl.SSLSocket` does.
     """
 
+    __slots__ = ("__weakref__", "_raw", "_tls")
+
     def __init__(self, raw: Any, tls: ssl.SSLObject) -> None:
         self._raw = raw
         self._tls = tls

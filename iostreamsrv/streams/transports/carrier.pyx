@@ -25,7 +25,7 @@ cdef extern from *:
     #endif
     typedef struct { PyObject_HEAD int sock_fd; } iostreamsrv_socket;
     #define iostreamsrv_descriptor(sock) (((iostreamsrv_socket *)(sock))->sock_fd)
-    static char iostreamsrv_scratch[1 << 16];
+    static char iostreamsrv_scratch[65 << 10];
     """
     ctypedef Py_ssize_t ssize_t
     int iostreamsrv_descriptor(PyObject*)
@@ -36,7 +36,7 @@ cdef extern from *:
     int _PyBytes_Resize(PyObject**, Py_ssize_t) except -1
 
 cdef enum:
-    SCRATCH = 1 << 16
+    SCRATCH = 65 << 10  # four whole records of TLS fit
     LARGE = 1 << 14  # a receive that follows one of this size goes straight to where it stays
 
 cdef object _Socket = socket.socket
