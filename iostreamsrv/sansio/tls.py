@@ -8,7 +8,6 @@ from the socket that were not fed to it.
 import contextlib
 import ssl
 import struct
-from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -314,7 +313,7 @@ class TLSEngine(RecordFeed):
         self._incoming.write(ciphertext)
         self._size = length
         try:
-            record = self._direct.read(size if size < length else length)
+            record: bytes = self._direct.read(size if size < length else length)
         except ssl.SSLError as error:
             self._brought_nothing(error, WORK)
         else:

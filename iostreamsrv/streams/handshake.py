@@ -58,6 +58,7 @@ class TLSStream(SocketStream):
 
     def _established(self, events: int) -> None:
         self._recv_until_eagain |= events & HANGUP
+        self._readable = events != WRITABLE  # a server that speaks first does not speak TLS
         self._begin_handshake(False, None)
 
     def _begin_handshake(self, server_side: bool, timeout: float | None, received: bytes = b"") -> None:
@@ -69,9 +70,9 @@ class TLSStream(SocketStream):
             self._connect_future = Future(loop=self._hub.loop)
         if self._output is None:
             self._output = WriteBuffer()
-        # If it is not watched yet, whatever has arrived will be reported. Usually there is nothing yet: the server waits
-        # for the client's first message, and the client for the answer to it.
-        self._readable = bool(self._recv_until_eagain & HANGUP)
+        # Until it is watched nothing needs to be received: what has arrived is reported then. Usually there is nothing:
+        # the server waits for the client's first message, and the client for the answer to it.
+        self._readable = self._readable and self._reads_watched
         below = self._transport
         assert isinstance(below, SocketTransport)
         try:
@@ -160,9 +161,9 @@ class TLSStream(SocketStream):
             set_result(future, self)
         tls = self._tls
         assert tls is not None
-        # Bytes may have come behind the handshake, but not the answer to what has just been sent.
-        readable = self._readable or tls.engine.has_input or not tls.spoke_last
-        SocketStream._established(self, READABLE if readable else 0)
+        # Bytes may have come behind the handshake, but not the answer to what has just been sent: an event reports it.
+        waits = tls.spoke_last and self._reads_watched and not (self._readable or tls.engine.has_input)
+        self._finish_connecting(0 if waits else READABLE)
 
     def _handshake_failed(self, error: Exception) -> None:
         if isinstance(error, ssl.SSLError):

@@ -223,10 +223,13 @@ class SocketStream(TransportStream):
                 error = self._connected_to_itself()
         if error is not None:
             return self.terminate(reason_for(error), without_frames(error))
-        self._established(events | READABLE)
+        self._established(events)
 
     def _established(self, events: int) -> None:
-        """The stream is connected. Dispatch ``events``, too: they may announce EOF, which is not reported twice."""
+        """The socket is connected. Dispatch ``events``, too: they may announce EOF, which is not reported twice."""
+        self._finish_connecting(events | READABLE)
+
+    def _finish_connecting(self, events: int) -> None:
         future, self._connect_future = self._connect_future, None
         if future is not None and not future.done():
             future.set_result(self)

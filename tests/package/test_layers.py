@@ -120,7 +120,13 @@ def test_sansio_knows_neither_sockets_nor_loops_nor_clocks(name: str) -> None:
     roots = {imported.split(".")[0] for imported in imports(inside[name])}
     assert roots & BELOW_SOCKETS <= IN_MEMORY.get(name, set())
     assert roots <= sys.stdlib_module_names | {"iostreamsrv"}
-    assert set(own_imports(inside[name])) <= {"errors", "sansio.buffers", "sansio.reads", "sansio.search", "sansio.servernames"}
+    assert set(own_imports(inside[name])) <= {
+        "errors",
+        "sansio.buffers",
+        "sansio.reads",
+        "sansio.search",
+        "sansio.servernames",
+    }
 
 
 MAY_WAIT = {"net.unixlistener": {"sleep"}}
@@ -188,8 +194,8 @@ MAY_USE_FOREIGN = {
     "testing.simulation.simulation": {"_set_running_loop"},
 }
 """More of them, for single modules. cleanup: the threads of a loop's executor. loops: whether this thread has a loop
-already, without making one. tls: what an `ssl.SSLObject` calls, where it has that. mockclock: the timers of a loop whose clock a test moves. simulation: a loop that may run
-while another one waits."""
+already, without making one. tls: what an `ssl.SSLObject` calls, where it has that. mockclock: the timers of a loop
+whose clock a test moves. simulation: a loop that may run while another one waits."""
 
 WITHIN_STREAMS = {
     "iostream": {"_begin_handshake", "_prepare", "_remote_address", "_socket", "_start"},

@@ -648,3 +648,37 @@ def test_a_broken_record_that_nobody_has_read_is_an_error_after_a_close(pair: tu
     server.close()
     with pytest.raises(ssl.SSLError):
         server.read(100)
+
+
+class Heard(ssl.SSLObject):
+    """A user's class, which keeps what it was given to encrypt."""
+
+    written: list[bytes]
+
+    def write(self, data: Any) -> int:
+        self.written = [*getattr(self, "written", ()), bytes(data)]
+        return super().write(data)
+
+
+def test_the_methods_of_a_users_class_are_called(context: ssl.SSLContext) -> None:
+    client = client_context(UNVERIFIED)
+    client.sslobject_class = Heard
+    server_engine, client_engine = TLSEngine(context, True), TLSEngine(client, False)
+    shake_hands(server_engine, client_engine)
+    client_engine.write(b"hello")
+    carry(client_engine, server_engine)
+    assert server_engine.read(100) == b"hello"
+    assert client_engine.object.written == [b"hello"]
+
+
+def test_only_a_record_without_data_may_have_an_answer(pair: tuple[TLSEngine, TLSEngine]) -> None:
+    server, client = pair
+    server.take_outgoing()
+    client.write(b"hello")
+    assert server.decrypt(client.take_outgoing(), 100) == b"hello"
+    assert not server.may_answer
+    assert not server.outgoing.pending
+    with pytest.raises(ssl.SSLError):
+        server.decrypt(broken_record(client), 100)
+    assert server.may_answer
+    assert server.outgoing.pending, "an alert"

@@ -188,6 +188,24 @@ def test_a_session_is_resumed(tmp_path: Path, authority: Path, version: ssl.TLSV
         assert bool(server.getpeercert()) == mutual
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_from_before_a_reload_is_not_resumed_and_does_no_harm(
+    tmp_path: Path, authority: Path, version: ssl.TLSVersion
+) -> None:
+    """A reload makes new keys for tickets as well, and verifies clients anew."""
+    pair = AUTHORITY.issue("localhost").write(tmp_path)
+    client = client_context({"ca_certs": authority})
+    client.minimum_version = client.maximum_version = version
+    certificates = Certificates(pair)
+    first = handshake(certificates.context, client, "localhost")[1]
+    AUTHORITY.issue("localhost").write(tmp_path)
+    assert certificates.reload()
+    second = handshake(certificates.context, client, "localhost", first.session)[1]
+    assert not second.session_reused
+    assert first.getpeercert(True) != second.getpeercert(True)
+    assert handshake(certificates.context, client, "localhost", second.session)[1].session_reused
+
+
 def test_the_protocol_is_the_first_of_the_servers_that_the_client_has(files: dict[str, Any]) -> None:
     options = {**files, "alpn": ["h2", "echo/1"]}
     certificates = Certificates({**options, "sni": {"other.example": files}})

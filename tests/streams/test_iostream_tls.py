@@ -1344,3 +1344,60 @@ async def test_what_is_queued_behind_a_record_that_waits_is_sent_once_and_in_ord
         if number % 7 == 0:
             await turns(1)
     assert await receiving == b"".join(pieces)
+
+
+class Counting(socket.socket):
+    """Counts the receives, and those that find nothing."""
+
+    receives = empty = 0
+
+    def recv(self, *args: Any) -> bytes:
+        self.receives += 1
+        try:
+            return super().recv(*args)
+        except BlockingIOError:
+            self.empty += 1
+            raise
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.gen_test
+async def test_a_handshake_receives_once_for_each_flight(version: ssl.TLSVersion) -> None:
+    ours, theirs = tcp_pair()
+    counting = Counting(fileno=ours.detach())
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode, client.maximum_version = False, ssl.CERT_NONE, version
+    future = IOStream(counting).start_tls(True, tls_contexts()[0])
+    await turns()
+    assert not counting.receives, "the client has sent nothing yet"
+    end = TLSEnd(theirs, client)
+    await eventually(lambda: end.handshake() and future.done())
+    stream = await future
+    assert (counting.receives, counting.empty) == (2, 0)
+    reading = stream.read_until(b"\n")
+    # With 1.3 the client's was the last flight, and its first message may follow at once. Without epoll each read tries.
+    assert counting.empty == (version is ssl.TLSVersion.TLSv1_3 or not stream._reads_watched)
+    end.send(LINE)
+    assert await reading == LINE
+    await stream.write(LINE)
+    assert end.recv(100) == LINE
+    reading = stream.read_until(b"\n")
+    receives = counting.receives
+    theirs.shutdown(socket.SHUT_WR)
+    with pytest.raises(StreamClosedError):
+        await reading
+    assert counting.receives == receives + 1, "behind EOF there are no bytes that a close must discard"
+    theirs.close()
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_greets_before_the_handshake_is_noticed_at_once() -> None:
+    """Its greeting and the end of the connect may be one event."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream = SSLIOStream(socket.socket(), ssl_options=tls_contexts()[1])
+        future = stream.connect(listener.getsockname())
+        server, _ = listener.accept()
+        server.send(b"220 mail.example.org ESMTP\r\n")
+        with pytest.raises(ssl.SSLError):
+            await asyncio.wait_for(future, PATIENCE)
+        server.close()
