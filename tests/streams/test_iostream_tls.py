@@ -1375,7 +1375,7 @@ async def test_a_handshake_receives_once_for_each_flight(version: ssl.TLSVersion
     stream = await future
     assert (counting.receives, counting.empty) == (2, 0)
     reading = stream.read_until(b"\n")
-    # With 1.3 the client's was the last flight, and its first message may follow at once. Without epoll each read tries.
+    # With 1.3 the client has the last flight, and its first message may follow at once. Without epoll each read tries.
     assert counting.empty == (version is ssl.TLSVersion.TLSv1_3 or not stream._reads_watched)
     end.send(LINE)
     assert await reading == LINE
