@@ -70,9 +70,9 @@ class TLSStream(SocketStream):
             self._connect_future = Future(loop=self._hub.loop)
         if self._output is None:
             self._output = WriteBuffer()
-        # Until it is watched nothing needs to be received: what has arrived is reported then. Usually there is nothing:
-        # the server waits for the client's first message, and the client for the answer to it.
-        self._readable = self._readable and self._reads_watched
+        # A client's first message follows its connect at once, so it is usually there. Its server's answer is not; and
+        # what has arrived before the socket is watched will be reported.
+        self._readable = server_side or (self._readable and self._reads_watched)
         below = self._transport
         assert isinstance(below, SocketTransport)
         try:
