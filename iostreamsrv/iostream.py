@@ -87,7 +87,7 @@ class IOStream(SocketStream, tornado.iostream.IOStream):  # type: ignore[misc]
         :raises ssl.SSLError: from the future; the handshake failed.
         """
         self._hub.check()
-        self.send_corked()
+        self._send_corked()
         if self._phase == CLOSED:
             raise self._closed_error("handshake")
         if self.reading() or self._output is not None or self._connect_future is not None:

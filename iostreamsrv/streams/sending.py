@@ -124,7 +124,7 @@ class SendSide(StreamCore):
             self._corked.append(data)
         return True
 
-    def send_corked(self) -> None:
+    def _send_corked(self) -> None:
         """:meth:`uncork` for modules that are not compiled."""
         self.uncork()
 

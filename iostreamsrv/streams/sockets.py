@@ -127,7 +127,7 @@ class SocketStream(TransportStream):
         socket = self._socket
         self._nodelay = False  # you may change it
         if self._corked is not None:
-            self.send_corked()  # a broken connection closes the stream, and then this socket raises an OSError
+            self._send_corked()  # a broken connection closes the stream, and then this socket raises an OSError
         return socket
 
     @socket.setter

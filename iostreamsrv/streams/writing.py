@@ -103,7 +103,7 @@ class WriteSide(SendSide):
                 if self._hub.running:
                     self._hub.corked.append(self)
                 else:
-                    self._call_soon(self.send_corked)
+                    self._call_soon(self._send_corked)
             self._corked.append(bytes(data))
             self._corked_size += len(data)
         else:

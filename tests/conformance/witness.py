@@ -60,8 +60,10 @@ def watch_child() -> None:
 def _observe(note: Any) -> None:
     """Call ``note("ours:IOStream")`` and the like whenever a stream, client or server is made, of whichever subclass.
 
-    All streams are Tornado's by inheritance, ours too, so one place sees them all.
+    All streams are Tornado's by inheritance, ours too. But an extension type of the compiled core makes its objects
+    without Tornado's class.
     """
+    _hook(iostreamsrv.BaseIOStream, lambda made: note(_side(made, iostreamsrv.BaseIOStream)))
     _hook(THEIRS["BaseIOStream"], lambda made: note(_side(made, iostreamsrv.BaseIOStream)))
     _hook(iostreamsrv.TCPClient, lambda made: note(_side(made, iostreamsrv.TCPClient)))
     _hook(THEIRS["TCPClient"], lambda made: note(_side(made, iostreamsrv.TCPClient)))

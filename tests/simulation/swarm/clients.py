@@ -324,7 +324,8 @@ async def _too_many_records(peer: Peer, records: Records, empty: Callable[[Recor
 async def _records_and_bytes(peer: Peer, records: Records, empty: Callable[[Records], bytes]) -> None:
     """It does no more than it may, so it is answered."""
     peer.record.innocent = peer.record.sequential = True
-    peer.may_end(CloseReason.MIN_RATE)
+    # It reads nothing meanwhile: what TLS answers to many records may fill small buffers.
+    peer.may_end(CloseReason.MIN_RATE, CloseReason.WRITE_TIMEOUT)
     for byte in peer.request(size=10, padding=0):
         piece = b"".join(empty(records) for _ in range(MOST_EMPTY - 1)) + records.record(bytes([byte]))
         if not await peer.send_records(piece):
