@@ -1,5 +1,6 @@
 """The projects, and what runs of each."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -101,7 +102,7 @@ PROJECTS = (
                 "its own tests of TTornado",
                 ["test/test_tornado_frame_size.py"],
                 300,
-                ["--rootdir=.", "-c", "/dev/null", "-o", f"pythonpath={ABSENT}"],
+                ["--rootdir=.", "-c", "/dev/null", "-o", f"pythonpath={shlex.quote(str(ABSENT))}"],
             ),
             Use("thrift_calls.py", "a server and its clients", 120),
         ],
