@@ -1,18 +1,16 @@
 """The load generator: ``load.c``, compiled on demand. One in Python would be slower than the servers."""
 
-import shutil
 import socket
 import subprocess
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+from .programs import compiled
 from .servers import MeasurementError
 
 Kind = Literal["lines", "churn", "bulk", "flow", "file", "broadcast"]
 
 SOURCE = Path(__file__).with_name("load.c")
-FLAGS = ("-O2", "-Wall", "-Wextra", "-pthread")
-TLS = ("-DTLS", "-lssl", "-lcrypto")
 WARM = 0.25  # seconds; by then the interpreter has specialised its code, and malloc its thresholds
 PATIENCE = 30.0
 
@@ -62,11 +60,8 @@ class Load:
 
         :param tls: whether it speaks TLS, which takes OpenSSL to compile.
         """
-        compiler, program = shutil.which("cc"), folder / ("load-tls" if tls else "load")
-        if not compiler:
-            return None
-        ended = subprocess.run([compiler, *FLAGS, "-o", program, SOURCE, *(TLS if tls else ())])
-        return None if ended.returncode else cls(program)
+        program = compiled(SOURCE, folder, tls=tls)
+        return None if program is None else cls(program)
 
     def run(self, server: Target, kind: Kind, connections: int, size: int, depth: int, seconds: float) -> Counted:
         listeners = [server.upstream.fileno()] if server.upstream else []

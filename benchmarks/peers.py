@@ -74,6 +74,7 @@ MODULES = {
 """The module that each of them needs."""
 
 OURS, PYTHON_CORE, TORNADO, STREAMS, PROTOCOL, COPYING, UNLIMITED, LIMITED = (Peer(name) for name in MODULES)
+FAST_PROTOCOL = Peer(PROTOCOL.name, "uvloop")
 FLOOR = Peer("C, epoll")
 """The program of floor.c: what the kernel alone takes."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .peers import COPYING, FLOOR, LIMITED, OURS, PROTOCOL, STREAMS, TORNADO, UNLIMITED, Peer
+from .peers import COPYING, FAST_PROTOCOL, FLOOR, LIMITED, OURS, PROTOCOL, STREAMS, TORNADO, UNLIMITED, Peer
 from .results import Results
 from .workloads import MEGABYTE
 
@@ -62,7 +62,6 @@ def _handshake_costs(limit: float, base: Peer, times: str) -> Threshold:
     return Threshold(what, "tls-churn", "≤", limit, f" times {times}", cost, against=(base,))
 
 
-FAST_PROTOCOL = Peer(PROTOCOL.name, "uvloop")
 LONGEST_LINE = str(16 * MEGABYTE)
 
 THRESHOLDS = (

@@ -13,6 +13,7 @@ from typing import ClassVar
 from .load import Counted, Kind, Load
 from .peers import (
     COPYING,
+    FAST_PROTOCOL,
     FLOOR,
     LIMITED,
     OURS,
@@ -35,7 +36,7 @@ MEGABYTE = 1 << 20
 SETTLE = 0.3  # seconds until a server has nothing left to do
 PATIENCE = 30.0
 
-TLS_PEERS = (OURS, PYTHON_CORE, TORNADO, STREAMS, PROTOCOL, Peer(PROTOCOL.name, "uvloop"), FLOOR)
+TLS_PEERS = (OURS, PYTHON_CORE, TORNADO, STREAMS, PROTOCOL, FAST_PROTOCOL, FLOOR)
 """Of the peers on uvloop, which has another TLS implementation, only the fastest: all would take minutes."""
 
 
