@@ -85,7 +85,7 @@ def _times() -> dict[str, Times]:
 
 
 def _digest(source: str) -> str:
-    import hashlib  # takes some milliseconds, and is needed only for a file that was written anew
+    import hashlib  # takes some milliseconds, and is needed only for a file that was written again
 
     return hashlib.sha256((FOLDER / source).read_bytes()).hexdigest()
 
@@ -98,7 +98,7 @@ def snapshot() -> dict[str, tuple[Times, str]]:
 def changed(recorded: Mapping[str, tuple[Times, str]]) -> list[str]:
     """The sources that are not what was recorded.
 
-    What git, ``cp`` or ``touch`` wrote anew may be what it was, so that its digest decides.
+    A file that git, ``cp`` or ``touch`` wrote again may have the same contents, so its digest decides.
     """
     found = _times()
 

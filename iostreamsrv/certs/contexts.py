@@ -35,7 +35,7 @@ class _NamedContext(ssl.SSLContext):
 def from_dict(options: dict[str, Any]) -> Loaded:
     """A server's context from checked options, with one more context for each SNI name.
 
-    :raises CertificateError: a file or a value cannot be used.
+    :raises CertificateError: a file or a value is invalid.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     validities = _load_certificates(context, options)
@@ -135,7 +135,7 @@ def _configure(context: ssl.SSLContext, options: dict[str, Any]) -> None:
 def client_from_dict(options: dict[str, Any]) -> ssl.SSLContext:
     """A client's context from checked options.
 
-    :raises CertificateError: a file or a value cannot be used.
+    :raises CertificateError: a file or a value is invalid.
     """
     context = ssl.create_default_context() if "ca_certs" not in options else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _configure(context, options)

@@ -44,7 +44,7 @@ class KeyPair:
 
         :param directory: where; made if it is not there.
         :returns: ``certfile`` and ``keyfile``, to be used as ``ssl_options``.
-        :raises OSError: they cannot be written.
+        :raises OSError: writing them fails.
         """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)

@@ -224,7 +224,7 @@ INCOMPLETE = "is incomplete: it has half of a PEM block"
 def blocks_in(option: str, path: str, kind: bytes) -> list[Block]:
     """The PEM blocks of a file whose label ends with ``kind``, found in the same way as OpenSSL finds them.
 
-    :raises CertificateError: the file cannot be read, or contains half of a block.
+    :raises CertificateError: reading the file fails, or it contains half of a block.
     """
     lines = _read(option, path).split(b"\n")
     blocks = []

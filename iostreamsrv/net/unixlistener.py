@@ -62,7 +62,7 @@ def _identity(file: Path) -> tuple[int, int]:
 def bind(path: str, mode: int, backlog: int) -> socket.socket:
     """A listening socket. It replaces one that a dead server left.
 
-    :raises OSError: it cannot be bound; nothing is left bound, and an existing file is untouched.
+    :raises OSError: the bind fails; nothing is left bound, and an existing file is untouched.
     """
     if not hasattr(socket, "AF_UNIX"):
         raise OSError(errno.EAFNOSUPPORT, "this platform has no Unix sockets")

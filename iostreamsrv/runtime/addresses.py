@@ -39,7 +39,7 @@ def check_host(name: str, host: str | None) -> str | None:
 def show(address: Any) -> str:
     """An address for people: ``127.0.0.1:80``, ``[::1]:80``, ``*:80``, ``/run/echo.sock``, ``@abstract``.
 
-    What cannot be printed is escaped: a peer may have chosen it.
+    Unprintable characters are escaped: a peer may have chosen them.
     """
     if isinstance(address, tuple) and len(address) >= 2:
         host, port, *_ = address

@@ -192,8 +192,8 @@ class TLSEngine(RecordFeed):
     :ivar object: the `ssl.SSLObject`: it knows certificates, ciphers and versions.
     :ivar by_name: whether a callback of the user chooses certificates by the name that a client asks for.
     :ivar outgoing: bytes to send; ``outgoing.pending`` is their number.
-    :ivar may_answer: a read has processed a record without data, to which OpenSSL may have an answer to send. Whoever
-        has looked at the output may set it to False. (Records of data have no answer.)
+    :ivar may_answer: a read has processed a record without data, to which OpenSSL may have an answer to send. The
+        caller sets it to False when it has looked at the output. (Records of data have no answer.)
     :ivar has_input: whether another read may give data, EOF or an error without more ciphertext. If it is True after a
         read that returned None, that read has done enough work: let other connections have their turn first.
     """
