@@ -1,4 +1,4 @@
-"""What a buffer does with ``bytes``. ``search.pyx`` is the compiled twin."""
+"""The search for a delimiter. ``search.pyx`` is the compiled twin."""
 
 find = bytes.find
-"""Where ``needle`` begins in ``data``, or -1: ``find(data, needle, begin=0)``."""
+"""Where ``needle`` begins in ``data``, or -1: ``find(data, needle, begin=0)``. ``data`` is ``bytes``."""

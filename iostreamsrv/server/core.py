@@ -23,7 +23,7 @@ from ..events import Events
 from ..iostream import IOStream
 from ..net.socketoptions import set_socket_options
 from ..options import ServerOptions
-from ..runtime.callables import check_function, takes
+from ..runtime.callables import check_function, is_overridden, takes
 from ..runtime.logs import application
 from ..runtime.loops import current_loop
 from .connection import ConnectionSetup, Handlers
@@ -130,10 +130,9 @@ class ServerCore:
 
         What is no function has nothing to do with us, except for a ``handle_stream``, which must be one.
         """
-        method = getattr(self.server, name)
-        if getattr(method, "__func__", None) is getattr(self._base, name):
+        if not is_overridden(self.server, self._base, name):
             return False
-        return name == "handle_stream" or callable(method)
+        return name == "handle_stream" or callable(getattr(self.server, name))
 
     def need_handler(self) -> None:
         """Check that there is a ``handle_stream``.

@@ -30,7 +30,8 @@ import tornado.util
 
 from ..errors import CloseReason, FramingError, StreamTimeoutError
 from ..iostream import BaseIOStream
-from ..streams.wakeup import PendingFuture, waiter_of
+from ..streams.eager import waiter_of
+from ..streams.wakeup import PendingFuture
 
 DEPTH = 3
 """Steps from a variable to its attribute, to an attribute of that, and so on, to search for streams."""

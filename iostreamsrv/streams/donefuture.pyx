@@ -12,21 +12,6 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
-cdef extern from "Python.h":
-    ctypedef enum PySendResult:
-        PYGEN_RETURN
-    ctypedef PySendResult (*sendfunc)(PyObject*, PyObject*, PyObject**) noexcept
-    ctypedef struct PyAsyncMethods:
-        sendfunc am_send
-    ctypedef PyObject* (*iternextfunc)(PyObject*) noexcept
-    ctypedef struct PyTypeObject:
-        PyAsyncMethods* tp_as_async
-        iternextfunc tp_iternext
-    PyObject* PyExc_StopIteration
-    int PyTuple_Check(PyObject*)
-    int PyExceptionInstance_Check(PyObject*)
-    void PyErr_SetObject(PyObject*, PyObject*)
-
 cdef object _Future = asyncio.Future
 cdef object _InvalidStateError = asyncio.InvalidStateError
 
@@ -98,23 +83,15 @@ cdef class DoneFuture:
         raise _InvalidStateError("it is done already")
 
 
-cdef PySendResult _send(PyObject* self, PyObject* value, PyObject** result) noexcept:
+cdef PySendResult _send(PyObject* self, PyObject* value, PyObject** result) except? PYGEN_ERROR:
     cdef object found = (<DoneFuture>self)._value
     Py_INCREF(found)
     result[0] = <PyObject*>found
     return PYGEN_RETURN
 
 
-cdef PyObject* _next(PyObject* self) noexcept:
-    """NULL without an exception is the end of an iteration whose result is None."""
-    cdef object value = (<DoneFuture>self)._value
-    if value is not None:
-        if PyTuple_Check(<PyObject*>value) or PyExceptionInstance_Check(<PyObject*>value):
-            stop = StopIteration(value)  # otherwise it would be taken for the arguments, or for the exception itself
-            PyErr_SetObject(PyExc_StopIteration, <PyObject*>stop)
-        else:
-            PyErr_SetObject(PyExc_StopIteration, <PyObject*>value)
-    return NULL
+cdef PyObject* _next(PyObject* self) except? NULL:
+    return end_of_iteration((<DoneFuture>self)._value)
 
 
 (<PyTypeObject*>DoneFuture).tp_as_async.am_send = _send

@@ -1,4 +1,4 @@
-"""Whether a task can be stepped at once, not a turn of the loop after its future is done."""
+"""The task that awaits a future: which one it is, and whether it can be stepped at once, not a turn later."""
 
 import asyncio
 import types
@@ -52,6 +52,15 @@ def _probe() -> Callable[..., object] | None:
 
 WAKEUP = _probe()
 """Such a callback, of a task that is done; None if this interpreter's tasks cannot be stepped at once."""
+
+
+def waiter_of(future: "asyncio.Future[Any]") -> "asyncio.Future[Any] | None":
+    """The task that awaits ``future``, if there is one."""
+    for callback, _ in future._callbacks or ():
+        waiter = getattr(callback, "__self__", None)
+        if asyncio.isfuture(waiter) and hasattr(waiter, "get_coro"):
+            return waiter
+    return None
 
 
 def step_watched(loop: Any, callback: Any, context: Context, future: "asyncio.Future[Any]") -> None:

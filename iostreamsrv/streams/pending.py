@@ -18,10 +18,11 @@ from ..errors import (
 )
 from ..sansio.reads import MORE, More, Read, ReadFailed, ReadInto, ReadMatch
 from .core import fail
+from .eager import waiter_of
 from .readiness import BROKEN, ENDED
 from .receiving import ReceiveSide
 from .state import CLOSED
-from .wakeup import fail_now, resolve_now, waiter_of
+from .wakeup import resolve_now
 
 TURNS_TO_READ_AGAIN = 5
 """Turns of the loop until the result of a read has reached every waiter: `asyncio.wait_for`, `asyncio.gather` and
@@ -227,7 +228,7 @@ class PendingSide(ReceiveSide):
             self._call_soon(self._settle_read, future)
         elif wake_now:
             self._abandon_read()
-            fail_now(future, self._closed_error("read"))
+            resolve_now(future, None, self._closed_error("read"))
         else:
             self._fail_read(self._closed_error("read"))
 

@@ -1,2 +1,1 @@
-cpdef resolve_now(object future, object result)
-cpdef fail_now(object future, object error)
+cpdef resolve_now(object future, object result, object error=*)

@@ -32,48 +32,28 @@ def pending_future_type(loop: asyncio.AbstractEventLoop) -> "Callable[[], asynci
     return partial(asyncio.Future, loop=loop)
 
 
-def resolve_now(future: "asyncio.Future[Any]", result: object) -> None:
-    """Set the result of ``future``. If its only callback is a task's wake-up, step that task now.
+def resolve_now(future: "asyncio.Future[Any]", result: object, error: BaseException | None = None) -> None:
+    """Set the result of ``future``, or ``error``. If its only callback is a task's wake-up, step that task now.
 
     Call it only outside any task, as in a dispatch: a task cannot be entered from within another one. Every other
     kind of callback goes through ``call_soon`` as usual: `IOLoop.add_future` promises the next turn of the loop.
+    asyncio does not complain if a future with an error is never awaited.
     """
+    wakeup: Callable[..., object] | None = None
     callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks
     if EAGER_WAKEUP and callbacks is not None and len(callbacks) == 1:
         callback, context = callbacks[0]
         if type(callback) is types.BuiltinMethodType and callback.__name__ == TASK_WAKEUP:
             future.remove_done_callback(callback)
-            future.set_result(result)
-            if debugging:
-                step_watched(future.get_loop(), callback, context, future)
-            else:
-                context.run(callback, future)
-            return
-    future.set_result(result)
-
-
-def fail_now(future: "asyncio.Future[Any]", error: Exception) -> None:
-    """Set the exception of ``future``, which is not done, as :func:`resolve_now` sets a result. asyncio does not
-    complain if the future is never awaited."""
-    callbacks: list[tuple[Callable[..., object], Context]] | None = future._callbacks
-    if EAGER_WAKEUP and callbacks is not None and len(callbacks) == 1:
-        callback, context = callbacks[0]
-        if type(callback) is types.BuiltinMethodType and callback.__name__ == TASK_WAKEUP:
-            future.remove_done_callback(callback)
-            future.set_exception(error)
-            if debugging:
-                step_watched(future.get_loop(), callback, context, future)
-            else:
-                context.run(callback, future)
-            return
-    future.set_exception(error)
-    future.exception()
-
-
-def waiter_of(future: "asyncio.Future[Any]") -> "asyncio.Future[Any] | None":
-    """The task that awaits ``future``, if there is one."""
-    for callback, _ in future._callbacks or ():
-        waiter = getattr(callback, "__self__", None)
-        if asyncio.isfuture(waiter) and hasattr(waiter, "get_coro"):
-            return waiter
-    return None
+            wakeup = callback
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+        future.exception()
+    if wakeup is None:
+        return
+    if debugging:
+        step_watched(future.get_loop(), wakeup, context, future)
+    else:
+        context.run(wakeup, future)

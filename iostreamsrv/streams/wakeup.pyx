@@ -16,22 +16,17 @@ from cpython.ref cimport Py_INCREF
 
 from .eager import TASK_WAKEUP, WAKEUP, step_watched
 
+from iostreamsrv.streams.donefuture cimport (
+    PYGEN_ERROR,
+    PYGEN_NEXT,
+    PYGEN_RETURN,
+    PyErr_SetObject,
+    PySendResult,
+    PyTypeObject,
+    end_of_iteration,
+)
+
 cdef extern from "Python.h":
-    ctypedef enum PySendResult:
-        PYGEN_RETURN
-        PYGEN_ERROR
-        PYGEN_NEXT
-    ctypedef PySendResult (*sendfunc)(PyObject*, PyObject*, PyObject**) except? PYGEN_ERROR
-    ctypedef struct PyAsyncMethods:
-        sendfunc am_send
-    ctypedef PyObject* (*iternextfunc)(PyObject*) except? NULL
-    ctypedef struct PyTypeObject:
-        PyAsyncMethods* tp_as_async
-        iternextfunc tp_iternext
-    PyObject* PyExc_StopIteration
-    int PyTuple_Check(PyObject*)
-    int PyExceptionInstance_Check(PyObject*)
-    void PyErr_SetObject(PyObject*, PyObject*)
     PyObject* Py_TYPE(object)
     int PyCFunction_CheckExact(object)
     int PyContext_Enter(object) except -1
@@ -223,19 +218,16 @@ cdef class PendingFuture:
             and iostreamsrv_method(<PyObject*>self._callback) == _wakeup
         )
 
-    cdef _resolve(self, result):
+    cdef _resolve(self, result, error):
         if self._phase != PENDING or not self._steps_task() or not EAGER_WAKEUP:
-            return self.set_result(result)
-        self._phase = FINISHED
-        self._value = result
-        self._step_task()
-
-    cdef _fail(self, error):
-        if self._phase != PENDING or not self._steps_task() or not EAGER_WAKEUP:
-            return self.set_exception(error)
-        self._phase = FAILED
-        self._value = error
-        self._traceback = error.__traceback__
+            return self.set_result(result) if error is None else self.set_exception(error)
+        if error is None:
+            self._phase = FINISHED
+            self._value = result
+        else:
+            self._phase = FAILED
+            self._value = error
+            self._traceback = error.__traceback__
         self._step_task()
 
     cdef _step_task(self):
@@ -279,7 +271,6 @@ cdef PySendResult _send(PyObject* self, PyObject* value, PyObject** result) exce
 
 
 cdef PyObject* _next(PyObject* self) except? NULL:
-    """NULL without an exception is the end of an iteration whose result is None."""
     cdef PendingFuture future = <PendingFuture>self
     if future._phase == PENDING:
         future._asyncio_future_blocking = True
@@ -288,14 +279,7 @@ cdef PyObject* _next(PyObject* self) except? NULL:
     if future._phase != FINISHED:
         future._raise()
         return NULL
-    value = future._value
-    if value is not None:
-        if PyTuple_Check(<PyObject*>value) or PyExceptionInstance_Check(<PyObject*>value):
-            stop = StopIteration(value)  # otherwise it would be taken for the arguments, or for the exception itself
-            PyErr_SetObject(PyExc_StopIteration, <PyObject*>stop)
-        else:
-            PyErr_SetObject(PyExc_StopIteration, <PyObject*>value)
-    return NULL
+    return end_of_iteration(future._value)
 
 
 (<PyTypeObject*>PendingFuture).tp_as_async.am_send = _send
@@ -334,36 +318,25 @@ def pending_future_type(loop):
     return _PendingFutures(loop)
 
 
-cpdef resolve_now(object future, object result):
-    """Set the result of ``future``. If its only callback is a task's wake-up, step that task now."""
+cpdef resolve_now(object future, object result, object error=None):
+    """Set the result of ``future``, or ``error``. If its only callback is a task's wake-up, step that task now."""
     if type(future) is PendingFuture:
-        return (<PendingFuture>future)._resolve(result)
+        return (<PendingFuture>future)._resolve(result, error)
+    wakeup = None
     callbacks = future._callbacks
     if EAGER_WAKEUP and callbacks is not None and len(callbacks) == 1:
         callback, context = callbacks[0]
         if type(callback) is types.BuiltinMethodType and callback.__name__ == TASK_WAKEUP:
             future.remove_done_callback(callback)
-            future.set_result(result)
-            if debugging:
-                step_watched(future.get_loop(), callback, context, future)
-            else:
-                context.run(callback, future)
-            return
-    future.set_result(result)
-
-
-cpdef fail_now(object future, object error):
-    """Set the exception of ``future``, as :func:`resolve_now` sets a result."""
-    if type(future) is PendingFuture:
-        return (<PendingFuture>future)._fail(error)
-    future.set_exception(error)
-    future.exception()
-
-
-def waiter_of(future):
-    """The task that awaits ``future``, if there is one."""
-    for callback, _ in future._callbacks or ():
-        waiter = getattr(callback, "__self__", None)
-        if asyncio.isfuture(waiter) and hasattr(waiter, "get_coro"):
-            return waiter
-    return None
+            wakeup = callback
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+        future.exception()
+    if wakeup is None:
+        return
+    if debugging:
+        step_watched(future.get_loop(), wakeup, context, future)
+    else:
+        context.run(wakeup, future)

@@ -11,7 +11,8 @@ import pytest
 from tornado import gen
 from tornado.ioloop import IOLoop
 
-from iostreamsrv.streams.wakeup import pending_future_type, resolve_now, waiter_of
+from iostreamsrv.streams.eager import waiter_of
+from iostreamsrv.streams.wakeup import pending_future_type, resolve_now
 from tests.support.waiting import turns
 
 Future = asyncio.Future[Any]
