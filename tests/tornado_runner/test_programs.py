@@ -1,5 +1,6 @@
 """A program on our classes and on Tornado's: it prints the same, ends the same, and knows the same about itself."""
 
+import os
 import re
 import subprocess
 import sys
@@ -17,10 +18,12 @@ RUNNER = ("-m", "iostreamsrv.tornado")
 
 def python(*arguments: str | Path, folder: Path = PROJECT, path: str = "") -> "subprocess.CompletedProcess[str]":
     """A Python process that has ended. ``path`` is what it has on PYTHONPATH besides this project."""
+    core = {name: value for name, value in os.environ.items() if name == "IOSTREAMSRV_PURE"}
+    environment = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin", "PYTHONPATH": f"{path}:{PROJECT}".strip(":")}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=folder,
-        env={"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin", "PYTHONPATH": f"{path}:{PROJECT}".strip(":")},
+        env={**environment, **core},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
