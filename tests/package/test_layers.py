@@ -30,12 +30,13 @@ ROOMS = {
     "styles": ["styles"],
     "testing": ["testing", "pytest_plugin"],
     "tornado": ["tornado"],
+    "supervisor": ["supervisor"],
     "cli": ["__main__"],
 }
 """The rooms of the house from the ground up, with their packages and public modules. Each may import from itself and
 from those before it."""
 
-INTERNAL = {"runtime", "sansio", "net", "certs", "compat", "streams", "server"}
+INTERNAL = {"runtime", "sansio", "net", "certs", "compat", "streams", "server", "supervisor"}
 """Packages that users do not import from; docs/internals.md says so. All else is public."""
 
 
