@@ -113,9 +113,9 @@ class ServerCore:
 
         :raises CertificateError: the options are unusable; nothing has changed then.
         """
-        certificates = ConnectionSetup.of(ssl_options, self.options).certificates
+        setup = ConnectionSetup.of(ssl_options, self.options)
         self.ssl_options = ssl_options
-        self.listeners.set_default_certificates(certificates)
+        self.listeners.set_default(setup)
 
     @property
     def certificates(self) -> list[Certificates]:

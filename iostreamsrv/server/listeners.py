@@ -71,9 +71,9 @@ class Listeners:
         """
         return self._default if ssl_options is None else ConnectionSetup.of(ssl_options, options)
 
-    def set_default_certificates(self, certificates: Certificates | None) -> None:
-        """Use these for new clients of listeners that were given no TLS options; None for plain connections."""
-        self._default.certificates = certificates
+    def set_default(self, setup: ConnectionSetup) -> None:
+        """Use this setup for new clients of listeners that were given no TLS options."""
+        self._default.certificates, self._default.trusted = setup.certificates, setup.trusted
         self._expiry.restart()
 
     def hold(self, sockets: list[socket.socket], setup: ConnectionSetup) -> None:
