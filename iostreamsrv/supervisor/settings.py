@@ -1,12 +1,10 @@
 """What a supervisor is asked to do: one frozen object, checked when it is made."""
 
-import grp
 import os
-import pwd
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from types import EllipsisType
+from types import EllipsisType, ModuleType
 from typing import Any
 
 from ..errors import OptionError
@@ -20,10 +18,25 @@ from .values import (
     read_flag,
     read_number,
     read_size,
+    read_text,
     server_options,
 )
 
+grp: ModuleType | None
+pwd: ModuleType | None
+try:
+    import grp
+    import pwd
+except ImportError:  # Windows has neither, nor a supervisor; but the command `info`
+    grp = pwd = None
+
 DEFAULT_BIND = "127.0.0.1:8888"
+
+USAGE = 2
+"""Exit code: what was typed or configured is wrong."""
+
+START_FAILED = 3
+"""Exit code: the server did not start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +125,7 @@ class Settings:
         if self.group is not None:
             return _gid("group", self.group)
         try:
-            return None if self.uid is None else pwd.getpwuid(self.uid).pw_gid
+            return None if self.uid is None or pwd is None else int(pwd.getpwuid(self.uid).pw_gid)
         except KeyError:
             return None
 
@@ -171,7 +184,8 @@ def check_target(name: str, value: Any) -> str:
         found = f"{path[1].replace('/', '.')}{path[2] or ':'}"
         problem = f'is the path of a file: write the name of a module, "{found}{"" if path[2] else "Target"}"'
     elif _is_dotted(value):
-        problem = f'has no ":": write "{value}:Target", or "{":".join(value.rsplit(".", 1))}"'
+        as_name = ":".join(value.rsplit(".", 1))
+        problem = f'has no ":": write "{value}:Target"' + (f', or "{as_name}"' if as_name != value else "")
     else:
         problem = 'must be "module:Target", as in "chat:Chat"'
     raise OptionError(name, value, problem)
@@ -216,6 +230,7 @@ def _check_options(name: str, value: Any) -> dict[str, Any]:
 
 
 def _check_path(name: str, value: Any) -> str | None:
+    value = optional(read_text)(name, value)
     if value is None:
         return None
     if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in os.fsdecode(value):
@@ -238,6 +253,7 @@ def _check_group(name: str, value: Any) -> str | None:
 
 
 def _check_owner(name: str, value: Any) -> str | None:
+    value = optional(read_text)(name, value)
     if value is None or (isinstance(value, str) and value):
         return value
     return str(check_int(name, value, 0, MAX_ID, f"the name or the number of a {name}"))
@@ -248,21 +264,29 @@ MAX_ID = (1 << 32) - 2
 
 
 def _uid(name: str, text: str) -> int:
-    if text.isascii() and text.isdigit() and int(text) <= MAX_ID:
+    if _is_id(text):
         return int(text)
     try:
-        return pwd.getpwnam(text).pw_uid
+        if pwd is not None:
+            return int(pwd.getpwnam(text).pw_uid)
     except (KeyError, ValueError):
-        raise OptionError(name, text, "there is no such user") from None
+        pass
+    raise OptionError(name, text, "there is no such user")
 
 
 def _gid(name: str, text: str) -> int:
-    if text.isascii() and text.isdigit() and int(text) <= MAX_ID:
+    if _is_id(text):
         return int(text)
     try:
-        return grp.getgrnam(text).gr_gid
+        if grp is not None:
+            return int(grp.getgrnam(text).gr_gid)
     except (KeyError, ValueError):
-        raise OptionError(name, text, "there is no such group") from None
+        pass
+    raise OptionError(name, text, "there is no such group")
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
 
 
 def _check_drain_timeout(name: str, value: Any) -> float | EllipsisType | None:

@@ -31,12 +31,12 @@ ROOMS = {
     "testing": ["testing", "pytest_plugin"],
     "tornado": ["tornado"],
     "supervisor": ["supervisor"],
-    "cli": ["__main__"],
+    "cli": ["cli", "__main__"],
 }
 """The rooms of the house from the ground up, with their packages and public modules. Each may import from itself and
 from those before it."""
 
-INTERNAL = {"runtime", "sansio", "net", "certs", "compat", "streams", "server", "supervisor"}
+INTERNAL = {"runtime", "sansio", "net", "certs", "compat", "streams", "server", "supervisor", "cli"}
 """Packages that users do not import from; docs/internals.md says so. All else is public."""
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import ssl
 import subprocess
 import sys
@@ -62,7 +63,32 @@ def test_without_a_command_it_prints_its_help() -> None:
 
 
 @pytest.mark.parametrize("wrong", [["nothing"], ["info", "more"]])
-def test_a_mistake_is_exit_code_2_and_the_usage(wrong: list[str]) -> None:
+def test_a_mistake_is_exit_code_2_and_one_line(wrong: list[str]) -> None:
     done = typed(*wrong)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("usage: python -m iostreamsrv")
+    assert re.fullmatch(r"iostreamsrv: .*\n", done.stderr)
+
+
+def without_click(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What the command does where click is not installed."""
+    program = "import sys; sys.modules['click'] = None; from iostreamsrv.cli import main; main()"
+    command = [sys.executable, "-W", "error", "-c", program, *arguments]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "--json"]])
+def test_info_does_without_click(arguments: list[str]) -> None:
+    done = without_click(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == typed(*arguments).stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve", "chat:Chat"], ["info", "more"]])
+def test_all_else_says_in_one_line_that_it_needs_click(arguments: list[str]) -> None:
+    done = without_click(*arguments)
+    needs = 'iostreamsrv: the command needs click: pip install "iostreamsrv[cli]"\n'
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", needs)
+
+
+def test_the_version_is_told() -> None:
+    assert typed("--version").stdout == f"{iostreamsrv.__version__}\n"
