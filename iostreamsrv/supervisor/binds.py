@@ -233,9 +233,13 @@ def _collide(one: Bind, other: Bind) -> bool:
     if one.kind == "tcp":
         (host, port), (other_host, other_port) = one.where, other.where
         return bool(port == other_port != 0 and _share(_network(host), _network(other_host)))
-    if one.kind == "unix" and not one.where.startswith("\0"):
-        return bool(os.path.realpath(one.where) == os.path.realpath(other.where))
+    if one.kind == "unix":
+        return _real(one.where) == _real(other.where)
     return bool(one.where == other.where)
+
+
+def _real(path: str) -> str:
+    return path if path.startswith("\0") else os.path.realpath(path)
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network | str | None

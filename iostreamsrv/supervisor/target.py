@@ -96,10 +96,8 @@ def _imported(target: str, name: str) -> ModuleType:
             raise TargetError(target, f"the import of {name} failed: {error}", error) from error
         raise TargetError(target, _why_not_found(error.name)) from None
     except SystemExit as error:
-        problem = (
-            f'the import of {name} ended the program (exit code {error.code!r}): has it an if __name__ == "__main__"?'
-        )
-        raise TargetError(target, f'{problem}: has it an if __name__ == "__main__"?', error) from error
+        ended = f"the import of {name} ended the program, with exit code {error.code!r}"
+        raise TargetError(target, f'{ended}: has it an if __name__ == "__main__"?', error) from error
     except Exception as error:
         raise TargetError(target, f"the import of {name} failed: {_shown(error)}", error) from error
 
@@ -169,10 +167,11 @@ def _why_no_server(found: Any) -> str:
     wrapped = "from iostreamsrv.httpserver import HTTPServer; server = HTTPServer(application)"
     if isinstance(found, tornado.web.Application):
         return f"is an Application of Tornado, which needs a server around it: {wrapped}"
+    if isinstance(found, type) and issubclass(found, TCPServer):
+        return f"made a class, {found.__name__}: it must make a server, {found.__name__}()"
     if isinstance(found, type):
-        what = "a class" if not issubclass(found, tornado.tcpserver.TCPServer) else "a class of Tornado's own server"
-        hint = "must be a subclass of iostreamsrv.TCPServer"
-        return f"is {what}, {found.__name__}: it {hint}"
+        whose = " of Tornado's own server" if issubclass(found, tornado.tcpserver.TCPServer) else ""
+        return f"is a class{whose}, {found.__name__}: it must be a subclass of iostreamsrv.TCPServer"
     if isinstance(found, tornado.tcpserver.TCPServer):
         return "is Tornado's own server: import it from iostreamsrv instead of tornado"
     if isinstance(found, ModuleType):
