@@ -28,6 +28,10 @@ SHARED = frozenset(OPTIONS) & frozenset(SETTINGS)
 ENV_FILE = "env_file"
 CONFIG = "config"
 
+VARIABLES = {PREFIX + word.upper(): word for word in (*SETTINGS, ENV_FILE, CONFIG)}
+
+OPTION_VARIABLES = {f"{PREFIX}{SET}_{name}".upper(): name for name in OPTIONS}
+
 OTHER_VARIABLES = frozenset({"PURE", "BUILD", "ALL", "FULL", "TORNADO_VERBOSE", "DROPIN_REPORT", "CONFORMANCE_REPORT"})
 """Variables of this project that are no settings: which core runs and is built, and what its tests do."""
 
@@ -93,15 +97,13 @@ class Configuration:
             name, value = variable.removeprefix(PREFIX), environ[variable]
             if name == variable or not value or name in OTHER_VARIABLES or OF_CONTAINERS.fullmatch(name):
                 continue
-            word, option = name.lower(), name.lower().removeprefix(f"{SET}_")
-            if name != name.upper() or (word not in (*SETTINGS, ENV_FILE, CONFIG) and option not in OPTIONS):
-                known = [*SETTINGS, ENV_FILE, CONFIG, *(f"{SET}_{each}" for each in OPTIONS)]
-                hint = suggestion(variable.upper(), tuple(PREFIX + each.upper() for each in known))
+            if variable in OPTION_VARIABLES:
+                self.add_option(OPTION_VARIABLES[variable], value, variable)
+            elif variable not in VARIABLES:
+                hint = suggestion(variable.upper(), (*VARIABLES, *OPTION_VARIABLES))
                 raise ConfigurationError(f"there is no variable {variable}{hint}")
-            if word in SETTINGS:
+            elif (word := VARIABLES[variable]) in SETTINGS:
                 self.add(word, value.split(",") if word == "bind" else value, variable)
-            elif word.startswith(f"{SET}_"):
-                self.add_option(option, value, variable)
 
     def add_flags(self, flags: Mapping[str, Any]) -> None:
         """The settings of a command line: those that are not None, nor empty.
