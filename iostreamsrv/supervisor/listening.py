@@ -1,0 +1,78 @@
+"""The listening sockets of a service: bound by its first process, shared by its workers."""
+
+import contextlib
+import socket
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from ..net.inherited import socket_from_fd
+from ..net.unixlistener import UnixListener, file_of
+from .binds import Bind
+
+
+class ServiceListeners:
+    """The sockets of all binds.
+
+    :param binds: where to listen.
+    :param kept: for an upgrade: the open descriptors, by the texts of their binds. What is still to be bound is taken
+        from there, the rest is closed.
+    :raises OptionError: a descriptor is no listening socket.
+    :raises ListenError: a bind fails. Then none is left bound.
+    """
+
+    def __init__(self, binds: Iterable[Bind], kept: Mapping[str, list[int]] | None = None) -> None:
+        self._sockets: dict[Bind, list[socket.socket]] = {}
+        left = {text: [_adopted(fd) for fd in fds] for text, fds in (kept or {}).items()}
+        with contextlib.ExitStack() as unfinished:
+            unfinished.callback(self.close)
+            for bind in binds:
+                self._sockets[bind] = left.pop(bind.text, None) or bind.open()
+            unfinished.pop_all()
+        for sockets in left.values():
+            for each in sockets:
+                each.close()
+
+    def __enter__(self) -> "ServiceListeners":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all. What is in their queues is lost, unless a worker accepts it."""
+        for sockets in self._sockets.values():
+            for each in sockets:
+                each.close()
+        self._sockets = {}
+
+    @property
+    def addresses(self) -> list[Any]:
+        """Where it listens."""
+        return [each.getsockname() for sockets in self._sockets.values() for each in sockets]
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Of all sockets."""
+        return [each.fileno() for sockets in self._sockets.values() for each in sockets]
+
+    def for_worker(self) -> list[dict[str, Any]]:
+        """The sockets as a worker's job has them."""
+        return [{"fd": each.fileno(), "tls": bind.tls} for bind, sockets in self._sockets.items() for each in sockets]
+
+    def to_json(self) -> dict[str, list[int]]:
+        """What the next supervisor in this process needs, as ``kept``."""
+        return {bind.text: [each.fileno() for each in sockets] for bind, sockets in self._sockets.items()}
+
+
+def _adopted(fd: int) -> socket.socket:
+    """A listener of the supervisor before this one. The file of a Unix socket is removed in the end, as by the one that
+    made it."""
+    listener = socket_from_fd(fd)
+    file = file_of(listener)
+    if file is None:
+        return listener
+    owner = UnixListener(fileno=listener.detach())
+    owner.setblocking(False)
+    owner.own(file)
+    return owner

@@ -1,0 +1,268 @@
+"""The first process of a service. It has the listening sockets and the workers, and runs no code of the user.
+
+It waits for signals, for words of its workers and for time to pass, gives them to the `Plan`, and carries out what that
+says. It has no event loop: there is little to do, and nothing that it depends on may break.
+"""
+
+import contextlib
+import os
+import selectors
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ListenError, OptionError
+from ..runtime.addresses import show
+from ..runtime.logs import general
+from ..runtime.rlimit import raise_limit
+from .channel import Message
+from .children import ROWS, Children
+from .listening import ServiceListeners
+from .notify import Notifier
+from .pidfile import PidFile
+from .plan import EXIT_NOT_STARTED, Action, Announce, Check, Exit, Kill, Plan, Replace, Say, Seen, Spawn, Tell
+from .rights import drop_rights
+from .scoreboard import Scoreboard
+from .settings import Settings
+from .signals import signals_on
+from .upgrade import Checker, kept_state, replace_program
+
+TICK = 1.0
+"""Seconds between two looks at the workers."""
+
+RATE = 0.1
+"""Share of its clients that a retired worker closes a second, once it closes them: after ten seconds all are gone, and
+at no moment more than a tenth of them connect again."""
+
+Reread = Callable[[], Settings]
+
+
+def serve_with(settings: Settings, reread: Reread | None = None) -> int:
+    """Run a service until it is told to stop.
+
+    :param reread: gives the settings anew, for a reload; None: they stay as they are.
+    :returns: the exit code: 0, or 3 if the service did not start.
+    """
+    state = kept_state()
+    with contextlib.ExitStack() as until_end:
+        try:
+            listeners = until_end.enter_context(ServiceListeners(settings.binds, state and state["listeners"]))
+            until_end.enter_context(PidFile(settings.pid_file))
+            raise_limit(settings.options.get("max_connections"))
+            drop_rights(settings)
+        except (ListenError, OptionError) as error:
+            print(f"iostreamsrv: {error}", file=sys.stderr, flush=True)
+            return EXIT_NOT_STARTED
+        selector = until_end.enter_context(selectors.DefaultSelector())
+        master = Master(settings, reread or (lambda: settings), listeners, selector, state)
+        with signals_on(selector, master.on_signal):
+            return master.run()
+
+
+class Master:
+    """See the module.
+
+    :param selector: watches all that it waits for.
+    :param state: what the supervisor before this one has left, which it replaces by an upgrade; None at a start.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        reread: Reread,
+        listeners: ServiceListeners,
+        selector: selectors.BaseSelector,
+        state: dict[str, Any] | None,
+    ) -> None:
+        self._settings = settings
+        self._reread = reread
+        self._listeners = listeners
+        self._selector = selector
+        self._plan = Plan(settings)
+        self._notifier = Notifier()
+        scoreboard = Scoreboard.create(ROWS) if state is None else Scoreboard.open(state["scoreboard"])
+        self._children = Children(selector, scoreboard, self._on_word)
+        self._checker: Checker | None = None
+        self._exit_code: int | None = None
+        self._to_do: deque[Action] = deque()
+        self._looked_at = self._lived_at = 0.0
+        self._status = ""
+        self._upgraded = state is not None
+        if state is not None:
+            self._plan.adopt(state["plan"])
+            self._children.adopt(state["children"])
+
+    # ---- running
+
+    def run(self) -> int:
+        """Run until all workers have ended after a stop; return the exit code."""
+        for address in self._listeners.addresses:
+            general.info("listening on %s, process %d", show(address), os.getpid())
+        now = time.monotonic()
+        self._do(self._plan.on_upgraded(now) if self._upgraded else self._plan.on_start(now))
+        self._reap()  # those that ended while this program was replaced
+        while self._exit_code is None:
+            for key, _ in self._selector.select(self._patience()):
+                key.data()
+            self._on_time()
+        return self._exit_code
+
+    def _patience(self) -> float:
+        times = [self._looked_at + TICK, self._plan.next_time()]
+        if self._notifier.watchdog is not None:
+            times.append(self._lived_at + self._notifier.watchdog)
+        return max(0.0, min(each for each in times if each is not None) - time.monotonic())
+
+    def _on_time(self) -> None:
+        now = time.monotonic()
+        seen: dict[int, Seen] = {}
+        if now - self._looked_at >= TICK:
+            self._looked_at = now
+            seen = self._look()
+        if self._notifier.watchdog is not None and now - self._lived_at >= self._notifier.watchdog:
+            self._lived_at = now
+            self._notifier.alive()
+        self._do(self._plan.on_time(now, seen))
+
+    def _look(self) -> dict[int, Seen]:
+        if self._checker is not None and self._checker.is_late(self._settings.ready_timeout):
+            self._checker.kill()
+        now, children = time.monotonic_ns(), self._children
+        return {
+            number: Seen(children.silent(number, now), children.resident(number), children.accepted(number))
+            for number in children.numbers
+        }
+
+    # ---- events
+
+    def on_signal(self, name: str) -> None:
+        """Act on a signal: "TERM"."""
+        if name == "CHLD":
+            self._reap()
+        elif name == "USR1":
+            for number in self._children.numbers:
+                self._children.signal(number, signal.SIGUSR1)
+        elif name != "HUP" or self._read_settings():
+            self._do(self._plan.on_signal(name, time.monotonic()))
+
+    def _read_settings(self) -> bool:
+        """Read the settings again, for a reload; return whether they are right."""
+        try:
+            self._settings = self._reread()
+        except OptionError as error:
+            general.error("no reload, the workers go on: %s", error)
+            return False
+        self._plan.set_settings(self._settings)
+        return True
+
+    def _on_word(self, number: int, message: Message) -> None:
+        if message["type"] == "ready":
+            self._do(self._plan.on_ready(number, message["drain_timeout"], time.monotonic()))
+        elif message["type"] == "failed":
+            self._do(self._plan.on_failed(number, message["why"]))
+
+    def _reap(self) -> None:
+        """Note which processes have ended. The first process of a container has children that others have left, too."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            if self._checker is not None and pid == self._checker.pid:
+                checker, self._checker = self._checker, None
+                self._do(self._plan.on_checked(checker.outcome(code), time.monotonic()))
+            elif (number := self._children.reaped(pid, code)) is not None:
+                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                self._do(self._plan.on_exit(number, how, time.monotonic()))
+
+    # ---- actions
+
+    def _do(self, actions: list[Action]) -> None:
+        """Carry out actions, after those that are still to be carried out: one may cause an event."""
+        self._to_do += actions
+        if len(self._to_do) > len(actions):
+            return
+        while self._to_do:
+            action = self._to_do[0]
+            self._carry_out(action)
+            self._to_do.popleft()
+        self._tell_status()
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Say(level, text):
+                general.log(level, "%s", text)
+            case Spawn():
+                self._spawn(action)
+            case Tell():
+                self._tell(action)
+            case Kill(number):
+                self._children.signal(number, signal.SIGKILL)
+            case Announce(state):
+                self._announce(state)
+            case Check():
+                self._check()
+            case Replace():
+                self._replace()
+            case Exit(code):
+                self._exit_code = code
+
+    def _spawn(self, action: Spawn) -> None:
+        job = {
+            "settings": self._settings.to_json(),
+            "listeners": self._listeners.for_worker(),
+            "generation": action.generation,
+        }
+        try:
+            self._children.start(action.number, job, self._settings.target, self._listeners.descriptors)
+        except OSError as error:
+            self._do(self._plan.on_exit(action.number, f"it cannot be started: {error}", time.monotonic()))
+
+    def _tell(self, action: Tell) -> None:
+        if action.word == "retire":
+            self._children.tell(action.number, "retire", timeout=self._settings.retire_timeout, rate=RATE)
+            if action.successor is not None and self._children.hands_over(action.number):
+                self._children.introduce(action.number, action.successor)
+        elif action.word == "hurry":
+            self._children.tell(action.number, "retire", timeout=0, rate=RATE)
+        else:
+            self._children.tell(action.number, action.word)
+
+    def _announce(self, state: str) -> None:
+        status = self._status = self._plan.status
+        if state == "ready":
+            self._notifier.ready(status)
+        elif state == "reloading":
+            self._notifier.reloading(status)
+        else:
+            self._notifier.stopping(status)
+            self._listeners.close()  # the workers accept what is queued, and nobody queues behind them
+
+    def _tell_status(self) -> None:
+        if self._plan.status != self._status:
+            self._status = self._plan.status
+            self._notifier.status(self._status)
+
+    def _check(self) -> None:
+        try:
+            self._checker = Checker()
+        except OSError as error:
+            self._do(self._plan.on_checked(str(error), time.monotonic()))
+
+    def _replace(self) -> None:
+        state = {
+            "plan": self._plan.to_json(),
+            "children": self._children.to_json(),
+            "listeners": self._listeners.to_json(),
+            "scoreboard": self._children.scoreboard.fd,
+        }
+        try:
+            replace_program(state, [*self._listeners.descriptors, *self._children.descriptors])
+        except OSError as error:
+            self._do(self._plan.on_not_replaced(str(error), time.monotonic()))

@@ -1,0 +1,88 @@
+"""What a supervisor keeps while a new interpreter takes over its process.
+
+``exec`` keeps the process, its children and its inheritable descriptors, and nothing else. So the rest is written to a
+file without a name, whose descriptor an environment variable has. Signals are blocked from here until the new
+interpreter handles them: their default effect, meanwhile, would end the service.
+"""
+
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from . import spawn
+from .signals import NUMBERS
+
+VARIABLE = "IOSTREAMSRV_UPGRADE"
+
+
+def replace_program(state: dict[str, Any], descriptors: Iterable[int]) -> None:
+    """Go on in a new interpreter, which calls :func:`kept_state`. Returns only by its exception.
+
+    :param descriptors: what stays open.
+    :raises OSError: the interpreter can't be started, or there is no room for the state; nothing has changed.
+    """
+    kept = list(descriptors)
+    with _unnamed_file() as file:
+        file.write(json.dumps(state).encode())
+        file.seek(0)
+        kept.append(file.fileno())
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+        try:
+            for each in kept:
+                os.set_inheritable(each, True)
+            spawn.become_again({VARIABLE: f"{os.getpid()}:{file.fileno()}"})
+        finally:
+            for each in kept:
+                os.set_inheritable(each, False)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+class Checker:
+    """A new interpreter that checks whether the service would start.
+
+    :ivar pid: its process.
+    :raises OSError: it can't be started.
+    """
+
+    def __init__(self) -> None:
+        self._output = _unnamed_file()
+        self._process = spawn.start_again("--check", output=self._output.fileno())
+        self.pid = self._process.pid
+        self._started_at = time.monotonic()
+
+    def is_late(self, timeout: float) -> bool:
+        """Whether it takes longer than ``timeout`` seconds."""
+        return time.monotonic() - self._started_at > timeout
+
+    def outcome(self, code: int) -> str:
+        """What is wrong, once it has ended with this exit code; empty if nothing is."""
+        self._process.returncode = code  # or its destructor complains
+        with self._output:
+            self._output.seek(0)
+            lines = self._output.read().decode(errors="replace").split("\n")
+        said = next((line for line in reversed(lines) if line.strip()), "")
+        return "" if code == 0 else said.removeprefix("iostreamsrv: ") or f"exit code {code}"
+
+    def kill(self) -> None:
+        """End it: it takes too long."""
+        self._process.kill()
+
+
+def kept_state() -> dict[str, Any] | None:
+    """What the supervisor before this one left; None if this process has had no other. Afterwards it is gone."""
+    process, _, number = os.environ.pop(VARIABLE, "").partition(":")
+    if process != str(os.getpid()):
+        return None
+    with open(int(number), "rb") as file:  # noqa: PTH123 (a descriptor)
+        state: dict[str, Any] = json.load(file)
+    return state
+
+
+def _unnamed_file() -> Any:
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("iostreamsrv-upgrade"), "w+b")  # noqa: PTH123
+    return tempfile.TemporaryFile()

@@ -1,0 +1,160 @@
+"""The program of a worker: it loads the user's server, and serves on the sockets of the service. ::
+
+    python -m iostreamsrv.supervisor.worker CHANNEL TARGET
+
+The supervisor starts it in a fresh interpreter; see :mod:`iostreamsrv.supervisor.spawn`. ``CHANNEL`` is the descriptor
+of its end of a `Channel`, whose first message says all else.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Coroutine
+from typing import Any
+
+from ..errors import ListenError, OptionError
+from ..net.inherited import socket_from_fd
+from ..runtime import lifeline
+from ..runtime.rlimit import raise_limit
+from ..runtime.running import run_to_end
+from ..server.base import core_of
+from ..tcpserver import TCPServer
+from .channel import Channel, Message
+from .scoreboard import Row, Scoreboard
+from .settings import Settings
+from .siblings import ScoreboardSiblings
+from .target import TargetError, load, server_of
+
+HEARTBEAT = 0.5
+"""Seconds between two signs that the loop runs."""
+
+IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+"""What is for the supervisor only. A terminal sends SIGINT and SIGHUP to all processes."""
+
+LIFELINE_PATIENCE = 5.0
+"""Seconds, besides the server's ``drain_timeout``, after which a worker without a supervisor ends, whatever it does."""
+
+
+def main() -> int:
+    """Serve until told to end; return the exit code."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    messages = channel.wait()
+    if not messages:
+        return 0  # the supervisor has ended meanwhile
+    job = messages[0]
+    settings = Settings.from_json(job["settings"])
+    try:
+        server = server_of(load(settings.target), settings)
+        if not logging.root.handlers:  # the target may have set up its own
+            log_to_stderr()
+        worker = Worker(server, channel, job)
+        raise_limit(server.options.max_connections)
+        run_to_end(worker.serve())
+    except (TargetError, OptionError, ListenError) as error:
+        return _failed(channel, str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(channel, f"{type(error).__name__}: {error}")
+    return 0
+
+
+def _failed(channel: Channel, why: str) -> int:
+    channel.send("failed", why=" ".join(why.split())[:1000])
+    return 1
+
+
+class Worker:
+    """Serves, and does what the supervisor says.
+
+    :param job: the first message.
+    """
+
+    def __init__(self, server: TCPServer, channel: Channel, job: Message) -> None:
+        self._server = server
+        self._core = core_of(server)
+        self._channel = channel
+        self._job = job
+        scoreboard = Scoreboard.open(job["scoreboard"])
+        self._row: Row = scoreboard.row(job["row"])
+        self._core.join(ScoreboardSiblings(scoreboard, job["row"]))
+        self._ending: asyncio.Task[None] | None = None  # what ends the server
+        self._urgency = 0
+
+    async def serve(self) -> None:
+        """Serve until told to end, or the server stops itself."""
+        loop = asyncio.get_running_loop()
+        for listener in self._job["listeners"]:
+            self._server.add_socket(socket_from_fd(listener["fd"]), None if listener["tls"] else False)
+        loop.add_signal_handler(signal.SIGTERM, self._drain)
+        loop.add_signal_handler(signal.SIGQUIT, self._end)
+        loop.add_reader(self._channel, self._hear)
+        timeout = self._core.options.drain_timeout
+        lifeline.watch(self._job["lifeline"], LIFELINE_PATIENCE + (timeout or 0))
+        self._beat(loop)
+        self._row.begin(self._job["number"], self._job["generation"])
+        self._channel.send("ready", drain_timeout=timeout, hands_over=False)
+        await self._server.serve_forever()
+        while self._ending is not None and not self._ending.done():
+            await asyncio.wait([self._ending])
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._row.beat()
+        loop.call_later(HEARTBEAT, self._beat, loop)
+
+    # ---- what the supervisor says
+
+    def _hear(self) -> None:
+        messages = self._channel.receive()
+        if messages is None:  # the supervisor is gone; the lifeline does what there is to do
+            asyncio.get_running_loop().remove_reader(self._channel)
+        for message in messages or ():
+            if message["type"] == "retire":
+                self._retire(message["timeout"], message["rate"])
+            elif message["type"] == "drain":
+                self._drain()
+            elif message["type"] == "end":
+                self._end()
+
+    def _retire(self, timeout: float, rate: float) -> None:
+        if self._urgency <= 1:  # again, with another timeout
+            self._urgency = 1
+            self._row.retire()
+            self._end_by(self._server.retire(timeout, rate))
+
+    def _drain(self) -> None:
+        if self._urgency < 2:
+            self._urgency = 2
+            self._row.retire()
+            self._end_by(self._shut_down())
+
+    def _end(self) -> None:
+        if self._urgency < 3:
+            self._urgency = 3
+            self._end_by(self._close_all())
+
+    async def _shut_down(self) -> None:
+        await self._core.shutdown_as_overridden()
+
+    async def _close_all(self) -> None:
+        self._server.stop()
+        await self._server.close_all_connections()
+
+    def _end_by(self, how: Coroutine[Any, Any, None]) -> None:
+        before, self._ending = self._ending, asyncio.get_running_loop().create_task(how)
+        if before is not None:
+            before.cancel()
+
+
+def log_to_stderr() -> None:
+    """Write the log to stderr, with the process of each line."""
+    logging.basicConfig(format="%(asctime)s [%(process)d] %(levelname)s %(message)s", level=logging.INFO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
