@@ -59,6 +59,14 @@ def _identity(file: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def file_of(listener: socket.socket) -> Path | None:
+    """The file of a bound socket; None if it has none: an abstract name, or TCP."""
+    address = listener.getsockname()
+    if not isinstance(address, str) or not address:
+        return None
+    return Path(address)
+
+
 def bind(path: str, mode: int, backlog: int) -> socket.socket:
     """A listening socket. It replaces one that a dead server left.
 

@@ -3,8 +3,10 @@
 import asyncio
 import functools
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
+
+from tornado.ioloop import IOLoop
 
 from .cleanup import end_loop, known_executor
 from .exports import set_module
@@ -60,10 +62,16 @@ def run(main: Servable | Awaitable[Any] | Callable[[], Awaitable[Any]]) -> None:
     if loop.is_running():
         raise RuntimeError("iostreamsrv.run() inside a running loop: use `await server.serve_forever()` there")
     raise_limit(getattr(getattr(inside(main), "options", None), "max_connections", None))
+    run_to_end(io_loop, _until_signal(loop, main))
+
+
+def run_to_end(io_loop: IOLoop, main: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine, then end all that is left in the loop, and close it. Signal handlers are restored."""
+    loop = asyncio_loop(io_loop)
     executor = known_executor(loop)
     with signals_restored():
         try:
-            loop.run_until_complete(_until_signal(loop, main))
+            loop.run_until_complete(main)
         finally:
             try:
                 loop.run_until_complete(end_loop(loop, executor))

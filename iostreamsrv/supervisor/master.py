@@ -18,17 +18,19 @@ from ..errors import ListenError, OptionError
 from ..runtime.addresses import show
 from ..runtime.logs import general
 from ..runtime.rlimit import raise_limit
+from .actions import Action, Announce, Check, Exit, Kill, Replace, Say, Spawn, Tell
 from .channel import Message
 from .children import ROWS, Children
 from .listening import ServiceListeners
 from .notify import Notifier
 from .pidfile import PidFile
-from .plan import EXIT_NOT_STARTED, Action, Announce, Check, Exit, Kill, Plan, Replace, Say, Seen, Spawn, Tell
+from .plan import EXIT_NOT_STARTED, Plan
 from .rights import drop_rights
 from .scoreboard import Scoreboard
 from .settings import Settings
 from .signals import signals_on
 from .upgrade import Checker, kept_state, replace_program
+from .workers import Seen
 
 TICK = 1.0
 """Seconds between two looks at the workers."""
@@ -161,6 +163,8 @@ class Master:
     def _on_word(self, number: int, message: Message) -> None:
         if message["type"] == "ready":
             self._do(self._plan.on_ready(number, message["drain_timeout"], time.monotonic()))
+        elif message["type"] == "leaving":
+            self._do(self._plan.on_leaving(number, time.monotonic()))
         elif message["type"] == "failed":
             self._do(self._plan.on_failed(number, message["why"]))
 

@@ -18,151 +18,15 @@ Slots are replaced one at a time, so that a reload needs the memory of one more 
 import logging
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from .actions import Action, Announce, Check, Exit, Replace
 from .settings import Settings
-
-BACKOFF_FIRST = 0.5
-"""Seconds before a slot is tried again whose worker did not become ready, or crashed at once. Doubled each time."""
-
-BACKOFF_LONGEST = 30.0
-
-STABLE = 10.0
-"""Seconds that a worker must have served for crashes before it to be forgotten."""
-
-SHORT_LIFE = 1.0
-"""A worker that was ready for less is taken for one that did not start."""
-
-END_PATIENCE = 1.0
-"""Seconds for a worker to close everything at once, before it is killed."""
-
-RETIRING_GENERATIONS = 2
-"""Generations of retired workers that may keep their clients. The oldest of more must close theirs, paced."""
+from .workers import SHORT_LIFE, STABLE, Seen, Slot, State, Worker, Workers
 
 EXIT_OK = 0
 EXIT_NOT_STARTED = 3
-
-
-# ---- actions
-
-
-class Spawn(NamedTuple):
-    """Start a worker, in a fresh interpreter."""
-
-    number: int
-    generation: int
-
-
-class Tell(NamedTuple):
-    """Send a worker a word: "retire" (serve its clients, but accept no more), "hurry" (a retired one: begin to close
-    them, paced), "drain" (shut down), "end" (close everything at once).
-
-    :ivar successor: the worker that takes the place of one that retires.
-    """
-
-    number: int
-    word: Literal["retire", "hurry", "drain", "end"]
-    successor: int | None = None
-
-
-class Kill(NamedTuple):
-    """End a worker with SIGKILL."""
-
-    number: int
-
-
-class Check(NamedTuple):
-    """Have a new interpreter check that the service would start; `Plan.on_checked` takes the outcome."""
-
-
-class Replace(NamedTuple):
-    """Replace the supervisor itself by a new interpreter, which keeps the process, its sockets and its children."""
-
-
-class Announce(NamedTuple):
-    """Tell the service manager."""
-
-    state: Literal["ready", "reloading", "stopping"]
-
-
-class Say(NamedTuple):
-    """Write a line to the log."""
-
-    level: int
-    text: str
-
-
-class Exit(NamedTuple):
-    """End: no worker is left."""
-
-    code: int
-
-
-Action = Spawn | Tell | Kill | Check | Replace | Announce | Say | Exit
-
-
-# ---- state
-
-
-class State(StrEnum):
-    """Where a worker is in its life."""
-
-    STARTING = "starting"
-    READY = "ready"
-    RETIRING = "retiring"
-    STOPPING = "stopping"
-
-
-@dataclass(slots=True)
-class Worker:
-    """One worker, from its spawn until its process has been reaped.
-
-    :ivar number: counts the workers of a service; never used twice.
-    :ivar generation: counts the reloads and upgrades before it.
-    :ivar drain_timeout: seconds that its server's shutdown may take; None for no limit. It says so when it is ready.
-    :ivar kill_at: when to kill it, if it has not ended by then.
-    :ivar lifetime: seconds after which it is replaced; None: never.
-    :ivar most_accepted: connections after which it is replaced; None: never.
-    :ivar why: what it said before it ended.
-    """
-
-    number: int
-    generation: int
-    started_at: float
-    state: State = State.STARTING
-    ready_at: float = 0.0
-    drain_timeout: float | None = None
-    kill_at: float | None = None
-    lifetime: float | None = None
-    most_accepted: float | None = None
-    hurried: bool = False
-    killed: bool = False
-    why: str = ""
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """A place for one serving worker.
-
-    :ivar serving: the worker that serves; None after a crash.
-    :ivar coming: the one that starts, and will replace it.
-    :ivar retry_at: when to start one again.
-    """
-
-    serving: int | None = None
-    coming: int | None = None
-    retry_at: float | None = None
-
-
-class Seen(NamedTuple):
-    """What is known of a worker from outside: seconds since its loop last ran, its resident memory in bytes, and how
-    many connections it has accepted."""
-
-    silent: float
-    rss: int
-    accepted: int
 
 
 @dataclass(slots=True)
@@ -185,98 +49,77 @@ class Plan:
     """
 
     def __init__(self, settings: Settings, draw: Callable[[], float] = random.random) -> None:
-        self.workers: dict[int, Worker] = {}
-        self.slots: list[Slot] = []
-        self.generation = 0
-        self._settings = settings
-        self._draw = draw
+        self._workers = Workers(settings, draw)
         self._phase: Literal["starting", "running", "stopping"] = "starting"
         self._upcoming = Upcoming()
-        self._stops = 0  # how often it was asked to stop
+        self._urgency = 0  # of the stop
         self._exit_code = EXIT_OK
-        self._crashes = 0  # in a row
-        self._next_number = 1
-        self._actions: list[Action] = []
-
-    # ---- what it looks like
 
     @property
     def status(self) -> str:
-        """One line for the service manager."""
-        counts = {state: sum(each.state is state for each in self.workers.values()) for state in State}
-        parts = [f"{counts[State.READY]} of {len(self.slots)} workers"]
-        parts += [f"{counts[state]} {state}" for state in State if state is not State.READY and counts[state]]
-        return ", ".join(parts)
+        """One line about the workers, for people."""
+        return self._workers.status
 
     def next_time(self) -> float | None:
         """When :meth:`on_time` must be called at the latest; None if nothing is due."""
-        times = [each.kill_at for each in self.workers.values()] + [slot.retry_at for slot in self.slots]
-        return min((each for each in times if each is not None), default=None)
+        return self._workers.next_time()
 
     def set_settings(self, settings: Settings) -> None:
-        """Use other settings from the next event on; for a number of workers see TTIN and TTOU."""
-        self._settings = settings
-
-    # ---- through an upgrade
+        """Use other settings from the next event on. The number of workers stays: see TTIN and TTOU."""
+        self._workers.settings = settings
 
     def to_json(self) -> dict[str, Any]:
-        """What the next supervisor needs to know, which replaces this one in its process."""
-        return {
-            "workers": [asdict(each) for each in self.workers.values()],
-            "slots": [[each.serving, each.coming] for each in self.slots],
-            "generation": self.generation,
-            "next_number": self._next_number,
-        }
+        """What :meth:`adopt` needs."""
+        return self._workers.to_json()
 
     def adopt(self, state: Mapping[str, Any]) -> None:
-        """Take over the workers of the supervisor before this one."""
-        known = Worker.__dataclass_fields__
-        for each in state["workers"]:
-            worker = Worker(**{name: value for name, value in each.items() if name in known})
-            worker.state = State(worker.state)
-            self.workers[worker.number] = worker
-        self.slots = [Slot(serving, coming) for serving, coming in state["slots"]]
-        self.generation = state["generation"]
-        self._next_number = state["next_number"]
+        """Take over the workers of the supervisor that this one has replaced in its process."""
+        self._workers.adopt(state)
         self._phase = "running"
 
     # ---- events
 
     def on_start(self, now: float) -> list[Action]:
         """The supervisor starts."""
-        self.slots = [Slot() for _ in range(self._settings.workers)]
-        for slot in self.slots:
-            self._spawn(slot, now)
+        for _ in range(self._workers.settings.workers):
+            self._workers.add_slot(now)
         return self._taken()
 
     def on_upgraded(self, now: float) -> list[Action]:
         """This supervisor has replaced another one and has its workers (:meth:`adopt`)."""
-        self._say(logging.INFO, "the supervisor is upgraded: its workers are replaced")
+        self._workers.say(logging.INFO, "the supervisor is upgraded: its workers are replaced")
         self._begin_reload(now)
         return self._taken()
 
     def on_ready(self, number: int, drain_timeout: float | None, now: float) -> list[Action]:
         """A worker accepts."""
-        worker = self.workers[number]
+        worker = self._workers.all[number]
         worker.drain_timeout = drain_timeout
-        slot = self._slot_of(number)
+        slot = self._workers.slot_of(number)
         if worker.state is not State.STARTING or slot is None:
             return self._taken()
         worker.state, worker.ready_at, worker.kill_at = State.READY, now, None
         before, slot.serving, slot.coming = slot.serving, number, None
         if before is not None:
-            self._retire(self.workers[before], number)
-        if self._phase == "starting" and all(each.serving is not None for each in self.slots):
-            self._phase = "running"
-            self._announce("ready")
+            self._workers.retire(self._workers.all[before], number)
+        self._note_if_complete()
         if self._upcoming.current is slot:
             self._upcoming.current = None
         self._go_on(now)
         return self._taken()
 
+    def on_leaving(self, number: int, now: float) -> list[Action]:
+        """A worker has stopped to accept, though it was not told to: its process got a signal, or the server stopped
+        itself."""
+        worker, slot = self._workers.all[number], self._workers.slot_of(number)
+        if worker.state is State.READY and slot is not None:
+            worker.state = State.RETIRING
+            self._vacate(slot, worker, f"worker {number} has stopped accepting by itself", now)
+        return self._taken()
+
     def on_failed(self, number: int, why: str) -> list[Action]:
         """A worker says why it will end."""
-        self.workers[number].why = why
+        self._workers.all[number].why = why
         return self._taken()
 
     def on_exit(self, number: int, how: str, now: float) -> list[Action]:
@@ -284,12 +127,16 @@ class Plan:
 
         :param how: such as "exit code 1".
         """
-        worker = self.workers.pop(number)
-        slot = self._slot_of(number)
-        if self._phase != "stopping" and slot is not None:
-            self._exited_unasked(worker, slot, f"worker {number} has ended ({worker.why or how})", now)
-        if self._phase == "stopping" and not self.workers:
-            self._actions.append(Exit(self._exit_code))
+        worker = self._workers.all.pop(number)
+        slot = self._workers.slot_of(number)
+        text = f"worker {number} has ended ({worker.why or how})"
+        if slot is not None and self._phase != "stopping":
+            if number == slot.coming:
+                slot.coming = None
+                self._not_started(slot, text, now)
+            else:
+                self._vacate(slot, worker, text, now)
+        self._exit_if_empty()
         return self._taken()
 
     def on_signal(self, name: str, now: float) -> list[Action]:
@@ -298,17 +145,17 @@ class Plan:
         :param name: "TERM", "INT", "QUIT", "HUP", "USR2", "TTIN" or "TTOU".
         """
         if name in ("TERM", "INT", "QUIT"):
-            self._stop(now, self._stops + (2 if name == "QUIT" else 1))
+            self._stop(now, self._urgency + (2 if name == "QUIT" else 1))
+            self._exit_if_empty()
         elif self._phase == "stopping":
-            self._say(logging.WARNING, f"SIG{name} is ignored: the service is shutting down")
+            self._workers.say(logging.WARNING, f"SIG{name} is ignored: the service is shutting down")
         elif name == "HUP":
             self._reload(now)
         elif name == "USR2":
             self._upgrade()
         elif name == "TTIN":
-            self.slots.append(Slot())
-            self._spawn(self.slots[-1], now)
-            self._say(logging.INFO, f"one worker more: {len(self.slots)}")
+            self._workers.add_slot(now)
+            self._workers.say(logging.INFO, f"one worker more: {len(self._workers.slots)}")
         elif name == "TTOU":
             self._remove_slot(now)
         return self._taken()
@@ -321,7 +168,7 @@ class Plan:
         elif problem:
             self._not_upgraded(problem, now)
         else:
-            self._actions.append(Replace())
+            self._workers.actions.append(Replace())
         return self._taken()
 
     def on_not_replaced(self, problem: str, now: float) -> list[Action]:
@@ -334,137 +181,76 @@ class Plan:
 
         :param seen: what is known of the workers.
         """
-        for worker in list(self.workers.values()):
+        for worker in list(self._workers.all.values()):
             if worker.kill_at is not None and now >= worker.kill_at:
-                self._kill_late(worker)
+                self._workers.kill_late(worker)
             elif worker.state is not State.STARTING and not worker.killed and worker.number in seen:
                 self._look_at(worker, seen[worker.number], now)
-        for slot in self.slots:
+        for slot in self._workers.slots:
             if slot.retry_at is not None and now >= slot.retry_at:
-                self._spawn(slot, now)
+                self._workers.spawn(slot, now)
         if self._phase == "running":
             self._go_on(now)
         return self._taken()
 
     # ---- one worker
 
-    def _spawn(self, slot: Slot, now: float) -> None:
-        settings = self._settings
-        spread = 1 + settings.jitter * self._draw()
-        worker = Worker(self._next_number, self.generation, now, kill_at=now + settings.ready_timeout)
-        worker.lifetime = settings.worker_lifetime and settings.worker_lifetime * spread
-        worker.most_accepted = settings.worker_max_accepted and settings.worker_max_accepted * spread
-        self._next_number += 1
-        self.workers[worker.number] = worker
-        slot.coming, slot.retry_at = worker.number, None
-        self._actions.append(Spawn(worker.number, worker.generation))
-
-    def _retire(self, worker: Worker, successor: int | None = None) -> None:
-        worker.state = State.RETIRING
-        self._actions.append(Tell(worker.number, "retire", successor))
-        self._hurry_oldest()
-
-    def _hurry_oldest(self) -> None:
-        """Limit what is retired: the generations, and the workers, of which one generation may have many if they are
-        replaced for their age."""
-        retiring = [each for each in self.workers.values() if each.state is State.RETIRING]
-        generations = sorted({each.generation for each in retiring})[-RETIRING_GENERATIONS:]
-        newest = retiring[-RETIRING_GENERATIONS * len(self.slots) :]
-        for worker in retiring:
-            if not worker.hurried and (worker.generation not in generations or worker not in newest):
-                worker.hurried = True
-                self._actions.append(Tell(worker.number, "hurry"))
-                self._say(logging.WARNING, f"worker {worker.number} retired long ago: its clients are being closed")
-
-    def _kill_late(self, worker: Worker) -> None:
-        worker.kill_at = None
-        if worker.state is State.STARTING:
-            worker.why = f"not ready within {self._settings.ready_timeout:g} s"
-        else:
-            self._say(logging.WARNING, f"worker {worker.number} does not end: it is killed")
-        self._kill(worker)
-
-    def _kill(self, worker: Worker) -> None:
-        worker.killed = True
-        self._actions.append(Kill(worker.number))
+    def _note_if_complete(self) -> None:
+        if self._phase == "starting" and self._workers.complete:
+            self._phase = "running"
+            self._announce("ready")
 
     def _look_at(self, worker: Worker, seen: Seen, now: float) -> None:
         """Kill a worker that hangs; replace one that has served long enough."""
-        settings = self._settings
-        if settings.hang_timeout is not None and seen.silent > settings.hang_timeout:
+        workers = self._workers
+        if workers.hangs(seen):
             worker.why = f"its loop has not run for {seen.silent:.0f} s"
-            self._say(logging.ERROR, f"worker {worker.number} hangs: {worker.why}; it is killed")
-            self._kill(worker)
+            workers.say(logging.ERROR, f"worker {worker.number} hangs: {worker.why}; it is killed")
+            workers.kill(worker)
         elif worker.state is State.READY:
             if now - worker.ready_at >= STABLE:
-                self._crashes = 0
-            if why := self._worn(worker, seen, now):
-                self._renew(worker, why)
+                workers.crashes = 0
+            slot = workers.slot_of(worker.number)
+            why = workers.worn(worker, seen, now)
+            if why and slot is not None and self._is_settled(slot):
+                workers.say(logging.INFO, f"worker {worker.number} {why}: it is replaced")
+                self._upcoming.slots.append(slot)
 
-    def _worn(self, worker: Worker, seen: Seen, now: float) -> str:
-        most_rss = self._settings.worker_max_rss
-        if worker.lifetime is not None and now - worker.ready_at >= worker.lifetime:
-            return f"is {now - worker.ready_at:.0f} s old"
-        if worker.most_accepted is not None and seen.accepted >= worker.most_accepted:
-            return f"has accepted {seen.accepted} connections"
-        if most_rss is not None and seen.rss > most_rss:
-            return f"has {seen.rss >> 20} MiB of memory"
-        return ""
-
-    def _renew(self, worker: Worker, why: str) -> None:
-        slot = self._slot_of(worker.number)
+    def _is_settled(self, slot: Slot) -> bool:
+        """Whether nothing is replaced there, nor about to be."""
         upcoming = self._upcoming
-        if slot is not None and slot.coming is None and slot is not upcoming.current and slot not in upcoming.slots:
-            if slot.retry_at is None:
-                self._say(logging.INFO, f"worker {worker.number} {why}: it is replaced")
-                upcoming.slots.append(slot)
+        starting = slot.coming is not None or slot.retry_at is not None
+        return not starting and slot is not upcoming.current and slot not in upcoming.slots
 
-    def _exited_unasked(self, worker: Worker, slot: Slot, text: str, now: float) -> None:
-        if worker.number == slot.coming:
-            slot.coming = None
-            self._not_started(slot, text, now)
-        else:
-            slot.serving = None
-            if slot.coming is None:
-                delay = self._delay(now - worker.ready_at < SHORT_LIFE)
-                slot.retry_at = now + delay
-                self._say(logging.ERROR, f"{text}: it is replaced{f' in {delay:g} s' if delay else ''}")
-                self._spawn_due(slot, now)
+    def _vacate(self, slot: Slot, worker: Worker, text: str, now: float) -> None:
+        """Replace a worker that has left its slot."""
+        slot.serving = None
+        if slot.coming is not None:
+            return self._workers.say(logging.WARNING, text)
+        delay = self._workers.delay(now - worker.ready_at < SHORT_LIFE)
+        slot.retry_at = now + delay
+        self._workers.say(logging.ERROR, f"{text}: another one starts{f' in {delay:g} s' if delay else ''}")
+        if not delay:
+            self._workers.spawn(slot, now)
 
     def _not_started(self, slot: Slot, text: str, now: float) -> None:
-        upcoming = self._upcoming
-        of_reload = upcoming.current is slot
-        if of_reload:
+        workers, upcoming = self._workers, self._upcoming
+        of_reload = upcoming.current is slot and upcoming.reloading
+        if upcoming.current is slot:
             upcoming.current = None
         if self._phase == "starting":
-            self._say(logging.ERROR, f"{text}: the service does not start")
+            workers.say(logging.ERROR, f"{text}: the service does not start")
             self._exit_code = EXIT_NOT_STARTED
             self._stop(now, 2)
-            return
-        if slot.serving is None:
-            delay = self._delay(True)
-            slot.retry_at = now + delay
-            self._say(logging.ERROR, f"{text}: another one starts in {delay:g} s")
-        elif not upcoming.reloading:
-            slot.retry_at = now + self._delay(True)
-            self._say(logging.ERROR, f"{text}: worker {slot.serving} goes on")
-        if of_reload and upcoming.reloading:
+        elif of_reload:
+            workers.say(logging.ERROR, f"{text}: the reload has failed, and the workers before it go on")
             upcoming.slots.clear()
-            self._say(logging.ERROR, f"{text}: the reload has failed, and the workers before it go on")
             self._end_reload()
+        if self._phase == "running" and (slot.serving is None or not of_reload):
+            slot.retry_at = now + workers.delay(True)
+            goes_on = "" if slot.serving is None else f"worker {slot.serving} goes on, and "
+            workers.say(logging.ERROR, f"{text}: {goes_on}another one starts in {slot.retry_at - now:g} s")
         self._go_on(now)
-
-    def _delay(self, crashed: bool) -> float:
-        """Seconds until the next try."""
-        if not crashed:
-            return 0.0
-        self._crashes += 1
-        delay: float = min(BACKOFF_FIRST * 2 ** min(self._crashes - 1, 16), BACKOFF_LONGEST)
-        return delay
-
-    def _spawn_due(self, slot: Slot, now: float) -> None:
-        if slot.retry_at is not None and slot.retry_at <= now:
-            self._spawn(slot, now)
 
     # ---- reload and upgrade
 
@@ -472,15 +258,17 @@ class Plan:
         upcoming = self._upcoming
         if self._phase == "starting" or upcoming.reloading or upcoming.checking:
             upcoming.reload_again = True
-            self._say(logging.INFO, "SIGHUP: another reload follows this one")
+            self._workers.say(logging.INFO, "SIGHUP: another reload follows this one")
         else:
-            self._say(logging.INFO, f"reloading: {len(self.slots)} workers are replaced, one after the other")
+            self._workers.say(
+                logging.INFO, f"reloading: {len(self._workers.slots)} workers are replaced, one after the other"
+            )
             self._begin_reload(now)
 
     def _begin_reload(self, now: float) -> None:
-        self.generation += 1
+        self._workers.generation += 1
         self._upcoming.reloading = True
-        self._upcoming.slots = list(self.slots)
+        self._upcoming.slots = list(self._workers.slots)
         self._announce("reloading")
         self._go_on(now)
 
@@ -497,11 +285,11 @@ class Plan:
         if free is not None:
             upcoming.slots.remove(free)
             upcoming.current = free
-            self._spawn(free, now)
+            self._workers.spawn(free, now)
         elif not upcoming.slots:
             if upcoming.reloading:
-                self._say(logging.INFO, f"reloaded: {self.status}")
-                self._crashes = 0
+                self._workers.say(logging.INFO, f"reloaded: {self.status}")
+                self._workers.crashes = 0
                 self._end_reload()
             self._do_remembered(now)
 
@@ -518,36 +306,34 @@ class Plan:
         upcoming = self._upcoming
         if self._phase == "starting" or upcoming.reloading or upcoming.current is not None:
             upcoming.upgrade = True
-            self._say(logging.INFO, "SIGUSR2: an upgrade follows")
+            self._workers.say(logging.INFO, "SIGUSR2: an upgrade follows")
         elif not upcoming.checking:
             upcoming.checking = True
-            self._say(logging.INFO, "upgrading: a new interpreter checks the service first")
-            self._actions.append(Check())
+            self._workers.say(logging.INFO, "upgrading: a new interpreter checks the service first")
+            self._workers.actions.append(Check())
 
     def _not_upgraded(self, problem: str, now: float) -> None:
-        self._say(logging.ERROR, f"the upgrade has failed, and nothing has changed: {problem}")
+        self._workers.say(logging.ERROR, f"the upgrade has failed, and nothing has changed: {problem}")
         self._go_on(now)
 
     # ---- fewer, none
 
     def _remove_slot(self, now: float) -> None:
-        if len(self.slots) == 1:
-            self._say(logging.WARNING, "SIGTTOU is ignored: it is the last worker")
+        if len(self._workers.slots) == 1:
+            self._workers.say(logging.WARNING, "SIGTTOU is ignored: it is the last worker")
             return
-        slot = self.slots.pop()
+        slot = self._workers.slots.pop()
         upcoming = self._upcoming
         if slot in upcoming.slots:
             upcoming.slots.remove(slot)
         if upcoming.current is slot:
             upcoming.current = None
         if slot.coming is not None:
-            self._kill(self.workers[slot.coming])
+            self._workers.kill(self._workers.all[slot.coming])
         if slot.serving is not None:
-            self._retire(self.workers[slot.serving])
-        self._say(logging.INFO, f"one worker less: {len(self.slots)}")
-        if self._phase == "starting" and all(each.serving is not None for each in self.slots):
-            self._phase = "running"
-            self._announce("ready")
+            self._workers.retire(self._workers.all[slot.serving])
+        self._workers.say(logging.INFO, f"one worker less: {len(self._workers.slots)}")
+        self._note_if_complete()
         self._go_on(now)
 
     def _stop(self, now: float, urgency: int) -> None:
@@ -555,39 +341,21 @@ class Plan:
         if self._phase != "stopping":
             self._phase = "stopping"
             self._announce("stopping")
-            self._say(logging.INFO, f"stopping: {self.status}")
-        self._stops = urgency
+            self._workers.say(logging.INFO, f"stopping: {self.status}")
+        self._urgency = urgency
         self._upcoming = Upcoming()
-        for slot in self.slots:
+        for slot in self._workers.slots:
             slot.retry_at = None
-        for worker in self.workers.values():
-            self._stop_worker(worker, now, urgency)
-        if not self.workers:
-            self._actions.append(Exit(self._exit_code))
+        for worker in self._workers.all.values():
+            self._workers.stop(worker, now, urgency)
 
-    def _stop_worker(self, worker: Worker, now: float, urgency: int) -> None:
-        if worker.state is State.STARTING or urgency > 2:
-            self._kill(worker)
-        elif urgency == 2:
-            self._actions.append(Tell(worker.number, "end"))
-            worker.kill_at = now + END_PATIENCE
-        else:
-            self._actions.append(Tell(worker.number, "drain"))
-            limit = worker.drain_timeout
-            worker.kill_at = None if limit is None else now + limit + self._settings.kill_timeout
-        worker.state = State.STOPPING
-
-    # ---- small things
-
-    def _slot_of(self, number: int) -> Slot | None:
-        return next((slot for slot in self.slots if number in (slot.serving, slot.coming)), None)
-
-    def _say(self, level: int, text: str) -> None:
-        self._actions.append(Say(level, text))
+    def _exit_if_empty(self) -> None:
+        if self._phase == "stopping" and not self._workers.all:
+            self._workers.actions.append(Exit(self._exit_code))
 
     def _announce(self, state: Literal["ready", "reloading", "stopping"]) -> None:
-        self._actions.append(Announce(state))
+        self._workers.actions.append(Announce(state))
 
     def _taken(self) -> list[Action]:
-        actions, self._actions = self._actions, []
+        actions, self._workers.actions = self._workers.actions, []
         return actions

@@ -16,8 +16,8 @@ NUMBERS = [getattr(signal, f"SIG{name}") for name in HANDLED]
 def signals_on(selector: selectors.BaseSelector, on_signal: Callable[[str], None]) -> Iterator[None]:
     """Have ``on_signal`` called from the selector with the name of each signal, one after the other ("TERM").
 
-    What is ignored stays ignored, as for programs that nohup starts. What is blocked is unblocked: a program starts with
-    the signals blocked that were blocked in the one that started it.
+    What is ignored stays ignored, as for programs that nohup starts. What is blocked is unblocked: a program inherits
+    that from the one that starts it.
     """
     mine, pythons = socket.socketpair()
     with mine, pythons:

@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import ListenError, OptionError
 from ..net.inherited import socket_from_fd
 from ..runtime import lifeline
+from ..runtime.loops import current_loop
 from ..runtime.rlimit import raise_limit
 from ..runtime.running import run_to_end
 from ..server.base import core_of
@@ -55,7 +56,7 @@ def main() -> int:
             log_to_stderr()
         worker = Worker(server, channel, job)
         raise_limit(server.options.max_connections)
-        run_to_end(worker.serve())
+        run_to_end(current_loop(), worker.serve())
     except (TargetError, OptionError, ListenError) as error:
         return _failed(channel, str(error))
     except Exception as error:
