@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..server.scoreboard import Scoreboard
 from . import spawn
 from .channel import Channel, Message
-from .scoreboard import Scoreboard
 
 ROWS = 1024
 """Workers at a time, retired ones included. (Rows of the scoreboard take no memory before they are used.)"""
@@ -72,14 +72,14 @@ class Children:
         mine, its = Channel.pair()
         with contextlib.closing(its):
             try:
-                process = spawn.start_worker(its.fileno(), target, (self.scoreboard.fd, self._lifeline, *listeners))
+                process = spawn.start_worker(its.fileno(), target, (self.scoreboard_fd, self._lifeline, *listeners))
             except BaseException:
                 mine.close()
                 raise
         child = Child(number, process.pid, self._free_row(), mine, process)
         self._children[number] = child
         self._watch(child)
-        mine.send("serve", **job, number=number, scoreboard=self.scoreboard.fd, row=child.row, lifeline=self._lifeline)
+        mine.send("serve", **job, number=number, scoreboard=self.scoreboard_fd, row=child.row, lifeline=self._lifeline)
 
     def _free_row(self) -> int:
         used = {child.row for child in self._children.values()}
@@ -140,6 +140,12 @@ class Children:
 
     # ---- looks
 
+    @property
+    def scoreboard_fd(self) -> int:
+        """The descriptor of the scoreboard."""
+        assert self.scoreboard.fd is not None, "checked when it was made"
+        return self.scoreboard.fd
+
     def silent(self, number: int, now_ns: int) -> float:
         """Seconds since the loop of a worker ran last."""
         heartbeat = self.scoreboard.row(self._children[number].row).heartbeat
@@ -162,7 +168,7 @@ class Children:
     def descriptors(self) -> list[int]:
         """Those that stay open through an upgrade."""
         channels = [child.channel.fileno() for child in self._children.values()]
-        return [self.scoreboard.fd, self._lifeline, self._held, *channels]
+        return [self.scoreboard_fd, self._lifeline, self._held, *channels]
 
     def to_json(self) -> dict[str, Any]:
         """What :meth:`adopt` needs."""
@@ -177,7 +183,7 @@ class Children:
         for each in (self._lifeline, self._held):
             os.close(each)
         self._lifeline, self._held = state["lifeline"]
-        for each in (self.scoreboard.fd, self._lifeline, self._held):
+        for each in (self.scoreboard_fd, self._lifeline, self._held):
             os.set_inheritable(each, False)
         for number, pid, row, fd, hands_over in state["children"]:
             end = socket.socket(fileno=fd)

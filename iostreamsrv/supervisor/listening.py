@@ -27,7 +27,7 @@ class ServiceListeners:
         with contextlib.ExitStack() as unfinished:
             unfinished.callback(self.close)
             for bind in binds:
-                self._sockets[bind] = left.pop(bind.text, None) or bind.open()
+                self._sockets[bind] = left.pop(bind.text, []) or bind.open()
             unfinished.pop_all()
         for sockets in left.values():
             for each in sockets:

@@ -18,6 +18,7 @@ from ..errors import ListenError, OptionError
 from ..runtime.addresses import show
 from ..runtime.logs import general
 from ..runtime.rlimit import raise_limit
+from ..server.scoreboard import ForeignMemoryError, Scoreboard
 from .actions import Action, Announce, Check, Exit, Kill, Replace, Say, Spawn, Tell
 from .channel import Message
 from .children import ROWS, Children
@@ -26,7 +27,6 @@ from .notify import Notifier
 from .pidfile import PidFile
 from .plan import EXIT_NOT_STARTED, Plan
 from .rights import drop_rights
-from .scoreboard import Scoreboard
 from .settings import Settings
 from .signals import signals_on
 from .upgrade import Checker, kept_state, replace_program
@@ -85,8 +85,7 @@ class Master:
         self._selector = selector
         self._plan = Plan(settings)
         self._notifier = Notifier()
-        scoreboard = Scoreboard.create(ROWS) if state is None else Scoreboard.open(state["scoreboard"])
-        self._children = Children(selector, scoreboard, self._on_word)
+        self._children = Children(selector, _scoreboard(None if state is None else state["scoreboard"]), self._on_word)
         self._checker: Checker | None = None
         self._exit_code: int | None = None
         self._to_do: deque[Action] = deque()
@@ -264,9 +263,21 @@ class Master:
             "plan": self._plan.to_json(),
             "children": self._children.to_json(),
             "listeners": self._listeners.to_json(),
-            "scoreboard": self._children.scoreboard.fd,
+            "scoreboard": self._children.scoreboard_fd,
         }
         try:
             replace_program(state, [*self._listeners.descriptors, *self._children.descriptors])
         except OSError as error:
             self._do(self._plan.on_not_replaced(str(error), time.monotonic()))
+
+
+def _scoreboard(fd: int | None) -> Scoreboard:
+    """The scoreboard of the supervisor before this one, or a new one. If the two have different layouts, the counters
+    begin anew, and a retired worker that hangs is not noticed."""
+    if fd is not None:
+        try:
+            return Scoreboard.open(fd)
+        except ForeignMemoryError as error:
+            general.warning("the counters of the service begin at 0: %s", error)
+            os.close(fd)
+    return Scoreboard.create(ROWS)

@@ -8,10 +8,11 @@ of its end of a `Channel`, whose first message says all else.
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
-import traceback
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -22,11 +23,10 @@ from ..runtime.loops import current_loop
 from ..runtime.rlimit import raise_limit
 from ..runtime.running import run_to_end
 from ..server.base import core_of
+from ..server.scoreboard import Row, Scoreboard, State
 from ..tcpserver import TCPServer
 from .channel import Channel, Message
-from .scoreboard import Row, Scoreboard
 from .settings import Settings
-from .siblings import ScoreboardSiblings
 from .target import TargetError, load, server_of
 
 HEARTBEAT = 0.5
@@ -57,16 +57,17 @@ def main() -> int:
         worker = Worker(server, channel, job)
         raise_limit(server.options.max_connections)
         run_to_end(current_loop(), worker.serve())
-    except (TargetError, OptionError, ListenError) as error:
-        return _failed(channel, str(error))
-    except Exception as error:
-        traceback.print_exc()
-        return _failed(channel, f"{type(error).__name__}: {error}")
+    except TargetError as error:
+        if error.details:
+            print(error.details, file=sys.stderr, flush=True)
+        return _failed(channel, error)
+    except (OptionError, ListenError) as error:
+        return _failed(channel, error)
     return 0
 
 
-def _failed(channel: Channel, why: str) -> int:
-    channel.send("failed", why=" ".join(why.split())[:1000])
+def _failed(channel: Channel, error: Exception) -> int:
+    channel.send("failed", why=" ".join(str(error).split())[:1000])
     return 1
 
 
@@ -83,7 +84,6 @@ class Worker:
         self._job = job
         scoreboard = Scoreboard.open(job["scoreboard"])
         self._row: Row = scoreboard.row(job["row"])
-        self._core.join(ScoreboardSiblings(scoreboard, job["row"]))
         self._ending: asyncio.Task[None] | None = None  # what ends the server
         self._urgency = 0
 
@@ -92,20 +92,27 @@ class Worker:
         loop = asyncio.get_running_loop()
         for listener in self._job["listeners"]:
             self._server.add_socket(socket_from_fd(listener["fd"]), None if listener["tls"] else False)
-        loop.add_signal_handler(signal.SIGTERM, self._drain)
+        loop.add_signal_handler(signal.SIGTERM, self._drain_by_signal)
         loop.add_signal_handler(signal.SIGQUIT, self._end)
         loop.add_reader(self._channel, self._hear)
         timeout = self._core.options.drain_timeout
         lifeline.watch(self._job["lifeline"], LIFELINE_PATIENCE + (timeout or 0))
+        self._row.pid, self._row.number, self._row.generation = (
+            os.getpid(),
+            self._job["number"],
+            self._job["generation"],
+        )
         self._beat(loop)
-        self._row.begin(self._job["number"], self._job["generation"])
+        self._row.state = State.READY
         self._channel.send("ready", drain_timeout=timeout, hands_over=False)
         await self._server.serve_forever()
+        if self._ending is None:  # it has stopped itself
+            self._channel.send("leaving")
         while self._ending is not None and not self._ending.done():
             await asyncio.wait([self._ending])
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._row.beat()
+        self._row.heartbeat = time.monotonic_ns()
         loop.call_later(HEARTBEAT, self._beat, loop)
 
     # ---- what the supervisor says
@@ -125,19 +132,23 @@ class Worker:
     def _retire(self, timeout: float, rate: float) -> None:
         if self._urgency <= 1:  # again, with another timeout
             self._urgency = 1
-            self._row.retire()
+            self._row.state = State.RETIRING
             self._end_by(self._server.retire(timeout, rate))
 
     def _drain(self) -> None:
         if self._urgency < 2:
             self._urgency = 2
-            self._row.retire()
+            self._row.state = State.RETIRING
             self._end_by(self._shut_down())
 
     def _end(self) -> None:
         if self._urgency < 3:
             self._urgency = 3
             self._end_by(self._close_all())
+
+    def _drain_by_signal(self) -> None:
+        self._channel.send("leaving")
+        self._drain()
 
     async def _shut_down(self) -> None:
         await self._core.shutdown_as_overridden()
