@@ -1,16 +1,16 @@
 """The context for a single connection. One made from a dict is cached for later connections with the same dict."""
 
 import functools
-import os
 import ssl
 import weakref
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .certificates import Certificates, client_context
 from .contexts import client_from_dict
-from .options import SSLOptions, client_options, server_options
+from .options import SSLOptions, client_options, files_of, server_options
+from .watching import file_state
 
 
 def context_for_one(ssl_options: SSLOptions | None, server_side: bool) -> ssl.SSLContext:
@@ -21,7 +21,7 @@ def context_for_one(ssl_options: SSLOptions | None, server_side: bool) -> ssl.SS
     """
     if isinstance(ssl_options, Mapping):
         options = server_options(ssl_options) if server_side else client_options(ssl_options)
-        return _cached(_Recipe(server_side, _hashable(options), tuple(map(_file_state, _files(options))), options))
+        return _cached(_Recipe(server_side, _hashable(options), tuple(map(file_state, files_of(options))), options))
     if not server_side:
         return client_context(ssl_options)
     if ssl_options not in _TRIED:
@@ -55,18 +55,3 @@ def _hashable(value: Any) -> Hashable:
     if isinstance(value, list):
         return tuple(map(_hashable, value))
     return bytes(value) if isinstance(value, bytearray) else value if isinstance(value, Hashable) else id(value)
-
-
-def _files(options: dict[str, Any]) -> Iterator[str]:
-    for pair in (options, *options.get("sni", {}).values()):
-        yield from (*pair.get("certfile", ()), *pair.get("keyfile", ()))
-    yield from (options[name] for name in ("ca_certs", "crl") if name in options)
-
-
-def _file_state(path: str) -> Hashable:
-    """A value that changes when a file is written to or replaced."""
-    try:
-        now = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):
-        return None
-    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns

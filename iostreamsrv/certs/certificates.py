@@ -13,7 +13,7 @@ from ..runtime.clock import current_wall_time
 from ..runtime.exports import set_module
 from ..runtime.logs import general
 from .contexts import Loaded, client_from_dict, default_client_context, from_context, from_dict
-from .options import SSLOptions, client_options, server_options
+from .options import SSLOptions, client_options, files_of, server_options
 from .validity import CERTIFICATE, CONSEQUENCE, DAY, NOTICE, show_date
 
 
@@ -91,6 +91,11 @@ class Certificates:
         return min(
             (validity.until for validity in self._served.validities if validity.what == CERTIFICATE), default=None
         )
+
+    @property
+    def files(self) -> list[str]:
+        """The paths of all files that were read, and that :meth:`reload` reads; none for an `ssl.SSLContext`."""
+        return [] if isinstance(self._ssl_options, ssl.SSLContext) else list(files_of(self._ssl_options))
 
     def reload(self) -> bool:
         """Read all files again, and use them for new connections. ::

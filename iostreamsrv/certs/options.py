@@ -3,7 +3,7 @@
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import CertificateError
@@ -41,6 +41,13 @@ def client_options(ssl_options: object) -> dict[str, Any]:
     :raises CertificateError: a key is unknown, or its value is invalid.
     """
     return _checked(ssl_options, CLIENT_KEYS)
+
+
+def files_of(options: Mapping[str, Any]) -> Iterator[str]:
+    """The paths of all files that checked options name."""
+    for pair in (options, *options.get("sni", {}).values()):
+        yield from (*pair.get("certfile", ()), *pair.get("keyfile", ()))
+    yield from (options[name] for name in ("ca_certs", "crl") if name in options)
 
 
 def _checked(given: object, known: tuple[str, ...], option: str = "ssl_options") -> dict[str, Any]:

@@ -81,7 +81,7 @@ def run_to_end(io_loop: IOLoop, main: Coroutine[Any, Any, None]) -> None:
 
 
 async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
-    on_hangup = _reloads(loop, main)
+    on_hangup = certificate_reload(loop, main)
     reloading = [signal.SIGHUP] if getattr(inside(main), "certificates", None) and hasattr(signal, "SIGHUP") else []
     if hasattr(main, "serve_forever"):
         main = main.serve_forever()
@@ -107,8 +107,8 @@ async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
         task.result()
 
 
-def _reloads(loop: asyncio.AbstractEventLoop, server: Any) -> Callable[[], None]:
-    """The handler of SIGHUP: read the files in another thread, then use them in the loop.
+def certificate_reload(loop: asyncio.AbstractEventLoop, server: Any) -> Callable[[], None]:
+    """The handler of SIGHUP: it reads the certificates of a server in another thread, then uses them in the loop.
 
     Each reload waits for the previous one. If two read at the same time, the older files could be used last.
     """
@@ -121,8 +121,8 @@ def _reloads(loop: asyncio.AbstractEventLoop, server: Any) -> Callable[[], None]
             await loop.run_in_executor(None, certificates.prepare)
         server.reload_certificates()
 
-    def on_hangup() -> None:
+    def begin() -> None:
         nonlocal last
         last = loop.create_task(reload(last))
 
-    return on_hangup
+    return begin

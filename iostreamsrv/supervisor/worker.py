@@ -16,12 +16,13 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+from ..certs.watching import FileWatch
 from ..errors import ListenError, OptionError
 from ..net.inherited import socket_from_fd
 from ..runtime import lifeline
 from ..runtime.loops import current_loop
 from ..runtime.rlimit import raise_limit
-from ..runtime.running import run_to_end
+from ..runtime.running import certificate_reload, run_to_end
 from ..server.base import core_of
 from ..server.scoreboard import Row, Scoreboard, State
 from ..tcpserver import TCPServer
@@ -31,6 +32,9 @@ from .target import TargetError, load, server_of
 
 HEARTBEAT = 0.5
 """Seconds between two signs that the loop runs."""
+
+CERTIFICATES_INTERVAL = 5.0
+"""Seconds between two looks at the files of the certificates."""
 
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 """What is for the supervisor only. A terminal sends SIGINT and SIGHUP to all processes."""
@@ -103,6 +107,7 @@ class Worker:
             self._job["generation"],
         )
         self._beat(loop)
+        self._watch_certificates(loop)
         self._row.state = State.READY
         self._channel.send("ready", drain_timeout=timeout, hands_over=False)
         await self._server.serve_forever()
@@ -110,6 +115,17 @@ class Worker:
             self._channel.send("leaving")
         while self._ending is not None and not self._ending.done():
             await asyncio.wait([self._ending])
+
+    def _watch_certificates(self, loop: asyncio.AbstractEventLoop) -> None:
+        files = FileWatch(lambda: [path for each in self._server.certificates for path in each.files])
+        reload = certificate_reload(loop, self._server)
+
+        def look() -> None:
+            if files.has_changed():
+                reload()
+            loop.call_later(CERTIFICATES_INTERVAL, look)
+
+        look()
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         self._row.heartbeat = time.monotonic_ns()
