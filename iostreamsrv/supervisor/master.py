@@ -29,6 +29,7 @@ from .plan import EXIT_NOT_STARTED, Plan
 from .rights import drop_rights
 from .settings import Settings
 from .signals import signals_on
+from .sources import SourceWatch
 from .upgrade import Checker, kept_state, replace_program
 from .workers import Seen
 
@@ -55,6 +56,8 @@ def serve_with(settings: Settings, reread: Reread | None = None) -> int:
             until_end.enter_context(PidFile(settings.pid_file))
             raise_limit(settings.options.get("max_connections"))
             drop_rights(settings)
+            if settings.reload:
+                until_end.enter_context(SourceWatch())
         except (ListenError, OptionError) as error:
             print(f"iostreamsrv: {error}", file=sys.stderr, flush=True)
             return EXIT_NOT_STARTED
@@ -229,7 +232,9 @@ class Master:
 
     def _tell(self, action: Tell) -> None:
         if action.word == "retire":
-            self._children.tell(action.number, "retire", timeout=self._settings.retire_timeout, rate=RATE)
+            # Who develops wants to see the new code at once.
+            timeout, rate = (0, 1) if self._settings.reload else (self._settings.retire_timeout, RATE)
+            self._children.tell(action.number, "retire", timeout=timeout, rate=rate)
             if action.successor is not None and self._children.hands_over(action.number):
                 self._children.introduce(action.number, action.successor)
         elif action.word == "hurry":
