@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
+from ..errors import ListenError, OptionError
 from ..net.inherited import socket_from_fd
 from ..net.unixlistener import UnixListener, file_of
+from ..runtime.logs import general
 from .binds import Bind
 
 
@@ -16,7 +18,7 @@ class ServiceListeners:
 
     :param binds: where to listen.
     :param kept: for an upgrade: the open descriptors, by the texts of their binds. What is still to be bound is taken
-        from there, the rest is closed.
+        from there, the rest is closed. A new one that fails is logged then: the others must go on.
     :raises OptionError: a descriptor is no listening socket.
     :raises ListenError: a bind fails. Then none is left bound.
     """
@@ -27,7 +29,7 @@ class ServiceListeners:
         with contextlib.ExitStack() as unfinished:
             unfinished.callback(self.close)
             for bind in binds:
-                self._sockets[bind] = left.pop(bind.text, []) or bind.open()
+                self._sockets[bind] = left.pop(bind.text, []) or _opened(bind, upgraded=kept is not None)
             unfinished.pop_all()
         for sockets in left.values():
             for each in sockets:
@@ -63,6 +65,16 @@ class ServiceListeners:
     def to_json(self) -> dict[str, list[int]]:
         """What the next supervisor in this process needs, as ``kept``."""
         return {bind.text: [each.fileno() for each in sockets] for bind, sockets in self._sockets.items()}
+
+
+def _opened(bind: Bind, upgraded: bool) -> list[socket.socket]:
+    try:
+        return bind.open()
+    except (ListenError, OptionError) as error:
+        if not upgraded:
+            raise
+        general.error("%s", error)
+        return []
 
 
 def _adopted(fd: int) -> socket.socket:

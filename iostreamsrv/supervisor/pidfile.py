@@ -19,13 +19,14 @@ class PidFile:
         self._path = None if path is None else Path(path).absolute()
 
     def __enter__(self) -> "PidFile":
-        if self._path is not None:
-            if (other := _process_in(self._path)) is not None:
-                raise OptionError("pid_file", str(self._path), f"names process {other}, which is running")
-            try:
-                _write(self._path, f"{os.getpid()}\n")
-            except OSError as error:
-                raise OptionError("pid_file", str(self._path), f"cannot be written: {error.strerror}") from error
+        if self._path is None or (pid := _process_in(self._path)) == os.getpid():  # since before an upgrade
+            return self
+        if pid is not None:
+            raise OptionError("pid_file", str(self._path), f"names process {pid}, which is running")
+        try:
+            _write(self._path, f"{os.getpid()}\n")
+        except OSError as error:
+            raise OptionError("pid_file", str(self._path), f"cannot be written: {error.strerror}") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -36,12 +37,12 @@ class PidFile:
 
 
 def _process_in(path: Path) -> int | None:
-    """The process that the file names, if it is another one, and running."""
+    """The process that the file names, if it is running."""
     try:
         pid = int(path.read_text())
     except (OSError, ValueError):
         return None
-    if pid < 1 or pid == os.getpid():
+    if pid < 1:
         return None
     try:
         os.kill(pid, 0)
