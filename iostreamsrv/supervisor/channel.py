@@ -5,6 +5,7 @@ Descriptors travel beside a message. When the other end is closed, the other pro
 
 import contextlib
 import json
+import os
 import socket
 from typing import Any
 
@@ -54,12 +55,11 @@ class Channel:
         """The messages that have come; None once the other end is closed."""
         while True:
             try:
-                data, descriptors, _, _ = socket.recv_fds(self._end, CHUNK, MOST_DESCRIPTORS)
+                data = self._receive()
             except BlockingIOError:
                 return self._whole_lines()
             except OSError:
-                data, descriptors = b"", []
-            self.descriptors += descriptors
+                data = b""
             if not data:
                 return self._whole_lines() or None
             self._received += data
@@ -72,14 +72,20 @@ class Channel:
         self._end.settimeout(timeout)
         try:
             while b"\n" not in self._received:
-                data, descriptors, _, _ = socket.recv_fds(self._end, CHUNK, MOST_DESCRIPTORS)
-                self.descriptors += descriptors
+                data = self._receive()
                 if not data:
                     return None
                 self._received += data
         finally:
             self._end.setblocking(False)
         return self._whole_lines()
+
+    def _receive(self) -> bytes:
+        data, descriptors, _, _ = socket.recv_fds(self._end, CHUNK, MOST_DESCRIPTORS)
+        for each in descriptors:
+            os.set_inheritable(each, False)
+        self.descriptors += descriptors
+        return data
 
     def close(self) -> None:
         """Close this end."""
