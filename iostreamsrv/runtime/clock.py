@@ -21,6 +21,7 @@ Clock = Callable[[], float]
 """Returns the time in seconds; see `time.monotonic`."""
 
 real_time = time.monotonic
+real_time_ns = time.monotonic_ns
 real_wall_time = time.time
 cpu_time = time.process_time
 

@@ -142,9 +142,10 @@ class Connections:
 
         :param context: each client's callbacks run in a copy of it.
         """
-        if not self.limits.may_accept():  # only a shutdown accepts without capacity
+        if not self.limits.has_place():  # only a shutdown accepts without capacity
             if self.limits.has_descriptor_for(len(self.queued)):
                 self.queued.append((setup, context, connection, address))
+                self.limits.look_again(self._accept_queued)
             else:
                 connection.close()
             return
@@ -154,15 +155,20 @@ class Connections:
         stream = IOStream.for_client(connection, address, self.options, self, context.copy(), self._io_loop)
         if self.deadlines.run(loop) and self.may_block:
             watch(loop, self)
-        if self.limits.has_capacity() or self._make_room_for(address):
+        has_room = self.limits.has_capacity() or self._make_room_for(address)
+        if has_room:
             self.open[stream.id] = stream
-        elif not self._reject(stream, address, "max_connections"):
+        if self.limits.siblings is not None:
+            self.limits.siblings.opened(len(self.open))
+        if not has_room and not self._reject(stream, address, "max_connections"):
             return
         Connection(self, setup, stream).start(address)
 
     def _accept_queued(self) -> None:
-        while self.queued and self.limits.may_accept():
+        while self.queued and self.limits.has_place():
             self.accepted(*self.queued.popleft())
+        if self.queued:
+            self.limits.look_again(self._accept_queued)
 
     def _make_room_for(self, address: Any) -> bool:
         """Evict a client, unless the new one would be rejected anyway; return whether one was evicted."""

@@ -25,12 +25,13 @@ from ..net.socketoptions import set_socket_options
 from ..options import ServerOptions
 from ..runtime.callables import check_function, is_overridden, takes
 from ..runtime.logs import application
-from ..runtime.loops import current_loop
+from ..runtime.loops import asyncio_loop, current_loop
 from .connection import ConnectionSetup, Handlers
 from .connections import Connections
 from .groups import Streams
 from .listeners import Listeners
 from .shutdown import cancel_all, drain_or_cancel
+from .siblings import Siblings
 
 
 class Server(Handlers, Protocol):
@@ -84,6 +85,7 @@ class ServerCore:
         self.started = False
         self.ending: Future[None] | None = None
         self._io_loop = io_loop
+        self._loop: asyncio.AbstractEventLoop | None = None  # that it accepts on
         self._on_stop: asyncio.Event | None = None
         self._cancelled = False  # serve() was cancelled: another cancel closes everything at once
         self._warned_no_handler = False
@@ -150,13 +152,28 @@ class ServerCore:
     def _check_handler(self) -> None:
         check_function("handle_stream", self.server.handle_stream, ("stream", "address"))
 
+    # ---- other processes
+
+    def join(self, siblings: Siblings) -> None:
+        """Serve together with other processes: as many clients as they, within limits that hold for all."""
+        self.connections.limits.join(siblings)
+        if self.listeners and self._loop is not None:
+            siblings.listening(self._loop, self.connections.limits.bytes_of_open)
+
+    def _listening_on(self, io_loop: IOLoop) -> None:
+        self._loop = asyncio_loop(io_loop)
+        if (siblings := self.connections.limits.siblings) is not None:
+            siblings.listening(self._loop, self.connections.limits.bytes_of_open)
+
     # ---- accepting
 
     def accept_on(self, listeners: list[tuple[socket.socket, ConnectionSetup]]) -> None:
         """Accept on these, too; see `Listeners.accept_on`."""
         warn_of_uncalled(self.server)
         prepare = partial(set_socket_options, options=self.options)
-        self.listeners.accept_on(listeners, self._io_loop or current_loop(), prepare)
+        io_loop = self._io_loop or current_loop()
+        self.listeners.accept_on(listeners, io_loop, prepare)
+        self._listening_on(io_loop)
         self.connections.limits.listeners = len(self.listeners.addresses)
         self.connections.limits.refresh_capacity()
 
@@ -195,6 +212,7 @@ class ServerCore:
             raise RuntimeError("the server is not listening: call listen(), or bind() and start(), first")
         self.connections.limits.refresh_capacity()
         self.listeners.move_to(IOLoop.current())
+        self._listening_on(IOLoop.current())
         stopped = self._on_stop = self._on_stop or asyncio.Event()
         try:
             await stopped.wait()
@@ -247,6 +265,8 @@ class ServerCore:
     def stop(self) -> None:
         """See `TCPServer.stop`."""
         self.listeners.close()
+        if (siblings := self.connections.limits.siblings) is not None:
+            siblings.stopped()
         self.started = False
         if self._on_stop is not None:
             self._on_stop.set()

@@ -4,9 +4,11 @@ Each open stream holds a permit. If a full server lets new clients wait (``when_
 before the accept, so that the kernel's backlog is the queue.
 """
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextvars import Context
 from ipaddress import IPv6Address
 from operator import itemgetter
 from typing import Any
@@ -16,6 +18,7 @@ from ..events import Event, Events
 from ..iostream import IOStream
 from ..options import ServerOptions
 from ..runtime.rlimit import default_connections
+from .siblings import ROOM_CHECK, Siblings, Turn
 
 CANDIDATES = 64
 """Streams to choose at once for eviction, so that in a rush not every new client sorts all streams."""
@@ -29,6 +32,7 @@ class ConnectionLimits:
     :param max_rejecting: gives how many rejected clients may be open at a time; each needs a descriptor.
     :ivar capacity: how many connections there may be.
     :ivar listeners: the number of listeners, which need descriptors, too.
+    :ivar siblings: the other processes that serve the same clients; None for a server that is alone.
     """
 
     def __init__(
@@ -41,12 +45,15 @@ class ConnectionLimits:
     ) -> None:
         self.capacity = int(options.max_connections or 1)
         self.listeners = 0
+        self.siblings: Siblings | None = None
         self._streams = streams
         self._options = options
         self._events = events
         self._on_capacity = on_capacity
         self._max_rejecting = max_rejecting
         self._waiting = False
+        self._turn: Turn | None = None
+        self._looks: set[Callable[[], None]] = set()  # that are to come
         self._of_host: Counter[str] = Counter()
         self._hosts: dict[int, str] = {}  # the host for which a stream is counted
         self._candidates: list[tuple[IOStream, float]] = []
@@ -55,12 +62,36 @@ class ConnectionLimits:
         """Apply new options."""
         self._options = options
         self.refresh_capacity()
+        if self.siblings is not None:
+            for host in self._hosts.values():
+                self.siblings.count_host(host, -1)
         self._of_host.clear()
         self._hosts.clear()
         if options.max_connections_per_ip is not None:
             for stream in self._streams.values():
                 if options.proxy_protocol is None or stream.proxy is not None:  # otherwise its header is still to come
                     self.count(stream, host_of(stream.remote_address))
+
+    def join(self, siblings: Siblings) -> None:
+        """Share ``max_connections``, where it is set, and ``max_connections_per_ip`` with other processes, and take as
+        many clients as they do."""
+        self.siblings = siblings
+        self._events.subscribe(self._count_event, "reject", "error")
+        self._turn = Turn(siblings, lambda: siblings.may_accept(len(self._streams)), self._on_capacity)
+        for host in self._hosts.values():
+            siblings.count_host(host, 1)
+
+    def _count_event(self, event: Event) -> None:
+        assert self.siblings is not None
+        if event.kind == "reject":
+            self.siblings.rejected(len(self._streams))
+        elif event.reason is CloseReason.HANDLER_ERROR:
+            self.siblings.failed()
+
+    def bytes_of_open(self) -> tuple[int, int]:
+        """The bytes that were received from the open connections, and sent to them."""
+        streams = self._streams.values()
+        return sum(stream.bytes_read for stream in streams), sum(stream.bytes_written for stream in streams)
 
     # ---- all
 
@@ -74,27 +105,54 @@ class ConnectionLimits:
         return default_connections(self.listeners, self._max_rejecting() if rejects else 0)
 
     def has_capacity(self) -> bool:
-        """Whether there is room for one more connection."""
-        return len(self._streams) < self.capacity
+        """Whether there is room for one more connection, here and, if the limit is for all processes, there."""
+        if self.siblings is None or not self._options.max_connections:
+            return len(self._streams) < self.capacity
+        return len(self._streams) + self.siblings.others() < self.capacity
+
+    def has_place(self) -> bool:
+        """Whether one more can be taken: there is room, or a full server rejects or evicts."""
+        return self._options.when_full != "wait" or self.has_capacity()
 
     def may_accept(self) -> bool:
-        """Whether to accept one more: there is room, or a full server rejects or evicts."""
-        return len(self._streams) < self.capacity or self._options.when_full != "wait"
+        """Whether to accept one more: it has a place, and it is this process's turn."""
+        if self.siblings is None:
+            return len(self._streams) < self.capacity or self._options.when_full != "wait"
+        return self.has_place() and self.siblings.may_accept(len(self._streams))
 
     def has_descriptor_for(self, queued: int) -> bool:
         """Whether there is a descriptor for one more, besides those of ``queued`` connections without a permit."""
         return len(self._streams) + queued < max(self.capacity, self._default_capacity())
 
     def mark_waiting(self) -> None:
-        """Record that a client waits: call ``on_capacity`` when there is room."""
-        if not self._waiting:
+        """Record that a client waits: call ``on_capacity`` when there is room, or when it is our turn."""
+        if self._turn is not None and self.has_place():
+            self._turn.wait()
+        elif not self._waiting:
             self._waiting = True
-            text = f"there are {len(self._streams)} connections (max_connections): new ones wait"
+            others = 0 if self.siblings is None else self.siblings.others()
+            text = f"there are {len(self._streams) + others} connections (max_connections): new ones wait"
             self._events.emit(Event("limit", text, logging.WARNING))
+            self.look_again(self._look_for_room)
+
+    def look_again(self, look: Callable[[], None]) -> None:
+        """Call ``look`` in a moment if other processes may make room until then: their closes wake nobody here."""
+        if self.siblings is not None and look not in self._looks:
+            self._looks.add(look)
+            asyncio.get_running_loop().call_later(ROOM_CHECK, self._look, look, context=Context())
+
+    def _look(self, look: Callable[[], None]) -> None:
+        self._looks.discard(look)
+        look()
+
+    def _look_for_room(self) -> None:
+        self.wake_waiting()
+        if self._waiting:
+            self.look_again(self._look_for_room)
 
     def wake_waiting(self) -> None:
         """Call ``on_capacity`` if there is room for a client that waits."""
-        if self._waiting and self.may_accept():
+        if self._waiting and self.has_place():
             self._waiting = False
             self._on_capacity()
 
@@ -103,21 +161,30 @@ class ConnectionLimits:
     def ip_limit_reached(self, host: str | None) -> bool:
         """Whether ``host`` has as many connections as ``max_connections_per_ip``."""
         limit = self._options.max_connections_per_ip
-        return limit is not None and host is not None and self._of_host[host] >= limit
+        if limit is None or host is None:
+            return False
+        count = self._of_host[host]
+        return count >= limit or (self.siblings is not None and count + self.siblings.of_host(host) >= limit)
 
     def count(self, stream: IOStream, host: str | None) -> None:
         """Count ``stream`` for its host."""
         if host is not None:
             self._of_host[host] += 1
             self._hosts[stream.id] = host
+            if self.siblings is not None:
+                self.siblings.count_host(host, 1)
 
     def discount(self, stream: IOStream) -> None:
-        """Remove ``stream`` from the count."""
+        """Remove ``stream``, which is closed, from the count."""
+        if self.siblings is not None:
+            self.siblings.closed(len(self._streams), stream.bytes_read, stream.bytes_written)
         host = self._hosts.pop(stream.id, None)
         if host is not None:
             self._of_host[host] -= 1
             if not self._of_host[host]:
                 del self._of_host[host]
+            if self.siblings is not None:
+                self.siblings.count_host(host, -1)
 
     # ---- eviction
 

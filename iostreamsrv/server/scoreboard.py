@@ -157,7 +157,6 @@ class Scoreboard:
 
     def __init__(self, memory: mmap.mmap, fd: int | None) -> None:
         self.fd = fd
-        self._memory = memory
         self._cells = memoryview(memory).cast("Q")
         self.rows = self._cells[_ROWS]
         self._key = bytes(self._cells[_KEY : _KEY + _KEY_CELLS].cast("B"))

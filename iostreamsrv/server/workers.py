@@ -1,0 +1,180 @@
+"""A worker of several: what its server knows of the others, by their rows of a `Scoreboard`."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextvars import Context
+
+from ..runtime.clock import real_time_ns
+from .scoreboard import (
+    ACCEPTED,
+    BUCKET,
+    CLOSED,
+    ERRORS,
+    HEARTBEAT,
+    OPEN,
+    RECEIVED,
+    REJECTED,
+    SENT,
+    STATE,
+    AddressTable,
+    Scoreboard,
+    State,
+    count_in,
+)
+
+BEAT = 0.5
+"""Seconds between two heartbeats."""
+
+BEATS_FOR_BYTES = 4
+"""Heartbeats after which the bytes of all open connections are added up."""
+
+STALE = 2_000_000_000
+"""Nanoseconds without a heartbeat after which nobody leaves clients to a worker."""
+
+SLACK = 4
+SLACK_SHARE = 8
+"""A worker may have so many connections more than the one with the fewest: 4, and an eighth."""
+
+MOST_AT_ONCE = 64
+"""Clients that a worker takes, at most, when others did not in time."""
+
+LEFT = 10_000_000
+"""Nanoseconds within which it takes them."""
+
+AGAIN = 100_000_000
+"""Nanoseconds afterwards in which it is the same again: the others are stuck, and it takes twice as many."""
+
+
+class WorkerSiblings:
+    """The other workers, and this one's row, which it writes. Implements `Siblings`.
+
+    :param index: of the row of this worker. Only one process may have it.
+    :param number: see `Row`.
+    :param generation: see `Row`.
+    """
+
+    def __init__(self, scoreboard: Scoreboard, index: int, number: int = 0, generation: int = 0) -> None:
+        self._scoreboard = scoreboard
+        self._index = index
+        row = scoreboard.row(index)
+        self._cells = row.cells
+        self._addresses = AddressTable(row, scoreboard.table(index))
+        self._open, self._state, self._heartbeat, self._accepted = (
+            scoreboard.column(cell) for cell in (OPEN, STATE, HEARTBEAT, ACCEPTED)
+        )
+        # Where the row's counters stand: they go on if a worker before this one was not folded.
+        self._bytes = [row.bytes_received, row.bytes_sent]  # of the closed connections
+        self._at_once = 1
+        self._left = 0  # clients that it still takes, whatever the others have
+        self._left_until = 0
+        self._waited_for: dict[int, int] = {}  # what the others had accepted then
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        row.pid, row.number, row.generation = os.getpid(), number, generation
+        row.open = 0
+        row.heartbeat = real_time_ns()
+        row.state = State.STARTING
+
+    # ---- the others
+
+    def _ready(self) -> list[int]:
+        """The rows of the other workers that take clients."""
+        late = real_time_ns() - STALE
+        beats = self._heartbeat.tolist()
+        return [
+            index
+            for index, state in enumerate(self._state.tolist())
+            if state == State.READY and index != self._index and beats[index] > late
+        ]
+
+    def may_accept(self, open: int) -> bool:
+        """See `Siblings`."""
+        if open < SLACK:
+            return True
+        counts = self._open.tolist()
+        least = min([counts[index] for index in self._ready()], default=open)
+        if open < least + SLACK + least // SLACK_SHARE:
+            return True
+        if self._left and real_time_ns() < self._left_until:
+            self._left -= 1
+            return True
+        return False
+
+    def waited_in_vain(self) -> None:
+        """See `Siblings`. If it is the same again, because others are stuck, it takes more and more."""
+        accepted, now = self._accepted.tolist(), real_time_ns()
+        others = {index: accepted[index] for index in self._ready()}
+        again = now < self._left_until + AGAIN and others.items() & self._waited_for.items()
+        self._at_once = min(self._at_once * 2, MOST_AT_ONCE) if again else 1
+        self._waited_for = others
+        self._left = self._at_once
+        self._left_until = now + LEFT
+
+    def others(self) -> int:
+        """See `Siblings`."""
+        return sum(self._open.tolist()) - self._cells[OPEN]
+
+    def of_host(self, host: str) -> int:
+        """See `Siblings`."""
+        board = self._scoreboard
+        start, tag = board.place(host)
+        return sum(
+            count_in(board.table(index)[start : start + BUCKET].tolist(), tag)
+            for index, state in enumerate(self._state.tolist())
+            if state != State.FREE and index != self._index
+        )
+
+    # ---- this one
+
+    def opened(self, open: int) -> None:
+        """See `Siblings`."""
+        cells = self._cells
+        cells[OPEN] = open
+        cells[ACCEPTED] += 1
+
+    def closed(self, open: int, received: int, sent: int) -> None:
+        """See `Siblings`."""
+        cells = self._cells
+        cells[OPEN] = open
+        cells[CLOSED] += 1
+        self._bytes[0] += received
+        self._bytes[1] += sent
+
+    def count_host(self, host: str, change: int) -> None:
+        """See `Siblings`."""
+        self._addresses.add(self._scoreboard.place(host), change)
+
+    def rejected(self, open: int) -> None:
+        """See `Siblings`."""
+        self._cells[OPEN] = open
+        self._cells[REJECTED] += 1
+
+    def failed(self) -> None:
+        """See `Siblings`."""
+        self._cells[ERRORS] += 1
+
+    def listening(self, loop: asyncio.AbstractEventLoop, bytes_of_open: Callable[[], tuple[int, int]]) -> None:
+        """See `Siblings`."""
+        self._cells[STATE] = State.READY
+        if loop is not self._loop:
+            self._cancel()
+            self._loop = loop
+            self._beat(loop, bytes_of_open, 0)
+
+    def stopped(self) -> None:
+        """See `Siblings`. Its heart goes on beating while it has clients."""
+        self._cells[STATE] = State.RETIRING
+
+    def _beat(self, loop: asyncio.AbstractEventLoop, bytes_of_open: Callable[[], tuple[int, int]], beats: int) -> None:
+        cells = self._cells
+        cells[HEARTBEAT] = real_time_ns()
+        if not beats % BEATS_FOR_BYTES:
+            for cell, closed, now in zip((RECEIVED, SENT), self._bytes, bytes_of_open(), strict=True):
+                cells[cell] = max(cells[cell], closed + now)  # a stream that begins TLS counts from 0 again
+        self._timer = loop.call_later(BEAT, self._beat, loop, bytes_of_open, beats + 1, context=Context())
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
