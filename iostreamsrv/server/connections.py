@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Container, Coroutine, Iterable
 from contextvars import Context
 from typing import Any
 
@@ -50,7 +50,7 @@ class Connections:
     :ivar closing: the tasks that close streams or run ``handle_close``.
     :ivar limits: decides how many connections there may be.
     :ivar draining: whether the server is shutting down.
-    :ivar closes_answered: in a shutdown: whether a stream is closed as soon as its handler has answered.
+    :ivar closes_answered: in a shutdown: the ids of the streams that are closed as soon as their handler has answered.
     :ivar cancel_reason: the close reason for the stream of a cancelled handler.
     :ivar may_block: whether handlers run in the loop, so that the watchdog is needed. True unless set.
     :ivar shutdown_callers: the tasks that wait for a shutdown. It does not wait for them: they may be handlers.
@@ -80,7 +80,7 @@ class Connections:
         self.deadlines = Deadlines(options, self.open, self.rejected)
         self.groups = Groups(self.open, self.served)
         self.draining = False
-        self.closes_answered = False
+        self.closes_answered: Container[int] = ()
         self.cancel_reason = CloseReason.SHUTDOWN
         self.shutdown_callers: set[asyncio.Task[Any] | None] = set()
         self.is_idle = is_idle
@@ -318,7 +318,7 @@ class Connections:
 
     def end_draining(self) -> None:
         """End a shutdown: clients that are still connected are served as before."""
-        self.draining = self.closes_answered = False
+        self.draining, self.closes_answered = False, ()
         for stream in self.open.values():
             stream.track_answers(False)
 
@@ -329,7 +329,7 @@ class Connections:
 
     def close_if_answered(self, stream: IOStream) -> bool:
         """See `StreamOwner`."""
-        if not self.closes_answered or not self.may_close(stream):
+        if stream.id not in self.closes_answered or not self.may_close(stream):
             return False
         self.close_gracefully(stream, CloseReason.SHUTDOWN)
         return True

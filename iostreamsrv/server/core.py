@@ -30,6 +30,7 @@ from .connection import ConnectionSetup, Handlers
 from .connections import Connections
 from .groups import Streams
 from .listeners import Listeners
+from .retiring import Retirement
 from .shutdown import cancel_all, drain_or_cancel
 from .siblings import Siblings
 
@@ -86,6 +87,7 @@ class ServerCore:
         self.ending: Future[None] | None = None
         self._io_loop = io_loop
         self._loop: asyncio.AbstractEventLoop | None = None  # that it accepts on
+        self._retiring: tuple[Retirement, Future[None]] | None = None
         self._on_stop: asyncio.Event | None = None
         self._cancelled = False  # serve() was cancelled: another cancel closes everything at once
         self._warned_no_handler = False
@@ -216,8 +218,8 @@ class ServerCore:
         stopped = self._on_stop = self._on_stop or asyncio.Event()
         try:
             await stopped.wait()
-            if self.ending is not None:
-                await asyncio.shield(self.ending)
+            while (end := self.ending or (self._retiring and self._retiring[1])) is not None:
+                await asyncio.shield(end)
         except asyncio.CancelledError:
             self._cancelled = True
             try:
@@ -261,6 +263,31 @@ class ServerCore:
             self.connections.end_draining()
             self.ending.set_result(None)
             self.ending = None
+
+    async def retire(self, timeout: float | None, rate: float) -> None:
+        """See `TCPServer.retire`."""
+        caller = asyncio.current_task()
+        self.connections.shutdown_callers.add(caller)
+        try:
+            if self.ending is None and self._retiring is None:
+                await self._retire(Retirement(self.connections, timeout, rate))
+            elif self._retiring is not None:
+                self._retiring[0].set_pace(timeout, rate)
+                await asyncio.shield(self._retiring[1])
+            if self.ending is not None:  # a shutdown has taken over
+                await asyncio.shield(self.ending)
+        finally:
+            self.connections.shutdown_callers.discard(caller)
+
+    async def _retire(self, retirement: Retirement) -> None:
+        end: Future[None] = asyncio.get_running_loop().create_future()
+        self._retiring = retirement, end
+        try:
+            self.server.stop()
+            await retirement.wait()
+        finally:
+            self._retiring = None
+            end.set_result(None)
 
     def stop(self) -> None:
         """See `TCPServer.stop`."""

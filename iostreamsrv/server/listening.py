@@ -1,4 +1,4 @@
-"""The methods of `TCPServer` that listen: bind, accept, suspend, stop."""
+"""The methods of `TCPServer` that listen: bind, accept, suspend, stop, retire."""
 
 import socket
 import ssl
@@ -9,7 +9,7 @@ from ..certs.certificates import Certificates
 from ..errors import ListenError, OptionError
 from ..net.bind import BACKLOG, bind_sockets
 from ..runtime.attributes import overridable
-from ..runtime.checks import is_int
+from ..runtime.checks import is_int, is_number
 from .base import ServerBase, core_of
 from .forking import fork_workers
 
@@ -143,6 +143,34 @@ class ListeningServer(ServerBase):
     def stop(self) -> None:
         """Stop listening: new clients are refused, open streams stay open. The server may listen again afterwards."""
         core_of(self).stop()
+
+    async def retire(self, timeout: float | None = 3600.0, rate: float = 0.1) -> None:
+        """Leave new clients to other processes, and serve those that are connected until they leave. ::
+
+            await server.retire(timeout=600)  # another process listens on the same socket
+
+        This process stops listening. What waits in the accept backlog is left there for the other processes that have
+        the same socket: a child, a parent, a process that has inherited it. (Without one these clients are lost; so are
+        those of a socket that was bound with ``reuse_port``, which has a backlog of its own.) Open streams go on as
+        before, `draining` stays False.
+
+        After ``timeout`` seconds the clients that are left are closed, reason ``shutdown``, but not all at once: they
+        connect again somewhere else. Those without a request in progress come first. The others are closed gracefully
+        when their handler has answered and reads again; a handler that never does so keeps its client.
+
+        It returns when all streams are closed and all handlers have ended; `serve_forever` returns then, too. A second
+        call sets a new timeout, from then on, and a new rate. A :meth:`shutdown` meanwhile takes over. If cancelled,
+        the streams stay open.
+
+        :param timeout: seconds, 0 to begin at once; None to close no client.
+        :param rate: which share of those clients may be closed in each second, above 0, up to 1 for all at once.
+        :raises OptionError: an argument is invalid.
+        """
+        if timeout is not None and not (is_number(timeout) and timeout >= 0):
+            raise OptionError("timeout", timeout, "must be a number of seconds, 0 or more, or None")
+        if not (is_number(rate) and 0 < rate <= 1):
+            raise OptionError("rate", rate, "must be a number above 0 and up to 1")
+        await core_of(self).retire(timeout, rate)
 
     @overridable
     def addresses(self) -> list[Any]:

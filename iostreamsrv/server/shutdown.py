@@ -32,17 +32,18 @@ async def drain_or_cancel(connections: Connections, timeout: float | None, hint:
     :param hint: the end of the log line: how to end it sooner.
     """
     limit = "as long as they take" if timeout is None else f"up to {timeout:g} s"
-    text = f"shutting down: {_clients(connections.count())} may finish, {limit}{hint}"
+    text = f"shutting down: {clients(connections.count())} may finish, {limit}{hint}"
     connections.events.emit(Event("shutdown", text, logging.INFO, reason=CloseReason.SHUTDOWN))
     if await drain(connections, connections.options.drain_idle, timeout):
         return
     if count := connections.count():
-        text = f"shutting down: {_clients(count)} not done within {timeout:g} s, and cut off"
+        text = f"shutting down: {clients(count)} not done within {timeout:g} s, and cut off"
         connections.events.emit(Event("shutdown", text, logging.WARNING, reason=CloseReason.DRAIN_TIMEOUT))
     await cancel_all(connections, CloseReason.DRAIN_TIMEOUT, graceful=True)
 
 
-def _clients(count: int) -> str:
+def clients(count: int) -> str:
+    """So many clients, for people."""
     return "1 client" if count == 1 else f"{count} clients"
 
 
@@ -61,9 +62,9 @@ async def drain(connections: Connections, idle: float, timeout: float | None) ->
     while not is_drained(connections):
         passed = time() - begun
         connections.track_answers()
-        _close_lingering(connections, LINGER)
+        close_lingering(connections, LINGER)
         if timeout is not None and passed >= timeout:
-            _close_lingering(connections, 0)  # a client that has everything does not count as cut off
+            close_lingering(connections, 0)  # a client that has everything does not count as cut off
             return False
         if passed >= idle:
             _close_idle(connections, idle)
@@ -86,34 +87,50 @@ def is_drained(connections: Connections) -> bool:
     )
 
 
-def _close_lingering(connections: Connections, seconds: float) -> None:
+def close_lingering(connections: Connections, seconds: float) -> None:
     """Close the streams whose client has had everything for ``seconds``, and has not sent EOF."""
     for stream in [*connections.open.values(), *connections.rejected.values()]:
         if stream.has_lingered(seconds):
             stream.terminate(CloseReason.SHUTDOWN)
 
 
+class _Everyone:
+    """Contains every stream's id."""
+
+    def __contains__(self, id: object) -> bool:
+        return True
+
+
+EVERYONE = _Everyone()
+
+
 def _close_idle(connections: Connections, idle: float) -> None:
     """Close the streams without a request in progress, and those still being set up. From the first call on, a stream
     whose handler has answered and reads again is closed as well."""
-    connections.closes_answered = True
+    connections.closes_answered = EVERYONE
     for stream in list(connections.open.values()):
-        if connections.deadlines.is_armed(stream):
-            if stream.idle_time >= idle:
-                stream.terminate(CloseReason.SHUTDOWN)
-        elif stream.close_reason is not None or not connections.is_idle(stream):
-            continue
-        elif stream.idle_time >= idle or not stream.is_unanswered():
-            _close_waiting(connections, stream)
+        close_if_idle(connections, stream, idle)
 
 
-def _close_waiting(connections: Connections, stream: IOStream) -> None:
-    if not connections.may_close(stream):
-        return
+def close_if_idle(connections: Connections, stream: IOStream, idle: float) -> bool:
+    """Close a stream if it has no request in progress; return whether it had none.
+
+    :param idle: seconds that it may still begin one for, unless it has been answered since answers are tracked.
+    """
+    if connections.deadlines.is_armed(stream):
+        if stream.idle_time < idle:
+            return False
+        stream.terminate(CloseReason.SHUTDOWN)
+        return True
+    if stream.close_reason is not None or not connections.is_idle(stream):
+        return False
+    if (stream.idle_time < idle and stream.is_unanswered()) or not connections.may_close(stream):
+        return False
     if stream.unacknowledged():
         connections.close_gracefully(stream, CloseReason.SHUTDOWN)
     else:
         stream.terminate(CloseReason.SHUTDOWN)
+    return True
 
 
 async def cancel_all(connections: Connections, reason: CloseReason, graceful: bool = False) -> None:
@@ -134,7 +151,7 @@ async def cancel_all(connections: Connections, reason: CloseReason, graceful: bo
         late |= await _wait([*{*ending} - late])
         closing = [task for task in connections.closing if task not in spared]
         await _wait(closing, LINGER)  # for the clients to read the last writes
-        _close_lingering(connections, LINGER)
+        close_lingering(connections, LINGER)
         await _wait(closing, CANCEL_GRACE - LINGER)
     for stream in [*connections.open.values(), *connections.rejected.values()]:
         if graceful:
