@@ -32,7 +32,9 @@ VARIABLES = {PREFIX + word.upper(): word for word in (*SETTINGS, ENV_FILE, CONFI
 
 OPTION_VARIABLES = {f"{PREFIX}{SET}_{name}".upper(): name for name in OPTIONS}
 
-OTHER_VARIABLES = frozenset({"PURE", "BUILD", "ALL", "FULL", "TORNADO_VERBOSE", "DROPIN_REPORT", "CONFORMANCE_REPORT"})
+OTHER_VARIABLES = frozenset(
+    {"PURE", "BUILD", "ALL", "FULL", "UPGRADE", "TORNADO_VERBOSE", "DROPIN_REPORT", "CONFORMANCE_REPORT"}
+)
 """Variables of this project that are no settings: which core runs and is built, and what its tests do."""
 
 OF_CONTAINERS = re.compile(r"SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?|NAME")

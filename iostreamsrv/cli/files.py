@@ -12,7 +12,7 @@ PROJECT_FILE = "pyproject.toml"
 TABLE = "tool.iostreamsrv"
 
 
-class ConfigurationError(Exception):
+class ConfigurationError(ValueError):
     """What was typed or configured is wrong; one line says where, and what."""
 
 

@@ -54,8 +54,11 @@ def serve(check: bool, show: bool, **flags: Any) -> int:
     Each setting may also be in a TOML file, or in a variable IOSTREAMSRV_...; the command line comes first. Durations
     are seconds, or 10s, 5m, 1h; sizes are bytes, or 512M, 2G; "none" is for no limit.
     """
-    configuration = configure(flags)
-    settings = configuration.checked()
+    try:
+        configuration = configure(flags)
+        settings = configuration.checked()
+    except ConfigurationError as error:
+        return _go_on(error)
     if settings.reload and importlib.util.find_spec("watchfiles") is None:
         raise ConfigurationError('--reload needs watchfiles: pip install "iostreamsrv[reload]"')
     if show:
@@ -66,6 +69,18 @@ def serve(check: bool, show: bool, **flags: Any) -> int:
         return 0
     from ..supervisor.master import serve_with
 
+    return serve_with(settings, lambda: configure(flags).checked())
+
+
+def _go_on(error: ConfigurationError) -> int:
+    """Serve with the settings of before, if this is an upgrade: what was checked a moment ago has become invalid."""
+    from ..supervisor.master import serve_with
+    from ..supervisor.upgrade import kept_settings
+
+    settings = kept_settings()
+    if settings is None:
+        raise error
+    print(f"iostreamsrv: {error}: the settings of before stay", file=sys.stderr)
     return serve_with(settings)
 
 

@@ -15,7 +15,7 @@ from tornado import log
 
 from .clock import Clock, current_time
 
-__all__ = ["LogRateLimit", "application", "general"]
+__all__ = ["LogRateLimit", "application", "general", "log_to_stderr"]
 
 
 class TwoNames(logging.Logger):
@@ -141,3 +141,8 @@ class LogRateLimit:
         self._tokens -= 1
         dropped, self._dropped = self._dropped, 0
         return dropped
+
+
+def log_to_stderr() -> None:
+    """Write the log to stderr, with the process of each line; nothing changes if the root logger has a handler."""
+    logging.basicConfig(format="%(asctime)s [%(process)d] %(levelname)s %(message)s", level=logging.INFO)

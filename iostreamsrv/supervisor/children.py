@@ -1,6 +1,7 @@
 """The processes of the workers, as the first process has them: started, told, killed, reaped."""
 
 import contextlib
+import errno
 import os
 import selectors
 import signal
@@ -15,8 +16,8 @@ from ..server.scoreboard import Scoreboard
 from . import spawn
 from .channel import Channel, Message
 
-ROWS = 1024
-"""Workers at a time, retired ones included. (Rows of the scoreboard take no memory before they are used.)"""
+ROWS = 256
+"""Workers at a time, retired ones included. A worker looks at all rows when it accepts."""
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -67,8 +68,9 @@ class Children:
 
         :param job: what it gets as its first message, but for what is known only here.
         :param listeners: the descriptors of the sockets that it accepts on.
-        :raises OSError: there is no process, or no descriptor, to be had.
+        :raises OSError: there are too many, or no process or descriptor is to be had.
         """
+        row = self._free_row()
         mine, its = Channel.pair()
         with contextlib.closing(its):
             try:
@@ -76,14 +78,17 @@ class Children:
             except BaseException:
                 mine.close()
                 raise
-        child = Child(number, process.pid, self._free_row(), mine, process)
+        child = Child(number, process.pid, row, mine, process)
         self._children[number] = child
         self._watch(child)
         mine.send("serve", **job, number=number, scoreboard=self.scoreboard_fd, row=child.row, lifeline=self._lifeline)
 
     def _free_row(self) -> int:
         used = {child.row for child in self._children.values()}
-        return next(row for row in range(ROWS) if row not in used)
+        row = next((row for row in range(self.scoreboard.rows) if row not in used), None)
+        if row is None:
+            raise OSError(errno.EAGAIN, f"there are {len(used)} workers, and there may be no more")
+        return row
 
     def _watch(self, child: Child) -> None:
         self._selector.register(child.channel, selectors.EVENT_READ, lambda: self._hear(child))

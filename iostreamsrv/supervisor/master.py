@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import ListenError, OptionError
 from ..runtime.addresses import show
-from ..runtime.logs import general
+from ..runtime.logs import general, log_to_stderr
 from ..runtime.rlimit import raise_limit
 from ..server.scoreboard import ForeignMemoryError, Scoreboard
 from .actions import Action, Announce, Check, Exit, Kill, Replace, Say, Spawn, Tell
@@ -25,9 +25,9 @@ from .children import ROWS, Children
 from .listening import ServiceListeners
 from .notify import Notifier
 from .pidfile import PidFile
-from .plan import EXIT_NOT_STARTED, Plan
+from .plan import Plan
 from .rights import drop_rights
-from .settings import Settings
+from .settings import START_FAILED, Settings
 from .signals import signals_on
 from .sources import SourceWatch
 from .upgrade import Checker, kept_state, replace_program
@@ -46,9 +46,10 @@ Reread = Callable[[], Settings]
 def serve_with(settings: Settings, reread: Reread | None = None) -> int:
     """Run a service until it is told to stop.
 
-    :param reread: gives the settings anew, for a reload; None: they stay as they are.
+    :param reread: gives the settings anew, for a reload, or raises a ValueError; None: they stay as they are.
     :returns: the exit code: 0, or 3 if the service did not start.
     """
+    log_to_stderr()
     state = kept_state()
     with contextlib.ExitStack() as until_end:
         try:
@@ -60,7 +61,7 @@ def serve_with(settings: Settings, reread: Reread | None = None) -> int:
                 until_end.enter_context(SourceWatch())
         except (ListenError, OptionError) as error:
             print(f"iostreamsrv: {error}", file=sys.stderr, flush=True)
-            return EXIT_NOT_STARTED
+            return START_FAILED
         selector = until_end.enter_context(selectors.DefaultSelector())
         master = Master(settings, reread or (lambda: settings), listeners, selector, state)
         with signals_on(selector, master.on_signal):
@@ -156,7 +157,7 @@ class Master:
         """Read the settings again, for a reload; return whether they are right."""
         try:
             self._settings = self._reread()
-        except OptionError as error:
+        except ValueError as error:  # as OptionError is, and what is wrong in a file
             general.error("no reload, the workers go on: %s", error)
             return False
         self._plan.set_settings(self._settings)
@@ -265,6 +266,7 @@ class Master:
 
     def _replace(self) -> None:
         state = {
+            "settings": self._settings.to_json(),
             "plan": self._plan.to_json(),
             "children": self._children.to_json(),
             "listeners": self._listeners.to_json(),

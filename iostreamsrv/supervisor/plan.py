@@ -22,11 +22,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .actions import Action, Announce, Check, Exit, Replace
-from .settings import Settings
+from .settings import START_FAILED, Settings
 from .workers import SHORT_LIFE, STABLE, Seen, Slot, State, Worker, Workers
-
-EXIT_OK = 0
-EXIT_NOT_STARTED = 3
 
 
 @dataclass(slots=True)
@@ -53,7 +50,7 @@ class Plan:
         self._phase: Literal["starting", "running", "stopping"] = "starting"
         self._upcoming = Upcoming()
         self._urgency = 0  # of the stop
-        self._exit_code = EXIT_OK
+        self._exit_code = 0
 
     @property
     def status(self) -> str:
@@ -240,7 +237,7 @@ class Plan:
             upcoming.current = None
         if self._phase == "starting":
             workers.say(logging.ERROR, f"{text}: the service does not start")
-            self._exit_code = EXIT_NOT_STARTED
+            self._exit_code = START_FAILED
             self._stop(now, 2)
         elif of_reload:
             workers.say(logging.ERROR, f"{text}: the reload has failed, and the workers before it go on")

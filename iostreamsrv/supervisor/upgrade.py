@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from . import spawn
+from .settings import Settings
 from .signals import NUMBERS
 
 VARIABLE = "IOSTREAMSRV_UPGRADE"
@@ -74,12 +75,28 @@ class Checker:
 
 def kept_state() -> dict[str, Any] | None:
     """What the supervisor before this one left; None if this process has had no other. Afterwards it is gone."""
-    process, _, number = os.environ.pop(VARIABLE, "").partition(":")
-    if process != str(os.getpid()):
+    number = _kept_in()
+    os.environ.pop(VARIABLE, None)
+    if number is None:
         return None
-    with open(int(number), "rb") as file:  # noqa: PTH123 (a descriptor)
+    with open(number, "rb") as file:  # noqa: PTH123 (a descriptor)
         state: dict[str, Any] = json.load(file)
     return state
+
+
+def kept_settings() -> Settings | None:
+    """The settings of the supervisor before this one, if there was one: for when they have become invalid since they
+    were checked, because the service must go on."""
+    number = _kept_in()
+    if number is None:
+        return None
+    state = json.loads(os.pread(number, os.fstat(number).st_size, 0))
+    return Settings.from_json(state["settings"])
+
+
+def _kept_in() -> int | None:
+    process, _, number = os.environ.get(VARIABLE, "").partition(":")
+    return int(number) if process == str(os.getpid()) else None
 
 
 def _unnamed_file() -> Any:

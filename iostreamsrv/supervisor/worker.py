@@ -7,12 +7,9 @@ of its end of a `Channel`, whose first message says all else.
 """
 
 import asyncio
-import logging
-import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -20,18 +17,17 @@ from ..certs.watching import FileWatch
 from ..errors import ListenError, OptionError
 from ..net.inherited import socket_from_fd
 from ..runtime import lifeline
+from ..runtime.logs import log_to_stderr
 from ..runtime.loops import current_loop
 from ..runtime.rlimit import raise_limit
 from ..runtime.running import certificate_reload, run_to_end
 from ..server.base import core_of
-from ..server.scoreboard import Row, Scoreboard, State
+from ..server.scoreboard import Scoreboard
+from ..server.workers import WorkerSiblings
 from ..tcpserver import TCPServer
 from .channel import Channel, Message
 from .settings import Settings
 from .target import TargetError, load, server_of
-
-HEARTBEAT = 0.5
-"""Seconds between two signs that the loop runs."""
 
 CERTIFICATES_INTERVAL = 5.0
 """Seconds between two looks at the files of the certificates."""
@@ -56,8 +52,7 @@ def main() -> int:
     settings = Settings.from_json(job["settings"])
     try:
         server = server_of(load(settings.target), settings)
-        if not logging.root.handlers:  # the target may have set up its own
-            log_to_stderr()
+        log_to_stderr()  # unless the target has set up something
         worker = Worker(server, channel, job)
         raise_limit(server.options.max_connections)
         run_to_end(current_loop(), worker.serve())
@@ -87,7 +82,7 @@ class Worker:
         self._channel = channel
         self._job = job
         scoreboard = Scoreboard.open(job["scoreboard"])
-        self._row: Row = scoreboard.row(job["row"])
+        self._core.join(WorkerSiblings(scoreboard, job["row"], job["number"], job["generation"]))
         self._ending: asyncio.Task[None] | None = None  # what ends the server
         self._urgency = 0
 
@@ -101,14 +96,7 @@ class Worker:
         loop.add_reader(self._channel, self._hear)
         timeout = self._core.options.drain_timeout
         lifeline.watch(self._job["lifeline"], LIFELINE_PATIENCE + (timeout or 0))
-        self._row.pid, self._row.number, self._row.generation = (
-            os.getpid(),
-            self._job["number"],
-            self._job["generation"],
-        )
-        self._beat(loop)
         self._watch_certificates(loop)
-        self._row.state = State.READY
         self._channel.send("ready", drain_timeout=timeout, hands_over=False)
         await self._server.serve_forever()
         if self._ending is None:  # it has stopped itself
@@ -127,10 +115,6 @@ class Worker:
 
         look()
 
-    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._row.heartbeat = time.monotonic_ns()
-        loop.call_later(HEARTBEAT, self._beat, loop)
-
     # ---- what the supervisor says
 
     def _hear(self) -> None:
@@ -148,13 +132,11 @@ class Worker:
     def _retire(self, timeout: float, rate: float) -> None:
         if self._urgency <= 1:  # again, with another timeout
             self._urgency = 1
-            self._row.state = State.RETIRING
             self._end_by(self._server.retire(timeout, rate))
 
     def _drain(self) -> None:
         if self._urgency < 2:
             self._urgency = 2
-            self._row.state = State.RETIRING
             self._end_by(self._shut_down())
 
     def _end(self) -> None:
@@ -177,11 +159,6 @@ class Worker:
         before, self._ending = self._ending, asyncio.get_running_loop().create_task(how)
         if before is not None:
             before.cancel()
-
-
-def log_to_stderr() -> None:
-    """Write the log to stderr, with the process of each line."""
-    logging.basicConfig(format="%(asctime)s [%(process)d] %(levelname)s %(message)s", level=logging.INFO)
 
 
 if __name__ == "__main__":

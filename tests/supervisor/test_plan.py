@@ -9,8 +9,8 @@ from hypothesis import strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from iostreamsrv.supervisor.actions import Action, Announce, Check, Exit, Kill, Replace, Say, Spawn, Tell
-from iostreamsrv.supervisor.plan import EXIT_NOT_STARTED, Plan
-from iostreamsrv.supervisor.settings import Settings
+from iostreamsrv.supervisor.plan import Plan
+from iostreamsrv.supervisor.settings import START_FAILED, Settings
 from iostreamsrv.supervisor.workers import BACKOFF_LONGEST, Seen
 
 
@@ -98,7 +98,7 @@ def test_a_worker_that_does_not_start_ends_the_first_start() -> None:
     assert service.processes == {1: ["end"]}
     assert "no module named chat" in service.said[0]
     service.exits(1)
-    assert service.exit_code == EXIT_NOT_STARTED
+    assert service.exit_code == START_FAILED
 
 
 def test_a_worker_that_is_not_ready_in_time_ends_the_first_start() -> None:
@@ -108,7 +108,7 @@ def test_a_worker_that_is_not_ready_in_time_ends_the_first_start() -> None:
     assert service.processes == {1: []}
     service.pass_time(0.1)
     service.kill_killed()
-    assert service.exit_code == EXIT_NOT_STARTED
+    assert service.exit_code == START_FAILED
     assert "not ready within 5 s" in service.said[-2]
 
 
@@ -454,7 +454,7 @@ class AnyOrder(RuleBasedStateMachine):
             if service.exit_code is None:
                 service.signal("TERM")
                 service.kill_killed()
-        assert service.exit_code in (0, EXIT_NOT_STARTED)
+        assert service.exit_code in (0, START_FAILED)
 
 
 TestAnyOrder = AnyOrder.TestCase
