@@ -68,6 +68,9 @@ def test_the_current_folder_comes_first(write: Write, tmp_path: Path) -> None:
     assert sys.path[0] == str(tmp_path)
     load("chat:Servers")
     assert sys.path.count(str(tmp_path)) == 1
+    sys.path[:] = ["/nowhere", *sys.path]
+    load("chat:Servers")
+    assert sys.path[:2] == [str(tmp_path), "/nowhere"]
     source = """
         import sys
         sys.path.insert(0, "/nowhere")
