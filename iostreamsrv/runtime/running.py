@@ -13,6 +13,7 @@ from .exports import set_module
 from .loops import asyncio_loop, current_loop
 from .rlimit import raise_limit
 from .signals import handle_signal, remove_signal_handlers, signals_restored
+from .stops import stop_requests
 
 
 class Servable(Protocol):
@@ -88,19 +89,16 @@ async def _until_signal(loop: asyncio.AbstractEventLoop, main: Any) -> None:
     elif callable(main):
         main = main()
     task = asyncio.ensure_future(main)
-    left = 2  # signals that are handled; the next one has its default effect
 
     def on_signal() -> None:
-        nonlocal left
-        left -= 1
-        if not left:
+        if stop_requests.by_signal() == 2:  # the next one has its default effect
             remove_signal_handlers(loop, stopping)
-        task.cancel()
 
     stopping = [number for number in (signal.SIGINT, signal.SIGTERM) if handle_signal(loop, number, on_signal)]
     reloading = [number for number in reloading if handle_signal(loop, number, on_hangup)]
     try:
-        await asyncio.wait([task])
+        with stop_requests.served(loop, task.cancel):
+            await asyncio.wait([task])
     finally:
         remove_signal_handlers(loop, stopping + reloading)
     if not task.cancelled():

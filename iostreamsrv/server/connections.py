@@ -142,7 +142,7 @@ class Connections:
 
         :param context: each client's callbacks run in a copy of it.
         """
-        if not self.limits.has_place():  # only a shutdown accepts without capacity
+        if self.draining and not self.limits.has_place():  # only a shutdown accepts without capacity
             if self.limits.has_descriptor_for(len(self.queued)):
                 self.queued.append((setup, context, connection, address))
                 self.limits.look_again(self._accept_queued)
@@ -155,7 +155,7 @@ class Connections:
         stream = IOStream.for_client(connection, address, self.options, self, context.copy(), self._io_loop)
         if self.deadlines.run(loop) and self.may_block:
             watch(loop, self)
-        has_room = self.limits.has_capacity() or self._make_room_for(address)
+        has_room = self.options.when_full == "wait" or self.limits.has_capacity() or self._make_room_for(address)
         if has_room:
             self.open[stream.id] = stream
         if self.limits.siblings is not None:

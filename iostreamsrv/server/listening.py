@@ -99,7 +99,7 @@ class ListeningServer(ServerBase):
         if max_restarts is not None and not is_int(max_restarts, 0):
             raise OptionError("max_restarts", max_restarts, "must be 0 or more, or None for 100")
         if num_processes != 1:
-            fork_workers(num_processes, max_restarts, self.stop)
+            core.join(fork_workers(num_processes, max_restarts, core.options.drain_timeout, self.stop))
         core.started = True
         try:
             core.accept_on_bound(core.listeners.take_held())

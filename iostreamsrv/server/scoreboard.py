@@ -162,16 +162,17 @@ class Scoreboard:
         self._key = bytes(self._cells[_KEY : _KEY + _KEY_CELLS].cast("B"))
 
     @classmethod
-    def create(cls, rows: int) -> Self:
+    def create(cls, rows: int, inherited: bool = False) -> Self:
         """New memory, with so many rows. Needs no file system that can be written to.
 
+        :param inherited: it is only for children that are forked: it has no descriptor.
         :raises ValueError: more rows than `MAX_ROWS`, or less than one.
         :raises OSError: there is no memory.
         """
         if not 1 <= rows <= MAX_ROWS:
             raise ValueError(f"rows must be from 1 to {MAX_ROWS}, not {rows}")
         size = _size(rows)
-        fd = _new_file(size)
+        fd = None if inherited else _new_file(size)
         memory = mmap.mmap(-1 if fd is None else fd, size)
         cells = memoryview(memory).cast("Q")
         cells[_VERSION], cells[_ROWS] = VERSION, rows

@@ -191,12 +191,14 @@ MAY_USE_FOREIGN = {
     "runtime.cleanup": {"_default_executor", "_threads"},
     "runtime.loops": {"_local", "_loop"},
     "sansio.tls": {"_sslobj"},
+    "server.forking": {"_reseed_random", "_task_id"},
     "testing.mockclock": {"_scheduled", "_timer_cancelled_count"},
     "testing.simulation.simulation": {"_set_running_loop"},
 }
 """More of them, for single modules. cleanup: the threads of a loop's executor. loops: whether this thread has a loop
-already, without making one. tls: what an `ssl.SSLObject` calls, where it has that. mockclock: the timers of a loop
-whose clock a test moves. simulation: a loop that may run while another one waits."""
+already, without making one. tls: what an `ssl.SSLObject` calls, where it has that. forking: a worker has the task id
+and the random numbers that Tornado gives it. mockclock: the timers of a loop whose clock a test moves. simulation: a
+loop that may run while another one waits."""
 
 WITHIN_STREAMS = {
     "iostream": {"_begin_handshake", "_prepare", "_remote_address", "_socket", "_start"},
