@@ -33,9 +33,22 @@ VARIABLES = {PREFIX + word.upper(): word for word in (*SETTINGS, ENV_FILE, CONFI
 OPTION_VARIABLES = {f"{PREFIX}{SET}_{name}".upper(): name for name in OPTIONS}
 
 OTHER_VARIABLES = frozenset(
-    {"PURE", "BUILD", "ALL", "FULL", "UPGRADE", "TORNADO_VERBOSE", "DROPIN_REPORT", "CONFORMANCE_REPORT"}
+    {
+        "PURE",
+        "BUILD",
+        "ALL",
+        "FULL",
+        "UPGRADE",
+        "FROM_ENV_FILE",
+        "TORNADO_VERBOSE",
+        "DROPIN_REPORT",
+        "CONFORMANCE_REPORT",
+    }
 )
 """Variables of this project that are no settings: which core runs and is built, and what its tests do."""
+
+FROM_FILE = f"{PREFIX}FROM_ENV_FILE"
+"""Has the names of the variables that an ``env_file`` has set, also for the supervisor after an upgrade."""
 
 OF_CONTAINERS = re.compile(r"SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?|NAME")
 """Variables that Kubernetes and Docker make for a service that is called ``iostreamsrv``."""
@@ -176,11 +189,20 @@ def configure(flags: Mapping[str, Any], environ: MutableMapping[str, str] = os.e
     if env_file is not None:
         if not isinstance(env_file, str):
             raise ConfigurationError(f"{file}: {ENV_FILE} must be the path of a file")
-        for name, value in read_variables(env_file).items():
-            environ.setdefault(name, value)
+        _set_variables(environ, read_variables(env_file))
     found.add_environment(environ)
     found.add_flags(flags)
     return found
+
+
+def _set_variables(environ: MutableMapping[str, str], variables: Mapping[str, str]) -> None:
+    """Set those that the environment has not, in place of what an earlier reading of the file has set: it may have
+    changed, and a reload and an upgrade read it again."""
+    for name in environ.pop(FROM_FILE, "").split():
+        environ.pop(name, None)
+    added = {name: value for name, value in variables.items() if name not in environ}
+    environ.update(added)
+    environ[FROM_FILE] = " ".join(added)
 
 
 def _toml(value: Any) -> str:

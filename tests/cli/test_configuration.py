@@ -313,3 +313,13 @@ def test_what_is_shown_says_where_it_is_from(write: Write) -> None:
         "linger": ("3", "iostreamsrv.toml"),
         "cork": ("false", "--set"),
     }
+
+
+def test_a_file_of_variables_is_read_anew_by_a_reload(write: Write) -> None:
+    environ = {"HOME": "/root"}
+    write(".env", "IOSTREAMSRV_WORKERS=2\nDATABASE=db\nHOME=/nowhere\n")
+    assert settings(environ, env_file=".env").workers == 2
+    write(".env", "IOSTREAMSRV_WORKERS=3\nHOME=/elsewhere\n")
+    assert settings(environ, env_file=".env").workers == 3
+    assert "DATABASE" not in environ
+    assert environ["HOME"] == "/root"
