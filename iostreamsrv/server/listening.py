@@ -83,7 +83,8 @@ class ListeningServer(ServerBase):
 
         :param num_processes: 1 for this process; more to fork that many workers, which share the listeners; None or 0
             for one per core. The call returns in each worker. The first process stays in it: it replaces workers that
-            die, and exits when all have ended. Not on Windows.
+            die, passes on signals, and exits when all have ended; if it dies, they finish their clients and end. They
+            share clients evenly, and ``max_connections``, where it is set, is for all of them. Not on Windows.
         :param max_restarts: how many dead workers are replaced in all; None for Tornado's 100.
         :raises RuntimeError: the server was started already; or it would fork while a loop exists (the workers would
             share its epoll), or outside the main thread.
