@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import Context
 
 PAUSE = 0.02
 """Seconds between two acts. A task that is cancelled twice before it has run sees one cancellation."""
@@ -53,7 +54,7 @@ class StopRequests:
         """Ask, from any thread, what `served` serves to stop; without that end the process by SIGTERM."""
         with self._lock:
             if self._loop is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._count_asked)
+                self._loop.call_soon_threadsafe(self._count_asked, context=Context())
                 return
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -66,7 +67,7 @@ class StopRequests:
             return
         self._acted += 1
         self._pausing = True
-        self._loop.call_later(PAUSE, self._end_pause)
+        self._loop.call_later(PAUSE, self._end_pause, context=Context())
         self._act()
 
     def _end_pause(self) -> None:

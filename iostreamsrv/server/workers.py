@@ -39,7 +39,7 @@ SLACK_SHARE = 8
 MOST_AT_ONCE = 64
 """Clients that a worker takes, at most, when others did not in time."""
 
-LEFT = 10_000_000
+LEFT = 50_000_000
 """Nanoseconds within which it takes them."""
 
 AGAIN = 100_000_000
