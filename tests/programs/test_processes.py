@@ -439,6 +439,19 @@ def served_by(clients: list[socket.socket], seconds: float) -> dict[socket.socke
     return found
 
 
+def wait_for_four(address: Any) -> None:
+    """Return when all workers accept, and have no clients."""
+    found: set[bytes] = set()
+    with contextlib.ExitStack() as asked:
+        for _ in range(90):
+            found.add(asked.enter_context(Asking(address, b"")).line())
+            if len(found) == 4:
+                break
+            time.sleep(0.02)
+    assert len(found) == 4
+    time.sleep(0.3)
+
+
 @pytest.fixture
 def opened() -> Iterator[contextlib.ExitStack]:
     with contextlib.ExitStack() as stack:
@@ -449,8 +462,7 @@ def opened() -> Iterator[contextlib.ExitStack]:
 def test_four_workers_have_about_the_same_number_of_clients(pause: float, opened: contextlib.ExitStack) -> None:
     with running(HOLDING, "{}") as first:
         address = printed(first)
-        opened.enter_context(Asking(address, b"")).line()
-        time.sleep(0.5)
+        wait_for_four(address)
         clients = []
         for _ in range(200):
             clients.append(opened.enter_context(socket.create_connection(address, PATIENCE)))
@@ -465,6 +477,7 @@ def test_four_workers_have_about_the_same_number_of_clients(pause: float, opened
 def test_max_connections_is_for_all_workers(opened: contextlib.ExitStack) -> None:
     with running(HOLDING, "{'max_connections': 100}") as first:
         address = printed(first)
+        wait_for_four(address)
         clients = [opened.enter_context(socket.create_connection(address, PATIENCE)) for _ in range(400)]
         gone = 0
         for _ in range(3):
