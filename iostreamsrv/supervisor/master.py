@@ -283,7 +283,9 @@ def _scoreboard(fd: int | None) -> Scoreboard:
     begin anew, and a retired worker that hangs is not noticed."""
     if fd is not None:
         try:
-            return Scoreboard.open(fd)
+            scoreboard = Scoreboard.open(fd)
+            scoreboard.recover()
+            return scoreboard
         except ForeignMemoryError as error:
             general.warning("the counters of the service begin at 0: %s", error)
             os.close(fd)
