@@ -12,7 +12,7 @@ from .donefuture import done_future
 from .pending import PendingSide, RestoringFuture
 from .readiness import BROKEN, HANGUP, READABLE, WRITABLE
 from .state import CLOSED
-from .wakeup import resolve_now
+from .wakeup import is_done, make_pending, resolve_now
 
 
 class CompletionSide(PendingSide):
@@ -80,7 +80,7 @@ class CompletionSide(PendingSide):
                 self._unoffered = True
             if self._readable or self._buffer.size:
                 hub.dispatch_again(self)
-        future = hub.pending() if into is None else RestoringFuture(self)
+        future = make_pending(hub.pending) if into is None else RestoringFuture(self)
         self._read = read
         self._read_future = future
         self._read_since = hub.now if hub.timed else hub.time()
@@ -175,7 +175,7 @@ class CompletionSide(PendingSide):
         read, future = self._read, self._read_future
         if read is None or future is None:
             return self._dispatch_without_read()
-        if future.done():  # cancelled; the bytes stay where they are
+        if is_done(future):  # cancelled; the bytes stay where they are
             self._abandon_read()
             return self._dispatch_without_read()
         try:
@@ -202,6 +202,10 @@ class CompletionSide(PendingSide):
         if self._close_callback is not None:
             self._poll_for_eof_soon()
         return None
+
+    def _dispatch_now(self, events: int) -> None:
+        """:meth:`dispatch` for modules that are not compiled."""
+        self.dispatch(events)
 
     def _wait_for_more(self) -> None:
         read = self._read

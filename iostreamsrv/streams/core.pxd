@@ -2,6 +2,7 @@ from iostreamsrv.sansio.buffers cimport ReadBuffer, WriteBuffer
 from iostreamsrv.sansio.reads cimport Read
 from iostreamsrv.streams.hub cimport Hub
 from iostreamsrv.streams.readiness cimport Dispatched
+from iostreamsrv.streams.transports.base cimport Transport
 
 cpdef fail(object future, object error)
 
@@ -45,7 +46,7 @@ cdef class StreamCore(Dispatched):
     cdef public bint _held_back
     cdef public bint _reads_watched
     cdef public int _budget
-    cdef public list _corked
+    cdef public object _corked
     cdef public Py_ssize_t _corked_size
     cdef public WriteBuffer _output
     cdef public long long _committed_until
@@ -62,7 +63,7 @@ cdef class StreamCore(Dispatched):
     cdef public object _assigned
     cdef public object _transport
     cdef public bint _layered
-    cdef public object _io
+    cdef public Transport _io
 
     cpdef _choose_carrier(self)
     cpdef _closed_error(self, object operation)

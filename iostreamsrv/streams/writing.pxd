@@ -1,7 +1,10 @@
 cimport cython
 
+from iostreamsrv.streams.donefuture cimport make_done
 from iostreamsrv.streams.hub cimport Hub
 from iostreamsrv.streams.sending cimport SendSide
+
+cdef int CLOSED
 
 cdef class WriteSide(SendSide):
     @cython.locals(hub=Hub, sent=Py_ssize_t)

@@ -7,6 +7,7 @@ from typing import IO
 from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream
 from ..sansio.buffers import WriteBuffer
 from .core import fail
+from .donefuture import make_done
 from .file_region import FileRegion, check_amount
 from .sending import CORK_SIZE, SendSide
 from .state import CLOSED
@@ -32,7 +33,7 @@ class WriteSide(SendSide):
     # 3. Sent in part. The rest is queued, with a future for its last byte; the hub reports when there is room.
     # 4. Queued behind earlier writes, or until the stream is connected.
     #
-    # In the first two the future is done when it is returned: hub.done() makes one without fields, at a third of the
+    # In the first two the future is done when it is returned: hub.done makes one without fields, at a third of the
     # cost of an asyncio.Future. A writer that awaits it is not suspended. So _budget counts these writes, too, and now
     # and then the future is done one turn later.
     #
@@ -68,18 +69,18 @@ class WriteSide(SendSide):
         if self._output is None:
             if (hub.others_pending or self._buffer.size or self._corked is not None) and self._cork(data):
                 self._budget -= 1
-                return self._done_next_turn() if self._budget <= 0 and self._must_yield() else hub.done()
+                return self._done_next_turn() if self._budget <= 0 and self._must_yield() else make_done(hub.done)
             if self._corked is not None:
                 self.uncork()
                 if not data and self._output is None and self._phase != CLOSED:
-                    return hub.done()  # it was only to send what enqueue has corked
+                    return make_done(hub.done)  # it was only to send what enqueue has corked
         if self._output is None:
             if self._phase == CLOSED:
                 return self._failed_future(self._closed_error("write"))
             sent = self._send(data)
             if sent == len(data):
                 self._budget -= 1
-                return self._done_next_turn() if self._budget <= 0 and self._must_yield() else hub.done()
+                return self._done_next_turn() if self._budget <= 0 and self._must_yield() else make_done(hub.done)
             if self._phase == CLOSED:
                 return self._failed_future(self._closed_error("write"))
             rest = memoryview(data)[sent:]
@@ -98,13 +99,16 @@ class WriteSide(SendSide):
         self._hub.check()
         data = _as_bytes(data)
         if self._output is None and self._corked_size + len(data) <= CORK_SIZE:
-            if self._corked is None:
-                self._corked = []
+            corked = self._corked
+            if isinstance(corked, list):
+                corked.append(bytes(data))
+            else:
+                self._corked = [bytes(data)] if corked is None else [corked, bytes(data)]
+            if corked is None:
                 if self._hub.running:
                     self._hub.corked.append(self)
                 else:
                     self._call_soon(self._send_corked)
-            self._corked.append(bytes(data))
             self._corked_size += len(data)
         else:
             self.uncork()
@@ -189,7 +193,7 @@ class WriteSide(SendSide):
         if self._phase == CLOSED:
             return self._failed_future(self._closed_error("write"))
         if self._output is None or (remaining and self._output.size <= remaining):
-            return self._hub.done()
+            return make_done(self._hub.done)
         return self._future_of_queued(None, remaining)
 
     def send_eof(self) -> "Future[None]":
@@ -216,7 +220,7 @@ class WriteSide(SendSide):
                 self._try_shutdown_writes()
                 if self._phase != CLOSED and self._eof is not None and self._output is None:
                     self.terminate(self._eof)
-                    return self._hub.done()
+                    return make_done(self._hub.done)
         return self.drain()
 
     # ---- when the stream is closed

@@ -3,7 +3,7 @@
 
 The descriptor is read from the socket with each call, so a socket that other code closes is EBADF here as well. Where it
 stands in CPython's struct is probed when this is imported; where the probe fails, and for subclasses of `socket.socket`
-and objects that only resemble one, the object itself is used.
+and objects that only resemble one, the object's methods are called.
 
 The interpreter's lock is kept: the calls never block, and to release it costs more than most of them.
 """
@@ -16,6 +16,8 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EINTR, errno
+
+from iostreamsrv.streams.transports.base cimport Transport
 
 cdef extern from *:
     """
@@ -53,13 +55,13 @@ def _probe():
 _probe()
 
 
-cdef class SocketCarrier:
+cdef class SocketCarrier(Transport):
     """Receives from a socket and sends to it, as `socket.socket` does."""
 
     cdef object _socket
     cdef Py_ssize_t _last
 
-    cpdef bytes recv(self, Py_ssize_t size):
+    cpdef recv(self, Py_ssize_t size):
         """Up to ``size`` bytes; b"" at EOF."""
         cdef ssize_t count
         cdef PyObject* shrinking
@@ -80,7 +82,7 @@ cdef class SocketCarrier:
         self._last = count
         return PyBytes_FromStringAndSize(iostreamsrv_scratch, count)
 
-    cpdef Py_ssize_t recv_into(self, object buffer) except -1:
+    cpdef recv_into(self, object buffer):
         """As :meth:`recv`, into ``buffer``; return how many bytes."""
         cdef Py_buffer view
         PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
@@ -99,7 +101,7 @@ cdef class SocketCarrier:
                 PyErr_SetFromErrno(OSError)
             PyErr_CheckSignals()
 
-    cpdef Py_ssize_t send(self, object data) except -1:
+    cpdef Py_ssize_t send(self, object data) except? -1:
         """Send what can be sent now; return how many bytes."""
         cdef Py_buffer view
         if type(data) is bytes:
@@ -121,11 +123,32 @@ cdef class SocketCarrier:
             PyErr_CheckSignals()
 
 
+cdef class ObjectCarrier(Transport):
+    """Receives and sends by the methods of some object."""
+
+    cdef object _socket
+
+    cpdef recv(self, Py_ssize_t size):
+        """As the object's ``recv``."""
+        return self._socket.recv(size)
+
+    cpdef recv_into(self, object buffer):
+        """As the object's ``recv_into``."""
+        return self._socket.recv_into(buffer)
+
+    cpdef Py_ssize_t send(self, object data) except? -1:
+        """As the object's ``send``."""
+        return self._socket.send(data)
+
+
 def carrier_of(sock):
     """What receives from ``sock`` and sends to it."""
     cdef SocketCarrier carrier
+    cdef ObjectCarrier other
     if type(sock) is not _Socket or not _knows_sockets:
-        return sock
+        other = ObjectCarrier.__new__(ObjectCarrier)
+        other._socket = sock
+        return other
     carrier = SocketCarrier.__new__(SocketCarrier)
     carrier._socket = sock
     return carrier
