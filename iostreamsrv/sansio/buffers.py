@@ -80,7 +80,8 @@ class ReadBuffer:
             if count == self.size and not start:
                 taken = data
             else:
-                raw = data  # in the compiled core a pointer: a part of it is copied without an object for the slice
+                whole = data
+                raw = whole  # in the compiled core a pointer: a part of it is copied without an object for the slice
                 taken = raw[start:end]
         else:
             with memoryview(data) as view:

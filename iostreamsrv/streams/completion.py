@@ -58,7 +58,7 @@ class CompletionSide(PendingSide):
             raise self._closed_error("read")
         if self._read is not None:
             self._expect_no_read()
-        if self._phase == CLOSED or self._eof:
+        if self._phase == CLOSED or self._eof is not None:
             return self._read_after_eof(read)
         self._unoffered = False
         buffered = self._buffer.size
@@ -73,7 +73,7 @@ class CompletionSide(PendingSide):
                     if self._close_callback is not None:  # as _done_future, without a call for each message
                         self._poll_for_eof_soon()
                     return done_future(hub.loop, result)
-                if self._phase == CLOSED or self._eof:
+                if self._phase == CLOSED or self._eof is not None:
                     return self._read_hit_eof(read)
                 self._unoffered = read.unfinished
             else:

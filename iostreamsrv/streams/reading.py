@@ -55,9 +55,10 @@ class ReadSide(CompletionSide):
         read = _last_until
         if read.delimiter is not delimiter or read.max_bytes is not max_bytes:
             try:
-                read = _last_until = ReadUntil.of(delimiter, max_bytes)
+                _last_until = ReadUntil.of(delimiter, max_bytes)
             except TypeError:
                 raise OptionError("delimiter", delimiter, "must be bytes, at least one") from None
+            read = _last_until
         return self._begin_read(read, timeout)
 
     def read_until_regex(

@@ -10,7 +10,7 @@ cdef Py_ssize_t _CORK_SIZE
 cdef class SendSide(StreamCore):
     cdef bint _has_budget(self) except -1
     cpdef _failed_future(self, object error)
-    @cython.locals(hub=Hub, size=Py_ssize_t)
+    @cython.locals(hub=Hub, size=Py_ssize_t, count=Py_ssize_t)
     cdef bint _cork(self, object data) except -1
     @cython.locals(sent=Py_ssize_t, data=bytes)
     cdef uncork(self)

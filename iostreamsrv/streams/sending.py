@@ -113,8 +113,9 @@ class SendSide(StreamCore):
         """Keep ``data`` for the end of the hub's run. Return False if the hub is not running, if it is too much, or if
         there is none: to write nothing means to send everything."""
         hub = self._hub
-        size = self._corked_size + len(data)
-        if not hub.running or not self.cork or size > _CORK_SIZE or not data:
+        count = len(data)
+        size = self._corked_size + count
+        if not hub.running or not self.cork or size > _CORK_SIZE or not count:
             return False
         if type(data) is not bytes:
             data = bytes(data)
