@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
@@ -78,7 +78,7 @@ class Connections:
         self.closing: dict[asyncio.Task[Any], None] = {}
         self.limits = ConnectionLimits(self.open, options, self.events, on_capacity, self._max_rejecting)
         self.deadlines = Deadlines(options, self.open, self.rejected)
-        self.groups = Groups(self.open, self.served)
+        self.groups = Groups(self.open, self.deadlines.armed)
         self.draining = False
         self.closes_answered = False
         self.cancel_reason = CloseReason.SHUTDOWN
@@ -110,10 +110,6 @@ class Connections:
     def handshake_timeout(self) -> float | None:
         """See `StreamOwner`."""
         return self.options.handshake_timeout
-
-    def served(self, streams: Iterable[IOStream]) -> list[IOStream]:
-        """Those of ``streams`` whose handler has been called."""
-        return [stream for stream in streams if not self.deadlines.is_armed(stream)]
 
     def is_rejected(self, stream: BaseIOStream) -> bool:
         """Whether the stream is open only for ``handle_reject``."""
