@@ -24,6 +24,7 @@ COMPILED = (
     "iostreamsrv.sansio.search",
     "iostreamsrv.sansio.buffers",
     "iostreamsrv.sansio.reads",
+    "iostreamsrv.sansio.frames",
     "iostreamsrv.sansio.tls",
     "iostreamsrv.net.backlog",
     "iostreamsrv.streams.readiness",

@@ -92,6 +92,10 @@ class ReadBuffer:
             self._data = b""
         return taken
 
+    def peek(self, count: int) -> bytes:
+        """The first ``count`` bytes, which must be there."""
+        return bytes(self._data[self._start : self._start + count])
+
     def take_into(self, space: memoryview) -> int:
         """Move as many bytes as there are, and as fit, into ``space``; return how many."""
         count = min(self.size, len(space))

@@ -11,6 +11,7 @@ from ..options import check_timeout
 from ..sansio.reads import (
     MORE,
     Matcher,
+    Read,
     ReadBytes,
     ReadInto,
     ReadMatch,
@@ -154,3 +155,7 @@ class ReadSide(CompletionSide):
         those bytes are removed, and it is called again for the rest, at once or when more has arrived.
         """
         return self._begin_read(ReadMatch(match), timeout)
+
+    def read_frame(self, read: Read, timeout: float | None) -> "Future[Any]":
+        """For :mod:`iostreamsrv.framing`: a read of :mod:`iostreamsrv.sansio.frames`."""
+        return self._begin_read(read, timeout)
