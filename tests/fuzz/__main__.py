@@ -7,6 +7,7 @@ runs again, and its last case is printed.
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -22,7 +23,8 @@ TESTED, FAILED = 0, 1
 """How pytest ends if it ends by itself."""
 
 REPORT = "ERROR: AddressSanitizer"
-CASE = "Trying example:"
+CASE = re.compile("Test case:|Trying example:")
+"""Where hypothesis begins a case, in its output; some versions say the one, some the other."""
 
 
 def run_round(seed: int, *options: str) -> tuple[int, str]:
@@ -49,9 +51,9 @@ def explain(seed: int, code: int, output: str) -> None:
     print(output)
     if code != FAILED or REPORT in output:
         print(f"The process was ended ({code}). Its last case, in a second run:")
-        _, output = run_round(seed, "-s", "--hypothesis-verbosity=verbose")
-        at = max(0, output.rfind(CASE))
-        print(output[at : at + 20_000])
+        _, output = run_round(seed, "-s", "--hypothesis-verbosity=debug")
+        last = max((found.start() for found in CASE.finditer(output)), default=0)
+        print(output[last : last + 20_000])
     settings = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
     print(f"Again: {settings} {shlex.join(command(seed))}")
 
