@@ -54,7 +54,8 @@ class ReadSide(CompletionSide):
         """
         global _last_until
         read = _last_until
-        if read.delimiter is not delimiter or read.max_bytes is not max_bytes:
+        same = read.delimiter is delimiter or (type(delimiter) is bytes and read.delimiter == delimiter)
+        if not same or read.max_bytes is not max_bytes:
             try:
                 _last_until = ReadUntil.of(delimiter, max_bytes)
             except TypeError:
