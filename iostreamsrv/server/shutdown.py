@@ -74,7 +74,7 @@ async def drain(connections: Connections, idle: float, timeout: float | None) ->
 def is_drained(connections: Connections) -> bool:
     """Whether no client is left, and no task of one, except for handlers that wait for the shutdown themselves."""
     callers = connections.shutdown_callers
-    waiting = [connections.handling[task].stream for task in connections.handling.keys() & callers]
+    waiting = [connections.handling[task] for task in connections.handling.keys() & callers]
     streams = len(connections.open) - sum(stream.id in connections.open for stream in waiting)
     return not (
         streams
