@@ -34,6 +34,7 @@ COMPILED = (
     "iostreamsrv.streams.hub",
     "iostreamsrv.streams.transports.base",
     "iostreamsrv.streams.transports.carrier",
+    "iostreamsrv.streams.transports.socket",
     "iostreamsrv.streams.transports.tls",
     "iostreamsrv.streams.core",
     "iostreamsrv.streams.sending",

@@ -98,8 +98,8 @@ def forget_what_follows_the_header() -> None:
     start_tls = Connection._start_tls
 
     def forgetful(self: Any, certificates: Any) -> Any:
-        if self.stream.proxy is not None:
-            self.stream._buffer.take(self.stream._buffer.size)
+        if self._stream.proxy is not None:
+            self._stream._buffer.take(self._stream._buffer.size)
         return start_tls(self, certificates)
 
     Connection._start_tls = forgetful  # type: ignore[method-assign]
