@@ -1,8 +1,8 @@
 """What a client of a server goes through before its handler: PROXY header, admission, TLS handshake.
 
-:meth:`Connection.serve` shows the order. For a client without header and handshake there is nothing to wait for: its
-handler starts as soon as it is accepted, without a task for ``serve``, and without one of these objects. Nor is
-``serve`` on the stack while a handler runs: see :mod:`iostreamsrv.server.handlers`.
+Only a header is read in a task; what follows a handshake is called at its end. A client without header and handshake
+has nothing to wait for: its handler starts as soon as it is accepted, without one of these objects. See
+:mod:`iostreamsrv.server.handlers`.
 
 A client counts as *being set up* (`Deadlines.is_armed`) from the accept until its handler is called. If it is closed
 before that, ``handle_close`` is not called.
@@ -11,6 +11,8 @@ before that, ``handle_close`` is not called.
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextvars import Context
+from functools import partial
 from typing import Any, Protocol
 
 from ..certs.certificates import Certificates
@@ -55,6 +57,7 @@ class ConnectionOwner(HandlersOwner, Protocol):
     """What a connection uses of its server's `Connections`; see there."""
 
     handlers: Handlers
+    handshakes: "dict[asyncio.Future[SSLIOStream], None]"
 
     def admit(self, stream: IOStream, address: Any) -> bool:
         """Whether a client with this address may be served."""
@@ -77,41 +80,34 @@ class Connection:
         self._stream = stream
 
     def start(self, address: Any) -> None:
-        """Begin with the client, whose header or handshake is still to come, and go on in a task.
+        """Begin with the client, whose header or handshake is still to come. A task reads the header.
 
         Steps that need no waiting are done within the accept: this client must be counted before the next one is
         accepted, and no stream in ``server.streams`` may send before its TLS has started.
 
         :param address: the address of the connection: the client's, or a proxy's.
         """
-        handshake = None
         if self._setup.trusted is not None:
             self._arm(CloseReason.PROXY_ERROR, "read", self.owner.options.proxy_header_timeout)
             if address not in self._setup.trusted:
                 return self._refuse(address, "a connection that is not from a trusted proxy", logging.INFO)
-        elif self._setup.certificates is not None:
-            if not self.owner.admit(self._stream, address):
-                return None
-            handshake = self._start_tls(self._setup.certificates)
-        return self.owner.set_up(self.serve(address, handshake), self._stream)
+            return self.owner.set_up(self.serve(address), self._stream)
+        return self._continue(address)
 
-    async def serve(self, address: Any, handshake: "asyncio.Future[SSLIOStream] | None") -> None:
-        """Do everything that comes before the handler, then call it.
+    async def serve(self, address: Any) -> None:
+        """Read the header, and go on with the address that it gives."""
+        if await self._read_header(address):
+            self._continue(self._stream.remote_address)
 
-        :param handshake: the running handshake of a client without a header: :meth:`start` has admitted the client and
-            begun it.
-        """
-        if self._setup.trusted is not None:
-            if not await self._read_header(address):
-                return
-            address = self._stream.remote_address
-            if not self.owner.admit(self._stream, address):
-                return
-            if self._setup.certificates is not None:
-                handshake = self._start_tls(self._setup.certificates)
-        if handshake is not None and not await self._finish_tls(handshake):
+    def _continue(self, address: Any) -> None:
+        """Do what follows the header, if there was one."""
+        if not self.owner.admit(self._stream, address):
             return
-        self.owner.handlers.call(self._stream, address)
+        if self._setup.certificates is None:
+            return self.owner.handlers.call(self._stream, address)
+        handshake = self._start_tls(self._setup.certificates)
+        self.owner.handshakes[handshake] = None
+        handshake.add_done_callback(partial(self._finish_tls, address), context=Context())
 
     def _arm(self, reason: CloseReason, operation: Any, seconds: float | None) -> None:
         self.owner.deadlines.arm(self._stream, reason, operation, seconds)
@@ -157,13 +153,13 @@ class Connection:
         self._arm(CloseReason.HANDSHAKE_TIMEOUT, "handshake", self.owner.options.handshake_timeout)
         return self._stream.start_tls(True, certificates, timeout=None)
 
-    async def _finish_tls(self, handshake: "asyncio.Future[SSLIOStream]") -> bool:
-        """Wait for the handshake; return whether it succeeded and the stream is still open."""
-        await asyncio.wait([handshake])  # not "await handshake": a cancel would cancel the future, and close the stream
-        if handshake.cancelled() or handshake.exception() is not None:
-            return False
+    def _finish_tls(self, address: Any, handshake: "asyncio.Future[SSLIOStream]") -> None:
+        """Call the handler, if the handshake has succeeded, the stream is still open, and no shutdown cancels this."""
+        wanted = self.owner.handshakes.pop(handshake, handshake) is None
+        if handshake.cancelled() or handshake.exception() is not None or not wanted:
+            return
         self._stream = handshake.result()
         if self._stream.closed():  # since then
-            return False
+            return
         self.owner.deadlines.disarm(self._stream)
-        return True
+        self.owner.handlers.call(self._stream, address)

@@ -18,7 +18,7 @@ from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason
 from ..events import Event, EventKind, Events
-from ..iostream import BaseIOStream, IOStream
+from ..iostream import BaseIOStream, IOStream, SSLIOStream
 from ..options import ServerOptions
 from ..runtime.addresses import show
 from ..runtime.cleanup import may_end_with_loop
@@ -47,7 +47,8 @@ class Connections:
     :ivar open: the streams that have a permit, by id.
     :ivar rejected: the streams that are open only for ``handle_reject``, by id.
     :ivar queued: connections that a shutdown has accepted and that wait for a permit.
-    :ivar starting: the tasks of clients that are being set up.
+    :ivar starting: the tasks that read a PROXY header.
+    :ivar handshakes: the TLS handshakes that a handler waits for.
     :ivar handlers: runs the handlers.
     :ivar handling: the handlers' tasks, and the stream that each was called with.
     :ivar closing: the tasks that close streams or run ``handle_close``.
@@ -77,6 +78,7 @@ class Connections:
         self.rejected: dict[int, IOStream] = {}
         self.queued: deque[tuple[ConnectionSetup, Context, socket.socket, Any]] = deque()
         self.starting: dict[asyncio.Task[None], None] = {}  # not sets: these go by addresses, and so by chance
+        self.handshakes: dict[asyncio.Future[SSLIOStream], None] = {}
         self.handling: dict[asyncio.Future[Any], IOStream] = {}
         self.closing: dict[asyncio.Task[Any], None] = {}
         self.limits = ConnectionLimits(self.open, options, self.events, on_capacity, self._max_rejecting)

@@ -129,6 +129,7 @@ async def cancel_all(connections: Connections, reason: CloseReason, graceful: bo
     ending = [task for task in running if task not in spared]
     for task in ending:
         task.cancel()
+    connections.handshakes.clear()  # no handler follows them any more
     late = {each for each in ending if each in given_up}  # cancelled before, and still running
     if graceful:
         late |= await _wait([*{*ending} - late])

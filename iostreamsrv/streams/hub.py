@@ -340,8 +340,8 @@ class EpollHub(Hub):
             self._run()
 
     def _renew(self) -> None:
-        """Make a new epoll with the same streams. The old one has entries of closed descriptors with open duplicates. It
-        goes on to report them, and they cannot be removed, because entries are removed by number."""
+        """Make a new epoll with the same streams. The old one has entries of closed descriptors with open duplicates:
+        it goes on to report them, and they cannot be removed, because entries are removed by number."""
         self._stale = False
         left_out = self._warnings.admit()
         if left_out is not None:
