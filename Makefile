@@ -34,7 +34,7 @@ endef
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all test-memory fuzz release-check conformance simulate compiled pure bench faults-peers dropin dropin-figures style types coverage docs clean
+.PHONY: help run install test test-all test-memory fuzz release-check conformance simulate compiled pure bench instructions faults-peers dropin dropin-figures style types coverage docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 24
@@ -70,8 +70,11 @@ conformance: $(VENV)/.has-tests $(CORE) ## Tornado's own tests of streams and se
 simulate: $(VENV)/.has-tests $(CORE) ## servers, clients and faults drawn at random, in a simulation, for 10 minutes on two cores
 	$(BIN)/python -m tests.simulation.swarm --seconds 600 --jobs 2 --first $$(date +%s)000
 
-bench: $(VENV)/.has-tests $(CORE) ## measure against Tornado and asyncio, and write the table in docs
-	$(BIN)/python -m benchmarks --write-docs
+bench: $(VENV)/.has-bench $(CORE) ## measure against Tornado and asyncio, and write the tables and charts in docs; REPEAT=3: three times
+	$(BIN)/python -m benchmarks --write-docs --repeat $(or $(REPEAT),1)
+
+instructions: $(VENV)/.has-tests $(CORE) ## count the compiled core's instructions per operation; 5 % off what is expected fails
+	$(BIN)/python -m benchmarks.instructions
 
 faults-peers: $(VENV)/.has-tests $(CORE) ## probe Tornado and asyncio as well, and write the table in docs
 	$(BIN)/python -m tests.faults --write-docs
@@ -113,9 +116,10 @@ clean: pure ## remove the venv and all that was made
 # install. pip builds nothing of it, which it would do from the start each time.
 $(VENV)/.has-package: EXTRAS :=
 $(VENV)/.has-tests: EXTRAS := [test]
+$(VENV)/.has-bench: EXTRAS := [test,bench]
 $(VENV)/.has-tools: EXTRAS := [test,dev]
 $(VENV)/.has-docs: EXTRAS := [docs]
-$(VENV)/.has-package $(VENV)/.has-tests $(VENV)/.has-tools $(VENV)/.has-docs: pyproject.toml | $(VENV)/.has-build
+$(VENV)/.has-package $(VENV)/.has-tests $(VENV)/.has-bench $(VENV)/.has-tools $(VENV)/.has-docs: pyproject.toml | $(VENV)/.has-build
 	IOSTREAMSRV_BUILD=pure $(PIP) --no-build-isolation --editable ".$(EXTRAS)"
 	@touch $@
 

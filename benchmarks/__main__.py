@@ -16,10 +16,10 @@ from pathlib import Path
 
 from . import machine, table
 from .load import Load
-from .peers import ALL, Peer
+from .peers import ALL, FLOOR, PYTHON_CORE, Peer
 from .results import Results, Run
 from .servers import MeasurementError, Server
-from .workloads import WORKLOADS, Loaded, Workload
+from .workloads import WORKLOADS, Loaded, Requests, Workload
 
 ROUNDS = 3
 SECONDS = 0.5
@@ -39,12 +39,17 @@ class Benchmark:
         self, workloads: Sequence[Workload], load: Load | None, tls_load: Load | None, rounds: int, seconds: float
     ) -> None:
         self._loads = {False: load, True: tls_load}
-        self.workloads = [w for w in workloads if self._loads[w.tls] or not isinstance(w, Loaded)]
+        self.workloads = [w for w in workloads if self._possible(w)]
         self.peers = [peer for peer in ALL if peer.installed()]
         self.rounds = rounds
         self.seconds = seconds
         self.cores = machine.Cores.pick()
         self.results = Results()
+
+    def _possible(self, workload: Workload) -> bool:
+        if isinstance(workload, Requests):
+            return workload.available()
+        return bool(self._loads[workload.tls]) or not isinstance(workload, Loaded)
 
     def run(self) -> None:
         machine.allow_files()
@@ -164,9 +169,15 @@ def compiled(workloads: Sequence[Workload], folder: Path) -> tuple[Load | None, 
 def run(benchmark: Benchmark, wanted: Sequence[Workload]) -> bool:
     """Print what was not measured and why; return whether everything was measured."""
     left_out = [workload for workload in wanted if workload not in benchmark.workloads]
-    if left_out:
-        why = NO_OPENSSL if all(workload.tls for workload in left_out) and shutil.which("cc") else NO_COMPILER
-        say(f"{why}: not measured without it: {', '.join(workload.name for workload in left_out)}")
+    for workload in left_out:
+        if isinstance(workload, Requests):
+            say(f"There is no {workload.tool} (apt install {workload.package}): not measured: {workload.name}")
+    if loaded := [workload for workload in left_out if not isinstance(workload, Requests)]:
+        why = NO_OPENSSL if all(workload.tls for workload in loaded) and shutil.which("cc") else NO_COMPILER
+        say(f"{why}: not measured without it: {', '.join(workload.name for workload in loaded)}")
+    missing = [peer for peer in ALL if peer not in (*benchmark.peers, PYTHON_CORE, FLOOR)]
+    for peer in [peer for peer in missing if any(peer in workload.peers for workload in benchmark.workloads)]:
+        say(f"{peer} is not installed, and not measured (pip install '.[bench]')")
     if benchmark.cores.server == benchmark.cores.load:
         say("There is one core only, which the servers share with their load: the figures mean little.")
     try:

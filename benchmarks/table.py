@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .peers import ALL, OURS, STREAMS, TORNADO, UNLIMITED, Peer
 from .results import LOAD_SPENT, MOST_FOREIGN, Results
 from .thresholds import THRESHOLDS, Threshold
-from .workloads import WORKLOADS, Defaults, Drip, Fairness, Files, Held, Idle, Rate, Workload
+from .workloads import WORKLOADS, Defaults, Drip, Fairness, Files, Held, Idle, Rate, Requests, Workload
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN = "<!-- measured: begin -->"
@@ -23,9 +23,10 @@ def report(results: Results, machine: dict[str, str], manner: str) -> str:
     sections = [
         "\n".join([*(f"- {name}: {value}" for name, value in machine.items()), f"- {manner}"]),
         _targets(results),
-        *_rates(results, "Speed", "server's CPU time", lambda w: w.mode != "forward" and not w.tls),
+        *_rates(results, "Speed", "server's CPU time", _is_plain),
         *_rates(results, "Speed under TLS", "server's CPU time under TLS", lambda w: w.tls),
         *_rates(results, "Speed through a forwarder", "forwarder's CPU time", lambda w: w.mode == "forward"),
+        *_rates(results, "Speed of servers for HTTP and Redis clients", "server's CPU time", _is_outside),
         *(_costs(workload, results) for workload in WORKLOADS.values()),
         _notes(results),
     ]
@@ -62,7 +63,7 @@ def _threshold(threshold: Threshold, results: Results) -> list[str]:
     return [
         threshold.what,
         f"{threshold.sense} {_number(threshold.limit)}{threshold.unit}",
-        _number(threshold.figure(results)) + _marks(results, threshold.workload, OURS),
+        _number(threshold.figure(results)) + _marks(results, threshold.workload, threshold.ours),
         _number(threshold.by_cpu(results)) if threshold.by_cpu else "",
         "met" if threshold.met(results) else "**missed**",
     ]
@@ -70,7 +71,11 @@ def _threshold(threshold: Threshold, results: Results) -> list[str]:
 
 def _rates(results: Results, speeds: str, costs: str, of_them: Callable[[Workload], bool]) -> list[str]:
     """Speed, and the server's CPU time, which shows differences even if the load generator is the slower side."""
-    rates = [w for w in WORKLOADS.values() if isinstance(w, Rate) and of_them(w) and results.has(w.name, TORNADO)]
+    rates = [
+        workload
+        for workload in WORKLOADS.values()
+        if isinstance(workload, Rate | Requests) and of_them(workload) and results.has(workload.name, TORNADO)
+    ]
     speed = [Column(rate.title, rate.name, partial(_speed, results, rate.name)) for rate in rates]
     cpu = [Column(rate.title, rate.name, partial(_thrift, results, rate.name)) for rate in rates]
     one = [f"{_number(results.median(rate.name, TORNADO, 'rate'))}{rate.unit}" for rate in rates]
@@ -78,6 +83,14 @@ def _rates(results: Results, speeds: str, costs: str, of_them: Callable[[Workloa
         _table(f"{speeds}, times Tornado on asyncio", results, speed, ["*1.00 is*", *one]),
         _table(f"The {costs} for the same, times less than Tornado on asyncio", results, cpu),
     ]
+
+
+def _is_outside(workload: Workload) -> bool:
+    return isinstance(workload, Requests)
+
+
+def _is_plain(workload: Workload) -> bool:
+    return not (workload.mode == "forward" or workload.tls or _is_outside(workload))
 
 
 def _speed(results: Results, workload: str, peer: Peer) -> str:
