@@ -13,8 +13,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from . import machine, table
+from . import charts, machine, table
 from .load import Load
 from .peers import ALL, FLOOR, PYTHON_CORE, Peer
 from .results import Results, Run
@@ -33,10 +34,20 @@ class Benchmark:
 
     :param load: None leaves out what needs it.
     :param tls_load: the same for what is under TLS.
+    :param repeat: how often the whole is measured.
+
+    :ivar results: of all runs.
+    :ivar each: of each repetition.
     """
 
     def __init__(
-        self, workloads: Sequence[Workload], load: Load | None, tls_load: Load | None, rounds: int, seconds: float
+        self,
+        workloads: Sequence[Workload],
+        load: Load | None,
+        tls_load: Load | None,
+        rounds: int,
+        seconds: float,
+        repeat: int = 1,
     ) -> None:
         self._loads = {False: load, True: tls_load}
         self.workloads = [w for w in workloads if self._possible(w)]
@@ -44,7 +55,9 @@ class Benchmark:
         self.rounds = rounds
         self.seconds = seconds
         self.cores = machine.Cores.pick()
+        self.repeat = repeat
         self.results = Results()
+        self.each: list[Results] = []
 
     def _possible(self, workload: Workload) -> bool:
         if isinstance(workload, Requests):
@@ -54,16 +67,21 @@ class Benchmark:
     def run(self) -> None:
         machine.allow_files()
         os.sched_setaffinity(0, {self.cores.load})
-        for number, workload, peer in self._plan():
-            if (workload.name, peer) not in self.results.failures:
-                self._take(number, workload, peer)
+        for _ in range(self.repeat):
+            self.each.append(Results())
+            for number, workload, peer in self._plan():
+                if (workload.name, peer) not in self.results.failures:
+                    self._take(number, workload, peer)
 
     def manner(self) -> str:
         """A description of how it is measured, for the report."""
         server, load = self.cores
         tls = self._loads[True]
         ciphers = f", TLS with {', '.join(sorted(tls.ciphers))}" if tls and tls.ciphers else ""
-        return f"{self.rounds} rounds of {self.seconds:g} s, server on core {server}, load on core {load}{ciphers}"
+        times = f"measured {self.repeat} times, each " if self.repeat > 1 else ""
+        return (
+            f"{times}{self.rounds} rounds of {self.seconds:g} s, server on core {server}, load on core {load}{ciphers}"
+        )
 
     def _plan(self) -> Iterator[tuple[int, Workload, Peer]]:
         for number in range(1, self.rounds + 1):
@@ -80,9 +98,11 @@ class Benchmark:
             self.results.failures[workload.name, peer] = said = str(error)
         else:
             self.results.add(workload.name, peer, run)
+            self.each[-1].add(workload.name, peer, run)
             said = "  ".join(f"{name}: {value:,.6g}" for name, value in run.figures.items())
             said += "  (disturbed)" if run.disturbed else ""
-        say(f"round {number}  {workload.name:13} {peer!s:27} {said}")
+        repetition = f"{len(self.each)}." if self.repeat > 1 else ""
+        say(f"round {repetition}{number}  {workload.name:13} {peer!s:27} {said}")
 
     def _undisturbed(self, workload: Workload, peer: Peer) -> Run:
         for _ in range(ATTEMPTS):
@@ -117,25 +137,28 @@ def options() -> argparse.Namespace:
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="what to measure; all, if none is named")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often; {ROUNDS}")
     parser.add_argument("--secs", type=float, default=SECONDS, help=f"how long a run counts, in seconds; {SECONDS}")
+    parser.add_argument("--repeat", type=int, default=1, help="measure the whole so often, and show the span; 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single run there, too")
-    parser.add_argument("--write-docs", action="store_true", help=f"write the table into {table.DOCS.name}, too")
+    parser.add_argument(
+        "--write-docs", action="store_true", help=f"write tables and charts into {table.DOCS.name}, too"
+    )
     chosen = parser.parse_args()
     if unknown := [name for name in chosen.workloads if name not in WORKLOADS]:
         parser.error(f"no such workload: {', '.join(unknown)} (there are {', '.join(WORKLOADS)})")
-    if chosen.rounds < 1 or not chosen.secs > 0:
-        parser.error("--rounds must be 1 or more, and --secs above 0")
+    if min(chosen.rounds, chosen.repeat) < 1 or not chosen.secs > 0:
+        parser.error("--rounds and --repeat must be 1 or more, and --secs above 0")
     if chosen.write_docs and chosen.workloads:
         parser.error("--write-docs is for a run of all workloads")
     return chosen
 
 
-def as_json(benchmark: Benchmark) -> str:
+def as_json(benchmark: Benchmark) -> dict[str, Any]:
     runs = [
         {"workload": workload, **peer._asdict(), "runs": [run._asdict() for run in runs]}
         for (workload, peer), runs in benchmark.results.runs.items()
     ]
-    settings = {"rounds": benchmark.rounds, "seconds": benchmark.seconds}
-    return json.dumps({"machine": machine.describe(), **settings, "measured": runs}, indent=1)
+    settings = {"rounds": benchmark.rounds, "seconds": benchmark.seconds, "repeat": benchmark.repeat}
+    return {"machine": machine.describe(), **settings, "measured": runs}
 
 
 def main() -> int:
@@ -146,14 +169,16 @@ def main() -> int:
     workloads = [WORKLOADS[name] for name in dict.fromkeys(chosen.workloads or WORKLOADS)]
     with tempfile.TemporaryDirectory() as folder:
         load, tls_load = compiled(workloads, Path(folder))
-        benchmark = Benchmark(workloads, load, tls_load, chosen.rounds, chosen.secs)
+        benchmark = Benchmark(workloads, load, tls_load, chosen.rounds, chosen.secs, chosen.repeat)
         complete = run(benchmark, workloads)
-    text = table.report(benchmark.results, machine.describe(), benchmark.manner())
+    text = table.report(benchmark.results, machine.describe(), benchmark.manner(), benchmark.each)
+    data = as_json(benchmark)
     print(text)
     if chosen.json:
-        chosen.json.write_text(as_json(benchmark), encoding="utf-8")
+        chosen.json.write_text(json.dumps(data, indent=1), encoding="utf-8")
     if chosen.write_docs and complete:
         table.write_docs(text)
+        charts.write(data)
         say(f"written into {table.DOCS}")
     elif chosen.write_docs:
         say("Not all was measured, so the docs stay as they are.")

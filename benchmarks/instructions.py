@@ -47,7 +47,7 @@ def main() -> int:
         print(f"instructions: not counted: {error}")
         return 1 if write else 0
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    print(f"instructions per operation, times those of a raw Protocol's echo, on Python {version}:")
+    print(f"of ours on Python {version}, times those:")
     print(*(f"  {TRAFFIC[name].title:36} {ratio:7.3f}" for name, ratio in counted.items()), sep="\n")
     return record(counted, version) if write else check(counted, version)
 
@@ -59,6 +59,7 @@ def count(callgrind: Callgrind) -> Ratios:
     with ThreadPoolExecutor(len(set(cores))) as pool:
         spent = pool.map(lambda i: callgrind.instructions(*jobs[i], cores[i % 2]), range(len(jobs)))
         yardstick, *counted = map(without_openssl, spent)
+    print(f"instructions of a raw Protocol's echo: {yardstick:,.0f}")
     return {name: each / yardstick for name, each in zip(TRAFFIC, counted, strict=True)}
 
 

@@ -15,14 +15,15 @@ BEGIN = "<!-- measured: begin -->"
 END = "<!-- measured: end -->"
 
 
-def report(results: Results, machine: dict[str, str], manner: str) -> str:
+def report(results: Results, machine: dict[str, str], manner: str, each: Sequence[Results] = ()) -> str:
     """The whole report in Markdown.
 
     :param manner: a short description of how it was measured.
+    :param each: the results of each repetition; those of the targets are shown if there are several.
     """
     sections = [
         "\n".join([*(f"- {name}: {value}" for name, value in machine.items()), f"- {manner}"]),
-        _targets(results),
+        _targets(results, each if len(each) > 1 else ()),
         *_rates(results, "Speed", "server's CPU time", _is_plain),
         *_rates(results, "Speed under TLS", "server's CPU time under TLS", lambda w: w.tls),
         *_rates(results, "Speed through a forwarder", "forwarder's CPU time", lambda w: w.mode == "forward"),
@@ -54,16 +55,19 @@ class Column(NamedTuple):
     text: Callable[[Peer], str]
 
 
-def _targets(results: Results) -> str:
-    rows = [_threshold(threshold, results) for threshold in THRESHOLDS if threshold.measured(results)]
-    return _section(f"Targets for {OURS} on asyncio", ("", "target", "measured", "by CPU", ""), rows)
+def _targets(results: Results, each: Sequence[Results]) -> str:
+    rows = [_threshold(threshold, results, each) for threshold in THRESHOLDS if threshold.measured(results)]
+    heads = ("", "target", "measured", *(["each time"] if each else []), "by CPU", "")
+    return _section(f"Targets for {OURS} on asyncio", heads, rows)
 
 
-def _threshold(threshold: Threshold, results: Results) -> list[str]:
+def _threshold(threshold: Threshold, results: Results, each: Sequence[Results]) -> list[str]:
+    times = " / ".join(_number(threshold.figure(one)) for one in each if threshold.measured(one))
     return [
         threshold.what,
         f"{threshold.sense} {_number(threshold.limit)}{threshold.unit}",
         _number(threshold.figure(results)) + _marks(results, threshold.workload, threshold.ours),
+        *([times] if each else []),
         _number(threshold.by_cpu(results)) if threshold.by_cpu else "",
         "met" if threshold.met(results) else "**missed**",
     ]
