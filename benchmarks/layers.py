@@ -20,8 +20,11 @@ from . import machine
 from .load import WARM, Load
 from .peers import OURS
 from .servers import MeasurementError, Server
+from .table import DOCS, write_docs
 from .workloads import WORKLOADS, Rate
 
+BEGIN = "<!-- layers: begin -->"
+END = "<!-- layers: end -->"
 MEASURED = ("echo", "pipelined", "tls", "tls-pipelined")
 FREQUENCY = 4000  # samples per second
 
@@ -83,9 +86,8 @@ def table(costs: Mapping[str, Mapping[str, float]]) -> str:
     """The table: microseconds per message, and the share, for each workload."""
     titles = [f"{'TLS, ' if WORKLOADS[name].tls else ''}{WORKLOADS[name].title}" for name in costs]
     lines = [f"|  | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
-    for name in LAYERS:
-        if any(name in cost for cost in costs.values()):
-            lines.append(f"| {name} | {' | '.join(_cell(cost, name) for cost in costs.values())} |")
+    seen = [name for name in LAYERS if any(name in cost for cost in costs.values())]
+    lines += [f"| {name} | {' | '.join(_cell(cost, name) for cost in costs.values())} |" for name in seen]
     totals = [f"{sum(cost.values()) * 1e6:.2f} µs" for cost in costs.values()]
     return "\n".join([*lines, f"| *all* | {' | '.join(totals)} |"])
 
@@ -99,7 +101,8 @@ def _cell(cost: Mapping[str, float], name: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--secs", type=float, default=3, help="how long each workload is sampled; default: %(default)s")
-    seconds: float = parser.parse_args().secs
+    parser.add_argument("--write-docs", action="store_true", help=f"write the table into {DOCS.name}, too")
+    chosen = parser.parse_args()
     if shutil.which("perf") is None:
         sys.exit("There is no perf (on Debian and Ubuntu: apt install linux-perf)")
     cores = machine.Cores.pick()
@@ -112,8 +115,10 @@ def main() -> int:
             workload = WORKLOADS[name]
             load = loads[workload.tls]
             if isinstance(workload, Rate) and load:
-                costs[name] = measure(workload, load, seconds, cores.server)
+                costs[name] = measure(workload, load, chosen.secs, cores.server)
     print(*(f"{name}: {value}" for name, value in machine.describe().items()), "", table(costs), sep="\n")
+    if chosen.write_docs:
+        write_docs(table(costs), begin=BEGIN, end=END)
     return 0
 
 

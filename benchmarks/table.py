@@ -34,17 +34,17 @@ def report(results: Results, machine: dict[str, str], manner: str, each: Sequenc
     return "\n\n".join(section for section in sections if section)
 
 
-def write_docs(text: str, path: Path = DOCS) -> None:
+def write_docs(text: str, path: Path = DOCS, begin: str = BEGIN, end: str = END) -> None:
     """Replace the text between the marks in the docs by ``text``.
 
     :raises ValueError: the marks are missing.
     """
     page = path.read_text(encoding="utf-8")
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no {BEGIN} and {END} to write between")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    before, has_begin, rest = page.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not has_begin or not has_end:
+        raise ValueError(f"{path} has no {begin} and {end} to write between")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 class Column(NamedTuple):
