@@ -40,12 +40,13 @@ def main() -> int:
     if iostreamsrv.core != "compiled":
         print("instructions: not counted: the compiled core is not built here (make compiled)")
         return 0
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            counted = count(Callgrind(Path(folder)))
-    except MeasurementError as error:
-        print(f"instructions: not counted: {error}")
-        return 1 if write else 0
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            callgrind = Callgrind(Path(folder))
+        except MeasurementError as error:
+            print(f"instructions: not counted: {error}")
+            return 1 if write else 0
+        counted = count(callgrind)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     print(f"of ours on Python {version}, times those:")
     print(*(f"  {TRAFFIC[name].title:36} {ratio:7.3f}" for name, ratio in counted.items()), sep="\n")
