@@ -101,10 +101,7 @@ class Framing(Generic[Message]):
         :raises StreamClosedError: EOF, or the stream was closed.
         :raises StreamTimeoutError: from the future: the timeout passed. The stream stays open and keeps all bytes.
         """
-        frames = self._frames
-        if frames is None:
-            return self.stream.read_until_match(self._match, timeout=timeout)
-        return self.stream.read_frame(frames, timeout)
+        return self.stream.read_until_match(self._frames or self._match, timeout=timeout)
 
     def write(self, message: Message) -> "Future[None]":
         """Write a message. See `BaseIOStream.write` for the future and the other errors.

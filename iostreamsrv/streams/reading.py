@@ -134,7 +134,7 @@ class ReadSide(CompletionSide):
         """
         return self._begin_read(_UNTIL_CLOSE, timeout)
 
-    def read_until_match(self, match: Matcher, *, timeout: float | None = None) -> "Future[Any]":
+    def read_until_match(self, match: Matcher | Read, *, timeout: float | None = None) -> "Future[Any]":
         """Read a message that a function recognises.
 
         :param match: called with a ``bytearray`` of everything buffered, each time more has arrived. It returns
@@ -155,8 +155,5 @@ class ReadSide(CompletionSide):
         A function that processes the messages itself returns ``(consumed, MORE)``, with `iostreamsrv.iostream.MORE`:
         those bytes are removed, and it is called again for the rest, at once or when more has arrived.
         """
-        return self._begin_read(ReadMatch(match), timeout)
-
-    def read_frame(self, read: Read, timeout: float | None) -> "Future[Any]":
-        """For :mod:`iostreamsrv.framing`: a read of :mod:`iostreamsrv.sansio.frames`."""
-        return self._begin_read(read, timeout)
+        # The framings of this package have reads of their own, which the compiled core knows.
+        return self._begin_read(match if isinstance(match, Read) else ReadMatch(match), timeout)
