@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 HOST := 127.0.0.1
+SECONDS := 600
 PORT := 8888
 
 VENV := .venv
@@ -19,11 +20,21 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CORE := $(if $(IOSTREAMSRV_PURE),,$(VENV)/.has-core)
 BUILD_CORE = $(BIN)/python setup.py --quiet build_ext --inplace
 
+# Runs a command on a compiled core whose memory accesses are checked. However it ends, no such core stays here: it would
+# run at half the speed, and only under LD_PRELOAD.
+define with_checked_core
+@$(MAKE) --no-print-directory pure
+trap '$(MAKE) --no-print-directory pure >&2' EXIT; \
+	CFLAGS="-O1 -g -w -fsanitize=address" IOSTREAMSRV_BUILD=compiled $(BUILD_CORE) && \
+	export LD_PRELOAD=$$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc && \
+	IOSTREAMSRV_BUILD=compiled $(1); ended=$$?; unset LD_PRELOAD; exit $$ended
+endef
+
 # Some shells set it. Without bytecode each process that runs tests compiles all of them again: 12 s, many times over.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all test-memory release-check conformance simulate compiled pure bench faults-peers dropin dropin-figures style types coverage docs clean
+.PHONY: help run install test test-all test-memory fuzz release-check conformance simulate compiled pure bench instructions faults-peers dropin dropin-figures style types coverage docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 24
@@ -44,11 +55,10 @@ test-all: $(VENV)/.has-tests $(CORE) ## all tests, on every engine, with ten tim
 	IOSTREAMSRV_ALL=1 $(PYTEST) $(EVERYTHING) -m alone tests
 
 test-memory: $(VENV)/.has-tests $(VENV)/.has-build ## the tests of streams on a compiled core whose memory accesses are checked (AddressSanitizer)
-	@$(MAKE) --no-print-directory pure
-	CFLAGS="-O1 -g -w -fsanitize=address" IOSTREAMSRV_BUILD=compiled $(BUILD_CORE)
-	LD_PRELOAD=$$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc IOSTREAMSRV_BUILD=compiled \
-		IOSTREAMSRV_ALL=1 $(PYTEST) $(PARALLEL) tests/sansio tests/streams
-	@$(MAKE) --no-print-directory pure
+	$(call with_checked_core,IOSTREAMSRV_ALL=1 $(PYTEST) $(PARALLEL) tests/sansio tests/streams)
+
+fuzz: $(VENV)/.has-tests $(VENV)/.has-build ## generated cases on such a core, others each time, for 10 minutes (or SECONDS=...)
+	$(call with_checked_core,$(BIN)/python -m tests.fuzz --seconds $(SECONDS))
 
 release-check: ## all checks of .ci/run, with test-all on every Python that is found
 	.ci/run release-check
@@ -60,8 +70,11 @@ conformance: $(VENV)/.has-tests $(CORE) ## Tornado's own tests of streams and se
 simulate: $(VENV)/.has-tests $(CORE) ## servers, clients and faults drawn at random, in a simulation, for 10 minutes on two cores
 	$(BIN)/python -m tests.simulation.swarm --seconds 600 --jobs 2 --first $$(date +%s)000
 
-bench: $(VENV)/.has-tests $(CORE) ## measure against Tornado and asyncio, and write the table in docs
-	$(BIN)/python -m benchmarks --write-docs
+bench: $(VENV)/.has-bench $(CORE) ## measure against Tornado and asyncio, and write the tables and charts in docs; REPEAT=3: three times
+	$(BIN)/python -m benchmarks --write-docs --repeat $(or $(REPEAT),1)
+
+instructions: $(VENV)/.has-tests $(CORE) ## count the compiled core's instructions per operation; 5 % off what is expected fails
+	$(BIN)/python -m benchmarks.instructions
 
 faults-peers: $(VENV)/.has-tests $(CORE) ## probe Tornado and asyncio as well, and write the table in docs
 	$(BIN)/python -m tests.faults --write-docs
@@ -103,9 +116,10 @@ clean: pure ## remove the venv and all that was made
 # install. pip builds nothing of it, which it would do from the start each time.
 $(VENV)/.has-package: EXTRAS :=
 $(VENV)/.has-tests: EXTRAS := [test]
+$(VENV)/.has-bench: EXTRAS := [test,bench]
 $(VENV)/.has-tools: EXTRAS := [test,dev]
 $(VENV)/.has-docs: EXTRAS := [docs]
-$(VENV)/.has-package $(VENV)/.has-tests $(VENV)/.has-tools $(VENV)/.has-docs: pyproject.toml | $(VENV)/.has-build
+$(VENV)/.has-package $(VENV)/.has-tests $(VENV)/.has-bench $(VENV)/.has-tools $(VENV)/.has-docs: pyproject.toml | $(VENV)/.has-build
 	IOSTREAMSRV_BUILD=pure $(PIP) --no-build-isolation --editable ".$(EXTRAS)"
 	@touch $@
 

@@ -13,13 +13,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from . import machine, table
+from . import charts, machine, table
 from .load import Load
-from .peers import ALL, Peer
+from .peers import ALL, FLOOR, PYTHON_CORE, Peer
 from .results import Results, Run
 from .servers import MeasurementError, Server
-from .workloads import WORKLOADS, Loaded, Workload
+from .workloads import WORKLOADS, Loaded, Requests, Workload
 
 ROUNDS = 3
 SECONDS = 0.5
@@ -33,32 +34,54 @@ class Benchmark:
 
     :param load: None leaves out what needs it.
     :param tls_load: the same for what is under TLS.
+    :param repeat: how often the whole is measured.
+
+    :ivar results: of all runs.
+    :ivar each: of each repetition.
     """
 
     def __init__(
-        self, workloads: Sequence[Workload], load: Load | None, tls_load: Load | None, rounds: int, seconds: float
+        self,
+        workloads: Sequence[Workload],
+        load: Load | None,
+        tls_load: Load | None,
+        rounds: int,
+        seconds: float,
+        repeat: int = 1,
     ) -> None:
         self._loads = {False: load, True: tls_load}
-        self.workloads = [w for w in workloads if self._loads[w.tls] or not isinstance(w, Loaded)]
+        self.workloads = [w for w in workloads if self._possible(w)]
         self.peers = [peer for peer in ALL if peer.installed()]
         self.rounds = rounds
         self.seconds = seconds
         self.cores = machine.Cores.pick()
+        self.repeat = repeat
         self.results = Results()
+        self.each: list[Results] = []
+
+    def _possible(self, workload: Workload) -> bool:
+        if isinstance(workload, Requests):
+            return workload.available()
+        return bool(self._loads[workload.tls]) or not isinstance(workload, Loaded)
 
     def run(self) -> None:
         machine.allow_files()
         os.sched_setaffinity(0, {self.cores.load})
-        for number, workload, peer in self._plan():
-            if (workload.name, peer) not in self.results.failures:
-                self._take(number, workload, peer)
+        for _ in range(self.repeat):
+            self.each.append(Results())
+            for number, workload, peer in self._plan():
+                if (workload.name, peer) not in self.results.failures:
+                    self._take(number, workload, peer)
 
     def manner(self) -> str:
         """A description of how it is measured, for the report."""
         server, load = self.cores
         tls = self._loads[True]
         ciphers = f", TLS with {', '.join(sorted(tls.ciphers))}" if tls and tls.ciphers else ""
-        return f"{self.rounds} rounds of {self.seconds:g} s, server on core {server}, load on core {load}{ciphers}"
+        times = f"measured {self.repeat} times, each " if self.repeat > 1 else ""
+        return (
+            f"{times}{self.rounds} rounds of {self.seconds:g} s, server on core {server}, load on core {load}{ciphers}"
+        )
 
     def _plan(self) -> Iterator[tuple[int, Workload, Peer]]:
         for number in range(1, self.rounds + 1):
@@ -75,9 +98,11 @@ class Benchmark:
             self.results.failures[workload.name, peer] = said = str(error)
         else:
             self.results.add(workload.name, peer, run)
+            self.each[-1].add(workload.name, peer, run)
             said = "  ".join(f"{name}: {value:,.6g}" for name, value in run.figures.items())
             said += "  (disturbed)" if run.disturbed else ""
-        say(f"round {number}  {workload.name:13} {peer!s:27} {said}")
+        repetition = f"{len(self.each)}." if self.repeat > 1 else ""
+        say(f"round {repetition}{number}  {workload.name:13} {peer!s:27} {said}")
 
     def _undisturbed(self, workload: Workload, peer: Peer) -> Run:
         for _ in range(ATTEMPTS):
@@ -112,25 +137,28 @@ def options() -> argparse.Namespace:
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="what to measure; all, if none is named")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often; {ROUNDS}")
     parser.add_argument("--secs", type=float, default=SECONDS, help=f"how long a run counts, in seconds; {SECONDS}")
+    parser.add_argument("--repeat", type=int, default=1, help="measure the whole so often, and show the span; 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single run there, too")
-    parser.add_argument("--write-docs", action="store_true", help=f"write the table into {table.DOCS.name}, too")
+    parser.add_argument(
+        "--write-docs", action="store_true", help=f"write tables and charts into {table.DOCS.name}, too"
+    )
     chosen = parser.parse_args()
     if unknown := [name for name in chosen.workloads if name not in WORKLOADS]:
         parser.error(f"no such workload: {', '.join(unknown)} (there are {', '.join(WORKLOADS)})")
-    if chosen.rounds < 1 or not chosen.secs > 0:
-        parser.error("--rounds must be 1 or more, and --secs above 0")
+    if min(chosen.rounds, chosen.repeat) < 1 or not chosen.secs > 0:
+        parser.error("--rounds and --repeat must be 1 or more, and --secs above 0")
     if chosen.write_docs and chosen.workloads:
         parser.error("--write-docs is for a run of all workloads")
     return chosen
 
 
-def as_json(benchmark: Benchmark) -> str:
+def as_json(benchmark: Benchmark) -> dict[str, Any]:
     runs = [
         {"workload": workload, **peer._asdict(), "runs": [run._asdict() for run in runs]}
         for (workload, peer), runs in benchmark.results.runs.items()
     ]
-    settings = {"rounds": benchmark.rounds, "seconds": benchmark.seconds}
-    return json.dumps({"machine": machine.describe(), **settings, "measured": runs}, indent=1)
+    settings = {"rounds": benchmark.rounds, "seconds": benchmark.seconds, "repeat": benchmark.repeat}
+    return {"machine": machine.describe(), **settings, "measured": runs}
 
 
 def main() -> int:
@@ -141,14 +169,16 @@ def main() -> int:
     workloads = [WORKLOADS[name] for name in dict.fromkeys(chosen.workloads or WORKLOADS)]
     with tempfile.TemporaryDirectory() as folder:
         load, tls_load = compiled(workloads, Path(folder))
-        benchmark = Benchmark(workloads, load, tls_load, chosen.rounds, chosen.secs)
+        benchmark = Benchmark(workloads, load, tls_load, chosen.rounds, chosen.secs, chosen.repeat)
         complete = run(benchmark, workloads)
-    text = table.report(benchmark.results, machine.describe(), benchmark.manner())
+    text = table.report(benchmark.results, machine.describe(), benchmark.manner(), benchmark.each)
+    data = as_json(benchmark)
     print(text)
     if chosen.json:
-        chosen.json.write_text(as_json(benchmark), encoding="utf-8")
+        chosen.json.write_text(json.dumps(data, indent=1), encoding="utf-8")
     if chosen.write_docs and complete:
         table.write_docs(text)
+        charts.write(data)
         say(f"written into {table.DOCS}")
     elif chosen.write_docs:
         say("Not all was measured, so the docs stay as they are.")
@@ -164,9 +194,15 @@ def compiled(workloads: Sequence[Workload], folder: Path) -> tuple[Load | None, 
 def run(benchmark: Benchmark, wanted: Sequence[Workload]) -> bool:
     """Print what was not measured and why; return whether everything was measured."""
     left_out = [workload for workload in wanted if workload not in benchmark.workloads]
-    if left_out:
-        why = NO_OPENSSL if all(workload.tls for workload in left_out) and shutil.which("cc") else NO_COMPILER
-        say(f"{why}: not measured without it: {', '.join(workload.name for workload in left_out)}")
+    for workload in left_out:
+        if isinstance(workload, Requests):
+            say(f"There is no {workload.tool} (apt install {workload.package}): not measured: {workload.name}")
+    if loaded := [workload for workload in left_out if not isinstance(workload, Requests)]:
+        why = NO_OPENSSL if all(workload.tls for workload in loaded) and shutil.which("cc") else NO_COMPILER
+        say(f"{why}: not measured without it: {', '.join(workload.name for workload in loaded)}")
+    missing = [peer for peer in ALL if peer not in (*benchmark.peers, PYTHON_CORE, FLOOR)]
+    for peer in [peer for peer in missing if any(peer in workload.peers for workload in benchmark.workloads)]:
+        say(f"{peer} is not installed, and not measured (pip install '.[bench]')")
     if benchmark.cores.server == benchmark.cores.load:
         say("There is one core only, which the servers share with their load: the figures mean little.")
     try:

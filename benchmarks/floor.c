@@ -1,10 +1,10 @@
 /* The floor: an echo server in C on epoll, with as little as possible around the system calls. What a server in Python
  * takes beyond it is not the kernel's.
  *
- *   floor CORE [CERTIFICATE KEY]
+ *   floor CORE [CERTIFICATE KEY | broadcast]
  *
- * It sends back what it receives, without a look for lines. It prints the port it serves, and ends with its standard
- * input. With -DTLS it speaks TLS.
+ * It sends back what it receives, without a look for lines; with "broadcast" it sends it to all clients, in a bare loop
+ * of sends. It prints the port it serves, and ends with its standard input. With -DTLS it speaks TLS.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -24,18 +24,20 @@
 #include <openssl/ssl.h>
 #endif
 
-enum { CHUNK = 65536, EVENTS = 256, BACKLOG = 4096 };
+enum { CHUNK = 65536, EVENTS = 256, BACKLOG = 4096, MOST = 65536 };
 
 struct client {
     int socket;
     char *unsent; /* what the kernel had no room for; nothing is received meanwhile */
     size_t begin, end;
+    int place; /* among the clients of a broadcast */
 #ifdef TLS
     SSL *tls;
 #endif
 };
 
-static int epoll;
+static int epoll, broadcasts, members;
+static struct client *all[MOST];
 static char chunk[CHUNK];
 #ifdef TLS
 static SSL_CTX *context;
@@ -57,6 +59,10 @@ static void leave(struct client *client) {
     SSL_free(client->tls);
     ERR_clear_error();
 #endif
+    if (broadcasts) {
+        all[client->place] = all[--members];
+        all[client->place]->place = client->place;
+    }
     close(client->socket);
     free(client->unsent);
     free(client);
@@ -108,8 +114,19 @@ static int keep(struct client *client, const char *data, size_t size) {
     return 0;
 }
 
+/* Send to all what has come. The one who speaks next waits until all have it, so that there is always room for it. */
+static int spread(struct client *client) {
+    ssize_t count = recv(client->socket, chunk, CHUNK, 0);
+    if (count <= 0) return count < 0 && errno == EAGAIN ? 0 : -1;
+    for (int i = 0; i < members; i++)
+        if (send(all[i]->socket, chunk, (size_t)count, MSG_NOSIGNAL) != count && errno != EPIPE && errno != ECONNRESET)
+            fail("send");
+    return 0;
+}
+
 /* Return -1 if the client is gone. */
 static int serve(struct client *client) {
+    if (broadcasts) return spread(client);
     if (client->begin < client->end) {
         int done = flush(client);
         if (done <= 0) return done;
@@ -142,6 +159,11 @@ static void accept_all(int listener) {
         SSL_set_fd(client->tls, number);
         SSL_set_accept_state(client->tls);
 #endif
+        if (broadcasts) {
+            if (members == MOST) fail("too many clients");
+            client->place = members;
+            all[members++] = client;
+        }
         watch(client, EPOLL_CTL_ADD, EPOLLIN);
     }
 }
@@ -164,9 +186,8 @@ int main(int count, char **words) {
         fprintf(stderr, "no certificate\n");
         return 1;
     }
-#else
-    (void)count;
 #endif
+    broadcasts = count == 3 && !strcmp(words[2], "broadcast");
     own.socket = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     setsockopt(own.socket, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
     if (bind(own.socket, (struct sockaddr *)&address, sizeof address) || listen(own.socket, BACKLOG)) fail("listen");

@@ -6,7 +6,6 @@ relation to Tornado's.
 """
 
 import contextlib
-import importlib
 import os
 import re
 import subprocess
@@ -14,11 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import tornado.httpserver
-import tornado.web
-
-from iostreamsrv.httpserver import HTTPServer
-
+from .hello import h11_on_iostreamsrv, httptools_on_iostreamsrv, tornado_itself, tornado_on_iostreamsrv
 from .machine import cpu_seconds
 from .outside import REFERENCE, Figures, begin, in_turns, lines, parser
 from .servers import REPOSITORY, MeasurementError
@@ -26,19 +21,11 @@ from .servers import REPOSITORY, MeasurementError
 CONNECTIONS = 50
 
 
-class Hello(tornado.web.RequestHandler):
-    def get(self) -> None:
-        self.write("Hello, world\n")
-
-
-def application() -> tornado.web.Application:
-    return tornado.web.Application([("/", Hello)])
-
-
 SERVERS: dict[str, Any] = {
-    "Tornado on iostreamsrv": lambda: HTTPServer(application()),
-    "http_hello.py": lambda: importlib.import_module("examples.http_hello").HelloServer(),
-    REFERENCE: lambda: tornado.httpserver.HTTPServer(application()),
+    "Tornado on iostreamsrv": tornado_on_iostreamsrv,
+    "http_hello.py": h11_on_iostreamsrv,
+    "httptools on iostreamsrv": httptools_on_iostreamsrv,
+    REFERENCE: tornado_itself,
 }
 
 

@@ -5,8 +5,8 @@
 It prints the port it serves and, once its standard input ends, what its timer saw (see `Ticker`), and is gone.
 
 Modes: those of `echoes`; ``tls-lines`` and ``tls-chunks`` are two of them under TLS, with the certificate in the
-directory TARGET; ``forward`` forwards to the port TARGET, ``file`` sends files from the directory TARGET, and
-``broadcast`` sends each line to all clients.
+directory TARGET; ``forward`` forwards to the port TARGET, ``file`` sends files from the directory TARGET,
+``broadcast`` sends each line to all clients, ``http`` greets, and ``resp`` is the key-value store.
 A process imports what its peer needs and no other's.
 """
 
@@ -30,7 +30,7 @@ from .floor import floor_program
 from .forwarders import FORWARDERS
 from .machine import BACKLOG, allow_files, avoid_pacing
 
-Mode = Literal[echoes.Mode, "tls-lines", "tls-chunks", "forward", "file", "broadcast"]
+Mode = Literal[echoes.Mode, "tls-lines", "tls-chunks", "forward", "file", "broadcast", "http", "resp"]
 
 UNDER_TLS: dict[Mode, echoes.Mode] = {"tls-lines": "lines", "tls-chunks": "chunks"}
 
@@ -53,7 +53,7 @@ class Peer(NamedTuple):
             import iostreamsrv
 
             return iostreamsrv.core == "compiled"  # otherwise it is the same as OURS
-        modules = (self.loop, *MODULES[self.name].split(".")[:1])
+        modules = (self.loop, *MODULES[self.name].split(".")[:1], *(["httptools"] if self == UVICORN else []))
         return all(importlib.util.find_spec(module) for module in modules)
 
     def environment(self) -> dict[str, str]:
@@ -70,16 +70,20 @@ MODULES = {
     "iostreamsrv, read and write": "iostreamsrv",
     "iostreamsrv, no limits": "iostreamsrv",
     "iostreamsrv, all limits": "iostreamsrv",
+    "iostreamsrv, h11": "h11",
+    "iostreamsrv, httptools": "httptools",
 }
 """The module that each of them needs."""
 
-OURS, PYTHON_CORE, TORNADO, STREAMS, PROTOCOL, COPYING, UNLIMITED, LIMITED = (Peer(name) for name in MODULES)
+OURS, PYTHON_CORE, TORNADO, STREAMS, PROTOCOL, COPYING, UNLIMITED, LIMITED, H11, HTTPTOOLS = map(Peer, MODULES)
 FAST_PROTOCOL = Peer(PROTOCOL.name, "uvloop")
+UVICORN = Peer("uvicorn, httptools", "uvloop")
+MODULES[UVICORN.name] = "uvicorn"
 FLOOR = Peer("C, epoll")
 """The program of floor.c: what the kernel alone takes."""
 
 PEERS = tuple(Peer(name, loop) for loop in ("asyncio", "uvloop") for name in ECHOES)
-ALL = (OURS, PYTHON_CORE, *PEERS[1:], COPYING, UNLIMITED, LIMITED, FLOOR)
+ALL = (OURS, PYTHON_CORE, *PEERS[1:], COPYING, UNLIMITED, LIMITED, H11, HTTPTOOLS, UVICORN, FLOOR)
 
 
 class Ticker:
@@ -119,6 +123,16 @@ async def start(name: str, mode: Mode, listener: socket.socket, target: str) -> 
         from .encryption import server_context  # imports more than the servers need for themselves
 
         return await (ECHOES | VARIANTS)[name](listener, UNDER_TLS[mode], server_context(target))
+    if mode == "http":
+        from .hello import GREETERS
+
+        return await GREETERS[name](listener)
+    if mode == "resp":
+        from .resp import SERVERS
+
+        server = SERVERS[name]()
+        server.add_socket(listener)
+        return server
     if mode == "broadcast":
         return await BROADCASTERS[name](listener)
     return await (ECHOES | VARIANTS)[name](listener, mode)

@@ -8,41 +8,43 @@ from typing import NamedTuple
 from .peers import ALL, OURS, STREAMS, TORNADO, UNLIMITED, Peer
 from .results import LOAD_SPENT, MOST_FOREIGN, Results
 from .thresholds import THRESHOLDS, Threshold
-from .workloads import WORKLOADS, Defaults, Drip, Fairness, Files, Held, Idle, Rate, Workload
+from .workloads import WORKLOADS, Defaults, Drip, Fairness, Files, Held, Idle, Rate, Requests, Workload
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN = "<!-- measured: begin -->"
 END = "<!-- measured: end -->"
 
 
-def report(results: Results, machine: dict[str, str], manner: str) -> str:
+def report(results: Results, machine: dict[str, str], manner: str, each: Sequence[Results] = ()) -> str:
     """The whole report in Markdown.
 
     :param manner: a short description of how it was measured.
+    :param each: the results of each repetition; those of the targets are shown if there are several.
     """
     sections = [
         "\n".join([*(f"- {name}: {value}" for name, value in machine.items()), f"- {manner}"]),
-        _targets(results),
-        *_rates(results, "Speed", "server's CPU time", lambda w: w.mode != "forward" and not w.tls),
+        _targets(results, each if len(each) > 1 else ()),
+        *_rates(results, "Speed", "server's CPU time", _is_plain),
         *_rates(results, "Speed under TLS", "server's CPU time under TLS", lambda w: w.tls),
         *_rates(results, "Speed through a forwarder", "forwarder's CPU time", lambda w: w.mode == "forward"),
+        *_rates(results, "Speed of servers for HTTP and Redis clients", "server's CPU time", _is_outside),
         *(_costs(workload, results) for workload in WORKLOADS.values()),
         _notes(results),
     ]
     return "\n\n".join(section for section in sections if section)
 
 
-def write_docs(text: str, path: Path = DOCS) -> None:
+def write_docs(text: str, path: Path = DOCS, begin: str = BEGIN, end: str = END) -> None:
     """Replace the text between the marks in the docs by ``text``.
 
     :raises ValueError: the marks are missing.
     """
     page = path.read_text(encoding="utf-8")
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no {BEGIN} and {END} to write between")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    before, has_begin, rest = page.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not has_begin or not has_end:
+        raise ValueError(f"{path} has no {begin} and {end} to write between")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 class Column(NamedTuple):
@@ -53,16 +55,19 @@ class Column(NamedTuple):
     text: Callable[[Peer], str]
 
 
-def _targets(results: Results) -> str:
-    rows = [_threshold(threshold, results) for threshold in THRESHOLDS if threshold.measured(results)]
-    return _section(f"Targets for {OURS} on asyncio", ("", "target", "measured", "by CPU", ""), rows)
+def _targets(results: Results, each: Sequence[Results]) -> str:
+    rows = [_threshold(threshold, results, each) for threshold in THRESHOLDS if threshold.measured(results)]
+    heads = ("", "target", "measured", *(["each time"] if each else []), "by CPU", "")
+    return _section(f"Targets for {OURS} on asyncio", heads, rows)
 
 
-def _threshold(threshold: Threshold, results: Results) -> list[str]:
+def _threshold(threshold: Threshold, results: Results, each: Sequence[Results]) -> list[str]:
+    times = " / ".join(_number(threshold.figure(one)) for one in each if threshold.measured(one))
     return [
         threshold.what,
         f"{threshold.sense} {_number(threshold.limit)}{threshold.unit}",
-        _number(threshold.figure(results)) + _marks(results, threshold.workload, OURS),
+        _number(threshold.figure(results)) + _marks(results, threshold.workload, threshold.ours),
+        *([times] if each else []),
         _number(threshold.by_cpu(results)) if threshold.by_cpu else "",
         "met" if threshold.met(results) else "**missed**",
     ]
@@ -70,7 +75,11 @@ def _threshold(threshold: Threshold, results: Results) -> list[str]:
 
 def _rates(results: Results, speeds: str, costs: str, of_them: Callable[[Workload], bool]) -> list[str]:
     """Speed, and the server's CPU time, which shows differences even if the load generator is the slower side."""
-    rates = [w for w in WORKLOADS.values() if isinstance(w, Rate) and of_them(w) and results.has(w.name, TORNADO)]
+    rates = [
+        workload
+        for workload in WORKLOADS.values()
+        if isinstance(workload, Rate | Requests) and of_them(workload) and results.has(workload.name, TORNADO)
+    ]
     speed = [Column(rate.title, rate.name, partial(_speed, results, rate.name)) for rate in rates]
     cpu = [Column(rate.title, rate.name, partial(_thrift, results, rate.name)) for rate in rates]
     one = [f"{_number(results.median(rate.name, TORNADO, 'rate'))}{rate.unit}" for rate in rates]
@@ -78,6 +87,14 @@ def _rates(results: Results, speeds: str, costs: str, of_them: Callable[[Workloa
         _table(f"{speeds}, times Tornado on asyncio", results, speed, ["*1.00 is*", *one]),
         _table(f"The {costs} for the same, times less than Tornado on asyncio", results, cpu),
     ]
+
+
+def _is_outside(workload: Workload) -> bool:
+    return isinstance(workload, Requests)
+
+
+def _is_plain(workload: Workload) -> bool:
+    return not (workload.mode == "forward" or workload.tls or _is_outside(workload))
 
 
 def _speed(results: Results, workload: str, peer: Peer) -> str:

@@ -3,7 +3,21 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .peers import COPYING, FAST_PROTOCOL, FLOOR, LIMITED, OURS, PROTOCOL, STREAMS, TORNADO, UNLIMITED, Peer
+from .peers import (
+    COPYING,
+    FAST_PROTOCOL,
+    FLOOR,
+    H11,
+    HTTPTOOLS,
+    LIMITED,
+    OURS,
+    PROTOCOL,
+    STREAMS,
+    TORNADO,
+    UNLIMITED,
+    UVICORN,
+    Peer,
+)
 from .results import Results
 from .workloads import MEGABYTE
 
@@ -14,6 +28,7 @@ class Threshold(NamedTuple):
     :ivar by_cpu: the same figure by the server's CPU time, if available. It is also valid if the load generator is the
         slower side.
     :ivar against: the other servers that must be measured, too.
+    :ivar ours: the server that is held to it.
     """
 
     what: str
@@ -24,23 +39,26 @@ class Threshold(NamedTuple):
     figure: Callable[[Results], float]
     by_cpu: Callable[[Results], float] | None = None
     against: tuple[Peer, ...] = ()
+    ours: Peer = OURS
 
     def measured(self, results: Results) -> bool:
-        return results.has(self.workload, OURS, *self.against)
+        return results.has(self.workload, self.ours, *self.against)
 
     def met(self, results: Results) -> bool:
         figure = self.figure(results)
         return figure >= self.limit if self.sense == "≥" else figure <= self.limit
 
 
-def _faster(what: str, workload: str, limit: float, base: Peer = TORNADO, times: str = "Tornado") -> Threshold:
+def _faster(
+    what: str, workload: str, limit: float, base: Peer = TORNADO, times: str = "Tornado", ours: Peer = OURS
+) -> Threshold:
     def ratio(results: Results) -> float:
-        return results.ratio(workload, OURS, "rate", base)
+        return results.ratio(workload, ours, "rate", base)
 
     def by_cpu(results: Results) -> float:
-        return results.ratio(workload, base, "cpu", base=OURS)
+        return results.ratio(workload, base, "cpu", base=ours)
 
-    return Threshold(what, workload, "≥", limit, f" times {times}", ratio, by_cpu, (base,))
+    return Threshold(what, workload, "≥", limit, f" times {times}", ratio, by_cpu, (base,), ours)
 
 
 def _limits_cost(what: str, peer: Peer) -> Threshold:
@@ -52,14 +70,13 @@ def _limits_cost(what: str, peer: Peer) -> Threshold:
     return Threshold(what, "defaults", "≤", 1.08, " times no limits", cost, against=(peer, UNLIMITED))
 
 
-def _handshake_costs(limit: float, base: Peer, times: str) -> Threshold:
-    """Measured by the server's CPU time, because the client's half of a handshake is as much work."""
+def _costs(what: str, workload: str, limit: float, base: Peer, times: str) -> Threshold:
+    """Measured by the server's CPU time, because the load is as much work: a handshake, or lines for all clients."""
 
     def cost(results: Results) -> float:
-        return results.ratio("tls-churn", OURS, "cpu", base)
+        return results.ratio(workload, OURS, "cpu", base)
 
-    what = "CPU for a full TLS handshake, one line, close"
-    return Threshold(what, "tls-churn", "≤", limit, f" times {times}", cost, against=(base,))
+    return Threshold(what, workload, "≤", limit, f" times {times}", cost, against=(base,))
 
 
 LONGEST_LINE = str(16 * MEGABYTE)
@@ -78,6 +95,7 @@ THRESHOLDS = (
     _faster("bulk echo", "bulk", 1.3),
     _faster("the same", "bulk", 0.91, FLOOR, "C on epoll"),
     _faster("broadcast of 1 KB to 4,000 connections", "broadcast", 2.7),
+    _costs("CPU for a broadcast of 1 KB to 4,000 connections", "broadcast", 1.2, FLOOR, "a bare loop of sends in C"),
     Threshold(
         "echo, 10,000 connections, 64 bytes",
         "held",
@@ -92,12 +110,17 @@ THRESHOLDS = (
     _faster("echo through a forwarder, 50 connections, 64 bytes", "proxy-echo", 1.8),
     _faster("bulk echo through a forwarder", "proxy-bulk", 0.9, PROTOCOL, "a raw Protocol"),
     _faster("a file of 16 MB by sendfile", "file", 2.0, COPYING, "read and write"),
+    _faster("HTTP hello by a Tornado Application", "http", 1.5),
+    _faster("HTTP hello by http_hello.py (h11)", "http", 2.9, ours=H11),
+    _faster("HTTP hello on httptools", "http", 1.0, UVICORN, "uvicorn with httptools on uvloop", ours=HTTPTOOLS),
+    _faster("resp_server.py, GET", "resp", 4.5),
+    _faster("resp_server.py, GET, 16 in flight", "resp-16", 7.0),
     _faster("TLS echo, 50 connections, 64 bytes", "tls", 2.6),
     _faster("the same", "tls", 0.93, FLOOR, "C with OpenSSL"),
     _faster("TLS echo, 50 connections, 64 bytes, 16 lines in flight", "tls-pipelined", 16.0),
     _faster("TLS bulk echo", "tls-bulk", 1.8),
-    _handshake_costs(0.88, TORNADO, "Tornado"),
-    _handshake_costs(1.2, FLOOR, "C with OpenSSL"),
+    _costs("CPU for a full TLS handshake, one line, close", "tls-churn", 0.88, TORNADO, "Tornado"),
+    _costs("CPU for a full TLS handshake, one line, close", "tls-churn", 1.2, FLOOR, "C with OpenSSL"),
     Threshold(
         "memory per idle connection, at 5,000", "idle", "≤", 1900, " bytes", lambda r: r.median("idle", OURS, "bytes")
     ),

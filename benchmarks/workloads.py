@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import math
+import resource
+import shutil
 import socket
 import struct
 import time
@@ -10,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from .load import Counted, Kind, Load
+from .http import load as pages
+from .load import WARM, Counted, Kind, Load
 from .peers import (
     COPYING,
     FAST_PROTOCOL,
     FLOOR,
+    H11,
+    HTTPTOOLS,
     LIMITED,
     OURS,
     PEERS,
@@ -24,9 +29,11 @@ from .peers import (
     TORNADO,
     UNDER_TLS,
     UNLIMITED,
+    UVICORN,
     Mode,
     Peer,
 )
+from .resp import load as commands
 from .servers import FILE_SIZE, MeasurementError, Server
 
 Figures = dict[str, float]
@@ -159,7 +166,7 @@ class Files(Bulk):
 class Broadcast(Rate):
     """Copies of broadcast messages delivered per second."""
 
-    peers: ClassVar[Sequence[Peer]] = PEERS
+    peers: ClassVar[Sequence[Peer]] = (*PEERS, FLOOR)
     mode: ClassVar[Mode] = "broadcast"
     kind: ClassVar[Kind] = "broadcast"
 
@@ -300,6 +307,75 @@ class Drip(Workload):
         client.sendall(piece[:-1] + b"\n")
 
 
+@dataclass(frozen=True)
+class Requests(Workload):
+    """Requests answered per second, under the load of a program of others.
+
+    :ivar tool: the program.
+    :ivar package: of Debian and Ubuntu, which has it.
+    """
+
+    tool: ClassVar[str]
+    package: ClassVar[str]
+    unit: ClassVar[str] = "/s"
+
+    def available(self) -> bool:
+        return shutil.which(self.tool) is not None
+
+    def measure(self, server: Server, load: Load | None, seconds: float) -> Figures:
+        self.run(server.port, WARM)
+        cpu, own, start = server.cpu_seconds(), _children_seconds(), time.monotonic()
+        requests, rate = self.run(server.port, seconds)
+        took = time.monotonic() - start
+        return {
+            "rate": rate,
+            "cpu": (server.cpu_seconds() - cpu) / requests,
+            "load": (_children_seconds() - own) / took,
+        }
+
+    def run(self, port: int, seconds: float) -> tuple[int, float]:
+        """Load the server about so long; return the number of requests, and how many there were per second."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Pages(Requests):
+    """Pages per second, by wrk, for whole seconds."""
+
+    mode: ClassVar[Mode] = "http"
+    peers: ClassVar[Sequence[Peer]] = (OURS, TORNADO, H11, HTTPTOOLS, UVICORN)
+    tool: ClassVar[str] = "wrk"
+    package: ClassVar[str] = "wrk"
+
+    def run(self, port: int, seconds: float) -> tuple[int, float]:
+        return pages(port, math.ceil(seconds))
+
+
+@dataclass(frozen=True)
+class Commands(Requests):
+    """GET commands per second, by redis-benchmark.
+
+    :ivar depth: commands a connection sends at once.
+    :ivar speed: about how many a second there are; redis-benchmark wants a number of commands, not a time.
+    """
+
+    depth: int
+    speed: int
+    mode: ClassVar[Mode] = "resp"
+    peers: ClassVar[Sequence[Peer]] = (OURS, TORNADO)
+    tool: ClassVar[str] = "redis-benchmark"
+    package: ClassVar[str] = "redis-tools"
+
+    def run(self, port: int, seconds: float) -> tuple[int, float]:
+        requests = max(1000, int(self.speed * seconds))
+        return requests, commands(port, "GET", self.depth, requests)
+
+
+def _children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def percentile(ordered: Sequence[float], share: float) -> float:
     """The smallest value that is not exceeded by ``share`` of all values."""
     return ordered[math.ceil(share * len(ordered)) - 1]
@@ -326,6 +402,9 @@ WORKLOADS: dict[str, Workload] = {
         ProxyRate("proxy-echo", "50x64", "the same as echo, but through a forwarder to an echo server", 50, 64),
         ProxyBulk("proxy-bulk", "bulk", "4 connections, each with 256 KB under way through a forwarder", 4, 65536, 4),
         Files("file", "a file of 16 MB", "16 connections, each asks for a file again and again", 16, FILE_SIZE),
+        Pages("http", "HTTP hello", "50 connections, each asks for the same small page again and again"),
+        Commands("resp", "GET", "50 connections, each with one GET of redis-benchmark under way", 1, 50_000),
+        Commands("resp-16", "GET, 16 in flight", "the same, but 16 at once", 16, 120_000),
         Idle(
             "idle",
             "memory per idle connection",

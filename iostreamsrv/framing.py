@@ -34,6 +34,8 @@ from .errors import CloseReason, FramingError, OptionError, StreamClosedError, o
 from .iostream import BaseIOStream
 from .options import check_size
 from .runtime.checks import check_int
+from .sansio.frames import ReadDelimited, ReadPrefixed, too_large
+from .sansio.reads import Read, ReadBytes
 
 __all__ = [
     "Delimited",
@@ -67,6 +69,7 @@ class Framing(Generic[Message]):
     def __init__(self, stream: BaseIOStream, max_size: float = MAX_SIZE) -> None:
         self.stream = stream
         self.max_size = check_size("max_size", max_size) or MAX_SIZE
+        self._frames: Read | None = None  # what reads the messages in place of decode()
 
     # ---- for subclasses to implement
 
@@ -98,7 +101,7 @@ class Framing(Generic[Message]):
         :raises StreamClosedError: EOF, or the stream was closed.
         :raises StreamTimeoutError: from the future: the timeout passed. The stream stays open and keeps all bytes.
         """
-        return self.stream.read_until_match(self._match, timeout=timeout)
+        return self.stream.read_until_match(self._frames or self._match, timeout=timeout)
 
     def write(self, message: Message) -> "Future[None]":
         """Write a message. See `BaseIOStream.write` for the future and the other errors.
@@ -145,7 +148,12 @@ class Framing(Generic[Message]):
             raise self._too_large(size)
 
     def _too_large(self, size: int) -> FramingError:
-        return FramingError(f"a message of {size} bytes or more is larger than max_size, {self.max_size}")
+        return too_large(size, self.max_size)
+
+    def _decodes_as(self, ours: type["Framing[Any]"]) -> bool:
+        """Whether ``decode`` is that of ``ours``: a subclass has not overridden it. Then a read of the compiled core
+        does the same."""
+        return type(self).decode is ours.decode
 
 
 class Delimited(Framing[bytes]):
@@ -160,6 +168,8 @@ class Delimited(Framing[bytes]):
             raise OptionError("delimiter", delimiter, "must be bytes, at least one")
         self.delimiter = delimiter
         self.overhead = len(delimiter)
+        if self._decodes_as(Delimited):
+            self._frames = ReadDelimited(delimiter, self.max_size)
         self._begin = -1  # position in the stream where the message begins that was searched last
         self._searched = 0  # how many of its bytes were searched without success
 
@@ -201,24 +211,12 @@ class JSONLines(Framing[Any]):
     def __init__(self, stream: BaseIOStream, max_size: float = MAX_SIZE) -> None:
         super().__init__(stream, max_size)
         self._lines = Delimited(stream, b"\n", max_size)
+        if self._decodes_as(JSONLines):
+            self._frames = ReadDelimited(b"\n", self.max_size, _parsed)
 
     def decode(self, buffer: bytearray) -> tuple[int, Any] | None:
-        return self._parsed(self._lines.decode(buffer))
-
-    def _match(self, buffer: bytearray) -> tuple[int, Any] | None:
-        return self._parsed(self._lines._match(buffer))
-
-    def _parsed(self, found: tuple[int, bytes] | None) -> tuple[int, Any] | None:
-        if found is None:
-            return None
-        try:
-            line = str(found[1], "utf-8")
-            value = json.loads(line, parse_constant=_no_json, parse_float=_finite)
-            if _SURROGATE.search(line):
-                _dumps(value)  # fails if it is half of a pair
-            return found[0], value
-        except (ValueError, RecursionError) as error:
-            raise FramingError(f"the line is not JSON: {error}") from None
+        found = self._lines.decode(buffer)
+        return None if found is None else (found[0], _parsed(found[1]))
 
     def encode(self, message: Any) -> bytes:
         try:
@@ -228,12 +226,23 @@ class JSONLines(Framing[Any]):
         return self._lines.encode(line)
 
 
+def _parsed(line: bytes) -> Any:
+    try:
+        text = str(line, "utf-8")
+        value = _loads(text)
+        if "\\" in text and _SURROGATE.search(text):
+            _dumps(value)  # fails if it is half of a pair
+        return value
+    except (ValueError, RecursionError) as error:
+        raise FramingError(f"the line is not JSON: {error}") from None
+
+
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """An escape that is half of a surrogate pair. Unescaped, UTF-8 has none."""
 
 
 def _dumps(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _encode(value).encode()
 
 
 def _no_json(word: str) -> None:
@@ -245,6 +254,11 @@ def _finite(digits: str) -> float:
     if math.isinf(number):
         raise ValueError("a number is too large for a float")
     return number
+
+
+# As json.loads and json.dumps, which would make one of these for each message.
+_loads = json.JSONDecoder(parse_constant=_no_json, parse_float=_finite).decode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 class LengthPrefixed(Framing[bytes]):
@@ -261,6 +275,8 @@ class LengthPrefixed(Framing[bytes]):
         if [type(value) for value in self._prefix.unpack(bytes(self._prefix.size))] != [int]:
             raise OptionError("format", format, "must be a struct format of one integer")
         self.overhead = self._prefix.size
+        if self._decodes_as(LengthPrefixed):
+            self._frames = ReadPrefixed(self._prefix, self.max_size)
 
     def decode(self, buffer: bytearray) -> tuple[int, bytes] | None:
         begin = self._prefix.size
@@ -322,6 +338,8 @@ class FixedSize(Framing[bytes]):
         check_int("size", size, 1, what="a number of bytes")
         super().__init__(stream, size)
         self.size = size
+        if self._decodes_as(FixedSize):
+            self._frames = ReadBytes.of(size)
 
     def decode(self, buffer: bytearray) -> tuple[int, bytes] | None:
         return None if len(buffer) < self.size else (self.size, bytes(buffer[: self.size]))

@@ -13,8 +13,9 @@ cdef class ReadBuffer:
     cdef Py_ssize_t _searched
 
     cpdef feed(self, bytes chunk)
-    @cython.locals(start=Py_ssize_t, end=Py_ssize_t, raw=cython.p_const_char)
+    @cython.locals(start=Py_ssize_t, end=Py_ssize_t, whole=bytes, raw=cython.p_const_char)
     cpdef bytes take(self, Py_ssize_t count)
+    cpdef bytes peek(self, Py_ssize_t count)
     @cython.locals(start=Py_ssize_t, begin=Py_ssize_t, found=Py_ssize_t, count=Py_ssize_t)
     cpdef bytes take_until(self, bytes needle, object limit)
     cpdef Py_ssize_t search(self, object pattern, Py_ssize_t limit) except -2

@@ -80,7 +80,8 @@ class ReadBuffer:
             if count == self.size and not start:
                 taken = data
             else:
-                raw = data  # in the compiled core a pointer: a part of it is copied without an object for the slice
+                whole = data
+                raw = whole  # in the compiled core a pointer: a part of it is copied without an object for the slice
                 taken = raw[start:end]
         else:
             with memoryview(data) as view:
@@ -90,6 +91,10 @@ class ReadBuffer:
         if not self.size:
             self._data = b""
         return taken
+
+    def peek(self, count: int) -> bytes:
+        """The first ``count`` bytes, which must be there."""
+        return bytes(self._data[self._start : self._start + count])
 
     def take_into(self, space: memoryview) -> int:
         """Move as many bytes as there are, and as fit, into ``space``; return how many."""

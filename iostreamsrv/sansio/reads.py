@@ -275,7 +275,7 @@ class ReadMatch(Read):
     def __init__(self, match: Matcher) -> None:
         if not callable(match):
             raise OptionError("match", match, "must be a function of the buffered bytes")
-        Read.__init__(self, plain=False)
+        self.plain = self.restarted = self.unfinished = False  # as Read.__init__, without a call for each message
         self.match = match
 
     def take(self, buffer: ReadBuffer) -> Any | More:

@@ -10,7 +10,7 @@ from ..iostream import IOStream
 from ..runtime.contexts import run_for
 from ..runtime.loops import is_closing
 from ..streams.served import loop_of
-from .connection import ConnectionOwner, as_coroutine, client_name, report_raised
+from .handlers import HandlersOwner, as_coroutine, client_name, report_raised
 
 
 class CloseReports:
@@ -22,7 +22,7 @@ class CloseReports:
     :ivar owner: the `Connections` of the server.
     """
 
-    def __init__(self, owner: ConnectionOwner) -> None:
+    def __init__(self, owner: HandlersOwner) -> None:
         self.owner = owner
         self._queue: deque[tuple[IOStream, bool]] = deque()
         self._reporting = False

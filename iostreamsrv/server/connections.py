@@ -1,15 +1,16 @@
 """The connections of a server: admitted, served, closed.
 
 Each has a permit while its descriptor is open: an entry in ``Connections.open``. ``Connections.stream_closed`` is the
-only exit, for every close reason; it releases the permit. :mod:`iostreamsrv.server.connection` has the life of one
-client, :mod:`iostreamsrv.server.shutdown` the shutdown of all.
+only exit, for every close reason; it releases the permit. :mod:`iostreamsrv.server.connection` has what comes
+before a client's handler, :mod:`iostreamsrv.server.handlers` the handler and what follows, and
+:mod:`iostreamsrv.server.shutdown` the shutdown of all.
 """
 
 import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable, Container, Coroutine, Iterable
+from collections.abc import Callable, Container, Coroutine
 from contextvars import Context
 from typing import Any
 
@@ -17,15 +18,16 @@ from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason
 from ..events import Event, EventKind, Events
-from ..iostream import BaseIOStream, IOStream
+from ..iostream import BaseIOStream, IOStream, SSLIOStream
 from ..options import ServerOptions
 from ..runtime.addresses import show
 from ..runtime.cleanup import may_end_with_loop
 from ..streams.served import loop_of
 from .close_reports import CloseReports
-from .connection import Connection, ConnectionSetup, Handlers, client_name
+from .connection import Connection, ConnectionSetup
 from .deadlines import Deadlines
 from .groups import Groups
+from .handlers import HandlerMethods, Handlers, client_name
 from .limits import ConnectionLimits, host_of
 from .watchdog import watch
 
@@ -45,8 +47,10 @@ class Connections:
     :ivar open: the streams that have a permit, by id.
     :ivar rejected: the streams that are open only for ``handle_reject``, by id.
     :ivar queued: connections that a shutdown has accepted and that wait for a permit.
-    :ivar starting: the tasks of clients that are being set up.
-    :ivar handling: the handlers' tasks.
+    :ivar starting: the tasks that read a PROXY header.
+    :ivar handshakes: the TLS handshakes that a handler waits for.
+    :ivar handlers: runs the handlers.
+    :ivar handling: the handlers' tasks, and the stream that each was called with.
     :ivar closing: the tasks that close streams or run ``handle_close``.
     :ivar limits: decides how many connections there may be.
     :ivar draining: whether the server is shutting down.
@@ -58,7 +62,7 @@ class Connections:
 
     def __init__(
         self,
-        server: Handlers,
+        server: HandlerMethods,
         options: ServerOptions,
         *,
         overrides: Callable[[str], bool],
@@ -74,11 +78,12 @@ class Connections:
         self.rejected: dict[int, IOStream] = {}
         self.queued: deque[tuple[ConnectionSetup, Context, socket.socket, Any]] = deque()
         self.starting: dict[asyncio.Task[None], None] = {}  # not sets: these go by addresses, and so by chance
-        self.handling: dict[asyncio.Future[Any], Connection] = {}
+        self.handshakes: dict[asyncio.Future[SSLIOStream], None] = {}
+        self.handling: dict[asyncio.Future[Any], IOStream] = {}
         self.closing: dict[asyncio.Task[Any], None] = {}
         self.limits = ConnectionLimits(self.open, options, self.events, on_capacity, self._max_rejecting)
         self.deadlines = Deadlines(options, self.open, self.rejected)
-        self.groups = Groups(self.open, self.served)
+        self.groups = Groups(self.open, self.deadlines.armed)
         self.draining = False
         self.closes_answered: Container[int] = ()
         self.cancel_reason = CloseReason.SHUTDOWN
@@ -92,8 +97,7 @@ class Connections:
         self._reports = CloseReports(self)
         self._loop: asyncio.AbstractEventLoop | None = None  # of the last client
         self._io_loop: IOLoop
-        # One bound method for all streams: a new one for every stream costs 64 bytes.
-        self.on_handler_done: Callable[[asyncio.Future[Any]], None] = self._handler_done
+        self.handlers = Handlers(self)
 
     def set_options(self, options: ServerOptions) -> None:
         """Apply new options."""
@@ -111,10 +115,6 @@ class Connections:
         """See `StreamOwner`."""
         return self.options.handshake_timeout
 
-    def served(self, streams: Iterable[IOStream]) -> list[IOStream]:
-        """Those of ``streams`` whose handler has been called."""
-        return [stream for stream in streams if not self.deadlines.is_armed(stream)]
-
     def is_rejected(self, stream: BaseIOStream) -> bool:
         """Whether the stream is open only for ``handle_reject``."""
         return stream.id in self.rejected
@@ -128,11 +128,12 @@ class Connections:
 
     def current(self, stream: IOStream) -> IOStream:
         """The stream, or the one that has replaced it by ``start_tls()``."""
-        return self._open_with_id(stream.id) or stream
+        # Almost always it is in ``open``, or closed, and no client is rejected.
+        return self.open.get(stream.id) or (self.rejected and self.rejected.get(stream.id)) or stream
 
     def count(self) -> int:
         """The number of clients, including those not admitted yet, and closed ones whose handler is still running."""
-        closed = sum(not self.is_open(connection.stream) for connection in self.handling.values())
+        closed = sum(not self.is_open(stream) for stream in self.handling.values())
         return len(self.open) + len(self.queued) + closed
 
     # ---- admission
@@ -162,7 +163,10 @@ class Connections:
             self.limits.siblings.opened(len(self.open))
         if not has_room and not self._reject(stream, address, "max_connections"):
             return
-        Connection(self, setup, stream).start(address)
+        if setup.trusted is not None or setup.certificates is not None:
+            Connection(self, setup, stream).start(address)
+        elif self.options.max_connections_per_ip is None or self.admit(stream, address):
+            self.handlers.call(stream, address)
 
     def _accept_queued(self) -> None:
         while self.queued and self.limits.has_place():
@@ -219,9 +223,6 @@ class Connections:
         self.starting[task] = None
         task.add_done_callback(self.starting.pop, context=Context())
 
-    def _handler_done(self, handling: "asyncio.Future[Any]") -> None:
-        self.handling.pop(handling).handler_done(handling)
-
     # ---- reports
 
     def report(
@@ -245,12 +246,12 @@ class Connections:
 
     def client_of(self, task: Any) -> IOStream | None:
         """The stream that ``task`` serves as its handler."""
-        connection = self.handling.get(task)
-        return None if connection is None else connection.stream
+        stream = self.handling.get(task)
+        return None if stream is None else self.current(stream)
 
     def has(self, stream: BaseIOStream, caller: Any) -> bool:
         """Whether ``stream`` is open here, or ``caller``, an object that works for it, is a part of this."""
-        if type(caller) in (Connection, CloseReports):
+        if type(caller) in (Connection, Handlers, CloseReports):
             return caller.owner is self
         return caller is self or self._open_with_id(stream.id) is stream
 

@@ -26,16 +26,17 @@ from ..options import ServerOptions
 from ..runtime.callables import check_function, is_overridden, takes
 from ..runtime.logs import application
 from ..runtime.loops import asyncio_loop, current_loop
-from .connection import ConnectionSetup, Handlers
+from .connection import ConnectionSetup
 from .connections import Connections
 from .groups import Streams
+from .handlers import HandlerMethods
 from .listeners import Listeners
 from .retiring import Retirement
 from .shutdown import cancel_all, drain_or_cancel
 from .siblings import Siblings
 
 
-class Server(Handlers, Protocol):
+class Server(HandlerMethods, Protocol):
     """What a core calls of its server. All else of it may be the user's."""
 
     def stop(self) -> None:

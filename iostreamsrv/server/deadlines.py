@@ -62,6 +62,7 @@ class Deadlines:
 
     :param streams: the streams of a server, in one or several dicts by id.
     :ivar options: the timeouts; may be replaced at any time.
+    :ivar armed: the ids of the streams whose handler is still to be called.
     :ivar running: whether a check is scheduled: there are streams, or there were at the last check.
     """
 
@@ -70,6 +71,7 @@ class Deadlines:
         self.running = False
         self._streams = streams
         self._setups: dict[int, SetupDeadline] = {}
+        self.armed = self._setups.keys()
         self._windows: dict[int, Window] = {}
         self._sent: dict[int, Sent] = {}  # of streams that had a queue since bytes were last received
         self._timer: TimerHandle | None = None

@@ -2,16 +2,17 @@
 
 import asyncio
 from asyncio import Future
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextvars import Context
 from functools import partial
 from typing import Any, Literal, get_args
 from weakref import WeakValueDictionary
 
-from ..errors import CloseReason, OptionError, StreamBufferFullError, StreamClosedError
+from ..errors import CloseReason, OptionError, StreamClosedError
 from ..iostream import IOStream
 from ..runtime.cleanup import may_end_with_loop
 from ..streams.served import loop_of
+from ..streams.writing import write_to_each
 
 Slow = Literal["drop", "kick", "wait"]
 """What happens to a stream whose queue has no room for a broadcast: it misses the message, it is closed, or the
@@ -89,12 +90,12 @@ class Groups:
     """All groups of a server, and broadcasts to them.
 
     :param streams: the open streams of the server.
-    :param served: filters streams: returns those whose handler was called.
+    :param armed: the ids of those whose handler is still to be called; may change.
     """
 
-    def __init__(self, streams: dict[int, IOStream], served: Callable[[Iterable[IOStream]], list[IOStream]]) -> None:
+    def __init__(self, streams: dict[int, IOStream], armed: Collection[int]) -> None:
         self._streams = streams
-        self._served = served
+        self._armed = armed
         self._waiting: dict[int, asyncio.Task[bool]] = {}  # the last broadcast that waits for a stream
         # A group exists as long as there is a reference to it, which its streams have by _of.
         self._by_name: WeakValueDictionary[object, Group] = WeakValueDictionary()
@@ -150,21 +151,13 @@ class Groups:
             raise TypeError(f"can only broadcast bytes, bytearray or memoryview, not {type(data).__name__}")
         data = bytes(data)  # bytes are not copied
         left_out = {exclude.id} if isinstance(exclude, IOStream) else {stream.id for stream in exclude}
-        taken, full = 0, []
-        for stream in self._served(streams):
-            if stream.id in left_out:
-                continue
-            if stream.id in self._waiting:  # it waits for an earlier message, which this one must not overtake
-                full.append(stream)
-                continue
-            try:
-                stream.write_shared(data)
-            except StreamBufferFullError:
-                full.append(stream)
-            except StreamClosedError:
-                pass  # it is being closed
-            else:
-                taken += not stream.closed()  # the write may have found the connection broken
+        left_out.update(self._armed)
+        streams = list(streams)  # a write that fails closes a stream
+        full: list[IOStream] = []
+        if self._waiting:  # for an earlier message, which this one must not overtake
+            full = [stream for stream in streams if stream.id in self._waiting and stream.id not in left_out]
+            left_out.update(self._waiting)
+        taken = write_to_each(streams, data, left_out, full)
         loop = asyncio.get_running_loop()
         if full and slow == "wait":
             later = [self._write_later(stream, data) for stream in full]
@@ -199,12 +192,12 @@ async def _write_later(previous: "asyncio.Task[bool] | None", stream: IOStream, 
         try:
             # Wait for at least one byte to be sent: for many small writes the queue counts more than their bytes.
             await stream.drain(max(0, min(limit - len(data), stream.queued - 1)))
-            stream.write_shared(data)
-        except StreamBufferFullError:
-            continue  # another write has taken the room
         except StreamClosedError:
             return False
-        return True
+        full: list[IOStream] = []
+        taken = write_to_each([stream], data, (), full)
+        if not full:  # otherwise another write has taken the room
+            return taken > 0
 
 
 async def _sum(taken: int, later: "list[asyncio.Task[bool]]") -> int:

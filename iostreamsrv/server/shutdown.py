@@ -75,7 +75,7 @@ async def drain(connections: Connections, idle: float, timeout: float | None) ->
 def is_drained(connections: Connections) -> bool:
     """Whether no client is left, and no task of one, except for handlers that wait for the shutdown themselves."""
     callers = connections.shutdown_callers
-    waiting = [connections.handling[task].stream for task in connections.handling.keys() & callers]
+    waiting = [connections.handling[task] for task in connections.handling.keys() & callers]
     streams = len(connections.open) - sum(stream.id in connections.open for stream in waiting)
     return not (
         streams
@@ -146,6 +146,7 @@ async def cancel_all(connections: Connections, reason: CloseReason, graceful: bo
     ending = [task for task in running if task not in spared]
     for task in ending:
         task.cancel()
+    connections.handshakes.clear()  # no handler follows them any more
     late = {each for each in ending if each in given_up}  # cancelled before, and still running
     if graceful:
         late |= await _wait([*{*ending} - late])

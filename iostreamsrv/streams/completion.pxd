@@ -4,7 +4,11 @@ from iostreamsrv.sansio.reads cimport Read, ReadInto
 from iostreamsrv.streams.donefuture cimport done_future
 from iostreamsrv.streams.hub cimport Hub
 from iostreamsrv.streams.pending cimport PendingSide
-from iostreamsrv.streams.wakeup cimport resolve_now
+from iostreamsrv.streams.wakeup cimport is_done, make_pending, resolve_now
+
+cdef int CLOSED, INLINE_BUDGET
+cdef unsigned int BROKEN, HANGUP, READABLE, WRITABLE
+cdef object MORE
 
 cdef class CompletionSide(PendingSide):
     @cython.locals(hub=Hub)
@@ -13,6 +17,6 @@ cdef class CompletionSide(PendingSide):
     cdef _failed_inline(self, Read read, object error)
     cdef _read_after_eof(self, Read read)
     @cython.locals(read=Read)
-    cpdef dispatch(self, unsigned int events)
+    cdef dispatch(self, unsigned int events)
     @cython.locals(read=Read)
     cdef _wait_for_more(self)

@@ -12,7 +12,7 @@ from .donefuture import done_future
 from .pending import PendingSide, RestoringFuture
 from .readiness import BROKEN, HANGUP, READABLE, WRITABLE
 from .state import CLOSED
-from .wakeup import resolve_now
+from .wakeup import is_done, make_pending, resolve_now
 
 
 class CompletionSide(PendingSide):
@@ -58,7 +58,7 @@ class CompletionSide(PendingSide):
             raise self._closed_error("read")
         if self._read is not None:
             self._expect_no_read()
-        if self._phase == CLOSED or self._eof:
+        if self._phase == CLOSED or self._eof is not None:
             return self._read_after_eof(read)
         self._unoffered = False
         buffered = self._buffer.size
@@ -73,14 +73,14 @@ class CompletionSide(PendingSide):
                     if self._close_callback is not None:  # as _done_future, without a call for each message
                         self._poll_for_eof_soon()
                     return done_future(hub.loop, result)
-                if self._phase == CLOSED or self._eof:
+                if self._phase == CLOSED or self._eof is not None:
                     return self._read_hit_eof(read)
                 self._unoffered = read.unfinished
             else:
                 self._unoffered = True
             if self._readable or self._buffer.size:
                 hub.dispatch_again(self)
-        future = hub.pending() if into is None else RestoringFuture(self)
+        future = make_pending(hub.pending) if into is None else RestoringFuture(self)
         self._read = read
         self._read_future = future
         self._read_since = hub.now if hub.timed else hub.time()
@@ -175,7 +175,7 @@ class CompletionSide(PendingSide):
         read, future = self._read, self._read_future
         if read is None or future is None:
             return self._dispatch_without_read()
-        if future.done():  # cancelled; the bytes stay where they are
+        if is_done(future):  # cancelled; the bytes stay where they are
             self._abandon_read()
             return self._dispatch_without_read()
         try:
@@ -202,6 +202,10 @@ class CompletionSide(PendingSide):
         if self._close_callback is not None:
             self._poll_for_eof_soon()
         return None
+
+    def _dispatch_now(self, events: int) -> None:
+        """:meth:`dispatch` for modules that are not compiled."""
+        self.dispatch(events)
 
     def _wait_for_more(self) -> None:
         read = self._read

@@ -214,7 +214,8 @@ class StreamCore(Dispatched):
         self._reads_watched = False
         self._budget = INLINE_BUDGET
         # writing
-        self._corked: list[bytes] | None = None  # to be sent at the end of the hub's run
+        # to be sent at the end of the hub's run: one write, as most streams have, without a list
+        self._corked: bytes | list[bytes] | None = None
         self._corked_size = 0
         # output that waits for room in the kernel; None while there is room
         self._output: WriteBuffer | None = None

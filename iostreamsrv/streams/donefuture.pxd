@@ -11,9 +11,13 @@ cdef extern from "Python.h":
     ctypedef struct PyAsyncMethods:
         sendfunc am_send
     ctypedef PyObject* (*iternextfunc)(PyObject*) except? NULL
+    ctypedef PyObject* (*getattrofunc)(PyObject*, PyObject*) except NULL
+    ctypedef int (*setattrofunc)(PyObject*, PyObject*, PyObject*) except -1
     ctypedef struct PyTypeObject:
         PyAsyncMethods* tp_as_async
         iternextfunc tp_iternext
+        getattrofunc tp_getattro
+        setattrofunc tp_setattro
     PyObject* PyExc_StopIteration
     int PyTuple_Check(PyObject*)
     int PyExceptionInstance_Check(PyObject*)
@@ -30,3 +34,4 @@ cdef inline PyObject* end_of_iteration(object value) except? NULL:
     return NULL
 
 cpdef done_future(object loop, object result)
+cpdef make_done(object type_)

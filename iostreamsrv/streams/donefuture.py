@@ -7,12 +7,17 @@ awaiting it never reaches the loop.
 """
 
 import asyncio
+import operator
 from asyncio import Future
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
 _FINISHED = iter(())  # an exhausted iterator stays exhausted, so all futures can share one
+
+
+make_done = operator.call
+"""Makes a future of the type that :func:`done_future_type` has given."""
 
 
 def done_future_type(loop: asyncio.AbstractEventLoop) -> "Callable[[], Future[None]]":

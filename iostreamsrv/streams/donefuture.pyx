@@ -117,6 +117,11 @@ cdef class _DoneFutures:
         return done_future(self._loop, None)
 
 
+cpdef make_done(object type_):
+    """A future of the type that :func:`done_future_type` has given."""
+    return done_future((<_DoneFutures>type_)._loop, None) if type(type_) is _DoneFutures else type_()
+
+
 def done_future_type(loop):
     """Makes done futures of ``loop``."""
     return _DoneFutures(loop)

@@ -42,12 +42,16 @@ cdef class Hub:
 
 cdef class EpollHub(Hub):
     cdef public object _epoll
-    cdef public dict _streams
+    cdef public list _streams
+    cdef public Py_ssize_t _count
     cdef public object _keeper
     cdef public bint _stale
     cdef public object _warnings
 
+    @cython.locals(number=int)
     cpdef _register(self, Dispatched stream, unsigned int events)
+    @cython.locals(number=int)
+    cdef bint _has(self, Dispatched stream) except -1
 
 cdef class LoopHub(Hub):
     cdef public dict _wanted

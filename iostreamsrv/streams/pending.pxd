@@ -3,6 +3,10 @@ cimport cython
 from iostreamsrv.sansio.reads cimport Read
 from iostreamsrv.streams.receiving cimport ReceiveSide
 
+cdef int CLOSED
+cdef unsigned int BROKEN, ENDED
+cdef object MORE
+
 cdef class PendingSide(ReceiveSide):
     cdef _has_answered(self)
     cdef _expect_no_read(self)

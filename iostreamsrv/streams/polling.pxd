@@ -1,2 +1,2 @@
 cpdef double read_clock(object clock) except? -1
-cpdef bint poll(object epoll, dict streams, list due) except -1
+cpdef bint poll(object epoll, list streams, list due) except -1

@@ -4,9 +4,7 @@
 import select
 import time
 
-from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
-from cpython.object cimport PyObject
 from libc.errno cimport EINTR, errno
 
 from iostreamsrv.streams.readiness cimport Dispatched
@@ -55,7 +53,7 @@ cpdef double read_clock(object clock) except? -1:
     return iostreamsrv_monotonic() if clock is _monotonic else clock()
 
 
-cpdef bint poll(object epoll, dict streams, list due) except -1:
+cpdef bint poll(object epoll, list streams, list due) except -1:
     """Append to ``due`` each of ``streams`` that is ready, with its events in ``due_events``."""
     cdef iostreamsrv_event events[MOST]
     cdef int count, i
@@ -75,13 +73,11 @@ cpdef bint poll(object epoll, dict streams, list due) except -1:
     return known
 
 
-cdef bint _add(dict streams, object number, unsigned int events, list due) except -1:
+cdef bint _add(list streams, int number, unsigned int events, list due) except -1:
     """Return whether the descriptor is known."""
-    cdef Dispatched stream
-    cdef PyObject* found = PyDict_GetItemWithError(streams, number)
-    if found is NULL:
+    cdef Dispatched stream = <Dispatched>streams[number] if 0 <= number < len(streams) else None
+    if stream is None:
         return False
-    stream = <Dispatched>found
     if not stream.due_events:
         due.append(stream)
     stream.due_events |= events

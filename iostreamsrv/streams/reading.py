@@ -11,6 +11,7 @@ from ..options import check_timeout
 from ..sansio.reads import (
     MORE,
     Matcher,
+    Read,
     ReadBytes,
     ReadInto,
     ReadMatch,
@@ -53,11 +54,13 @@ class ReadSide(CompletionSide):
         """
         global _last_until
         read = _last_until
-        if read.delimiter is not delimiter or read.max_bytes is not max_bytes:
+        same = read.delimiter is delimiter or (type(delimiter) is bytes and read.delimiter == delimiter)
+        if not same or read.max_bytes is not max_bytes:
             try:
-                read = _last_until = ReadUntil.of(delimiter, max_bytes)
+                _last_until = ReadUntil.of(delimiter, max_bytes)
             except TypeError:
                 raise OptionError("delimiter", delimiter, "must be bytes, at least one") from None
+            read = _last_until
         return self._begin_read(read, timeout)
 
     def read_until_regex(
@@ -131,7 +134,7 @@ class ReadSide(CompletionSide):
         """
         return self._begin_read(_UNTIL_CLOSE, timeout)
 
-    def read_until_match(self, match: Matcher, *, timeout: float | None = None) -> "Future[Any]":
+    def read_until_match(self, match: Matcher | Read, *, timeout: float | None = None) -> "Future[Any]":
         """Read a message that a function recognises.
 
         :param match: called with a ``bytearray`` of everything buffered, each time more has arrived. It returns
@@ -152,4 +155,5 @@ class ReadSide(CompletionSide):
         A function that processes the messages itself returns ``(consumed, MORE)``, with `iostreamsrv.iostream.MORE`:
         those bytes are removed, and it is called again for the rest, at once or when more has arrived.
         """
-        return self._begin_read(ReadMatch(match), timeout)
+        # The framings of this package have reads of their own, which the compiled core knows.
+        return self._begin_read(match if isinstance(match, Read) else ReadMatch(match), timeout)

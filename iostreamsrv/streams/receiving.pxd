@@ -6,6 +6,10 @@ from iostreamsrv.streams.hub cimport Hub
 from iostreamsrv.streams.transports.tls cimport TLSTransport
 from iostreamsrv.streams.writing cimport WriteSide
 
+cdef int RECEIVES_PER_TURN
+cdef unsigned int ENDED
+cdef object MORE
+
 cdef class ReceiveSide(WriteSide):
     @cython.locals(buffer=ReadBuffer, turns=int, chunk=bytes)
     cdef _attempt(self, Read read, bint untried)

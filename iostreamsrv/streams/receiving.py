@@ -177,7 +177,7 @@ class ReceiveSide(WriteSide):
         try:
             if space is not None:
                 return self._io.recv_into(space)
-            return transport.recv(size) if self._io is transport else self._io.recv(size)  # the former is typed
+            return self._io.recv(size)
         except BlockingIOError:
             if transport.incomplete:
                 self._receive_rest_soon()

@@ -4,12 +4,15 @@ from iostreamsrv.sansio.buffers cimport WriteBuffer
 from iostreamsrv.streams.core cimport StreamCore
 from iostreamsrv.streams.hub cimport Hub
 
+cdef int CLOSED, INLINE_BUDGET
+cdef Py_ssize_t _CORK_SIZE
+
 cdef class SendSide(StreamCore):
     cdef bint _has_budget(self) except -1
     cpdef _failed_future(self, object error)
-    @cython.locals(hub=Hub, size=Py_ssize_t)
+    @cython.locals(hub=Hub, size=Py_ssize_t, count=Py_ssize_t)
     cdef bint _cork(self, object data) except -1
-    @cython.locals(corked=list, sent=Py_ssize_t, data=bytes)
+    @cython.locals(sent=Py_ssize_t, data=bytes)
     cdef uncork(self)
     @cython.locals(hub=Hub, sent=Py_ssize_t)
     cdef Py_ssize_t _send(self, object data) except -1

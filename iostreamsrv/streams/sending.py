@@ -20,6 +20,8 @@ from .transports.custom import CustomTransport
 CORK_SIZE = 65536
 """Most bytes to cork. More are sent without waiting for the end of the hub's run."""
 
+_CORK_SIZE = CORK_SIZE  # in the compiled core a number of C
+
 OWN_OUTPUT = 1024
 """Bytes of a transport's own output that may wait for room while reading goes on: some dozens of TLS's answers. A peer
 that sends everything before it reads must not be stopped by one of them."""
@@ -111,17 +113,21 @@ class SendSide(StreamCore):
         """Keep ``data`` for the end of the hub's run. Return False if the hub is not running, if it is too much, or if
         there is none: to write nothing means to send everything."""
         hub = self._hub
-        size = self._corked_size + len(data)
-        if not hub.running or not self.cork or size > CORK_SIZE or not data:
+        count = len(data)
+        size = self._corked_size + count
+        if not hub.running or not self.cork or size > _CORK_SIZE or not count:
             return False
         if type(data) is not bytes:
             data = bytes(data)
         self._corked_size = size
-        if self._corked is None:
-            self._corked = [data]
+        corked = self._corked
+        if corked is None:
+            self._corked = data
             hub.corked.append(self)
+        elif isinstance(corked, list):
+            corked.append(data)
         else:
-            self._corked.append(data)
+            self._corked = [corked, data]
         return True
 
     def _send_corked(self) -> None:
@@ -133,7 +139,7 @@ class SendSide(StreamCore):
         if corked is None:
             return
         self._corked = None
-        data = corked[0] if len(corked) == 1 else b"".join(corked)
+        data = b"".join(corked) if isinstance(corked, list) else corked
         self._corked_size = 0
         sent = self._send(data)
         if sent < len(data) and self._phase != CLOSED:

@@ -154,9 +154,6 @@ class ServedStream(Protocol):
     def when_read_done(self, look: Callable[[], None]) -> None:
         """Call ``look`` when the pending read is done; if a task awaits it, when that task has ended."""
 
-    def write_shared(self, data: bytes) -> None:
-        """``write()`` without a future, for the same data to many streams."""
-
     # for deadlines
 
     def shift_times(self, later: Callable[[float], float]) -> None:

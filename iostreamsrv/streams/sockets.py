@@ -233,7 +233,7 @@ class SocketStream(TransportStream):
         future, self._connect_future = self._connect_future, None
         if future is not None and not future.done():
             future.set_result(self)
-        self.dispatch(events | WRITABLE)
+        self._dispatch_now(events | WRITABLE)
 
     def _connected_to_itself(self) -> OSError | None:
         """The error, if the socket is connected to itself: if no server listens on the port, the kernel may choose it

@@ -5,6 +5,7 @@ and to find the task that waits for it, costs as much as all the rest of a read.
 """
 
 import asyncio
+import operator
 import types
 from collections.abc import Callable
 from contextvars import Context
@@ -25,6 +26,13 @@ debugging = False
 
 PendingFuture = asyncio.Future
 """The class of the futures of pending reads."""
+
+
+is_done = asyncio.Future.done
+"""Whether a future of a stream is done."""
+
+make_pending = operator.call
+"""Makes a future of the type that :func:`pending_future_type` has given."""
 
 
 def pending_future_type(loop: asyncio.AbstractEventLoop) -> "Callable[[], asyncio.Future[Any]]":

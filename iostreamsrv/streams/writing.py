@@ -2,14 +2,16 @@
 
 import errno
 from asyncio import Future
-from typing import IO
+from collections.abc import Container
+from typing import IO, Any
 
-from ..errors import CloseReason, Operation, StreamBufferFullError, of_stream
+from ..errors import CloseReason, Operation, StreamBufferFullError, StreamClosedError, of_stream
 from ..sansio.buffers import WriteBuffer
 from .core import fail
+from .donefuture import make_done
 from .file_region import FileRegion, check_amount
 from .sending import CORK_SIZE, SendSide
-from .state import CLOSED
+from .state import CLOSED, FINISHING
 
 REASONS_WITHOUT_CLOSE_NOTIFY = frozenset({CloseReason.ABORTED, CloseReason.RESET, CloseReason.TLS_ERROR})
 """Reasons to close without a close_notify: the peer is gone, or must notice that data is missing."""
@@ -32,7 +34,7 @@ class WriteSide(SendSide):
     # 3. Sent in part. The rest is queued, with a future for its last byte; the hub reports when there is room.
     # 4. Queued behind earlier writes, or until the stream is connected.
     #
-    # In the first two the future is done when it is returned: hub.done() makes one without fields, at a third of the
+    # In the first two the future is done when it is returned: hub.done makes one without fields, at a third of the
     # cost of an asyncio.Future. A writer that awaits it is not suspended. So _budget counts these writes, too, and now
     # and then the future is done one turn later.
     #
@@ -68,18 +70,18 @@ class WriteSide(SendSide):
         if self._output is None:
             if (hub.others_pending or self._buffer.size or self._corked is not None) and self._cork(data):
                 self._budget -= 1
-                return self._done_next_turn() if self._budget <= 0 and self._must_yield() else hub.done()
+                return self._done_next_turn() if self._budget <= 0 and self._must_yield() else make_done(hub.done)
             if self._corked is not None:
                 self.uncork()
                 if not data and self._output is None and self._phase != CLOSED:
-                    return hub.done()  # it was only to send what enqueue has corked
+                    return make_done(hub.done)  # it was only to send what enqueue has corked
         if self._output is None:
             if self._phase == CLOSED:
                 return self._failed_future(self._closed_error("write"))
             sent = self._send(data)
             if sent == len(data):
                 self._budget -= 1
-                return self._done_next_turn() if self._budget <= 0 and self._must_yield() else hub.done()
+                return self._done_next_turn() if self._budget <= 0 and self._must_yield() else make_done(hub.done)
             if self._phase == CLOSED:
                 return self._failed_future(self._closed_error("write"))
             rest = memoryview(data)[sent:]
@@ -98,26 +100,50 @@ class WriteSide(SendSide):
         self._hub.check()
         data = _as_bytes(data)
         if self._output is None and self._corked_size + len(data) <= CORK_SIZE:
-            if self._corked is None:
-                self._corked = []
+            corked = self._corked
+            if isinstance(corked, list):
+                corked.append(bytes(data))
+            else:
+                self._corked = [bytes(data)] if corked is None else [corked, bytes(data)]
+            if corked is None:
                 if self._hub.running:
                     self._hub.corked.append(self)
                 else:
                     self._call_soon(self._send_corked)
-            self._corked.append(bytes(data))
             self._corked_size += len(data)
         else:
             self.uncork()
             output = self._wait_for_room() if self._output is None else self._output
             output.append(data)
 
-    def write_shared(self, data: bytes) -> None:
-        """:meth:`write` without a future, for the same data to many streams: a queued entry is only a reference."""
-        if self._output is None or self._phase or self._sending_eof:
-            self.write(data)
-        else:
+    def write_shared(self, data: bytes) -> bool:
+        """:meth:`write` without a future, for the same data to many streams: a queued entry is only a reference.
+
+        :returns: whether the stream is still open: the write may have found that the connection is broken.
+        """
+        if self._phase or self._sending_eof:
+            raise self._closed_error("write")
+        if self._output is not None:
             self._check_room(self._output, len(data))
             self._output.append(data)
+            return True
+        hub = self._hub
+        if hub.checked:
+            hub.check()
+        self._budget -= 1
+        if self._budget <= 0:
+            self._has_budget()
+        if (hub.others_pending or self._buffer.size or self._corked is not None) and self._cork(data):
+            return True
+        if self._corked is not None:
+            self.write(data)  # behind what is corked
+        else:
+            sent = self._send(data)
+            if sent == len(data):
+                return True
+            if self._phase != CLOSED:
+                self._wait_for_room().append(memoryview(data)[sent:])
+        return self._phase < FINISHING
 
     def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> "Future[int]":
         """Send a part of a file, after all earlier writes and before all later ones.
@@ -189,7 +215,7 @@ class WriteSide(SendSide):
         if self._phase == CLOSED:
             return self._failed_future(self._closed_error("write"))
         if self._output is None or (remaining and self._output.size <= remaining):
-            return self._hub.done()
+            return make_done(self._hub.done)
         return self._future_of_queued(None, remaining)
 
     def send_eof(self) -> "Future[None]":
@@ -216,7 +242,7 @@ class WriteSide(SendSide):
                 self._try_shutdown_writes()
                 if self._phase != CLOSED and self._eof is not None and self._output is None:
                     self.terminate(self._eof)
-                    return self._hub.done()
+                    return make_done(self._hub.done)
         return self.drain()
 
     # ---- when the stream is closed
@@ -297,3 +323,23 @@ def _as_bytes(data: bytes | bytearray | memoryview) -> bytes | bytearray | memor
     if isinstance(data, bytes | bytearray):
         return data
     raise TypeError(f"can only write bytes, bytearray or memoryview, not {type(data).__name__}")
+
+
+def write_to_each(streams: list[Any], data: bytes, left_out: Container[int], full: list[Any]) -> int:
+    """Write ``data`` to each of ``streams`` whose ``id`` is not in ``left_out``, without futures; they share one copy.
+
+    :param full: gets the streams whose queue has no room.
+    :returns: how many streams took it, and are not closed by that.
+    """
+    taken = 0
+    for each in streams:
+        stream = each  # which has a type where this is compiled
+        if left_out and stream.id in left_out:
+            continue
+        try:
+            taken += stream.write_shared(data)
+        except StreamBufferFullError:
+            full.append(stream)
+        except StreamClosedError:
+            pass  # it is being closed
+    return taken

@@ -19,6 +19,7 @@ from iostreamsrv.runtime.logs import LogRateLimit
 from iostreamsrv.sansio.buffers import ReadBuffer
 from iostreamsrv.server.connection import Connection
 from iostreamsrv.server.connections import Connections
+from iostreamsrv.server.handlers import Handlers
 from iostreamsrv.server.listeners import Listeners
 from iostreamsrv.streams.handshake import TLSStream
 from iostreamsrv.streams.transports.tls import TLSTransport
@@ -41,10 +42,10 @@ def shut_down_without_the_queue() -> None:
 def leave_failed_handlers_open() -> None:
     """The stream of a handler that raised stays open."""
 
-    def complain(self: Any, name: str, error: BaseException) -> None:
-        app_log.error("%s of %s failed", name, self.stream, exc_info=error)
+    def complain(self: Any, stream: Any, name: str, error: BaseException) -> None:
+        app_log.error("%s of %s failed", name, stream, exc_info=error)
 
-    Connection._handler_failed = complain  # type: ignore[method-assign]
+    Handlers._handler_failed = complain  # type: ignore[method-assign]
 
 
 def search_from_the_start() -> None:
@@ -97,8 +98,8 @@ def forget_what_follows_the_header() -> None:
     start_tls = Connection._start_tls
 
     def forgetful(self: Any, certificates: Any) -> Any:
-        if self.stream.proxy is not None:
-            self.stream._buffer.take(self.stream._buffer.size)
+        if self._stream.proxy is not None:
+            self._stream._buffer.take(self._stream._buffer.size)
         return start_tls(self, certificates)
 
     Connection._start_tls = forgetful  # type: ignore[method-assign]

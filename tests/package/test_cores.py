@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -177,3 +178,15 @@ def test_what_was_missing_in_the_build_is_why(sources: Path) -> None:
 def test_what_another_python_built_is_not_used(sources: Path) -> None:
     (sources / "iostreamsrv/compiled.cpython-310-x86_64-linux-gnu.json").write_text('{"sources": {}}')
     assert imported(sources) == ("python", "no compiled core", [])
+
+
+def test_no_compiled_module_releases_the_interpreters_lock() -> None:
+    """So no other thread runs between a check of a buffer and its use in C. (What Python's own calls release it for,
+    they hold as an exported buffer, which cannot be resized.)"""
+    sources = [
+        PROJECT / (name.replace(".", "/") + suffix) for name in cores.COMPILED for suffix in (".py", ".pyx", ".pxd")
+    ]
+    lines = [(path.name, line) for path in sources if path.exists() for line in path.read_text().splitlines()]
+    words = re.compile(r"\bnogil\b|ALLOW_THREADS|PyEval_SaveThread|PyGILState|allow_threads")
+    # To declare that a function of C needs no lock is not to release it.
+    assert [each for each in lines if words.search(each[1]) and not each[1].startswith("cdef extern from")] == []

@@ -1,19 +1,21 @@
 """The benchmarks themselves: that they run, and reckon right. How fast anything is, no test says."""
 
 import dataclasses
+import json
 import os
 import shutil
 import socket
 import sys
 import threading
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the benchmarks need Linux", allow_module_level=True)
 
-from benchmarks import resp, table
+from benchmarks import callgrind, charts, instructions, layers, resp, table
 from benchmarks.__main__ import NO_OPENSSL, Benchmark
 from benchmarks.__main__ import run as run_benchmark
 from benchmarks.echoes import ALL_LIMITS, NO_LIMITS
@@ -24,6 +26,8 @@ from benchmarks.peers import (
     ALL,
     COPYING,
     FLOOR,
+    H11,
+    HTTPTOOLS,
     LIMITED,
     OURS,
     PEERS,
@@ -31,6 +35,7 @@ from benchmarks.peers import (
     TORNADO,
     UNDER_TLS,
     UNLIMITED,
+    UVICORN,
     Peer,
 )
 from benchmarks.results import Results, Run
@@ -50,6 +55,9 @@ NAMED = {
     "unlimited": UNLIMITED,
     "limited": LIMITED,
     "floor": FLOOR,
+    "h11": H11,
+    "httptools": HTTPTOOLS,
+    "uvicorn": UVICORN,
 }
 
 
@@ -98,6 +106,10 @@ def test_a_threshold_that_is_missed_is_called_missed() -> None:
         ("tls-churn", "tornado", "≤ 0.88 times Tornado | 0.50 |  | met |"),
         ("proxy-bulk", "protocol", "≥ 0.90 times a raw Protocol | 1.50 | 2.00 | met |"),
         ("broadcast", "tornado", "≥ 2.70 times Tornado | 1.50 | 2.00 | **missed** |"),
+        ("broadcast", "floor", "≤ 1.20 times a bare loop of sends in C | 0.50 |  | met |"),
+        ("http", "tornado", "≥ 1.50 times Tornado | 1.50 | 2.00 | met |"),
+        ("resp", "tornado", "≥ 4.50 times Tornado | 1.50 | 2.00 | **missed** |"),
+        ("resp-16", "tornado", "≥ 7.00 times Tornado | 1.50 | 2.00 | **missed** |"),
         ("file", "copying", "≥ 2.00 times read and write | 1.50 | 2.00 | **missed** |"),
     ],
 )
@@ -106,6 +118,164 @@ def test_a_threshold_is_held_against_the_peer_it_names(workload: str, base: str,
         workload, ours=[{"rate": 3.0, "cpu": 1.0, "load": 0.5}], **{base: [{"rate": 2.0, "cpu": 2.0, "load": 0.5}]}
     )
     assert row in table.report(made, {}, "once")
+
+
+@pytest.mark.parametrize(
+    ("ours", "base", "row"),
+    [
+        ("h11", "tornado", "by http_hello.py (h11) | ≥ 2.90 times Tornado | 3.00 | 4.00 | met |"),
+        ("httptools", "uvicorn", "on httptools | ≥ 1.00 times uvicorn with httptools on uvloop | 3.00 | 4.00 | met |"),
+    ],
+)
+def test_other_servers_of_ours_are_held_to_targets_too(ours: str, base: str, row: str) -> None:
+    figures = {ours: [{"rate": 3.0, "cpu": 1.0}], base: [{"rate": 1.0, "cpu": 4.0}]}
+    assert row in table.report(results("http", **figures), {}, "once")
+
+
+def test_where_all_is_measured_repeatedly_a_target_shows_each_figure() -> None:
+    def rates(*ours: float) -> Results:
+        return results(
+            "echo",
+            ours=[{"rate": rate, "cpu": 1.0} for rate in ours],
+            tornado=[{"rate": 1.0, "cpu": 2.0} for _ in ours],
+        )
+
+    text = table.report(rates(2.0, 3.0, 4.0), {}, "thrice", [rates(2.0), rates(3.0), rates(4.0)])
+    assert "|  | target | measured | each time | by CPU |  |" in text
+    assert "| ≥ 2.60 times Tornado | 3.00 | 2.00 / 3.00 / 4.00 | 2.00 | met |" in text
+
+
+def test_a_repeated_benchmark_takes_each_run_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Benchmark, "_measure", lambda self, workload, peer: Run({"bytes": 1.0}, 0.0))
+    before = os.sched_getaffinity(0)
+    try:
+        benchmark = Benchmark([WORKLOADS["idle"]], None, None, 2, 0.05, repeat=3)
+        benchmark.run()
+    finally:
+        os.sched_setaffinity(0, before)
+    assert len(benchmark.results.runs["idle", OURS]) == 3  # one round is enough for memory
+    assert [len(each.runs["idle", OURS]) for each in benchmark.each] == [1, 1, 1]
+
+
+def measured(workload: str, rates: dict[Peer, list[float]]) -> dict[str, object]:
+    """As ``--json`` writes it."""
+    runs = {peer: [{"figures": {"rate": rate}, "foreign": 0.0} for rate in rates[peer]] for peer in rates}
+    return {"measured": [{"workload": workload, **peer._asdict(), "runs": runs[peer]} for peer in runs]}
+
+
+def test_a_chart_has_a_bar_for_each_server_in_relation_to_tornado() -> None:
+    made = charts.panels(
+        measured("echo", {OURS: [6.0, 9.0], TORNADO: [2.0, 3.0], FLOOR: [8.0, 12.0]}), ["echo", "churn"]
+    )
+    assert made == [charts.Panel("50x64", {OURS: 3.0, FLOOR: 4.0})]
+    picture = ElementTree.fromstring(charts.drawn("Speed & more", made))
+    bars = [float(bar.attrib["width"]) for bar in picture.iter("{http://www.w3.org/2000/svg}rect")]
+    assert bars[0] / bars[1] == pytest.approx(3 / 4, abs=0.01)
+    assert [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")] == [
+        *("50x64", "iostreamsrv", "3.00", "C, epoll", "4.00")
+    ]
+
+
+def test_the_docs_have_all_charts(tmp_path: Path) -> None:
+    charts.write(measured("echo", {OURS: [6.0], TORNADO: [2.0]}), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == set(charts.CHARTS)
+    page = table.DOCS.read_text(encoding="utf-8")
+    for name in charts.CHARTS:
+        assert f"]({name})" in page
+        assert (charts.FOLDER / name).exists()
+
+
+PROFILE = """\
+events: Ir
+summary: 100
+
+ob=(1) /lib/ours.so
+fl=(1) a.c
+fn=(1) first
+1 10
+cob=(2) /lib/libssl.so.3
+cfn=(2) second
+calls=1 50
+* 70
++1 20
+ob=(2)
+fn=(2)
+50 70
+totals: 100
+"""
+
+
+def test_instructions_belong_to_the_object_that_has_them_and_not_to_its_callers() -> None:
+    spent = callgrind.by_object(PROFILE.splitlines(keepends=True))
+    assert spent == {"/lib/ours.so": 30, "/lib/libssl.so.3": 70}
+    assert instructions.without_openssl(spent) == 30
+
+
+def test_a_deviation_of_more_than_five_per_cent_fails_in_either_direction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "expected.json"
+    assert instructions.record({"echo": 0.5, "tls": 1.0}, "3.13", file) == 0
+    assert instructions.check({"echo": 0.52, "tls": 0.96}, "3.13", file) == 0
+    capsys.readouterr()
+    assert instructions.check({"echo": 0.53, "tls": 1.0}, "3.13", file) == 1
+    assert "echo: 0.530 is +6.0% from the 0.500 expected: find out why" in capsys.readouterr().out
+    assert instructions.check({"echo": 0.5, "tls": 0.94}, "3.13", file) == 1
+    said = capsys.readouterr().out
+    assert "tls: 0.940 is -6.0% from the 1.000 expected: keep it" in said
+    assert said.count("\n") == 1
+    assert "--write" in said
+
+
+def test_a_version_without_expectations_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "expected.json"
+    instructions.record({"echo": 0.5}, "3.9", file)
+    instructions.record({"echo": 0.6}, "3.13", file)
+    assert list(json.loads(file.read_text(encoding="utf-8"))) == ["3.9", "3.13"]
+    assert instructions.check({"echo": 9.9}, "3.14", file) == 0
+    assert "nothing of Python 3.14" in capsys.readouterr().out
+
+
+def test_every_traffic_has_an_expectation_where_there_are_any() -> None:
+    expected = json.loads(instructions.EXPECTED.read_text(encoding="utf-8"))
+    assert expected
+    assert all(set(figures) == set(callgrind.TRAFFIC) for figures in expected.values())
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="no valgrind here: apt-get install valgrind")
+def test_instructions_are_those_of_the_operations_alone(tmp_path: Path) -> None:
+    counter = callgrind.Callgrind(tmp_path)
+    few = dataclasses.replace(callgrind.TRAFFIC["pipelined"], warm=2, rounds=1)
+    spent = sum(counter.instructions(PROTOCOL, few, Cores.pick().server).values())
+    assert 1_000 < spent < 50_000  # the start alone is 300,000 for each of these
+
+
+SAMPLES = """\
+     7f0000000001 _PyEval_EvalFrameDefault (/usr/lib/libpython3.11.so.1.0)
+     7f0000000002 PyObject_Malloc (/usr/lib/libpython3.11.so.1.0)
+     7f0000000003 sock_send (/usr/lib/python3.11/lib-dynload/_socket.cpython-311.so)
+     7f0000000004 take (/here/iostreamsrv/sansio/buffers.cpython-311.so)
+     7f0000000005 write (/here/iostreamsrv/streams/writing.cpython-311.so)
+ ffffffff81000001 tcp_sendmsg ([kernel.kallsyms])
+ ffffffff81000002 [unknown] ([unknown])
+     7f0000000006 aes (/usr/lib/libcrypto.so.3)
+     55d000000001 _PyEval_EvalFrameDefault (/usr/bin/python3.11)
+     55d000000002 PyObject_Free (/usr/bin/python3.11)
+"""
+
+
+def test_a_sample_belongs_to_the_layer_of_its_function() -> None:
+    shares = layers.by_layer(SAMPLES.splitlines(keepends=True))
+    assert shares == {
+        "bytecode, of the handler and the loop": 0.2,
+        "Python's objects, calls and memory": 0.2,
+        "the C library and other modules": 0.1,
+        "our parser and buffers": 0.1,
+        "our streams and hub": 0.1,
+        "the kernel": 0.2,
+        "OpenSSL": 0.1,
+    }
+    assert "| the kernel | 0.40 µs (40%) |" in layers.table({"echo": {"the kernel": 4e-7, "OpenSSL": 6e-7}})
 
 
 def test_what_limits_cost_is_held_against_a_server_without_any() -> None:
@@ -273,7 +443,7 @@ def test_a_forwarder_brings_back_what_goes_through_it(peer: Peer, load: Load) ->
     assert counted.load_cpu > 0
 
 
-@pytest.mark.parametrize("peer", PEERS, ids=str)
+@pytest.mark.parametrize("peer", [*PEERS, FLOOR], ids=str)
 def test_a_broadcast_reaches_all_clients(peer: Peer, load: Load) -> None:
     if not peer.installed():
         pytest.skip(f"{peer} is not installed")

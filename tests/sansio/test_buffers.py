@@ -6,12 +6,12 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from iostreamsrv.sansio.buffers import BY_REFERENCE, SMALL_WRITE, ReadBuffer, WriteBuffer
 from iostreamsrv.streams.file_region import FileRegion
-from tests.support.tiers import EVERY_CASE, crossed
+from tests.support.tiers import crossed, generated
 
 
 def filled(*chunks: bytes) -> ReadBuffer:
@@ -240,7 +240,7 @@ CHUNKS = st.lists(st.binary(min_size=1, max_size=6).map(lambda chunk: bytes(b"ab
 STEPS = st.sampled_from(["take", "until", "until2", "search", "unread", "truncate"])
 
 
-@settings(max_examples=300 if EVERY_CASE else 30, derandomize=True, deadline=None)
+@generated(30, 300)
 @given(st.lists(st.tuples(CHUNKS, STEPS, st.integers(1, 5)), max_size=12))
 def test_a_read_buffer_is_a_string_of_bytes_however_it_is_fed(program: list[tuple[list[bytes], str, int]]) -> None:
     buffer = ReadBuffer()
@@ -532,7 +532,7 @@ PIECES = st.tuples(
 )
 
 
-@settings(max_examples=300 if EVERY_CASE else 30, derandomize=True, deadline=None)
+@generated(30, 300)
 @given(st.lists(st.tuples(PIECES, st.booleans()), max_size=10))
 def test_a_write_buffer_is_a_string_of_bytes_whatever_of_it_is_in_files(
     program: list[tuple[tuple[bytes, bool, int], bool]],
@@ -561,7 +561,7 @@ def test_a_write_buffer_is_a_string_of_bytes_whatever_of_it_is_in_files(
     assert sent(buffer) == model
 
 
-@settings(max_examples=300 if EVERY_CASE else 30, derandomize=True, deadline=None)
+@generated(30, 300)
 @given(
     st.lists(
         st.tuples(

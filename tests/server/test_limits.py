@@ -14,7 +14,7 @@ from tornado import gen
 
 from iostreamsrv import IOStream, TCPClient, TCPServer
 from iostreamsrv.events import Event
-from iostreamsrv.server import connection, connections
+from iostreamsrv.server import connections, handlers
 from tests.support.engines import on_every_loop
 from tests.support.listening import with_ipv6
 from tests.support.peers import Peer, tls_contexts
@@ -544,13 +544,13 @@ async def test_a_rush_of_newcomers_never_goes_over_the_limit_and_all_learn_their
 
 @pytest.fixture
 def short_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "REJECT_TIMEOUT", 0.1)
+    monkeypatch.setattr(handlers, "REJECT_TIMEOUT", 0.1)
 
 
 @pytest.fixture
 def no_time_for_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is closed before its test ends was not closed for the time."""
-    monkeypatch.setattr(connection, "REJECT_TIMEOUT", 1000.0)
+    monkeypatch.setattr(handlers, "REJECT_TIMEOUT", 1000.0)
 
 
 class Turning(Echo):
@@ -734,7 +734,7 @@ async def test_a_goodbye_has_its_time_whatever_it_does(serving: Serving, goodbye
 
 @pytest.mark.gen_test
 async def test_what_is_owed_after_a_goodbye_has_no_more_time(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "REJECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(handlers, "REJECT_TIMEOUT", 0.5)
 
     async def goodbye(stream: IOStream, address: Any) -> None:
         while True:

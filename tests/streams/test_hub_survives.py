@@ -162,8 +162,9 @@ async def test_an_error_in_one_dispatch_loses_no_event_of_the_others(
     def fail(events: int) -> None:
         raise error
 
-    broken.dispatch = fail  # type: ignore[method-assign]
     reading = [stream.read_until(b"\n") for stream, _ in pairs]
+    broken._dispatch_not_open = fail  # type: ignore[method-assign]
+    broken._connect_future = asyncio.Future()  # so its dispatch begins, and ends, with that
     await turns()
     for _, peer in pairs:
         peer.send(LINE)

@@ -429,25 +429,12 @@ async def test_send_eof_to_a_peer_that_has_reset_fails_or_ends_the_stream(stream
 # ---- nothing is done for nothing
 
 
-def dispatches(stream: IOStream) -> list[int]:
-    """The events that ``stream`` is dispatched for from now on."""
-    seen: list[int] = []
-    dispatch = stream.dispatch
-
-    def count(events: int) -> None:
-        seen.append(events)
-        dispatch(events)
-
-    stream.dispatch = count  # type: ignore[method-assign]
-    return seen
-
-
-async def is_quiet(dispatched: list[int]) -> bool:
+async def is_quiet(stream: IOStream) -> bool:
     """Whether a stream for which nothing happens is left alone, once all that has happened was reported."""
     await turns(20)
-    dispatched.clear()
+    last_dispatch = stream._hub.now
     await turns(200)
-    return not dispatched
+    return stream._hub.now == last_dispatch
 
 
 @pytest.mark.parametrize("with_callback", [False, True], ids=["plain", "close callback"])
@@ -455,7 +442,6 @@ async def is_quiet(dispatched: list[int]) -> bool:
 async def test_a_half_open_stream_costs_nothing_while_it_is_idle(
     stream: IOStream, peer: Peer, with_callback: bool
 ) -> None:
-    dispatched = dispatches(stream)
     if with_callback:
         stream.set_close_callback(lambda: None)
     reading = asyncio.ensure_future(stream.read_until(b"\n"))
@@ -464,14 +450,14 @@ async def test_a_half_open_stream_costs_nothing_while_it_is_idle(
     peer.half_close()
     with pytest.raises(StreamClosedError):
         await reading
-    assert await is_quiet(dispatched)
+    assert await is_quiet(stream)
     assert await stream.read_bytes(3) == b"abc"
-    assert await is_quiet(dispatched)
+    assert await is_quiet(stream)
     before = fill(stream)
-    assert await is_quiet(dispatched), "while its peer does not read"
+    assert await is_quiet(stream), "while its peer does not read"
     await peer.receive(before)
     await stream.drain()
-    assert await is_quiet(dispatched)
+    assert await is_quiet(stream)
 
 
 URGENT = pytest.param("urgent data", marks=pytest.mark.plain("TLS has no urgent data"))
@@ -484,7 +470,6 @@ async def test_a_peer_that_does_not_read_costs_nothing_whatever_it_sent(
     make_pair: MakePair, half_open: bool, what: str
 ) -> None:
     stream, peer = make_pair(tcp_pair() if "urgent" in what else None, allow_half_open=half_open)
-    dispatched = dispatches(stream)
     before = fill(stream)
     if "unread" in what:
         peer.send(LINE)
@@ -494,7 +479,7 @@ async def test_a_peer_that_does_not_read_costs_nothing_whatever_it_sent(
         peer.half_close()
     if what == "an end":
         await notice_the_end(stream)
-    assert await is_quiet(dispatched)
+    assert await is_quiet(stream)
     await peer.receive(before)
     if not stream.closed():
         await stream.drain()
@@ -504,7 +489,6 @@ async def test_a_peer_that_does_not_read_costs_nothing_whatever_it_sent(
 async def test_a_closed_stream_that_owes_bytes_costs_nothing_until_there_is_room(make_pair: MakePair) -> None:
     stream, peer = make_pair(socket.socketpair())
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    dispatched = dispatches(stream)
 
     async def reply_and_close() -> None:
         for _ in range(3):  # few: in a long turn the third would not be corked, and close() would drop it
@@ -518,7 +502,7 @@ async def test_a_closed_stream_that_owes_bytes_costs_nothing_until_there_is_room
     await task
     peer.send(LINE)
     peer.half_close()
-    assert await is_quiet(dispatched)
+    assert await is_quiet(stream)
     assert await peer.receive(60_000) == bytes(60_000)
     await eventually(lambda: stream.fileno() == -1)
 

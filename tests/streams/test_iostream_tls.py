@@ -203,7 +203,7 @@ async def test_what_is_written_and_read_before_and_during_the_handshake_waits_fo
 async def test_data_right_behind_the_handshake_is_read(accept: Connect) -> None:
     stream, end = accept()
     while not end.handshake():
-        stream.dispatch(hub.READABLE)
+        stream._dispatch_now(hub.READABLE)
     end.send(LINE)  # in one piece with the client's last flight, or right behind it
     assert await stream.read_until(b"\n") == LINE
 
@@ -1222,7 +1222,7 @@ async def test_close_all_connections_ends_what_shakes_hands_and_no_handler_begin
         await asyncio.sleep(0)
     stream = next(each for each in server.streams if each.remote_address == end.raw.getsockname())
     if not handled:
-        stream.dispatch(hub.READABLE)  # the handshake is done, and its handler about to begin
+        stream._dispatch_now(hub.READABLE)  # the handshake is done, and its handler about to begin
     await server.close_all_connections()
     await turns()
     assert all(each.closed() for each in handled)

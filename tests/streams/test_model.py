@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import HealthCheck, Phase, event, given
 from hypothesis import strategies as st
 
 from iostreamsrv import ConcurrentReadError, IOLoop, IOStream, StreamClosedError, StreamTimeoutError
@@ -23,10 +23,8 @@ from tests.conftest import new_loop
 from tests.support.engines import EVERY_STREAM
 from tests.support.leaks import open_descriptors
 from tests.support.peers import Cut, Peer, TLSPeer, tcp_pair, tls_pair
-from tests.support.tiers import EVERY_CASE
+from tests.support.tiers import generated
 from tests.support.waiting import PATIENCE, turns
-
-CASES = 2000 if EVERY_CASE else 20
 
 SOON = 0.002
 """Seconds: the timeouts of reads. Whether one passes before the bytes are there is left to chance."""
@@ -558,10 +556,9 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-every_case = settings(
-    max_examples=CASES,
-    derandomize=True,
-    deadline=None,
+every_case = generated(
+    20,
+    2000,
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -210,3 +210,31 @@ async def test_it_is_an_object_as_others_are(new: Callable[[], Future]) -> None:
     del future
     gc.collect()
     assert seen() is None
+
+
+@pytest.mark.gen_test
+async def test_its_method_add_done_callback_can_be_kept(new: Callable[[], Future]) -> None:
+    one, other = new(), new()
+    add_to_one, add_to_other = one.add_done_callback, other.add_done_callback
+    called: list[Future] = []
+    add_to_one(called.append)
+    add_to_other(called.append)
+    add_to_one(called.append, context=None)
+    one.set_result(1)
+    await turns()
+    assert called == [one, one]
+    other.set_result(2)
+    await turns()
+    assert called == [one, one, other]
+
+
+@pytest.mark.parametrize("arguments", [(), (print, None)])
+@pytest.mark.parametrize("keywords", [{}, {"other": 1}, {"context": None, "other": 1}])
+def test_add_done_callback_checks_its_arguments(
+    new: Callable[[], Future], arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> None:
+    add: Any = new().add_done_callback
+    with pytest.raises(TypeError):
+        add(*arguments, **keywords)
+    with pytest.raises(TypeError):
+        add(print, **{"other": 1, **keywords})

@@ -311,7 +311,7 @@ def tls_pair(sockets: tuple[socket.socket, socket.socket], **options: Any) -> tu
     wrapped = server.wrap_socket(sockets[0], server_side=True, do_handshake_on_connect=False)
     stream = SSLIOStream(wrapped, **options)
     while not end.handshake() or not stream.wait_for_handshake().done():
-        stream.dispatch(hub.READABLE)
+        stream._dispatch_now(hub.READABLE)
     peer = TLSPeer(end)
     assert not peer.has_input()  # tickets come with the first write: closing with them unread would be a reset
     return stream, peer

@@ -6,9 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 EVERY_CASE = os.environ.get("IOSTREAMSRV_ALL") == "1"
 """Whether tests that generate or repeat their cases make many of them, as ``make test-all`` does."""
+
+FUZZING = os.environ.get("IOSTREAMSRV_FUZZ") == "1"
+"""Whether the generated cases are others each time, by ``--hypothesis-seed``, as ``make fuzz`` wants them."""
+
+
+def generated(few: int, many: int, **others: Any) -> settings:
+    """The settings of a test whose cases hypothesis generates: ``few``, and ``many`` with :data:`EVERY_CASE`.
+
+    They are the same each time, unless :data:`FUZZING`.
+    """
+    if FUZZING:
+        return settings(max_examples=5 * few, database=None, print_blob=True, deadline=None, **others)
+    return settings(max_examples=many if EVERY_CASE else few, derandomize=True, deadline=None, **others)
 
 
 def crossed(*choices: Sequence[Any] | Mapping[str, Any]) -> list[Any]:

@@ -3,7 +3,7 @@
 
 The descriptor is read from the socket with each call, so a socket that other code closes is EBADF here as well. Where it
 stands in CPython's struct is probed when this is imported; where the probe fails, and for subclasses of `socket.socket`
-and objects that only resemble one, the object itself is used.
+and objects that only resemble one, their own methods are called.
 
 The interpreter's lock is kept: the calls never block, and to release it costs more than most of them.
 """
@@ -16,6 +16,8 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EINTR, errno
+
+from iostreamsrv.streams.transports.base cimport Transport
 
 cdef extern from *:
     """
@@ -53,19 +55,27 @@ def _probe():
 _probe()
 
 
-cdef class SocketCarrier:
-    """Receives from a socket and sends to it, as `socket.socket` does."""
+cdef class SocketCarrier(Transport):
+    """Receives from a socket, sends to it, and closes it."""
 
-    cdef object _socket
-    cdef Py_ssize_t _last
+    def __init__(self, sock):
+        self.socket = sock
+        self._known = _knows_sockets and type(sock) is _Socket
 
-    cpdef bytes recv(self, Py_ssize_t size):
+    def carrier(self):
+        """This object, without the calls of Python's sockets."""
+        return self
+
+    cpdef recv(self, Py_ssize_t size):
         """Up to ``size`` bytes; b"" at EOF."""
         cdef ssize_t count
         cdef PyObject* shrinking
+        if not self._known:
+            return self.socket.recv(size)
         if self._last >= LARGE or size > SCRATCH:
             chunk = PyBytes_FromStringAndSize(NULL, size)
-            self._last = count = self._receive(PyBytes_AS_STRING(chunk), size)
+            count = self._receive(PyBytes_AS_STRING(chunk), size)
+            self._last = <int>min(count, LARGE)
             if count < size >> 1:
                 return PyBytes_FromStringAndSize(PyBytes_AS_STRING(chunk), count)
             if count < size:
@@ -77,31 +87,35 @@ cdef class SocketCarrier:
                 Py_DECREF(chunk)
             return chunk
         count = self._receive(iostreamsrv_scratch, size)
-        self._last = count
+        self._last = <int>count
         return PyBytes_FromStringAndSize(iostreamsrv_scratch, count)
 
-    cpdef Py_ssize_t recv_into(self, object buffer) except -1:
+    cpdef recv_into(self, object buffer):
         """As :meth:`recv`, into ``buffer``; return how many bytes."""
         cdef Py_buffer view
+        if not self._known:
+            return self.socket.recv_into(buffer)
         PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
         try:
             return self._receive(<char*>view.buf, view.len)
         finally:
             PyBuffer_Release(&view)
 
-    cdef ssize_t _receive(self, char* place, Py_ssize_t size) except -1:
+    cdef Py_ssize_t _receive(self, char* place, Py_ssize_t size) except -1:
         cdef ssize_t count
         while True:
-            count = c_recv(iostreamsrv_descriptor(<PyObject*>self._socket), place, size, 0)
+            count = c_recv(iostreamsrv_descriptor(<PyObject*>self.socket), place, size, 0)
             if count >= 0:
                 return count
             if errno != EINTR:
                 PyErr_SetFromErrno(OSError)
             PyErr_CheckSignals()
 
-    cpdef Py_ssize_t send(self, object data) except -1:
+    cpdef Py_ssize_t send(self, object data) except? -1:
         """Send what can be sent now; return how many bytes."""
         cdef Py_buffer view
+        if not self._known:
+            return self.socket.send(data)
         if type(data) is bytes:
             return self._transmit(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -110,31 +124,21 @@ cdef class SocketCarrier:
         finally:
             PyBuffer_Release(&view)
 
-    cdef ssize_t _transmit(self, const char* place, Py_ssize_t size) except -1:
+    cdef Py_ssize_t _transmit(self, const char* place, Py_ssize_t size) except -1:
         cdef ssize_t count
         while True:
-            count = c_send(iostreamsrv_descriptor(<PyObject*>self._socket), place, size, MSG_NOSIGNAL)
+            count = c_send(iostreamsrv_descriptor(<PyObject*>self.socket), place, size, MSG_NOSIGNAL)
             if count >= 0:
                 return count
             if errno != EINTR:
                 PyErr_SetFromErrno(OSError)
             PyErr_CheckSignals()
 
-
-def carrier_of(sock):
-    """What receives from ``sock`` and sends to it."""
-    cdef SocketCarrier carrier
-    if type(sock) is not _Socket or not _knows_sockets:
-        return sock
-    carrier = SocketCarrier.__new__(SocketCarrier)
-    carrier._socket = sock
-    return carrier
-
-
-def close_socket(sock):
-    """Closes a socket: what ``close()`` of `socket.socket` does, without its two Python frames."""
-    if type(sock) is not _Socket or sock._io_refs:
-        sock.close()
-    else:
-        sock._closed = True
-        _close(sock)
+    def close(self):
+        """What ``close()`` of `socket.socket` does, without its two Python frames."""
+        sock = self.socket
+        if type(sock) is not _Socket or sock._io_refs:
+            sock.close()
+        else:
+            sock._closed = True
+            _close(sock)

@@ -9,44 +9,23 @@ import struct
 from ...runtime.kernel import current_kernel
 from ..file_region import FileRegion
 from .base import Carrier, Transport, received, would_block
-from .carrier import carrier_of, close_socket
+from .carrier import SocketCarrier
 
 FILE_CHUNK = 1 << 20
 """Bytes of a file that are sent before a check of the clock, so that a long download does not block the loop."""
 
 
-class SocketTransport(Transport):
-    """A plain socket.
+class SocketTransport(SocketCarrier):
+    """A plain socket."""
 
-    A stream calls ``recv`` and ``send`` of the socket directly, which saves a Python call for each message. Everything
-    else goes through this object.
-
-    :ivar socket: that socket; non-blocking.
-    """
-
-    __slots__ = ("socket",)
+    __slots__ = ()
 
     has_half_close = True
     empties = True
     file_chunk = FILE_CHUNK
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-
-    def carrier(self) -> Carrier:
-        return carrier_of(self.socket)
-
     def fileno(self) -> int:
         return self.socket.fileno()
-
-    def recv(self, size: int) -> bytes:
-        return self.socket.recv(size)
-
-    def recv_into(self, buffer: bytearray | memoryview, /) -> int:
-        return self.socket.recv_into(buffer)
-
-    def send(self, data: bytes | bytearray | memoryview) -> int:
-        return self.socket.send(data)
 
     def sendfile(self, region: FileRegion, size: int) -> int | None:
         if region.fd >= 0 and _SENDFILE and current_kernel().has_files:
@@ -73,9 +52,6 @@ class SocketTransport(Transport):
 
     def detach(self) -> None:
         self.socket.detach()
-
-    def close(self) -> None:
-        close_socket(self.socket)
 
     def error(self) -> Exception | None:
         number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

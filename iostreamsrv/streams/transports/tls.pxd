@@ -12,7 +12,7 @@ cdef class TLSTransport(Transport):
     cdef readonly bint incomplete
     cdef readonly bint spoke_last
     cdef readonly bint stuck
-    cdef object _raw
+    cdef Transport _raw
     cdef object _ciphertext
     cdef Py_ssize_t _accepted
     cdef bint _pending
@@ -31,7 +31,7 @@ cdef class TLSTransport(Transport):
     cdef _receive_into(self, object space)
     cpdef bint pending(self)
     @cython.locals(size=Py_ssize_t, sent=Py_ssize_t)
-    cpdef Py_ssize_t send(self, object data) except -1
+    cpdef Py_ssize_t send(self, object data) except? -1
     @cython.locals(sent=Py_ssize_t)
     cpdef bint flush(self) except -1
     cpdef Py_ssize_t own_output(self) except? -1

@@ -26,9 +26,9 @@ from iostreamsrv.options import UNLIMITED
 from iostreamsrv.runtime.logs import LogRateLimit
 from iostreamsrv.runtime.stalls import Stalls
 from iostreamsrv.sansio import tls
-from iostreamsrv.server.connection import Connection
 from iostreamsrv.server.connections import Connections
 from iostreamsrv.server.core import ServerCore
+from iostreamsrv.server.handlers import Handlers
 from iostreamsrv.server.limits import ConnectionLimits
 from iostreamsrv.server.listeners import Listeners
 from iostreamsrv.streams.transports.tls import TLSTransport
@@ -171,7 +171,7 @@ def streams_stay_open_when_their_handlers_fail() -> None:
         if type(error).__name__ == "StreamClosedError":
             self.owner.close_gracefully(stream, CloseReason.LOCAL)
 
-    Connection._handler_failed = mutated  # type: ignore[method-assign]
+    Handlers._handler_failed = mutated  # type: ignore[method-assign]
 
 
 def accepting_is_resumed_in_the_context_of_another_client() -> None:

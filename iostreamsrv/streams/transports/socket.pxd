@@ -1,0 +1,4 @@
+from iostreamsrv.streams.transports.carrier cimport SocketCarrier
+
+cdef class SocketTransport(SocketCarrier):
+    pass
