@@ -9,13 +9,13 @@ import os
 import selectors
 import signal
 import sys
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import ListenError, OptionError
 from ..runtime.addresses import show
+from ..runtime.clock import real_time, real_time_ns
 from ..runtime.logs import general, log_to_stderr
 from ..runtime.rlimit import raise_limit
 from ..server.scoreboard import ForeignMemoryError, Scoreboard
@@ -106,7 +106,7 @@ class Master:
         """Run until all workers have ended after a stop; return the exit code."""
         for address in self._listeners.addresses:
             general.info("listening on %s, process %d", show(address), os.getpid())
-        now = time.monotonic()
+        now = real_time()
         self._do(self._plan.on_upgraded(now) if self._upgraded else self._plan.on_start(now))
         self._reap()  # those that ended while this program was replaced
         while self._exit_code is None:
@@ -119,10 +119,10 @@ class Master:
         times = [self._looked_at + TICK, self._plan.next_time()]
         if self._notifier.watchdog is not None:
             times.append(self._lived_at + self._notifier.watchdog)
-        return max(0.0, min(each for each in times if each is not None) - time.monotonic())
+        return max(0.0, min(each for each in times if each is not None) - real_time())
 
     def _on_time(self) -> None:
-        now = time.monotonic()
+        now = real_time()
         seen: dict[int, Seen] = {}
         if now - self._looked_at >= TICK:
             self._looked_at = now
@@ -135,7 +135,7 @@ class Master:
     def _look(self) -> dict[int, Seen]:
         if self._checker is not None and self._checker.is_late(self._settings.ready_timeout):
             self._checker.kill()
-        now, children = time.monotonic_ns(), self._children
+        now, children = real_time_ns(), self._children
         return {
             number: Seen(children.silent(number, now), children.resident(number), children.accepted(number))
             for number in children.numbers
@@ -151,7 +151,7 @@ class Master:
             for number in self._children.numbers:
                 self._children.signal(number, signal.SIGUSR1)
         elif name != "HUP" or self._read_settings():
-            self._do(self._plan.on_signal(name, time.monotonic()))
+            self._do(self._plan.on_signal(name, real_time()))
 
     def _read_settings(self) -> bool:
         """Read the settings again, for a reload; return whether they are right."""
@@ -165,9 +165,9 @@ class Master:
 
     def _on_word(self, number: int, message: Message) -> None:
         if message["type"] == "ready":
-            self._do(self._plan.on_ready(number, message["drain_timeout"], time.monotonic()))
+            self._do(self._plan.on_ready(number, message["drain_timeout"], real_time()))
         elif message["type"] == "leaving":
-            self._do(self._plan.on_leaving(number, time.monotonic()))
+            self._do(self._plan.on_leaving(number, real_time()))
         elif message["type"] == "failed":
             self._do(self._plan.on_failed(number, message["why"]))
 
@@ -183,10 +183,10 @@ class Master:
             code = os.waitstatus_to_exitcode(status)
             if self._checker is not None and pid == self._checker.pid:
                 checker, self._checker = self._checker, None
-                self._do(self._plan.on_checked(checker.outcome(code), time.monotonic()))
+                self._do(self._plan.on_checked(checker.outcome(code), real_time()))
             elif (number := self._children.reaped(pid, code)) is not None:
                 how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                self._do(self._plan.on_exit(number, how, time.monotonic()))
+                self._do(self._plan.on_exit(number, how, real_time()))
 
     # ---- actions
 
@@ -229,7 +229,7 @@ class Master:
         try:
             self._children.start(action.number, job, self._settings.target, self._listeners.descriptors)
         except OSError as error:
-            self._do(self._plan.on_exit(action.number, f"it cannot be started: {error}", time.monotonic()))
+            self._do(self._plan.on_exit(action.number, f"it cannot be started: {error}", real_time()))
 
     def _tell(self, action: Tell) -> None:
         if action.word == "retire":
@@ -262,7 +262,7 @@ class Master:
         try:
             self._checker = Checker()
         except OSError as error:
-            self._do(self._plan.on_checked(str(error), time.monotonic()))
+            self._do(self._plan.on_checked(str(error), real_time()))
 
     def _replace(self) -> None:
         state = {
@@ -275,7 +275,7 @@ class Master:
         try:
             replace_program(state, [*self._listeners.descriptors, *self._children.descriptors])
         except OSError as error:
-            self._do(self._plan.on_not_replaced(str(error), time.monotonic()))
+            self._do(self._plan.on_not_replaced(str(error), real_time()))
 
 
 def _scoreboard(fd: int | None) -> Scoreboard:

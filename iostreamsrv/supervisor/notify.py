@@ -3,8 +3,9 @@
 import contextlib
 import os
 import socket
-import time
 from collections.abc import Mapping
+
+from ..runtime.clock import real_time_ns
 
 WATCHDOG_SHARE = 2
 """How often systemd's watchdog is told in each of its intervals: sd_watchdog_enabled(3) recommends twice."""
@@ -27,7 +28,7 @@ class Notifier:
 
     def reloading(self, status: str) -> None:
         """A reload begins. With ``Type=notify-reload`` systemd waits for :meth:`ready`, and needs the time."""
-        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", f"STATUS={status}")
+        self._send("RELOADING=1", f"MONOTONIC_USEC={real_time_ns() // 1000}", f"STATUS={status}")
 
     def stopping(self, status: str) -> None:
         """The service ends."""

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from .actions import Action, Announce, Check, Exit, Replace
 from .settings import START_FAILED, Settings
-from .workers import SHORT_LIFE, STABLE, Seen, Slot, State, Worker, Workers
+from .workers import SHORT_LIFE, Seen, Slot, State, Worker, Workers
 
 
 @dataclass(slots=True)
@@ -160,11 +160,9 @@ class Plan:
     def on_checked(self, problem: str, now: float) -> list[Action]:
         """The outcome of `Check`: what is wrong, or nothing."""
         self._upcoming.checking = False
-        if self._phase == "stopping":
-            pass
-        elif problem:
+        if problem:
             self._not_upgraded(problem, now)
-        else:
+        elif self._phase != "stopping":
             self._workers.actions.append(Replace())
         return self._taken()
 
@@ -183,9 +181,7 @@ class Plan:
                 self._workers.kill_late(worker)
             elif worker.state is not State.STARTING and not worker.killed and worker.number in seen:
                 self._look_at(worker, seen[worker.number], now)
-        for slot in self._workers.slots:
-            if slot.retry_at is not None and now >= slot.retry_at:
-                self._workers.spawn(slot, now)
+        self._workers.retry_due(now)
         if self._phase == "running":
             self._go_on(now)
         return self._taken()
@@ -198,20 +194,11 @@ class Plan:
             self._announce("ready")
 
     def _look_at(self, worker: Worker, seen: Seen, now: float) -> None:
-        """Kill a worker that hangs; replace one that has served long enough."""
-        workers = self._workers
-        if workers.hangs(seen):
-            worker.why = f"its loop has not run for {seen.silent:.0f} s"
-            workers.say(logging.ERROR, f"worker {worker.number} hangs: {worker.why}; it is killed")
-            workers.kill(worker)
-        elif worker.state is State.READY:
-            if now - worker.ready_at >= STABLE:
-                workers.crashes = 0
-            slot = workers.slot_of(worker.number)
-            why = workers.worn(worker, seen, now)
-            if why and slot is not None and self._is_settled(slot):
-                workers.say(logging.INFO, f"worker {worker.number} {why}: it is replaced")
-                self._upcoming.slots.append(slot)
+        why = self._workers.look_at(worker, seen, now)
+        slot = self._workers.slot_of(worker.number)
+        if why and slot is not None and self._is_settled(slot):
+            self._workers.say(logging.INFO, f"worker {worker.number} {why}: it is replaced")
+            self._upcoming.slots.append(slot)
 
     def _is_settled(self, slot: Slot) -> bool:
         """Whether nothing is replaced there, nor about to be."""
@@ -224,11 +211,8 @@ class Plan:
         slot.serving = None
         if slot.coming is not None:
             return self._workers.say(logging.WARNING, text)
-        delay = self._workers.delay(now - worker.ready_at < SHORT_LIFE)
-        slot.retry_at = now + delay
+        delay = self._workers.retry(slot, now - worker.ready_at < SHORT_LIFE, now)
         self._workers.say(logging.ERROR, f"{text}: another one starts{f' in {delay:g} s' if delay else ''}")
-        if not delay:
-            self._workers.spawn(slot, now)
 
     def _not_started(self, slot: Slot, text: str, now: float) -> None:
         workers, upcoming = self._workers, self._upcoming
@@ -244,9 +228,9 @@ class Plan:
             upcoming.slots.clear()
             self._end_reload()
         if self._phase == "running" and (slot.serving is None or not of_reload):
-            slot.retry_at = now + workers.delay(True)
+            delay = workers.retry(slot, True, now)
             goes_on = "" if slot.serving is None else f"worker {slot.serving} goes on, and "
-            workers.say(logging.ERROR, f"{text}: {goes_on}another one starts in {slot.retry_at - now:g} s")
+            workers.say(logging.ERROR, f"{text}: {goes_on}another one starts in {delay:g} s")
         self._go_on(now)
 
     # ---- reload and upgrade
@@ -257,9 +241,8 @@ class Plan:
             upcoming.reload_again = True
             self._workers.say(logging.INFO, "SIGHUP: another reload follows this one")
         else:
-            self._workers.say(
-                logging.INFO, f"reloading: {len(self._workers.slots)} workers are replaced, one after the other"
-            )
+            count = len(self._workers.slots)
+            self._workers.say(logging.INFO, f"reloading: {count} workers are replaced, one after the other")
             self._begin_reload(now)
 
     def _begin_reload(self, now: float) -> None:
@@ -321,8 +304,7 @@ class Plan:
             return
         slot = self._workers.slots.pop()
         upcoming = self._upcoming
-        if slot in upcoming.slots:
-            upcoming.slots.remove(slot)
+        upcoming.slots = [each for each in upcoming.slots if each is not slot]
         if upcoming.current is slot:
             upcoming.current = None
         if slot.coming is not None:

@@ -9,10 +9,10 @@ import json
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Iterable
 from typing import Any
 
+from ..runtime.clock import real_time
 from . import spawn
 from .settings import Settings
 from .signals import NUMBERS
@@ -53,11 +53,11 @@ class Checker:
         self._output = _unnamed_file()
         self._process = spawn.start_again("--check", output=self._output.fileno())
         self.pid = self._process.pid
-        self._started_at = time.monotonic()
+        self._started_at = real_time()
 
     def is_late(self, timeout: float) -> bool:
         """Whether it takes longer than ``timeout`` seconds."""
-        return time.monotonic() - self._started_at > timeout
+        return real_time() - self._started_at > timeout
 
     def outcome(self, code: int) -> str:
         """What is wrong, once it has ended with this exit code; empty if nothing is."""

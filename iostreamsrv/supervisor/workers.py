@@ -215,12 +215,21 @@ class Workers:
         worker.killed = True
         self.actions.append(Kill(worker.number))
 
-    def hangs(self, seen: Seen) -> bool:
-        """Whether a worker's loop does not run."""
-        return self.settings.hang_timeout is not None and seen.silent > self.settings.hang_timeout
+    def look_at(self, worker: Worker, seen: Seen, now: float) -> str:
+        """Kill a worker that hangs. Say why one has served long enough; nothing if it has not."""
+        limit = self.settings.hang_timeout
+        if limit is not None and seen.silent > limit:
+            worker.why = f"its loop has not run for {seen.silent:.0f} s"
+            self.say(logging.ERROR, f"worker {worker.number} hangs: {worker.why}; it is killed")
+            self.kill(worker)
+            return ""
+        if worker.state is not State.READY:
+            return ""
+        if now - worker.ready_at >= STABLE:
+            self.crashes = 0
+        return self._worn(worker, seen, now)
 
-    def worn(self, worker: Worker, seen: Seen, now: float) -> str:
-        """Why a worker has served long enough; empty if it has not."""
+    def _worn(self, worker: Worker, seen: Seen, now: float) -> str:
         most_rss = self.settings.worker_max_rss
         if worker.lifetime is not None and now - worker.ready_at >= worker.lifetime:
             return f"is {now - worker.ready_at:.0f} s old"
@@ -230,13 +239,24 @@ class Workers:
             return f"has {seen.rss >> 20} MiB of memory"
         return ""
 
-    def delay(self, crashed: bool) -> float:
-        """Seconds until the next try."""
-        if not crashed:
-            return 0.0
-        self.crashes += 1
-        delay: float = min(BACKOFF_FIRST * 2 ** min(self.crashes - 1, 16), BACKOFF_LONGEST)
+    def retry(self, slot: Slot, crashed: bool, now: float) -> float:
+        """Start another worker for a slot: at once, or later each time if the last one has crashed.
+
+        :returns: in how many seconds.
+        """
+        delay = 0.0
+        if crashed:
+            self.crashes += 1
+            delay = min(BACKOFF_FIRST * 2 ** min(self.crashes - 1, 16), BACKOFF_LONGEST)
+        slot.retry_at = now + delay
+        self.retry_due(now)
         return delay
+
+    def retry_due(self, now: float) -> None:
+        """Start those workers whose time has come."""
+        for slot in self.slots:
+            if slot.retry_at is not None and now >= slot.retry_at:
+                self.spawn(slot, now)
 
     def say(self, level: int, text: str) -> None:
         """Write a line to the log."""
