@@ -97,6 +97,8 @@ class CloseReason(StrEnum):
     """This side called ``kick()``."""
     ABORTED = "aborted"
     """This side called ``abort()``."""
+    DETACHED = "detached"
+    """The connection goes on without the stream: this side called ``detach()``, or another process has the client."""
 
     @property
     def by_peer(self) -> bool:

@@ -22,6 +22,7 @@ from .options import check_optional_timeout
 from .runtime.exports import names_of
 from .sansio.reads import MORE
 from .streams import handshake
+from .streams.detached import DetachedStream
 from .streams.handshake import TLSStream
 from .streams.lifecycle import BaseIOStream, TransportStream
 from .streams.sockets import SocketStream
@@ -32,6 +33,7 @@ from .streams.transports.pipe import PipeTransport
 __all__ = [
     "MORE",
     "BaseIOStream",
+    "DetachedStream",
     "IOStream",
     "PipeIOStream",
     "SSLIOStream",

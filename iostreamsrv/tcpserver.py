@@ -21,13 +21,14 @@ from .server.base import core_of, default_options, has_core, listening_sockets
 from .server.core import ServerCore
 from .server.groups import Group, Slow, Streams
 from .server.listening import ListeningServer
+from .server.resuming import ResumingServer
 
 __all__ = ["Streams", "TCPServer"]
 
 __getattr__, __dir__ = names_of(tornado.tcpserver, globals())
 
 
-class TCPServer(ListeningServer, TornadoServer):
+class TCPServer(ListeningServer, ResumingServer, TornadoServer):
     """A TCP server: subclass it and write :meth:`handle_stream`, or assign ``handle_stream`` on the instance. ::
 
         class Echo(TCPServer):

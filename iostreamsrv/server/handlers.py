@@ -36,6 +36,12 @@ class HandlerMethods(Protocol):
     def handle_close(self, stream: IOStream, reason: CloseReason) -> Awaitable[None] | None:
         """Called after a client's stream is closed."""
 
+    def handle_handover(self, stream: IOStream) -> Any:
+        """What to remember of a client that another process is to serve."""
+
+    def handle_resume(self, stream: IOStream, address: Any, state: Any) -> Awaitable[None] | None:
+        """Serve such a client further."""
+
 
 class HandlersOwner(Protocol):
     """What `Handlers` uses of its server's `Connections`; see there."""
@@ -82,6 +88,10 @@ class Handlers:
         elif not owner.events.wanted("open") or self._announce(stream, address):
             self._call("handle_stream", stream, address)
 
+    def resume(self, stream: IOStream, state: Any) -> None:
+        """Call ``handle_resume``."""
+        self._call("handle_resume", stream, stream.remote_address, state)
+
     def _announce(self, stream: IOStream, address: Any) -> bool:
         """Emit the event "open"; return whether the stream is still open: a subscriber may have closed it."""
         deadlines = self.owner.deadlines
@@ -90,11 +100,11 @@ class Handlers:
         self.owner.events.emit(Event("open", text, stream=stream, address=address))
         return not stream.closed() and deadlines.disarm(stream)
 
-    def _call(self, name: str, stream: IOStream, address: Any) -> None:
+    def _call(self, name: str, stream: IOStream, address: Any, *more: Any) -> None:
         owner, context = self.owner, stream.callback_context
         assert context is not None
         try:
-            result = context.run(getattr(owner.server, name), stream, address)
+            result = context.run(getattr(owner.server, name), stream, address, *more)
             if result is None:
                 return self._returned_at_once(stream)
             coroutine = result if isinstance(result, CoroutineType) else as_coroutine(result)

@@ -3,8 +3,10 @@
 import asyncio
 import errno
 import logging
+from asyncio import Future
 from collections.abc import Callable
 from contextvars import Context
+from typing import Any
 
 from ..errors import CloseReason, StreamTimeoutError, without_frames
 from ..options import WRITE_TIMEOUT
@@ -153,6 +155,19 @@ class CloseSide(ReadSide):
             self.abort_with(self.close_reason or reason)
         else:
             self.terminate(reason)
+
+    # ---- because the connection leaves the stream
+
+    def _take_input(self) -> "tuple[Future[Any] | None, bytes]":
+        """Abandon the pending read: its future, which is to fail, and all that is unread."""
+        future = self._read_future
+        self._abandon_read()
+        return future, self._buffer.take(self._buffer.size)
+
+    def _give_input(self, unread: bytes) -> None:
+        """The opposite, for a new stream."""
+        if unread:
+            self._buffer.feed(unread)
 
     # ---- now
 

@@ -15,6 +15,7 @@ from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason
 from ..events import EventKind
+from .detached import DetachedStream
 
 
 class StreamSettings(Protocol):
@@ -121,6 +122,9 @@ class ServedStream(Protocol):
 
     def set_proxied(self, info: Any) -> None:
         """The connection is a proxy's: set ``proxy``, and the address of the client if ``info`` has one."""
+
+    def restore(self, detached: DetachedStream) -> None:
+        """Go on where another stream on the same socket has stopped. To be called before the first read."""
 
     # activity
 

@@ -1,5 +1,6 @@
 """A stream on a socket."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -11,10 +12,12 @@ from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason, ConcurrentConnectError, of_stream, reason_for, without_frames
 from ..sansio.buffers import WriteBuffer
+from .core import fail
+from .detached import DetachedStream
 from .lifecycle import TransportStream
 from .readiness import READABLE, WRITABLE
 from .served import StreamOwner, StreamSettings
-from .state import CLOSED
+from .state import CLOSED, OPEN
 from .transports.base import Transport
 from .transports.socket import SocketTransport, WrappedSocket
 
@@ -104,6 +107,65 @@ class SocketStream(TransportStream):
         stream._owner, self._owner = self._owner, None
         if stream._owner is not None:
             stream._owner.stream_replaced(self, stream)
+
+    def detach(self) -> DetachedStream:
+        """Take the connection out of this stream, at once: nothing is sent, received or lost meanwhile. ::
+
+            detached = stream.detach()
+            other_loop.call_soon_threadsafe(go_on_with, detached.socket, detached.unread)
+
+        The stream is then closed, reason ``detached``, and its pending read raises `StreamClosedError`; what that read
+        had received is among the unread bytes. `TCPServer.handle_handover` is for clients that another process of the
+        same service shall serve.
+
+        :raises StreamClosedError: the stream is closed, or is being closed.
+        :raises ValueError: the stream is under TLS, whose keys stay in this process; or a user's object is in the place
+            of its socket.
+        :raises RuntimeError: output is queued (``await stream.drain()`` first), EOF was sent, or the stream is not
+            connected yet.
+        """
+        self._hub.check()
+        if self._corked is not None:
+            self.uncork()
+        if self._phase != OPEN:
+            raise self._closed_error("read")
+        if self._layered or type(self._transport) is not SocketTransport:
+            raise ValueError("a stream under TLS, or on a socket of one's own, can't be detached")
+        if self._connect_future is not None or self._output is not None or self._sending_eof:
+            raise RuntimeError("a stream can't be detached while it connects, or has output: await stream.drain()")
+        future, unread = self._take_input()
+        detached = DetachedStream(
+            socket=self._release_socket(),
+            unread=unread,
+            data=self._data,
+            remote_address=self._remote_address,
+            proxy=self.proxy,
+            opened_at=self.opened_at,
+            bytes_read=self.bytes_read,
+            bytes_written=self.bytes_written,
+        )
+        self.terminate(CloseReason.DETACHED)
+        if future is not None:
+            fail(future, self._closed_error("read"))
+        return detached
+
+    def _release_socket(self) -> Any:
+        """The socket in an object of its own. The hub and this stream know it no more."""
+        old = self._socket
+        if self._remote_address is None:
+            with contextlib.suppress(OSError):
+                self._remote_address = old.getpeername()
+        self._hub.unwatch(self)
+        return type(old)(old.family, old.type, old.proto, fileno=old.detach())
+
+    def restore(self, detached: DetachedStream) -> None:
+        """See `ServedStream`."""
+        self._give_input(detached.unread)
+        self._data = detached.data
+        self.proxy = detached.proxy
+        self.opened_at = detached.opened_at
+        self.bytes_read, self.bytes_written = detached.bytes_read, detached.bytes_written
+        self._committed_until = detached.bytes_written
 
     def fileno(self) -> int:
         return -1 if self._socket is None else self._socket.fileno()

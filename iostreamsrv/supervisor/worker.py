@@ -22,6 +22,7 @@ from ..runtime.loops import current_loop
 from ..runtime.rlimit import raise_limit
 from ..runtime.running import certificate_reload, run_to_end
 from ..server.base import core_of
+from ..server.handover import Giver, Taker, hands_over
 from ..server.scoreboard import Scoreboard
 from ..server.workers import WorkerSiblings
 from ..tcpserver import TCPServer
@@ -85,6 +86,7 @@ class Worker:
         self._core.join(WorkerSiblings(scoreboard, job["row"], job["number"], job["generation"]))
         self._ending: asyncio.Task[None] | None = None  # what ends the server
         self._urgency = 0
+        self._moving: set[asyncio.Task[None]] = set()  # what hands clients over, or takes some
 
     async def serve(self) -> None:
         """Serve until told to end, or the server stops itself."""
@@ -97,12 +99,14 @@ class Worker:
         timeout = self._core.options.drain_timeout
         lifeline.watch(self._job["lifeline"], LIFELINE_PATIENCE + (timeout or 0))
         self._watch_certificates(loop)
-        self._channel.send("ready", drain_timeout=timeout, hands_over=False)
+        self._channel.send("ready", drain_timeout=timeout, hands_over=hands_over(self._core.connections))
         await self._server.serve_forever()
         if self._ending is None:  # it has stopped itself
             self._channel.send("leaving")
         while self._ending is not None and not self._ending.done():
             await asyncio.wait([self._ending])
+        if self._moving:
+            await asyncio.wait(self._moving)
 
     def _watch_certificates(self, loop: asyncio.AbstractEventLoop) -> None:
         files = FileWatch(lambda: [path for each in self._server.certificates for path in each.files])
@@ -124,10 +128,23 @@ class Worker:
         for message in messages or ():
             if message["type"] == "retire":
                 self._retire(message["timeout"], message["rate"])
+            elif message["type"] == "hand_over":
+                self._move(Giver(self._core.connections, self._passed()).give_all())
+            elif message["type"] == "take_over":
+                self._move(Taker(self._core.connections, self._passed()).take_all())
             elif message["type"] == "drain":
                 self._drain()
             elif message["type"] == "end":
                 self._end()
+
+    def _passed(self) -> socket.socket:
+        return socket.socket(fileno=self._channel.descriptors.pop(0))
+
+    def _move(self, moving: Coroutine[Any, Any, None]) -> None:
+        """Hand clients over, or take some."""
+        task = asyncio.get_running_loop().create_task(moving)
+        self._moving.add(task)
+        task.add_done_callback(self._moving.discard)
 
     def _retire(self, timeout: float, rate: float) -> None:
         if self._urgency <= 1:  # again, with another timeout
