@@ -93,16 +93,22 @@ class Row:
 
     def tried(self, kind: str = OURS, full: bool = False) -> list[Figures]:
         """The figures of each try: a single one, or three where one was too late; then the median counts."""
-        tries = [self.measure(Trial(kind, full), **self.options)]
+        tries = [self._measured(Trial(kind, full))]
         timed = {each.figure for each in self.thresholds if each.timed}
         if timed & self.missed(tries).keys() and kind == OURS:
-            tries += [self.measure(Trial(kind, full), **self.options) for _ in range(TRIES - 1)]
+            tries += [self._measured(Trial(kind, full)) for _ in range(TRIES - 1)]
         return tries
 
     def mutated(self, mutation: Mutation) -> list[Figures]:
         """The figures of ours, in the small form, with a mutation."""
         with mutation.package() as package:
-            return [self.measure(Trial(package=package), **self.options)]
+            return [self._measured(Trial(package=package))]
+
+    def _measured(self, trial: Trial) -> Figures:
+        """The figures, without those that the small form is too short for."""
+        figures = self.measure(trial, **self.options)
+        left_out = set() if trial.full else {each.figure for each in self.thresholds if each.full_only}
+        return {name: value for name, value in figures.items() if name not in left_out}
 
     def missed(self, tries: list[Figures]) -> dict[str, str]:
         """Which thresholds are not met: what was found, by figure."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -27,6 +28,17 @@ PATIENCE = 30.0
 OURS, OURS_HTTP = "iostreamsrv", "iostreamsrv, HTTP"
 GTHREAD, GUNICORN, UVICORN = "gunicorn, gthread", "gunicorn, uvicorn's worker", "uvicorn"
 KINDS = (OURS, OURS_HTTP, GTHREAD, GUNICORN, UVICORN)
+REUSING = "processes that share a port"
+"""Without a supervisor: each has a listener of its own, with ``reuse_port``."""
+
+REUSE = """
+import sys, pkgutil, iostreamsrv
+async def main():
+    server = pkgutil.resolve_name(sys.argv[1])()
+    server.listen(int(sys.argv[2]), "127.0.0.1", reuse_port=True)
+    await server.serve_forever()
+iostreamsrv.run(main())
+"""
 
 PORTS = range(20000, 30000)
 """Below those that the system gives to clients."""
@@ -74,7 +86,7 @@ class Service:
         for name, text in (files or {}).items():
             (self.folder / name).write_text(text)
         command = _command(kind, target, self.port, workers)
-        if kind in (OURS, OURS_HTTP):
+        if kind in (OURS, OURS_HTTP, REUSING):
             surroundings = {**os.environ, "PYTHONPATH": str(package), "NOTIFY_SOCKET": self._notices.path}
         else:
             surroundings = venv.environment()
@@ -230,6 +242,9 @@ def _command(kind: str, target: str | None, port: int, workers: int) -> list[str
     if kind in (OURS, OURS_HTTP):
         target = target or ("served:Echo" if kind == OURS else "served:hello")
         return [sys.executable, "-m", "iostreamsrv", "serve", target, "--bind", where, "--workers", count]
+    if kind == REUSING:
+        one = shlex.join([sys.executable, "-c", REUSE, target or "served:Plain", str(port)])
+        return ["sh", "-c", f"{one} & " * workers + "wait"]
     python = str(venv.PYTHON)
     if kind == UVICORN:
         words = ["uvicorn", target or "served_by_peers:asgi", "--host", "127.0.0.1", "--port", str(port)]
