@@ -1,6 +1,7 @@
 """Take the figures of ours, gunicorn and uvicorn, each row in its full form, and print the table."""
 
 import argparse
+import signal
 import sys
 import time
 
@@ -41,6 +42,7 @@ def main() -> int:
         return 2
     chosen = options()
     heed_signals()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by an exception: all services end
     machine.allow_files()
     has_peers = not chosen.ours and peers_installed()
     rows = [row for row in ROWS if not chosen.rows or row.name in chosen.rows]

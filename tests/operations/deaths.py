@@ -156,7 +156,11 @@ def measure_end(trial: Trial, case: str) -> Figures:
             is_over = processes.waited(lambda: not service.left(), 4 * WITHIN)
             seconds = time.monotonic() - began if is_over else math.inf
             exit_code, _ = service.ended(0.1)
-            figures = {"seconds": seconds, "left": len(service.left()), "port taken": not processes.can_bind(service.port)}
+            figures = {
+                "seconds": seconds,
+                "left": len(service.left()),
+                "port taken": not processes.can_bind(service.port),
+            }
     if case != "kill":
         figures["exit code"] = -999 if exit_code is None else exit_code
     return figures
@@ -214,7 +218,10 @@ LEAVES_WHO_STARTS = Mutation(
     "        elif urgency > 2:\n            self.kill(worker)\n",
 )
 HEEDS_SIGNALS_TWICE = Mutation(
-    "exit code", "supervisor/master.py", "                self._exit_code = code\n", "                self._exit_code = code or 1\n"
+    "exit code",
+    "supervisor/master.py",
+    "                self._exit_code = code\n",
+    "                self._exit_code = code or 1\n",
 )
 DOES_NOT_LOOK = Mutation(
     "replaced after, s",
@@ -222,7 +229,9 @@ DOES_NOT_LOOK = Mutation(
     "        return self.settings.hang_timeout is not None and seen.silent > self.settings.hang_timeout\n",
     "        return False\n",
 )
-WAITS_LONG = Mutation("replaced after, s", "supervisor/workers.py", "            return 0.0\n", "            return 2.5\n")
+WAITS_LONG = Mutation(
+    "replaced after, s", "supervisor/workers.py", "            return 0.0\n", "            return 2.5\n"
+)
 FORGETS_THE_DEAD = Mutation(
     "counters fell",
     "supervisor/children.py",
@@ -243,7 +252,11 @@ ENDS = {
     "reload": ("TERM in a reload", "SIGTERM while a reload starts a worker.", IS_NOT_TOLD),
     "start": ("TERM at the start", "SIGTERM while the first worker starts.", LEAVES_WHO_STARTS),
     "reloads": ("TERM after several HUPs", "Two SIGHUP at once, one more in the reload, and SIGTERM.", IS_NOT_TOLD),
-    "group": ("TERM to the group", "SIGTERM to all processes at once, as some terminals and tools do.", HEEDS_SIGNALS_TWICE),
+    "group": (
+        "TERM to the group",
+        "SIGTERM to all processes at once, as some terminals and tools do.",
+        HEEDS_SIGNALS_TWICE,
+    ),
 }
 
 ROWS: tuple[Row, ...] = (

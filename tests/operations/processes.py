@@ -55,8 +55,11 @@ def kill_all(session: int) -> None:
 
 
 def descriptors(pid: int) -> int:
-    """How many a process has open."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    """How many a process has open; none if it has ended."""
+    try:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except OSError:
+        return 0
 
 
 def can_bind(port: int) -> bool:

@@ -27,7 +27,9 @@ def measure(trial: Trial, signal: str = "HUP", silent: float = 0.0) -> Figures:
         descriptors, children = processes.descriptors(service.pid), len(service.servers())
         failed, began = 0, time.monotonic()
         for _ in range(times):
-            failed += not service.replaced(signal)
+            if not service.replaced(signal):
+                failed += 1
+                break
         seconds = (time.monotonic() - began) / times
         outcome = clients.outcome()
         processes.waited(

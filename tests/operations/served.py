@@ -45,4 +45,4 @@ class Hello(RequestHandler):
 
 def hello() -> HTTPServer:
     """The same in HTTP, with Tornado's framework on our server."""
-    return HTTPServer(Application([("/", Hello)]))
+    return HTTPServer(Application([("/", Hello)], log_function=lambda handler: None))  # as the others log no request

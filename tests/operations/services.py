@@ -179,10 +179,14 @@ class Service:
         if self.kind in (OURS, OURS_HTTP):
             before = self._notices.reloads
             self.signal(name)
-            return processes.waited(lambda: self._notices.reloads > before, PATIENCE)
+            has_ended = lambda: self._process.poll() is not None  # noqa: E731
+            processes.waited(lambda: self._notices.reloads > before or has_ended(), PATIENCE)
+            return self._notices.reloads > before
         before_it = self.servers()
         self.signal(name)
-        is_done = processes.waited(lambda: not self.servers() & before_it and len(self.servers()) == self.workers, PATIENCE)
+        is_done = processes.waited(
+            lambda: not self.servers() & before_it and len(self.servers()) == self.workers, PATIENCE
+        )
         time.sleep(0.5)  # it does not say when they serve
         return is_done
 
