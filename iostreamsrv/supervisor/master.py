@@ -36,9 +36,9 @@ from .workers import Seen
 TICK = 1.0
 """Seconds between two looks at the workers."""
 
-RATE = 0.1
-"""Share of its clients that a retired worker closes a second, once it closes them: after ten seconds all are gone, and
-at no moment more than a tenth of them connect again."""
+RATE = 0.09
+"""Share of its clients that a retired worker closes a second, once it closes them: after eleven seconds all are gone.
+In no second more than a tenth of all clients connect again, also where several workers close one more in it."""
 
 Reread = Callable[[], Settings]
 

@@ -47,7 +47,7 @@ def measure(trial: Trial, signal: str = "HUP", silent: float = 0.0) -> Figures:
 
 def measure_idle(trial: Trial) -> Figures:
     """Reload while clients are there that say nothing."""
-    count, reloads, timeout = trial.size(60, 200), trial.size(2, 5), trial.size(12, 40)
+    count, reloads, timeout = trial.size(100, 200), trial.size(2, 5), trial.size(12, 40)
     options = ("--retire-timeout", str(timeout)) if trial.is_ours else ()
     with trial.service(None, *options).started() as service, Clients(service, clients=count, stay=True) as clients:
         time.sleep(1 + count / 200)
@@ -144,7 +144,7 @@ CLOSES_ITS_CLIENTS = Mutation(
     "self._end_by(self._close_all())",
 )
 
-CLOSES_ALL_AT_ONCE = Mutation("% closed within a second", "supervisor/master.py", "RATE = 0.1\n", "RATE = 5.0\n")
+CLOSES_ALL_AT_ONCE = Mutation("% closed within a second", "supervisor/master.py", "RATE = 0.09\n", "RATE = 5.0\n")
 
 DOES_NOT_WAIT_FOR_READY = Mutation(
     "workers gone",
