@@ -144,7 +144,7 @@ CLOSES_ITS_CLIENTS = Mutation(
     "self._end_by(self._close_all())",
 )
 
-CLOSES_ALL_AT_ONCE = Mutation("% closed within a second", "supervisor/master.py", "RATE = 0.09\n", "RATE = 5.0\n")
+CLOSES_ALL_AT_ONCE = Mutation("% closed within a second", "supervisor/master.py", "RATE = 0.09\n", "RATE = 1.0\n")
 
 DOES_NOT_WAIT_FOR_READY = Mutation(
     "workers gone",

@@ -105,7 +105,8 @@ def test_a_port_below_1024_says_what_it_needs(tmp_path: Path, port: int) -> None
     program = (
         "import ctypes, os, socket, sys\n"
         "ctypes.CDLL(None).prctl(24, 10, 0, 0, 0)\n"  # PR_CAPBSET_DROP of CAP_NET_BIND_SERVICE, which an exec heeds
-        f"os.execv({sys.executable!r}, [{sys.executable!r}, '-m', 'iostreamsrv', 'serve', 'chat:Echo', '--bind', ':81'])\n"
+        "words = [sys.executable, '-m', 'iostreamsrv', 'serve', 'chat:Echo', '--bind', '127.0.0.1:81']\n"
+        "os.execv(sys.executable, words)\n"
     )
     (tmp_path / "chat.py").write_text(TARGET)
     done = subprocess.run(
