@@ -126,12 +126,13 @@ SHUTS_THE_LISTENER_DOWN = Mutation(
     "lost",
     "supervisor/worker.py",
     "            self._end_by(self._server.retire(timeout, rate))\n",
-    "            socket.socket(fileno=os.dup(self._job['listeners'][0]['fd'])).shutdown(socket.SHUT_RDWR)\n"
+    "            for each in self._core.listeners.sockets:\n"
+    "                each.shutdown(2)\n"
     "            self._end_by(self._server.retire(timeout, rate))\n",
 )
 
 FORGETS_A_SOCKET = Mutation(
-    "lost",
+    "first process gone",
     "supervisor/upgrade.py",
     "            for each in kept:\n                os.set_inheritable(each, True)\n",
     "            for each in kept[1:]:\n                os.set_inheritable(each, True)\n",

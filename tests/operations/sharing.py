@@ -164,11 +164,12 @@ COUNTS_ITS_OWN_ONLY = Mutation(
     "        return sum(self._open.tolist()) - self._cells[OPEN]\n",
     "        return 0\n",
 )
-SECOND_DOES_NOT_ACCEPT = Mutation(
+EVERY_SECOND_ACCEPTS_NOTHING = Mutation(
     "computing, of one worker",
-    "supervisor/worker.py",
-    '        for listener in self._job["listeners"]:\n',
-    '        for listener in self._job["listeners"] if self._job["number"] % 2 else ():\n',
+    "server/workers.py",
+    "        if open < SLACK:\n            return True\n",
+    "        if self._cells[2] % 2 == 0:  # its number\n            return False\n"
+    "        if open < SLACK:\n            return True\n",
 )
 ONE_MUST_WRITE = Mutation(
     "started",
@@ -190,10 +191,13 @@ ROWS: tuple[Row, ...] = (
                 Threshold("difference", "≤", 20),
                 Threshold("p99, ms", "≤", 20, timed=True, quiet=True, full_only=True),
             ),
-            mutations=(ACCEPTS_ALWAYS,),
+            mutations=(mutation,),
             options={"rate": rate},
         )
-        for name, rate, about in (("slow", 50.0, "at 50 a second"), ("burst", 0.0, "at once"))
+        for name, rate, about, mutation in (
+            ("slow", 50.0, "at 50 a second", ACCEPTS_ALWAYS),
+            ("burst", 0.0, "at once", EVERY_SECOND_ACCEPTS_NOTHING._replace(breaks="difference")),
+        )
     ),
     Row(
         "max_connections",
@@ -231,7 +235,7 @@ ROWS: tuple[Row, ...] = (
             Threshold("churn, of two processes", "≥", 0.97, timed=True, quiet=True, full_only=True),
             Threshold("computing, of one worker", "≥", 1.8, timed=True, quiet=True),
         ),
-        mutations=(SECOND_DOES_NOT_ACCEPT,),
+        mutations=(EVERY_SECOND_ACCEPTS_NOTHING,),
         kinds=(OURS,),
     ),
 )
