@@ -11,10 +11,10 @@ from benchmarks.table import write_docs
 from tests.faults.probes import Figures
 from tests.support.programs import heed_signals
 
-from . import table, venv
+from . import keeping, table, venv
 from .catalogue import ROWS
 from .rows import Row
-from .services import OURS, OURS_HTTP
+from .services import KINDS, OURS, OURS_HTTP
 
 
 def options() -> argparse.Namespace:
@@ -25,14 +25,14 @@ def options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="which; all, if none is named")
-    parser.add_argument("--ours", action="store_true", help="only ours")
-    parser.add_argument("--write-docs", action="store_true", help=f"write the table into {table.DOCS.name}, too")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="whose; of all, if none is named")
+    parser.add_argument(
+        "--write-docs", action="store_true", help=f"write the newest figures of all rows into {table.DOCS.name}"
+    )
     chosen = parser.parse_args()
     names = [row.name for row in ROWS]
     if unknown := [name for name in chosen.rows if name not in names]:
         parser.error(f"no such row: {', '.join(unknown)} (there are: {', '.join(names)})")
-    if chosen.write_docs and (chosen.rows or chosen.ours):
-        parser.error("--write-docs is for a run of all rows")
     return chosen
 
 
@@ -44,17 +44,22 @@ def main() -> int:
     heed_signals()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by an exception: all services end
     machine.allow_files()
-    has_peers = not chosen.ours and peers_installed()
+    kinds = set(chosen.kind or KINDS)
+    if not kinds <= {OURS, OURS_HTTP} and not peers_installed():
+        kinds &= {OURS, OURS_HTTP}
     rows = [row for row in ROWS if not chosen.rows or row.name in chosen.rows]
-    kinds = [(row, kind) for row in rows for kind in row.kinds if has_peers or kind in (OURS, OURS_HTTP)]
-    results = {(row.name, kind): tried(row, kind) for row, kind in kinds}
-    about = machine.describe() | (venv.versions() if has_peers else {})
-    text = table.report(rows, results, about)
-    print(text)
+    results: keeping.Results = {}
+    for row in rows:
+        for kind in row.kinds:
+            if kind in kinds:
+                results[row.name, kind] = tried(row, kind)
+                keeping.keep(row.name, kind, results[row.name, kind])
+    about = machine.describe() | (venv.versions() if venv.is_installed() else {})
+    print(table.report(rows, results, about))
     if chosen.write_docs:
-        write_docs(text, table.DOCS)
+        write_docs(table.report(ROWS, keeping.kept(), about), table.DOCS)
         print(f"written into {table.DOCS}", file=sys.stderr)
-    ours = [(row, results[row.name, OURS]) for row in rows]
+    ours = [(row, results[row.name, OURS]) for row in rows if OURS in kinds]
     return 1 if any(not tries or row.missed(tries) for row, tries in ours) else 0
 
 

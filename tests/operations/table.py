@@ -7,13 +7,11 @@ from pathlib import Path
 from tests.faults.probes import Figures, Threshold
 from tests.support.programs import PROJECT
 
+from .keeping import Results
 from .rows import Row
 from .services import KINDS, OURS
 
 DOCS: Path = PROJECT / "docs" / "operations.md"
-
-Results = Mapping[tuple[str, str], list[Figures]]
-"""The tries of each row, by its name and the kind of the service; none where it could not be carried out."""
 
 
 def report(rows: Sequence[Row], results: Results, machine: Mapping[str, str]) -> str:
