@@ -1,5 +1,6 @@
 """Reload and upgrade: who comes, who is there, and code that does not start."""
 
+import contextlib
 import time
 
 from tests.faults.probes import Figures, Threshold
@@ -68,6 +69,27 @@ def measure_idle(trial: Trial) -> Figures:
         figures["left open"] = len(outcome.clients) - len(outcome.closed)
         figures["% closed within a second"] = 100 * most_within(outcome.closed, 1.0) / len(outcome.clients)
     return figures
+
+
+def measure_generations(trial: Trial) -> Figures:
+    """Reload three times; each generation of workers has clients that stay."""
+    count = trial.size(40, 100)
+    with contextlib.ExitStack() as stack:
+        service = stack.enter_context(trial.service()).started()
+        loads = []
+        for _ in range(3):
+            loads.append(stack.enter_context(Clients(service, clients=count, stay=True)))
+            time.sleep(1 + count / 200)
+            assert service.replaced(), service.said()
+        processes.waited(lambda: len(service.servers()) == 3 * service.workers, 25)
+        oldest, *younger = [each.outcome() for each in loads]
+    return {
+        "clients": 3 * count,
+        "left open": count - len(oldest.closed),
+        "reset": len(oldest.failed) - len(oldest.closed),
+        "% closed within a second": 100 * most_within(oldest.closed, 1.0) / count,
+        "younger closed": sum(len(each.failed) for each in younger),
+    }
 
 
 def most_within(times: list[float], seconds: float) -> int:
@@ -147,6 +169,13 @@ CLOSES_ITS_CLIENTS = Mutation(
 
 CLOSES_ALL_AT_ONCE = Mutation("% closed within a second", "supervisor/master.py", "RATE = 0.09\n", "RATE = 1.0\n")
 
+CANCELS_THE_RETIREMENT = Mutation(
+    "% closed within a second",
+    "supervisor/worker.py",
+    "            self._repaced = asyncio.get_running_loop().create_task(self._server.retire(timeout, rate))\n",
+    "            self._end_by(self._server.retire(timeout, rate))\n",
+)
+
 DOES_NOT_WAIT_FOR_READY = Mutation(
     "workers gone",
     "supervisor/plan.py",
@@ -203,6 +232,19 @@ ROWS: tuple[Row, ...] = (
             Threshold("% closed within a second", "≤", 10),
         ),
         mutations=(CLOSES_ITS_CLIENTS._replace(breaks="closed before the timeout"), CLOSES_ALL_AT_ONCE),
+    ),
+    Row(
+        "three generations",
+        "Three reloads, and before each 100 clients come and stay. Those of the oldest workers are closed for it.",
+        measure_generations,
+        (
+            Threshold("left open", "=", 0),
+            Threshold("reset", "=", 0),
+            Threshold("% closed within a second", "≤", 10),
+            Threshold("younger closed", "=", 0),
+        ),
+        mutations=(CANCELS_THE_RETIREMENT,),
+        kinds=(OURS, OURS_HTTP),
     ),
     *(
         Row(
