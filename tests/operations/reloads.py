@@ -129,7 +129,7 @@ def measure_broken(trial: Trial, code: str) -> Figures:
             running.signal("HUP")
             time.sleep(READY + 3)
         time.sleep(0.5)
-        gone, said_so = before - running.servers(), "fail" in running.said()[said:].lower()
+        gone, said_so = before - running.servers(), names_it(running.said()[said:].lower())
         figures = {**clients.outcome().figures(), "workers gone": len(gone), "said": said_so}
     if trial.is_ours:
         with service(BROKEN[code]) as first:
@@ -138,6 +138,11 @@ def measure_broken(trial: Trial, code: str) -> Figures:
             figures |= {"first start: exit code": -999 if exit_code is None else exit_code}
             figures |= {"first start: seconds": seconds, "first start: left": len(first.left())}
     return figures
+
+
+def names_it(log: str) -> bool:
+    """Whether a log says that something is wrong, in the words of any of the kinds."""
+    return any(word in log for word in ("fail", "error", "exit", "timeout"))
 
 
 def _name_of(kind: str) -> str:
