@@ -226,12 +226,10 @@ HEEDS_SIGNALS_TWICE = Mutation(
 DOES_NOT_LOOK = Mutation(
     "replaced after, s",
     "supervisor/workers.py",
-    "        return self.settings.hang_timeout is not None and seen.silent > self.settings.hang_timeout\n",
-    "        return False\n",
+    "        if limit is not None and seen.silent > limit:\n",
+    "        if False:\n",
 )
-WAITS_LONG = Mutation(
-    "replaced after, s", "supervisor/workers.py", "            return 0.0\n", "            return 2.5\n"
-)
+WAITS_LONG = Mutation("replaced after, s", "supervisor/workers.py", "        delay = 0.0\n", "        delay = 2.5\n")
 FORGETS_THE_DEAD = Mutation(
     "counters fell",
     "supervisor/children.py",
