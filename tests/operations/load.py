@@ -23,6 +23,9 @@ PATIENCE = 8.0
 SOURCES = 50
 """Addresses of clients: each has ports of its own, and so they last for long."""
 
+AT_ONCE = 10
+"""Clients that connect before it looks who has an answer."""
+
 CHUNK = 65536
 
 LINE = b"hello\n"
@@ -146,20 +149,28 @@ class Load:
                 self._ask(client)
 
     def _connect_due(self, now: float) -> None:
-        while len(self.clients) < self._most_clients and self._next_due() <= now:
-            client = Client(self._next_due(), self._talks)
-            self.clients.append(client)
-            self._open += 1
-            client.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            client.socket.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
-            client.socket.bind((f"127.0.0.{2 + len(self.clients) % SOURCES}", 0))
-            error = client.socket.connect_ex(self._address)
-            if error not in (0, errno.EINPROGRESS):
-                self._failed(client, OSError(error, ""))
-                continue
-            client.asked = client.due + self._silent
+        for _ in range(AT_ONCE):
+            if len(self.clients) >= self._most_clients or self._next_due() > now:
+                return
+            self._connect(self._next_due())
+
+    def _connect(self, due: float) -> None:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
+        sock.bind((f"127.0.0.{2 + len(self.clients) % SOURCES}", 0))
+        client = Client(due if self._interval else time.monotonic(), self._talks)  # "all at once" takes its time here
+        client.socket = sock
+        self.clients.append(client)
+        self._open += 1
+        error = sock.connect_ex(self._address)
+        if error not in (0, errno.EINPROGRESS):
+            return self._failed(client, OSError(error, ""))
+        self._selector.register(sock, selectors.EVENT_READ, client)
+        client.asked = client.due + self._silent
+        if self._silent:
             self._at(client.asked, client)
-            self._selector.register(client.socket, selectors.EVENT_READ, client)
+        else:
+            self._ask(client)
 
     def _at(self, when: float, client: Client) -> None:
         self._number += 1
