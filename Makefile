@@ -34,7 +34,7 @@ endef
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all test-memory fuzz release-check conformance simulate compiled pure bench instructions faults-peers dropin dropin-figures style types coverage docs clean
+.PHONY: help run install test test-all test-memory fuzz release-check conformance simulate compiled pure bench instructions faults-peers operations dropin dropin-figures style types coverage docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 24
@@ -79,6 +79,9 @@ instructions: $(VENV)/.has-tests $(CORE) ## count the compiled core's instructio
 faults-peers: $(VENV)/.has-tests $(CORE) ## probe Tornado and asyncio as well, and write the table in docs
 	$(BIN)/python -m tests.faults --write-docs
 
+operations: $(VENV)/.has-tests $(CORE) ## reload, upgrade, kill and stop services under load, ours and gunicorn's and uvicorn's, and write the table in docs
+	$(BIN)/python -m tests.operations --write-docs
+
 dropin: $(VENV)/.has-tests $(CORE) ## run public projects on Tornado and on ours, and write the table in docs; ONLY=thrift: that one only
 	$(BIN)/python -m tests.dropin $(or $(ONLY),--write-docs)
 
@@ -109,7 +112,7 @@ docs: $(VENV)/.has-docs ## the pages, into build/docs; a warning fails
 	@echo "open build/docs/index.html"
 
 clean: pure ## remove the venv and all that was made
-	rm -rf $(VENV) .venv-* .dropin .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .venv-* .dropin .operations .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files, made anew when pyproject.toml has changed. The package is installed "editable": its code needs no new

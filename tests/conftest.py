@@ -32,7 +32,7 @@ from tests.support.programs import heed_signals
 from tests.support.servers import Serving
 from tests.support.waiting import PATIENCE
 
-SECOND_TIER = {"programs", "faults", "chaos", "dropin"}
+SECOND_TIER = {"programs", "faults", "chaos", "dropin", "operations"}
 """Folders whose tests take long: they run with ``--all``, when they are named, or if marked ``first_tier``."""
 
 DEFAULT_ENGINES = "epoll,tls" if hasattr(select, "epoll") else "loop,tls"

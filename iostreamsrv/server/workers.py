@@ -32,9 +32,18 @@ BEATS_FOR_BYTES = 4
 STALE = 2_000_000_000
 """Nanoseconds without a heartbeat after which nobody leaves clients to a worker."""
 
+NEW = 8
+"""Rows that are looked at above the last one that was in use. A new worker takes the first free row. To look at all of
+them for each accept would take longer than all else that it does."""
+
+LOOK_AT_ALL = 20_000_000
+"""Nanoseconds between two looks which row is the last one in use."""
+
 SLACK = 4
 SLACK_SHARE = 8
 """A worker may have so many connections more than the one with the fewest: 4, and an eighth."""
+
+READY = int(State.READY)  # compared for each accept: an enum's own comparison is slower
 
 MOST_AT_ONCE = 64
 """Clients that a worker takes, at most, when others did not in time."""
@@ -63,6 +72,8 @@ class WorkerSiblings:
         self._open, self._state, self._heartbeat, self._accepted = (
             scoreboard.column(cell) for cell in (OPEN, STATE, HEARTBEAT, ACCEPTED)
         )
+        self._near = 0  # so many rows are looked at
+        self._near_until = 0
         # Where the row's counters stand: they go on if a worker before this one was not folded.
         self._bytes = [row.bytes_received, row.bytes_sent]  # of the closed connections
         self._at_once = 1
@@ -80,19 +91,22 @@ class WorkerSiblings:
 
     def _ready(self) -> list[int]:
         """The rows of the other workers that take clients."""
-        late = real_time_ns() - STALE
-        beats = self._heartbeat.tolist()
+        now = real_time_ns()
+        states, beats, late = self._state, self._heartbeat, now - STALE
+        if now >= self._near_until:
+            self._near_until = now + LOOK_AT_ALL
+            self._near = max((index for index, state in enumerate(states.tolist()) if state), default=0) + 1 + NEW
         return [
             index
-            for index, state in enumerate(self._state.tolist())
-            if state == State.READY and index != self._index and beats[index] > late
+            for index, state in enumerate(states[: self._near].tolist())
+            if state == READY and index != self._index and beats[index] > late
         ]
 
     def may_accept(self, open: int) -> bool:
         """See `Siblings`."""
         if open < SLACK:
             return True
-        counts = self._open.tolist()
+        counts = self._open
         least = min([counts[index] for index in self._ready()], default=open)
         if open < least + SLACK + least // SLACK_SHARE:
             return True

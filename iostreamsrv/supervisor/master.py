@@ -36,9 +36,13 @@ from .workers import Seen
 TICK = 1.0
 """Seconds between two looks at the workers."""
 
-RATE = 0.1
-"""Share of its clients that a retired worker closes a second, once it closes them: after ten seconds all are gone, and
-at no moment more than a tenth of them connect again."""
+RATE = 0.09
+"""Share of its clients that a retired worker closes a second, once it closes them: after eleven seconds all are gone.
+In no second more than a tenth of all clients connect again, also where several workers close one more in it."""
+
+HURRY = 5.0
+"""Seconds that clients have also in a worker whose clients are to leave for the third reload after it: several reloads
+within a moment must not cut those that have just come."""
 
 Reread = Callable[[], Settings]
 
@@ -239,7 +243,7 @@ class Master:
             if action.successor is not None and self._children.hands_over(action.number):
                 self._children.introduce(action.number, action.successor)
         elif action.word == "hurry":
-            self._children.tell(action.number, "retire", timeout=0, rate=RATE)
+            self._children.tell(action.number, "retire", timeout=HURRY, rate=RATE)
         else:
             self._children.tell(action.number, action.word)
 

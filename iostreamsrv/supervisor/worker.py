@@ -85,6 +85,7 @@ class Worker:
         scoreboard = Scoreboard.open(job["scoreboard"])
         self._core.join(WorkerSiblings(scoreboard, job["row"], job["number"], job["generation"]))
         self._ending: asyncio.Task[None] | None = None  # what ends the server
+        self._repaced: asyncio.Task[None] | None = None
         self._urgency = 0
         self._moving: set[asyncio.Task[None]] = set()  # what hands clients over, or takes some
 
@@ -147,9 +148,11 @@ class Worker:
         task.add_done_callback(self._moving.discard)
 
     def _retire(self, timeout: float, rate: float) -> None:
-        if self._urgency <= 1:  # again, with another timeout
+        if self._urgency == 0:
             self._urgency = 1
             self._end_by(self._server.retire(timeout, rate))
+        elif self._urgency == 1:  # the same again, at another pace; the first one goes on, and must not be cancelled
+            self._repaced = asyncio.get_running_loop().create_task(self._server.retire(timeout, rate))
 
     def _drain(self) -> None:
         if self._urgency < 2:

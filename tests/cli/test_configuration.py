@@ -188,6 +188,7 @@ def test_an_unknown_variable_is_named_with_the_nearest(write: Write, variable: s
     "variable",
     [
         "IOSTREAMSRV_PURE",
+        "IOSTREAMSRV_UPGRADE",
         "IOSTREAMSRV_BUILD",
         "IOSTREAMSRV_ALL",
         "IOSTREAMSRV_TORNADO_VERBOSE",

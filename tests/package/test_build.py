@@ -21,7 +21,18 @@ pytest.importorskip("Cython", reason='no Cython here: pip install "Cython>=3.1"'
 pytestmark = pytest.mark.second_tier
 
 MADE = shutil.ignore_patterns(
-    *(".git", ".venv*", ".dropin", ".hypothesis", ".*_cache", "__pycache__", "build", "dist", "*.egg-info"),
+    *(
+        ".git",
+        ".venv*",
+        ".dropin",
+        ".operations",
+        ".hypothesis",
+        ".*_cache",
+        "__pycache__",
+        "build",
+        "dist",
+        "*.egg-info",
+    ),
     *("*.so", "compiled*.json"),
 )
 

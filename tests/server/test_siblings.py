@@ -12,7 +12,7 @@ import iostreamsrv
 from iostreamsrv.server import scoreboard
 from iostreamsrv.server.base import core_of
 from iostreamsrv.server.scoreboard import Row, Scoreboard, State
-from iostreamsrv.server.workers import STALE, WorkerSiblings
+from iostreamsrv.server.workers import LOOK_AT_ALL, STALE, WorkerSiblings
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.gen_test
@@ -100,6 +100,25 @@ async def test_a_worker_may_have_four_and_an_eighth_more_than_the_least(
     other(board, 1, least)
     other(board, 2, least + 100)
     assert siblings.may_accept(own) == may
+
+
+async def test_a_worker_far_behind_is_noticed_and_a_new_one_at_once(
+    io_loop: IOLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoreboard, "_new_file", lambda size: None)  # as above
+    board = Scoreboard.create(256)
+    try:
+        mine = WorkerSiblings(board, 0)
+        other(board, 1, open=100)
+        assert mine.may_accept(50)
+        other(board, 2, open=10)
+        assert not mine.may_accept(50)
+        board.row(2).state = State.RETIRING
+        other(board, 200, open=10)
+        await asyncio.sleep(LOOK_AT_ALL / 1e9)
+        assert not mine.may_accept(50)
+    finally:
+        board.close()
 
 
 async def test_who_does_not_take_clients_does_not_count(board: Scoreboard) -> None:
