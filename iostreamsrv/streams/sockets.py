@@ -156,7 +156,9 @@ class SocketStream(TransportStream):
             with contextlib.suppress(OSError):
                 self._remote_address = old.getpeername()
         self._hub.unwatch(self)
-        return type(old)(old.family, old.type, old.proto, fileno=old.detach())
+        released = type(old)(old.family, old.type, old.proto, fileno=old.detach())
+        released.setblocking(False)  # a new object does not know that it is
+        return released
 
     def restore(self, detached: DetachedStream) -> None:
         """See `ServedStream`."""

@@ -1,0 +1,228 @@
+"""Clients that one server hands over to another one. Both are in this process; two workers do the same."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import iostreamsrv
+from iostreamsrv import CloseReason
+from iostreamsrv.server.base import core_of
+from iostreamsrv.server.handover import Giver, Taker, hands_over
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.gen_test
+
+
+class Counter(iostreamsrv.TCPServer):
+    """Counts the lines of each client, and says which server has counted."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.name = name
+        self.left: list[CloseReason] = []
+        self.raised: list[BaseException] = []
+        self.keeps = False
+
+    async def handle_stream(self, stream: iostreamsrv.IOStream, address: Any) -> None:
+        await self.handle_resume(stream, address, 0)
+
+    def handle_handover(self, stream: iostreamsrv.IOStream) -> Any:
+        return NotImplemented if self.keeps else stream.data["count"]
+
+    async def handle_resume(self, stream: iostreamsrv.IOStream, address: Any, state: Any) -> None:
+        stream.data["count"] = state
+        stream.data.setdefault("since", self.name)
+        while True:
+            try:
+                line = await stream.read_until(b"\n")
+            except iostreamsrv.StreamClosedError as error:
+                self.raised.append(error)
+                raise
+            stream.data["count"] += 1
+            answer = f"{self.name} {stream.data['count']} {stream.data['since']} ".encode()
+            await stream.write(answer + line)
+
+    def handle_close(self, stream: iostreamsrv.IOStream, reason: CloseReason) -> None:
+        self.left.append(reason)
+
+
+class Unpicklable(Counter):
+    def handle_handover(self, stream: iostreamsrv.IOStream) -> Any:
+        return lambda: None
+
+
+class Raising(Counter):
+    def handle_handover(self, stream: iostreamsrv.IOStream) -> Any:
+        raise KeyError("no such thing")
+
+
+class Client:
+    def __init__(self, server: iostreamsrv.TCPServer) -> None:
+        self.socket = socket.create_connection(server.addresses[0][:2])
+        self.socket.setblocking(False)
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.socket, data)
+
+    async def ask(self, line: bytes) -> bytes:
+        await self.send(line)
+        return await asyncio.get_running_loop().sock_recv(self.socket, 1000)
+
+
+@contextlib.contextmanager
+def servers(kind: type[Counter] = Counter, **options: Any) -> Iterator[tuple[Counter, Counter]]:
+    """An old one, which listens, and a new one."""
+    old, new = kind("old", **options), Counter("new", **options)
+    old.listen(0, "127.0.0.1")
+    try:
+        yield old, new
+    finally:
+        for each in (old, new):
+            each.stop()
+            each.kick_all()
+
+
+async def hand_over(old: Counter, new: Counter) -> None:
+    one, other = socket.socketpair()
+    taking = asyncio.create_task(Taker(core_of(new).connections, other).take_all())
+    await Giver(core_of(old).connections, one).give_all()
+    await taking
+
+
+async def test_clients_go_on_in_the_new_server_with_state_data_and_unread_bytes() -> None:
+    with servers() as (old, new):
+        clients = [Client(old) for _ in range(5)]
+        for client in clients:
+            assert await client.ask(b"a\n") == b"old 1 old a\n"
+            await client.send(b"ha")
+        await eventually(lambda: all(stream.buffered == 2 for stream in old.streams))
+        await hand_over(old, new)
+        assert (len(old.streams), len(new.streams)) == (0, 5)
+        for client in clients:
+            assert await client.ask(b"lf\n") == b"new 2 old half\n"
+            client.socket.close()
+        await eventually(lambda: len(new.left) == 5)
+        assert old.left == [CloseReason.DETACHED] * 5
+        assert {error.reason for error in old.raised} == {CloseReason.DETACHED}  # type: ignore[attr-defined]
+        assert new.left == [CloseReason.EOF] * 5
+
+
+async def test_addresses_and_counters_go_along() -> None:
+    with servers() as (old, new):
+        client = Client(old)
+        await client.ask(b"a\n")
+        (before,) = old.streams
+        await hand_over(old, new)
+        (after,) = new.streams
+        for name in ("remote_address", "opened_at", "bytes_read", "bytes_written"):
+            assert getattr(after, name) == getattr(before, name)
+        client.socket.close()
+
+
+async def test_a_client_in_mid_request_goes_when_it_is_answered() -> None:
+    class Slow(Counter):
+        async def handle_stream(self, stream: iostreamsrv.IOStream, address: Any) -> None:
+            stream.data["count"] = 7
+            await stream.read_until(b"\n")
+            await asyncio.sleep(0.1)
+            await stream.write(b"late\n")
+            await self.handle_resume(stream, address, 7)
+
+    with servers(Slow) as (old, new):
+        client = Client(old)
+        await client.send(b"a\n")
+        await eventually(lambda: bool(old.streams) and next(iter(old.streams)).bytes_read == 2)
+        await hand_over(old, new)
+        assert await asyncio.get_running_loop().sock_recv(client.socket, 100) == b"late\n"
+        assert await client.ask(b"b\n") == b"new 8 old b\n"
+        client.socket.close()
+
+
+@pytest.mark.parametrize("kind", [Unpicklable, Raising])
+async def test_a_client_whose_state_can_not_go_stays_and_is_named_once(
+    kind: type[Counter], caplog: pytest.LogCaptureFixture
+) -> None:
+    with servers(kind) as (old, new):
+        client = Client(old)
+        await client.ask(b"a\n")
+        await hand_over(old, new)
+        assert await client.ask(b"b\n") == b"old 2 old b\n"
+        assert [record.levelname for record in caplog.records if "not handed over" in record.message] == ["ERROR"]
+        client.socket.close()
+
+
+async def test_the_server_may_keep_a_client() -> None:
+    with servers() as (old, new):
+        old.keeps = True
+        client = Client(old)
+        await client.ask(b"a\n")
+        await hand_over(old, new)
+        assert await client.ask(b"b\n") == b"old 2 old b\n"
+        client.socket.close()
+
+
+async def test_if_the_new_server_is_gone_the_old_one_goes_on() -> None:
+    with servers() as (old, _):
+        clients = [Client(old) for _ in range(3)]
+        for client in clients:
+            await client.ask(b"a\n")
+        one, other = socket.socketpair()
+        other.close()
+        await Giver(core_of(old).connections, one).give_all()
+        for client in clients:
+            assert await client.ask(b"b\n") == b"old 2 old b\n"
+            client.socket.close()
+
+
+async def test_what_the_new_server_can_not_unpickle_stays_with_the_old_one(caplog: pytest.LogCaptureFixture) -> None:
+    with servers() as (old, new):
+        client = Client(old)
+        await client.ask(b"a\n")
+        next(iter(old.streams)).data["gone"] = Vanishing()
+        await hand_over(old, new)
+        assert await client.ask(b"b\n") == b"old 2 old b\n"
+        assert any("not taken over" in record.message for record in caplog.records)
+        client.socket.close()
+
+
+def _vanished() -> None:
+    raise ImportError("the new code has no such class")
+
+
+class Vanishing:
+    """Pickles, but does not unpickle."""
+
+    def __reduce__(self) -> Any:
+        return _vanished, ()
+
+
+async def test_the_limit_of_connections_from_one_address_counts_those_that_came() -> None:
+    with servers(max_connections_per_ip=2) as (old, new):
+        clients = [Client(old) for _ in range(2)]
+        for client in clients:
+            await client.ask(b"a\n")
+        await hand_over(old, new)
+        new.listen(0, "127.0.0.1")
+        third = Client(new)
+        with contextlib.suppress(ConnectionResetError):
+            assert await third.ask(b"a\n") == b""
+        clients[0].socket.close()
+        await eventually(lambda: len(new.streams) == 1)
+        fourth = Client(new)
+        assert await fourth.ask(b"a\n") == b"new 1 new a\n"
+        for client in (*clients, third, fourth):
+            client.socket.close()
+
+
+def test_both_methods_are_needed() -> None:
+    class One(iostreamsrv.TCPServer):
+        async def handle_stream(self, stream: iostreamsrv.IOStream, address: Any) -> None: ...
+
+        def handle_handover(self, stream: iostreamsrv.IOStream) -> Any: ...
+
+    assert hands_over(core_of(Counter("x")).connections)
+    assert not hands_over(core_of(One()).connections)
