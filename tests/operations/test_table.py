@@ -6,12 +6,13 @@ import pytest
 
 from tests.faults.probes import Figures, Threshold
 
+from .catalogue import ROWS
 from .clients import Ended, Outcome
 from .deaths import is_own, replaced_after
 from .reloads import most_within
 from .rows import Row, Trial
 from .services import GTHREAD, OURS
-from .table import report
+from .table import DOCS, report
 
 LOST, SLOW = Threshold("lost", "=", 0), Threshold("p99, ms", "≤", 50, timed=True, full_only=True)
 
@@ -83,3 +84,10 @@ def test_a_worker_is_replaced_when_a_new_process_answers() -> None:
 def test_the_most_closings_of_a_second_are_counted_wherever_it_begins() -> None:
     assert most_within([0.0, 0.9, 1.0, 1.5, 1.8, 3.0], 1.0) == 4
     assert most_within([], 1.0) == 0
+
+
+def test_the_docs_have_the_figures_of_each_row() -> None:
+    page = DOCS.read_text()
+    assert [each.name for each in ROWS if f"| **{each.name}** |" not in page] == []
+    wanted = {threshold.figure for each in ROWS for threshold in each.thresholds}
+    assert [figure for figure in wanted if f"| {figure} |" not in page] == []
