@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Container
 
 from tests.faults.probes import Figures, Threshold
 
@@ -55,19 +56,21 @@ def measure_kill(trial: Trial) -> Figures:
     """Kill a worker, again and again, while clients talk."""
     times = trial.size(2, 10)
     killed: dict[int, float] = {}
+    known: list[set[int]] = []  # the workers at each kill
     with contextlib.ExitStack() as stack:
         service = stack.enter_context(trial.service()).started()
         watch = stack.enter_context(Watch(service)) if trial.is_ours else None
         clients = stack.enter_context(Clients(service, talks=4, pause=0.15))
         time.sleep(1.0)
         for _ in range(times):
-            pid = random.choice(sorted(service.servers()))
+            known.append(service.servers())
+            pid = random.choice(sorted(known[-1]))
             killed[pid] = time.monotonic()
             os.kill(pid, signal.SIGKILL)
             time.sleep(trial.size(3, 2))
         outcome = clients.outcome()
         servers = service.servers()
-    seconds = [replaced_after(outcome.clients, when) for when in killed.values()]
+    seconds = [replaced_after(outcome.clients, *each) for each in zip(killed.values(), known, strict=True)]
     others = [each for each in outcome.failed if not is_own(each, killed)]
     figures = {
         **outcome.figures(),
@@ -80,14 +83,14 @@ def measure_kill(trial: Trial) -> Figures:
     return figures
 
 
-def replaced_after(clients: list[Ended], when: float) -> float:
-    """Seconds from ``when`` until a process answers that had not answered before."""
+def replaced_after(clients: list[Ended], when: float, known: Container[int]) -> float:
+    """Seconds from ``when`` until a process answers that was not there before."""
     first: dict[int, float] = {}
     for each in clients:
         if each.pids:
             answered = each.due + each.latencies[0]
             first[each.pids[0]] = min(first.get(each.pids[0], math.inf), answered)
-    return min((answered - when for answered in first.values() if answered > when), default=math.inf)
+    return min((at - when for pid, at in first.items() if at > when and pid not in known), default=math.inf)
 
 
 def is_own(client: Ended, dead: dict[int, float]) -> bool:
@@ -123,7 +126,7 @@ def measure_stop(trial: Trial) -> Figures:
     return {
         **outcome.figures(),
         "lost, of others": len(others) if gone else len(outcome.failed),
-        "replaced after, s": replaced_after(outcome.clients, began + 0.5) + 0.5 if gone else math.inf,
+        "replaced after, s": replaced_after(outcome.clients, began, before) if gone else math.inf,
     }
 
 

@@ -77,8 +77,9 @@ def test_a_client_is_of_the_dead_worker_if_that_answered_it_or_might_have() -> N
 
 def test_a_worker_is_replaced_when_a_new_process_answers() -> None:
     clients = [ended(due=1.0, pids=(7,)), ended(due=2.0, pids=(7,)), ended(due=2.4, pids=(8,))]
-    assert replaced_after(clients, 2.0) == pytest.approx(0.5)
-    assert replaced_after(clients, 3.0) == math.inf
+    assert replaced_after(clients, 2.0, {7}) == pytest.approx(0.5)
+    assert replaced_after(clients, 2.0, {7, 8}) == math.inf
+    assert replaced_after(clients, 3.0, {7}) == math.inf
 
 
 def test_the_most_closings_of_a_second_are_counted_wherever_it_begins() -> None:
