@@ -46,3 +46,21 @@ class Hello(RequestHandler):
 def hello() -> HTTPServer:
     """The same in HTTP, with Tornado's framework on our server."""
     return HTTPServer(Application([("/", Hello)], log_function=lambda handler: None))  # as the others log no request
+
+
+class Counting(TCPServer):
+    """Answers lines with their number. Its clients go on in the next worker."""
+
+    async def handle_stream(self, stream: IOStream, address: object) -> None:
+        await self.handle_resume(stream, address, 0)
+
+    def handle_handover(self, stream: IOStream) -> int:
+        count: int = stream.data["count"]
+        return count
+
+    async def handle_resume(self, stream: IOStream, address: object, state: int) -> None:
+        stream.data["count"] = state
+        while True:
+            line = await stream.read_until(b"\n")
+            stream.data["count"] += 1
+            await stream.write(b"%d %d %b" % (os.getpid(), stream.data["count"], line))
