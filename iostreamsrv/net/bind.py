@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from ..errors import ListenError, OptionError
@@ -13,6 +15,7 @@ from ..runtime.addresses import check_host, check_port, show
 from ..runtime.checks import check_int, is_int
 from ..runtime.exports import set_module
 from ..runtime.kernel import current_kernel
+from ..runtime.logs import general
 from . import unixlistener
 from .resolve import Endpoint, lookup
 
@@ -48,7 +51,8 @@ def bind_sockets(
     :param family: ``AF_INET`` or ``AF_INET6`` for only these.
     :param backlog: most connections that the kernel queues until they are accepted; 1024.
     :param flags: ``AI_*`` flags for `socket.getaddrinfo`; None for ``AI_PASSIVE``.
-    :param reuse_port: let other processes bind the same port; the kernel distributes the connections.
+    :param reuse_port: let other processes bind the same port; the kernel distributes the connections. A warning is
+        logged once if Linux loses the backlog of a process that ends (``net.ipv4.tcp_migrate_req`` is 0).
     :raises OptionError: if an argument is invalid.
     :raises ListenError: if the address does not resolve or cannot be bound. Nothing is left bound.
     """
@@ -65,6 +69,8 @@ def bind_sockets(
     # IPv4 first: a port that the kernel chooses there is more likely to be free on both.
     endpoints.sort(key=lambda endpoint: endpoint.family)
     sockets = _bind_with_one_port(endpoints, backlog, reuse_port)
+    if reuse_port:
+        _warn_of_lost_backlogs()
     if not sockets:
         raise ListenError(errno.EADDRNOTAVAIL, f"cannot listen on {show((host, port))}: no address of it is available")
     return sockets
@@ -119,6 +125,21 @@ def _prepare(listener: socket.socket, reuse_port: bool) -> None:
     if listener.family == socket.AF_INET6:
         # IPv4 has a separate socket, on all systems.
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
+MIGRATION = Path("/proc/sys/net/ipv4/tcp_migrate_req")
+"""Whether Linux gives the backlog of a socket that is closed to the others on its port."""
+
+
+@functools.cache
+def _warn_of_lost_backlogs() -> None:
+    """Say it once, where it is so."""
+    with contextlib.suppress(OSError):
+        if MIGRATION.read_text().strip() == "0":
+            general.warning(
+                "reuse_port: clients in the backlog of a process that ends are lost, unless the system is told otherwise:"
+                " sysctl net.ipv4.tcp_migrate_req=1"
+            )
 
 
 def _is_disabled(endpoint: Endpoint, error: OSError) -> bool:
