@@ -137,8 +137,8 @@ def _warn_of_lost_backlogs() -> None:
     with contextlib.suppress(OSError):
         if MIGRATION.read_text().strip() == "0":
             general.warning(
-                "reuse_port: clients in the backlog of a process that ends are lost, unless the system is told otherwise:"
-                " sysctl net.ipv4.tcp_migrate_req=1"
+                "reuse_port: clients in the backlog of a process that ends are lost here;"
+                " `sysctl net.ipv4.tcp_migrate_req=1` gives them to the others"
             )
 
 

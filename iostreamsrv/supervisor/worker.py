@@ -17,7 +17,7 @@ from ..certs.watching import FileWatch
 from ..errors import ListenError, OptionError
 from ..net.inherited import socket_from_fd
 from ..runtime import lifeline
-from ..runtime.logs import log_to_stderr
+from ..runtime.logs import general, log_to_stderr
 from ..runtime.loops import current_loop
 from ..runtime.rlimit import raise_limit
 from ..runtime.running import certificate_reload, run_to_end
@@ -150,9 +150,9 @@ class Worker:
     def _retire(self, timeout: float, rate: float) -> None:
         if self._urgency == 0:
             self._urgency = 1
-            self._end_by(self._server.retire(timeout, rate))
+            self._end_by(self._core.retire(timeout, rate))
         elif self._urgency == 1:  # the same again, at another pace; the first one goes on, and must not be cancelled
-            self._repaced = asyncio.get_running_loop().create_task(self._server.retire(timeout, rate))
+            self._repaced = asyncio.get_running_loop().create_task(self._core.retire(timeout, rate))
 
     def _drain(self) -> None:
         if self._urgency < 2:
@@ -176,9 +176,17 @@ class Worker:
         await self._server.close_all_connections()
 
     def _end_by(self, how: Coroutine[Any, Any, None]) -> None:
-        before, self._ending = self._ending, asyncio.get_running_loop().create_task(how)
+        before, self._ending = self._ending, asyncio.get_running_loop().create_task(self._ended_by(how))
         if before is not None:
             before.cancel()
+
+    async def _ended_by(self, how: Coroutine[Any, Any, None]) -> None:
+        """End in this way; if that raises, as a user's method may, at once: the supervisor counts on it."""
+        try:
+            await how
+        except Exception:
+            general.exception("the server does not end as it was told to: it closes all of its clients")
+            await self._close_all()
 
 
 if __name__ == "__main__":

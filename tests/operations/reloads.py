@@ -152,10 +152,10 @@ def _name_of(kind: str) -> str:
 SHUTS_THE_LISTENER_DOWN = Mutation(
     "lost",
     "supervisor/worker.py",
-    "            self._end_by(self._server.retire(timeout, rate))\n",
+    "            self._end_by(self._core.retire(timeout, rate))\n",
     "            for each in self._core.listeners.sockets:\n"
     "                each.shutdown(2)\n"
-    "            self._end_by(self._server.retire(timeout, rate))\n",
+    "            self._end_by(self._core.retire(timeout, rate))\n",
 )
 
 FORGETS_A_SOCKET = Mutation(
@@ -168,7 +168,7 @@ FORGETS_A_SOCKET = Mutation(
 CLOSES_ITS_CLIENTS = Mutation(
     "lost",
     "supervisor/worker.py",
-    "self._end_by(self._server.retire(timeout, rate))",
+    "self._end_by(self._core.retire(timeout, rate))",
     "self._end_by(self._close_all())",
 )
 
@@ -177,8 +177,8 @@ CLOSES_ALL_AT_ONCE = Mutation("% closed within a second", "supervisor/master.py"
 CANCELS_THE_RETIREMENT = Mutation(
     "% closed within a second",
     "supervisor/worker.py",
-    "            self._repaced = asyncio.get_running_loop().create_task(self._server.retire(timeout, rate))\n",
-    "            self._end_by(self._server.retire(timeout, rate))\n",
+    "            self._repaced = asyncio.get_running_loop().create_task(self._core.retire(timeout, rate))\n",
+    "            self._end_by(self._core.retire(timeout, rate))\n",
 )
 
 DOES_NOT_WAIT_FOR_READY = Mutation(
