@@ -7,6 +7,7 @@ of its end of a `Channel`, whose first message says all else.
 """
 
 import asyncio
+import math
 import signal
 import socket
 import sys
@@ -98,7 +99,7 @@ class Worker:
         loop.add_signal_handler(signal.SIGQUIT, self._end)
         loop.add_reader(self._channel, self._hear)
         timeout = self._core.options.drain_timeout
-        lifeline.watch(self._job["lifeline"], LIFELINE_PATIENCE + (timeout or 0))
+        lifeline.watch(self._job["lifeline"], math.inf if timeout is None else timeout + LIFELINE_PATIENCE)
         self._watch_certificates(loop)
         self._channel.send("ready", drain_timeout=timeout, hands_over=hands_over(self._core.connections))
         await self._server.serve_forever()

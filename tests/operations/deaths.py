@@ -207,7 +207,7 @@ CASES = {
 HAS_NO_LIFELINE = Mutation(
     "left",
     "supervisor/worker.py",
-    '        lifeline.watch(self._job["lifeline"], LIFELINE_PATIENCE + (timeout or 0))\n',
+    '        lifeline.watch(self._job["lifeline"], math.inf if timeout is None else timeout + LIFELINE_PATIENCE)\n',
     "",
 )
 IS_NOT_TOLD = Mutation(
