@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ..runtime.clock import clock_of
 
-LOOK_AGAIN = 0.002
+LOOK_AGAIN = 0.001
 """Seconds between two looks whether it is this process's turn: a client waits meanwhile."""
 
 LONGEST_WAIT = 0.01

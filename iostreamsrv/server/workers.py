@@ -40,9 +40,9 @@ them for each accept would take longer than all else that it does."""
 LOOK_AT_ALL = 20_000_000
 """Nanoseconds between two looks which row is the last one in use."""
 
-SLACK = 4
+SLACK = 6
 SLACK_SHARE = 8
-"""A worker may have so many connections more than the one with the fewest: 4, and an eighth; and as many as it closes
+"""A worker may have so many connections more than the one with the fewest: 6, and an eighth; and as many as it closes
 while a client waits at most. Where connections are short they need no balance, and to wait costs most of the time: two
 workers without this served a sixth of what two processes without any balance did."""
 
