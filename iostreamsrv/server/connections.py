@@ -18,7 +18,7 @@ from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason
 from ..events import Event, EventKind, Events
-from ..iostream import BaseIOStream, DetachedStream, IOStream, SSLIOStream
+from ..iostream import BaseIOStream, IOStream, SSLIOStream
 from ..options import ServerOptions
 from ..runtime.addresses import show
 from ..runtime.cleanup import may_end_with_loop
@@ -150,7 +150,7 @@ class Connections:
             else:
                 connection.close()
             return
-        stream = self._new_stream(connection, address, context)
+        stream = self.new_stream(connection, address, context)
         has_room = self.options.when_full == "wait" or self.limits.has_capacity() or self._make_room_for(address)
         if has_room:
             self.open[stream.id] = stream
@@ -163,24 +163,14 @@ class Connections:
         elif self.options.max_connections_per_ip is None or self.admit(stream, address):
             self.handlers.call(stream, address)
 
-    def _new_stream(self, connection: socket.socket, address: Any, context: Context) -> IOStream:
+    def new_stream(self, connection: socket.socket, address: Any, context: Context) -> IOStream:
+        """A stream for a client. It has no place among the open ones yet."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop, self._io_loop = loop, IOLoop.current()
         stream = IOStream.for_client(connection, address, self.options, self, context.copy(), self._io_loop)
         if self.deadlines.run(loop) and self.may_block:
             watch(loop, self)
-        return stream
-
-    def resumed(self, detached: DetachedStream, context: Context) -> IOStream:
-        """The stream of a client that was served elsewhere, by another process. It has its place already."""
-        stream = self._new_stream(detached.socket, detached.remote_address, context)
-        stream.restore(detached)
-        self.open[stream.id] = stream
-        if self.limits.siblings is not None:
-            self.limits.siblings.opened(len(self.open))
-        if self.options.max_connections_per_ip is not None:
-            self.limits.count(stream, host_of(stream.remote_address))
         return stream
 
     def _accept_queued(self) -> None:
@@ -241,13 +231,7 @@ class Connections:
     # ---- reports
 
     def report(
-        self,
-        stream: IOStream,
-        kind: EventKind,
-        level: int,
-        text: str,
-        reason: CloseReason | None,
-        error: BaseException | None,
+        self, stream: IOStream, kind: EventKind, level: int, text: str, reason: CloseReason | None, error: Any
     ) -> None:
         """Report a problem of a stream as an event, with its client's address."""
         address = stream.remote_address

@@ -23,6 +23,7 @@ from ..iostream import DetachedStream, IOStream
 from ..runtime.clock import clock_of
 from .connections import Connections
 from .handlers import client_name
+from .limits import host_of
 
 PATIENCE = 10.0
 """Seconds in which a worker tries to hand its clients over. Those that were busy all the time retire with it."""
@@ -42,8 +43,16 @@ def hands_over(connections: Connections) -> bool:
 
 
 def resume(connections: Connections, detached: DetachedStream, state: Any) -> IOStream:
-    """Serve a client that another stream has left."""
-    stream = connections.resumed(detached, copy_context())
+    """Serve a client that another stream has left. It has had its place: no limit is asked."""
+    address = detached.remote_address
+    stream = connections.new_stream(detached.socket, address, copy_context())
+    stream.restore(detached)
+    connections.open[stream.id] = stream
+    limits = connections.limits
+    if limits.siblings is not None:
+        limits.siblings.opened(len(connections.open))
+    if connections.options.max_connections_per_ip is not None:
+        limits.count(stream, host_of(address))
     connections.handlers.resume(stream, state)
     return stream
 

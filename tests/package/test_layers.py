@@ -205,7 +205,7 @@ WITHIN_STREAMS = {
     "iostream": {"_begin_handshake", "_prepare", "_remote_address", "_socket", "_start"},
     "streams.pending": {"_hub"},
     "streams.sending": {"_hub"},
-    "streams.sockets": {"_data", "_start"},
+    "streams.sockets": {"_start"},
 }
 """What is still used of another stream, or by the parts of one."""
 

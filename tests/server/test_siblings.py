@@ -12,7 +12,7 @@ import iostreamsrv
 from iostreamsrv.server import scoreboard
 from iostreamsrv.server.base import core_of
 from iostreamsrv.server.scoreboard import Row, Scoreboard, State
-from iostreamsrv.server.workers import LOOK_AT_ALL, STALE, WorkerSiblings
+from iostreamsrv.server.workers import LOOK_AT_ALL, SLACK, STALE, WorkerSiblings
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.gen_test
@@ -91,9 +91,9 @@ def serving(io_loop: IOLoop, board: Scoreboard) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    "own, least, may", [(0, 0, True), (3, 0, True), (4, 0, False), (15, 10, False), (14, 10, True), (53, 46, True)]
+    "own, least, may", [(0, 0, True), (5, 0, True), (6, 0, False), (17, 10, False), (16, 10, True), (56, 46, True)]
 )
-async def test_a_worker_may_have_four_and_an_eighth_more_than_the_least(
+async def test_a_worker_may_have_six_and_an_eighth_more_than_the_least(
     board: Scoreboard, own: int, least: int, may: bool
 ) -> None:
     siblings = WorkerSiblings(board, 0)
@@ -152,34 +152,34 @@ async def test_the_heart_of_a_server_beats_while_its_loop_runs(board: Scoreboard
 
 async def test_a_client_is_left_to_the_sibling_with_fewer_but_not_for_long(board: Scoreboard, serving: Any) -> None:
     server, clients = serving()
-    clients.connect(4)
-    await eventually(lambda: len(server.streams) == 4)
+    clients.connect(SLACK)
+    await eventually(lambda: len(server.streams) == SLACK)
     other(board)  # which takes nobody
     clients.connect()
     start = asyncio.get_running_loop().time()
     await asyncio.sleep(0.005)
-    assert len(server.streams) == 4
-    await eventually(lambda: len(server.streams) == 5)
+    assert len(server.streams) == SLACK
+    await eventually(lambda: len(server.streams) == SLACK + 1)
     assert 0.009 < asyncio.get_running_loop().time() - start < 0.1
 
 
 async def test_when_the_sibling_has_caught_up_the_client_is_accepted_at_once(board: Scoreboard, serving: Any) -> None:
     server, clients = serving()
-    clients.connect(4)
-    await eventually(lambda: len(server.streams) == 4)
+    clients.connect(SLACK)
+    await eventually(lambda: len(server.streams) == SLACK)
     row = other(board)
     clients.connect()
     await asyncio.sleep(0.004)
-    assert len(server.streams) == 4
+    assert len(server.streams) == SLACK
     row.open = 5
     await asyncio.sleep(0.004)
-    assert len(server.streams) == 5
+    assert len(server.streams) == SLACK + 1
 
 
 async def test_the_loop_does_not_spin_while_a_client_is_left_to_others(board: Scoreboard, serving: Any) -> None:
     server, clients = serving()
-    clients.connect(4)
-    await eventually(lambda: len(server.streams) == 4)
+    clients.connect(SLACK)
+    await eventually(lambda: len(server.streams) == SLACK)
     other(board)
     asked = 0
     siblings = core_of(server).connections.limits.siblings
@@ -192,7 +192,7 @@ async def test_the_loop_does_not_spin_while_a_client_is_left_to_others(board: Sc
 
     siblings.may_accept = counted  # type: ignore[union-attr, method-assign]
     clients.connect()
-    await eventually(lambda: len(server.streams) == 5)
+    await eventually(lambda: len(server.streams) == SLACK + 1)
     assert 0 < asked < 20
 
 
@@ -217,8 +217,8 @@ async def test_a_wait_that_another_process_has_ended_does_not_count_for_the_next
     board: Scoreboard, serving: Any
 ) -> None:
     server, clients = serving()
-    clients.connect(4)
-    await eventually(lambda: len(server.streams) == 4)
+    clients.connect(SLACK)
+    await eventually(lambda: len(server.streams) == SLACK)
     other(board)
     for _ in range(3):
         clients.connect()
@@ -226,7 +226,7 @@ async def test_a_wait_that_another_process_has_ended_does_not_count_for_the_next
         with core_of(server).listeners.sockets[0].dup() as listener:
             clients.open.append(listener.accept()[0])
         await asyncio.sleep(0.05)
-        assert len(server.streams) == 4
+        assert len(server.streams) == SLACK
 
 
 # ---- limits for all
@@ -381,5 +381,5 @@ async def test_a_client_of_two_joined_servers_is_served_by_one(board: Scoreboard
     for count in range(1, 101):
         clients.connect()
         await eventually(lambda: len(one.streams) + len(two.streams) == len(clients.open))
-        assert abs(len(one.streams) - len(two.streams)) <= 4 + count / 16 + 1
+        assert abs(len(one.streams) - len(two.streams)) <= SLACK + count / 16 + 1
     assert board.totals().open == 100

@@ -77,9 +77,18 @@ def service(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, int]
         try:
             assert waited(lambda: children(outside.pid))
             first = children(outside.pid)[0][0]
+            assert waited(lambda: accepts(port))
             yield outside, first, port
         finally:
             outside.kill()  # and so, by --kill-child, all that is in there
+
+
+def accepts(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), PATIENCE):
+            return True
+    except ConnectionRefusedError:
+        return False
 
 
 def ask(port: int) -> bytes:
