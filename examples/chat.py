@@ -1,11 +1,13 @@
 """A chat for a few people: the first line of a client is its name, every further line is sent to all others.
 
 Lines end with CR LF. "quit" ends a connection. On SIGTERM or Ctrl-C, the server tells everyone and stops.
+
+Start it in the project's folder, with one worker, which has all people in its memory:
+
+    iostreamsrv serve examples.chat:ChatServer --bind 127.0.0.1:8888
 """
 
-import argparse
 import asyncio
-import sys
 
 import iostreamsrv
 
@@ -89,22 +91,3 @@ class ChatServer(iostreamsrv.TCPServer):
             self.tell(stream, b"Server is shutting down!\r\n")
         await asyncio.gather(*(stream.aclose(timeout=5) for stream in people))
         await super().shutdown(*timeout)
-
-
-async def main(arguments):
-    server = ChatServer()
-    server.listen(arguments.port, arguments.host)
-    for host, port, *_ in server.addresses:
-        print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)
-    async with server:  # at the end, this calls shutdown()
-        await asyncio.Event().wait()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
-    try:
-        iostreamsrv.run(main(parser.parse_args()))
-    except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:
-        sys.exit(f"chat: {error}")

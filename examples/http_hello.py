@@ -1,10 +1,11 @@
 """An HTTP/1.1 server in one page: h11 handles the protocol, the stream moves the bytes.
 
 It answers every request with a greeting, keeps connections alive, and reports invalid requests in HTTP.
-"""
 
-import argparse
-import sys
+Start it in the project's folder:
+
+    iostreamsrv serve examples.http_hello:HelloServer --bind 127.0.0.1:8888 --workers auto
+"""
 
 import h11
 
@@ -57,21 +58,3 @@ class HelloServer(iostreamsrv.TCPServer):
         head = connection.send(h11.Response(status_code=status, headers=headers))
         sent = connection.send(h11.Data(data=body)) if method != b"HEAD" else b""
         await stream.write(head + sent + connection.send(h11.EndOfMessage()))
-
-
-async def main(arguments):
-    server = HelloServer()
-    server.listen(arguments.port, arguments.host)
-    for host, port, *_ in server.addresses:
-        print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)
-    await server.serve_forever()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
-    try:
-        iostreamsrv.run(main(parser.parse_args()))
-    except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:
-        sys.exit(f"http_hello: {error}")

@@ -8,10 +8,11 @@
 
 The reply to an invalid command is "ERR reason"; the next command may follow. A client that sends no line in time, or
 one that is too long, gets the same kind of reply, and then the connection ends.
-"""
 
-import argparse
-import sys
+Start it in the project's folder, with one worker, which has all values in its memory:
+
+    iostreamsrv serve examples.line_protocol:StoreServer --bind 127.0.0.1:8888 --set read_timeout=60
+"""
 
 import iostreamsrv
 
@@ -41,9 +42,10 @@ def next_line(buffer):
 
 
 class StoreServer(iostreamsrv.TCPServer):
-    def __init__(self, timeout):
-        super().__init__()
-        self.timeout = timeout
+    read_timeout = 60  # seconds to send a line
+
+    def __init__(self, **options):
+        super().__init__(**options)
         self.values = {}
         # the method of each command, and its number of words; the last word may contain spaces
         self.commands = {
@@ -65,7 +67,8 @@ class StoreServer(iostreamsrv.TCPServer):
             await stream.write(b"ERR line too long, good bye\n")
 
     async def read_command(self, stream):
-        line = await stream.read_until_match(next_line, timeout=self.timeout)
+        # with a timeout of its own a read leaves the stream open, for the reply
+        line = await stream.read_until_match(next_line, timeout=self.options.read_timeout)
         return line.strip()
 
     def answer(self, line):
@@ -97,29 +100,3 @@ class StoreServer(iostreamsrv.TCPServer):
 
     def count(self):
         return b"VALUE %d" % len(self.values)
-
-
-def seconds(text):
-    value = float(text)
-    if not value > 0:
-        raise ValueError
-    return value
-
-
-async def main(arguments):
-    server = StoreServer(arguments.timeout)
-    server.listen(arguments.port, arguments.host)
-    for host, port, *_ in server.addresses:
-        print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)
-    await server.serve_forever()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
-    parser.add_argument("--timeout", type=seconds, default=60, help="seconds to send a line; default: %(default)s")
-    try:
-        iostreamsrv.run(main(parser.parse_args()))
-    except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:
-        sys.exit(f"line_protocol: {error}")

@@ -1,9 +1,12 @@
-"""Finds packets, <pkt>…</pkt>, in data that arrives in pieces, and replies "got …" to each. Other data is skipped."""
+"""Finds packets, <pkt>…</pkt>, in data that arrives in pieces, and replies "got …" to each. Other data is skipped.
 
-import argparse
+Start it in the project's folder:
+
+    iostreamsrv serve examples.packets:server --bind 127.0.0.1:8888 --workers auto
+"""
+
 import sys
 
-import iostreamsrv
 from iostreamsrv.styles import CallbackServer
 
 BEGIN, END = b"<pkt>", b"</pkt>"
@@ -35,18 +38,4 @@ def on_error(stream, error):
         print(f"{stream.remote_address} has sent a packet that is too long", file=sys.stderr)
 
 
-async def main(arguments):
-    server = CallbackServer(on_data=on_data, on_error=on_error, max_buffer_size=65536, idle_timeout=60)
-    server.listen(arguments.port, arguments.host)
-    for host, port, *_ in server.addresses:
-        print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)
-    await server.serve_forever()
-
-
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
-try:
-    iostreamsrv.run(main(parser.parse_args()))
-except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:
-    sys.exit(f"packets: {error}")
+server = CallbackServer(on_data=on_data, on_error=on_error, max_buffer_size=65536, idle_timeout=60)

@@ -2,12 +2,14 @@
 
 It keeps everything in memory and saves nothing. The reply to an unknown or invalid command is an error, and the next
 command may follow. The reply to data that is not RESP is also an error, and then the connection ends.
+
+Start it in the project's folder, with one worker, which has all values in its memory:
+
+    iostreamsrv serve examples.resp_server:RespServer --bind 127.0.0.1:6379
 """
 
-import argparse
 import functools
 import re
-import sys
 
 import iostreamsrv
 
@@ -181,21 +183,3 @@ class RespServer(iostreamsrv.TCPServer):
     def read_command(self, stream):
         """Read the next command; return its words, none for an empty line."""
         return stream.read_until_match(command_in)
-
-
-async def main(arguments):
-    server = RespServer()
-    server.listen(arguments.port, arguments.host)
-    for host, port, *_ in server.addresses:
-        print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)
-    await server.serve_forever()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
-    try:
-        iostreamsrv.run(main(parser.parse_args()))
-    except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:
-        sys.exit(f"resp_server: {error}")

@@ -1,11 +1,13 @@
 """A mail server that accepts every message, prints its sender and recipients, and discards it. It supports STARTTLS.
 
 For tests of programs that send mail. It creates a self-signed certificate at its start.
+
+Start it in the project's folder:
+
+    iostreamsrv serve examples.smtp_sink:SMTPServer --bind 127.0.0.1:8025
 """
 
-import argparse
 import re
-import sys
 import tempfile
 
 import iostreamsrv
@@ -148,28 +150,10 @@ class SMTPServer(iostreamsrv.TCPServer):
     read_timeout = 300
     max_connections_per_ip = 100
 
-    def __init__(self, certificates):
-        super().__init__()
-        self.own_certificates = certificates
+    def __init__(self, **options):
+        super().__init__(**options)
+        with tempfile.TemporaryDirectory() as folder:
+            self.own_certificates = Certificates(self_signed("localhost", "127.0.0.1", "::1").write(folder))
 
     async def handle_stream(self, stream, address):
         await Session(stream, self.own_certificates).converse()
-
-
-async def main(arguments):
-    with tempfile.TemporaryDirectory() as folder:
-        server = SMTPServer(Certificates(self_signed("localhost", "127.0.0.1", "::1").write(folder)))
-        server.listen(arguments.port, arguments.host)
-        for host, port, *_ in server.addresses:
-            print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)
-        await server.serve_forever()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
-    try:
-        iostreamsrv.run(main(parser.parse_args()))
-    except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:
-        sys.exit(f"smtp_sink: {error}")

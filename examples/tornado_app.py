@@ -1,17 +1,18 @@
 """A Tornado application with a WebSocket on iostreamsrv. Only the import of HTTPServer differs.
 
 Open it in several browser windows: each shows the messages of all.
+
+Start it in the project's folder, with one worker, which has all pages in its memory:
+
+    iostreamsrv serve examples.tornado_app:server --bind 127.0.0.1:8888
 """
 
-import argparse
 import asyncio
 import contextlib
-import sys
 
 import tornado.web
 import tornado.websocket
 
-import iostreamsrv
 from iostreamsrv.httpserver import HTTPServer
 
 PAGE = """<!DOCTYPE html>
@@ -61,23 +62,8 @@ class Lines(tornado.websocket.WebSocketHandler):
         self.pages.discard(self)
 
 
-async def main(arguments):
-    application = tornado.web.Application(
-        [("/", Page), ("/lines", Lines, {"pages": set()})], websocket_max_message_size=10_000
-    )
-    # A page that accepts no data is closed after 5 seconds; until then the others wait for it.
-    server = HTTPServer(application, max_connections=1000, idle_timeout=600, write_timeout=5)
-    server.listen(arguments.port, arguments.host)
-    for host, port, *_ in server.addresses:
-        print("listening on", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", flush=True)
-    await server.serve_forever()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8888, help="0: a free one; default: %(default)s")
-    try:
-        iostreamsrv.run(main(parser.parse_args()))
-    except (iostreamsrv.ListenError, iostreamsrv.OptionError) as error:
-        sys.exit(f"tornado_app: {error}")
+application = tornado.web.Application(
+    [("/", Page), ("/lines", Lines, {"pages": set()})], websocket_max_message_size=10_000
+)
+# A page that accepts no data is closed after 5 seconds; until then the others wait for it.
+server = HTTPServer(application, max_connections=1000, idle_timeout=600, write_timeout=5)

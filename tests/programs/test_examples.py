@@ -11,12 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import PROJECT, Program
+from tests.support.programs import PROJECT, Program, Served
 
 EXAMPLES = PROJECT / "examples"
 EVERY_EXAMPLE = sorted(path.name for path in EXAMPLES.glob("*.py"))
+COMMAND = re.compile(r"^    iostreamsrv serve (examples\.\w+:\w+) (--bind .*)$", re.MULTILINE)
+SERVED = {name: found for name in EVERY_EXAMPLE if (found := COMMAND.search((EXAMPLES / name).read_text()))}
+"""Those that ``iostreamsrv serve`` serves, and the command that their first lines have."""
+
 SERVERS = [name for name in EVERY_EXAMPLE if name not in ("client.py", "tls_echo.py", "unix_socket.py")]
-"""Those that take --host and --port, and speak plainly."""
+"""Those that speak plainly."""
+
+PROGRAMS = [name for name in SERVERS if name not in SERVED]
+"""Those that take --host and --port."""
 
 SOCKETS = {"gateway_blocking.py": 2, "multi_bind.py": 2}
 
@@ -31,6 +38,8 @@ ENDED_WELL = (0, "", "")
 
 
 def start(name: str, *arguments: str, sockets: int | None = None) -> Program:
+    if name in SERVED:
+        return Served(SERVED[name][1], *arguments).listening()
     program = Program(EXAMPLES / name, "--port", "0", *arguments)
     return program.listening(sockets or SOCKETS.get(name, 1))
 
@@ -44,6 +53,22 @@ def store() -> Iterator[Program]:
 def test_the_readme_tells_of_every_example() -> None:
     readme = (PROJECT / "README.md").read_text()
     assert sorted(set(re.findall(r"examples/(\w+\.py)", readme))) == EVERY_EXAMPLE
+
+
+def test_the_examples_that_say_how_they_are_served_and_nothing_else() -> None:
+    has_arguments = [name for name in EVERY_EXAMPLE if "argparse" in (EXAMPLES / name).read_text()]
+    assert sorted([*has_arguments, *SERVED]) == EVERY_EXAMPLE
+    for name, found in SERVED.items():
+        assert found[1].startswith(f"examples.{Path(name).stem}:")
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_the_command_in_an_examples_first_lines_is_right(name: str) -> None:
+    command = SERVED[name][0].split()
+    with Program("-m", *command, "--check") as program:
+        code, said, complaint = program.outcome()
+    assert (code, complaint) == (0, "")
+    assert f"{SERVED[name][1]} can be served on 127.0.0.1:" in said
 
 
 @pytest.mark.parametrize(
@@ -66,7 +91,7 @@ def test_a_signal_ends_an_example_that_has_clients(name: str) -> None:
         assert program.end() == ENDED_WELL
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_a_port_in_use_is_one_clear_line(name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -78,7 +103,7 @@ def test_a_port_in_use_is_one_clear_line(name: str) -> None:
     assert f"127.0.0.1:{port}" in complaint
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_an_impossible_port_is_one_clear_line(name: str) -> None:
     with Program(EXAMPLES / name, "--port", "70000") as program:
         code, said, complaint = program.outcome()
@@ -87,7 +112,7 @@ def test_an_impossible_port_is_one_clear_line(name: str) -> None:
     assert "port=70000" in complaint
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_help_names_host_and_port(name: str) -> None:
     with Program(EXAMPLES / name, "--help") as program:
         code, said, complaint = program.outcome()
@@ -213,17 +238,10 @@ def test_a_line_without_an_end_is_answered_while_more_of_it_is_on_its_way(store:
 
 
 def test_a_silent_client_is_told_of_the_timeout_before_it_is_closed() -> None:
-    with start("line_protocol.py", "--timeout", "0.05") as program, program.client() as client:
+    with start("line_protocol.py", "--set", "read_timeout=0.05") as program, program.client() as client:
         assert client.ask(b"SET half a li") == b"ERR timeout, good bye\n"
         assert client.line() == b""
         assert program.end() == ENDED_WELL
-
-
-def test_a_timeout_that_cannot_be_is_refused_before_listening() -> None:
-    with Program(EXAMPLES / "line_protocol.py", "--port", "0", "--timeout", "-1") as program:
-        code, said, complaint = program.outcome()
-    assert (code, said) == (2, "")
-    assert "--timeout" in complaint
 
 
 # ---- multi_bind.py

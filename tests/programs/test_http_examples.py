@@ -12,23 +12,23 @@ import pytest
 
 from tests.support.browser import Browser, Page, with_chromium
 from tests.support.hostile import everything
-from tests.support.programs import PATIENCE, PROJECT, Program
+from tests.support.programs import PATIENCE, PROJECT, Program, Served
 
 EXAMPLES = PROJECT / "examples"
 ENDED_WELL = (0, "", "")
-BOTH = ("http_hello.py", "tornado_app.py")
+BOTH = ("http_hello:HelloServer", "tornado_app:server")
 
 with_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here: apt-get install curl")
 with_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="no wrk here: apt-get install wrk")
 
 
-def start(name: str) -> Program:
-    return Program(EXAMPLES / name, "--port", "0", patience=90).listening()
+def start(target: str) -> Program:
+    return Served(f"examples.{target}", patience=90).listening()
 
 
 @pytest.fixture
 def hello() -> Iterator[Program]:
-    with start("http_hello.py") as program:
+    with start("http_hello:HelloServer") as program:
         yield program
 
 
@@ -47,7 +47,7 @@ def curl(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name, most", [("http_hello.py", 80), ("tornado_app.py", 90)])
+@pytest.mark.parametrize("name, most", [("http_hello.py", 60), ("tornado_app.py", 70)])
 def test_an_example_is_short(name: str, most: int) -> None:
     assert len((EXAMPLES / name).read_text().splitlines()) <= most
 
@@ -56,18 +56,18 @@ def test_an_example_is_short(name: str, most: int) -> None:
 
 
 @with_curl
-@pytest.mark.parametrize("name", BOTH)
-def test_curl_gets_and_keeps_its_connection(name: str) -> None:
-    with start(name) as program:
+@pytest.mark.parametrize("target", BOTH)
+def test_curl_gets_and_keeps_its_connection(target: str) -> None:
+    with start(target) as program:
         connections = "%{num_connects} %{http_code}\n"
         assert curl("-w", connections, *["-o", "/dev/null", url(program)] * 3) == "1 200\n0 200\n0 200\n"
         assert program.end() == ENDED_WELL
 
 
 @with_wrk
-@pytest.mark.parametrize("name", BOTH)
-def test_wrk_is_answered_all_it_asks(name: str) -> None:
-    with start(name) as program:
+@pytest.mark.parametrize("target", BOTH)
+def test_wrk_is_answered_all_it_asks(target: str) -> None:
+    with start(target) as program:
         done = subprocess.run(
             ["wrk", "-t1", "-c50", "-d1s", url(program)], capture_output=True, text=True, timeout=PATIENCE
         )
@@ -195,7 +195,7 @@ def test_what_one_page_of_a_browser_says_all_show_until_the_server_ends() -> Non
         await one.close()
         await other.close()
 
-    with start("tornado_app.py") as program, Browser() as browser:
+    with start("tornado_app:server") as program, Browser() as browser:
         asyncio.run(scenario(browser, program))
 
 
@@ -219,7 +219,7 @@ def said(text: bytes) -> bytes:
 
 
 def test_a_page_that_takes_nothing_is_closed_and_the_others_go_on() -> None:
-    with start("tornado_app.py") as program, upgraded(program), upgraded(program) as speaking:
+    with start("tornado_app:server") as program, upgraded(program), upgraded(program) as speaking:
         expected = 0
         while expected < 10_000_000:  # more than the kernel holds for the page that does not read
             speaking.sendall(said(bytes(9000)))
@@ -231,7 +231,7 @@ def test_a_page_that_takes_nothing_is_closed_and_the_others_go_on() -> None:
 
 
 def test_pages_that_go_in_the_middle_of_it_harm_nobody() -> None:
-    with start("tornado_app.py") as program, upgraded(program) as speaking:
+    with start("tornado_app:server") as program, upgraded(program) as speaking:
         for number in range(20):
             leaving = upgraded(program)
             speaking.sendall(said(b"%0200d" % number) * 20)

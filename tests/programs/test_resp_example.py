@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.programs import PATIENCE, PROJECT, Client, Program
+from tests.support.programs import PATIENCE, Client, Program, Served
 
-EXAMPLE = PROJECT / "examples" / "resp_server.py"
 ENDED_WELL = (0, "", "")
 
 MAX_LINE = 1000
@@ -34,7 +33,7 @@ LONG = 300.0
 @contextlib.contextmanager
 def serving(patience: float = PATIENCE) -> Iterator[Program]:
     """The example; in the end it serves still, and has said nothing."""
-    with Program(EXAMPLE, "--port", "0", patience=patience).listening() as program:
+    with Served("examples.resp_server:RespServer", patience=patience).listening() as program:
         yield program
         with program.client() as client:
             assert client.ask(encoded(b"PING")) == b"+PONG\r\n"

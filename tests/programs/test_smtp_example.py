@@ -11,9 +11,9 @@ from email.message import EmailMessage
 
 import pytest
 
-from tests.support.programs import PATIENCE, PROJECT, Client, Program
+from tests.support.programs import PATIENCE, Client, Program, Served
 
-EXAMPLE = PROJECT / "examples" / "smtp_sink.py"
+EXAMPLE = "examples.smtp_sink:SMTPServer"
 ENDED_WELL = (0, "", "")
 
 MAX_LINE = 998
@@ -29,7 +29,7 @@ LONG = 300.0
 @contextlib.contextmanager
 def serving(patience: float = PATIENCE) -> Iterator[Program]:
     """The example. In the end it serves still, all it has said was read, and its log has failed handshakes at most."""
-    with Program(EXAMPLE, "--port", "0", patience=patience).listening() as program:
+    with Served(EXAMPLE, patience=patience).listening() as program:
         yield program
         with program.client() as client:
             assert client.line() == b"220 smtp_sink ESMTP\r\n"
@@ -311,7 +311,7 @@ def test_a_client_that_goes_away_in_the_middle_harms_nobody(unused: Program, sen
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_while_clients_are_there_in_the_clear_and_under_tls(number: int) -> None:
-    with Program(EXAMPLE, "--port", "0").listening() as program, smtp(program) as plain, smtp(program) as secure:
+    with Served(EXAMPLE).listening() as program, smtp(program) as plain, smtp(program) as secure:
         secure.starttls(context=trusting_anybody())
         assert plain.noop() == secure.noop() == (250, b"ok")
         assert program.end(number) == ENDED_WELL
@@ -320,7 +320,7 @@ def test_a_signal_ends_it_while_clients_are_there_in_the_clear_and_under_tls(num
 
 
 def test_a_message_that_a_signal_cuts_off_is_not_reported_taken() -> None:
-    with Program(EXAMPLE, "--port", "0").listening() as program, greeted_by(program) as client:
+    with Served(EXAMPLE).listening() as program, greeted_by(program) as client:
         begin_message(client)
         client.send(b"half a message\r\n")
         assert program.end() == ENDED_WELL

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from iostreamsrv.certificates import self_signed
-from tests.support.programs import PROJECT, Client, Program
+from tests.support.programs import PROJECT, Client, Program, Served
 
 EXAMPLES = PROJECT / "examples"
 ENDED_WELL = (0, "", "")
 
 
-@pytest.mark.parametrize("name, most", [("chat.py", 120), ("packets.py", 60), ("turbo_style.py", 60)])
+@pytest.mark.parametrize("name, most", [("chat.py", 100), ("packets.py", 45), ("turbo_style.py", 60)])
 def test_an_example_is_short(name: str, most: int) -> None:
     assert len((EXAMPLES / name).read_text().splitlines()) <= most
 
@@ -24,7 +24,7 @@ def test_an_example_is_short(name: str, most: int) -> None:
 
 @pytest.fixture
 def packets() -> Iterator[Program]:
-    with Program(EXAMPLES / "packets.py", "--port", "0").listening() as program:
+    with Served("examples.packets:server").listening() as program:
         yield program
 
 

@@ -13,7 +13,7 @@ import pytest
 from iostreamsrv import IOStream, Keepalive, ListenError, TCPServer, resolve
 from tests.support.listening import with_ipv6
 from tests.support.peers import Peer
-from tests.support.programs import PROJECT, Client, Program
+from tests.support.programs import PROJECT, Client, Program, Served
 from tests.support.servers import Echo, Serving, answers
 from tests.support.waiting import eventually
 
@@ -231,7 +231,7 @@ CHAT = PROJECT / "examples" / "chat.py"
 
 @pytest.fixture
 def chat() -> Iterator[Program]:
-    with Program(CHAT, "--port", "0").listening() as program:
+    with Served("examples.chat:ChatServer").listening() as program:
         yield program
 
 

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -136,6 +137,57 @@ class Program:
         code = self._process.wait()
         self._stderr.seek(0)
         return code, said, self._stderr.read()
+
+
+LOGGED = r"[-\d]+ [:,\d]+ \[\d+\] "
+"""The beginning of a line of a log: the time and the process."""
+
+
+class Served(Program):
+    """A server under ``iostreamsrv serve``, on a free port of 127.0.0.1; by one worker, unless ``options`` differ.
+
+    Its outcome has no lines of the log below WARNING, and the others without time and process: what stderr has of a
+    program that sets up no log.
+
+    :param target: "module:Target".
+    :param options: further words of the command line.
+    """
+
+    def __init__(self, target: str, *options: str, patience: float = PATIENCE) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notices.settimeout(0.1)
+        path = f"{self._folder.name}/notify"
+        self._notices.bind(path)
+        words = ("-m", "iostreamsrv", "serve", target, "--bind", "127.0.0.1:0", *options)
+        super().__init__(*words, patience=patience, environment={"NOTIFY_SOCKET": path})
+
+    def close(self) -> None:
+        super().close()
+        self._notices.close()
+        self._folder.cleanup()
+
+    def listening(self, sockets: int = 1) -> Self:
+        """Wait until all of its workers serve: what it says of its sockets comes before."""
+        while not self._is_ready():
+            if self._process.poll() is not None:
+                outcome = self.outcome()
+                self.close()
+                raise NotListening("", *outcome)
+        found = re.findall(r" INFO listening on (\S+), process \d+$", self.said(), re.MULTILINE)
+        self.addresses += map(_address, found)
+        assert len(self.addresses) == sockets, self.said()
+        return self
+
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(TimeoutError):
+            return self._notices.recv(4096).startswith(b"READY=1\n")
+        return False
+
+    def outcome(self) -> tuple[int, str, str]:
+        code, said, log = super().outcome()
+        lines = re.sub(rf"^{LOGGED}INFO .*\n", "", log, flags=re.MULTILINE)
+        return code, said, re.sub(rf"^{LOGGED}[A-Z]+ ", "", lines, flags=re.MULTILINE)
 
 
 def _address(text: str) -> Any:
