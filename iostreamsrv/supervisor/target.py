@@ -30,9 +30,13 @@ class TargetError(Exception):
     :ivar details: the traceback of the user's code, if that raised, in lines; else "".
     """
 
-    def __init__(self, target: str, problem: str, raised: BaseException | None = None) -> None:
-        super().__init__(printable(f"{target}: {problem}"))
-        self.details = "" if raised is None else _traceback(raised)
+    def __init__(self, target: str, problem: str, details: str = "") -> None:
+        super().__init__(target, problem, details)
+        self.details = details
+
+    def __str__(self) -> str:
+        target, problem, _ = self.args
+        return printable(f"{target}: {problem}")
 
 
 def load(target: str) -> Any:
@@ -93,13 +97,13 @@ def _imported(target: str, name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise TargetError(target, f"the import of {name} failed: {error}", error) from error
+            raise TargetError(target, f"the import of {name} failed: {error}", _traceback(error)) from error
         raise TargetError(target, _why_not_found(error.name)) from None
     except SystemExit as error:
         ended = f"the import of {name} ended the program, with exit code {error.code!r}"
-        raise TargetError(target, f'{ended}: has it an if __name__ == "__main__"?', error) from error
+        raise TargetError(target, f'{ended}: has it an if __name__ == "__main__"?', _traceback(error)) from error
     except Exception as error:
-        raise TargetError(target, f"the import of {name} failed: {_shown(error)}", error) from error
+        raise TargetError(target, f"the import of {name} failed: {_shown(error)}", _traceback(error)) from error
 
 
 def _why_not_found(missing: str) -> str:
@@ -160,7 +164,7 @@ def _called(target: str, make: Any, keywords: dict[str, Any]) -> Any:
         raise
     except (Exception, SystemExit) as error:
         name = target.partition(":")[2]
-        raise TargetError(target, f"{name}() failed: {_shown(error)}", error) from error
+        raise TargetError(target, f"{name}() failed: {_shown(error)}", _traceback(error)) from error
 
 
 def _why_no_server(found: Any) -> str:

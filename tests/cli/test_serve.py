@@ -62,7 +62,7 @@ def served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
     """What a supervisor was asked to do: this one does nothing, and returns 0."""
     asked: Served = []
     master = types.ModuleType("iostreamsrv.supervisor.master")
-    master.serve_with = lambda settings: asked.append(settings) or 0  # type: ignore[attr-defined]
+    master.serve_with = lambda settings, reread: asked.append(settings) or 0  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, master.__name__, master)
     return asked
 
@@ -141,11 +141,11 @@ def test_a_flag_takes_back_what_a_file_says(typed: Typed, served: Served, folder
 
 
 def test_the_supervisor_says_how_it_ended(typed: Typed, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cannot_listen(settings: Settings) -> int:
+    def cannot_listen(settings: Settings, reread: object) -> int:
         raise ListenError(98, "cannot listen on 127.0.0.1:8888: Address already in use")
 
     master: Any = sys.modules["iostreamsrv.supervisor.master"]
-    monkeypatch.setattr(master, "serve_with", lambda settings: 3)
+    monkeypatch.setattr(master, "serve_with", lambda settings, reread: 3)
     assert typed("serve", "chat:Chat") == (3, "", "")
     monkeypatch.setattr(master, "serve_with", cannot_listen)
     fails(typed, 3, "cannot listen on 127.0.0.1:8888: Address already in use", "chat:Chat")

@@ -1217,9 +1217,9 @@ INHERITING = {
     "styles.blocking.pool.call",
     # that of the code that waits for it, and for no longer
     "streams.eager._find_wakeup",
-    "runtime.running._reloads",
+    "runtime.running.certificate_reload",
     "runtime.running._until_signal",
-    "runtime.running.on_hangup",
+    "runtime.running.begin",
     "runtime.running.reload",
     "runtime.signals.handle_signal",
     "net.resolve.resolve",
@@ -1229,6 +1229,14 @@ INHERITING = {
     "tcpclient._begin_next",
     "tcpclient.connect",
     "testing.serving.running",
+    # that of a worker's main function: what the supervisor says is heard in it, and no client's code calls these
+    "server.handover._head",
+    "supervisor.worker._end_by",
+    "supervisor.worker._move",
+    "supervisor.worker._retire",
+    "supervisor.worker._watch_certificates",
+    "supervisor.worker.look",
+    "supervisor.worker.serve",
     # that of the test that runs a simulation
     "testing.simulation.disturbances._shut_down",
     "testing.simulation.disturbances.strike",

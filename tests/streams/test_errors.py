@@ -31,6 +31,7 @@ from iostreamsrv.sansio.reads import ReadFailed
 from iostreamsrv.styles import SendTimeoutError
 
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "TargetError": ("chat:Chat", "there is none", "the traceback"),
     "StreamClosedError": (ConnectionResetError(errno.ECONNRESET, "gone"), "read", CloseReason.RESET, 7),
     "StreamTimeoutError": ("write", 2.5, "the peer took nothing"),
     "SendTimeoutError": (2.5, 100, 4000),
