@@ -138,7 +138,7 @@ class FirstProcess:
             self._signals.give_back()
             if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # it is to reload certificates, or to do nothing
                 signal.signal(signal.SIGHUP, do_nothing)
-        watch(reading, self._patience, stop_requests.ask)
+        watch(reading, lambda: self._patience, stop_requests.ask)
         return True
 
     def _next(self) -> int | None:

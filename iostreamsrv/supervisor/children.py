@@ -94,6 +94,8 @@ class Children:
         self._selector.register(child.channel, selectors.EVENT_READ, lambda: self._hear(child))
 
     def _hear(self, child: Child) -> None:
+        if child.number not in self._children:  # it was reaped since the selector has found this
+            return
         messages = child.channel.receive()
         if messages is None:  # it ends; what there is to do is done when it is reaped
             self._selector.unregister(child.channel)
@@ -110,15 +112,19 @@ class Children:
             self._children[number].channel.send(word, **fields)
 
     def introduce(self, number: int, successor: int) -> None:
-        """Connect two workers, so that one can hand its clients over to the other."""
-        one, other = socket.socketpair()
-        with one, other:
-            self._children[successor].channel.send("take_over", (other.fileno(),))
-            self._children[number].channel.send("hand_over", (one.fileno(),))
+        """Connect two workers, so that one can hand its clients over to the other. Without a descriptor to spare, or if
+        one of them has ended, the clients stay where they are."""
+        if not {number, successor} <= self._children.keys():
+            return
+        with contextlib.suppress(OSError):
+            one, other = socket.socketpair()
+            with one, other:
+                self._children[successor].channel.send("take_over", (other.fileno(),))
+                self._children[number].channel.send("hand_over", (one.fileno(),))
 
     def hands_over(self, number: int) -> bool:
         """Whether a worker has clients that the one after it may take over."""
-        return self._children[number].hands_over
+        return number in self._children and self._children[number].hands_over
 
     def signal(self, number: int, which: signal.Signals) -> None:
         """Send a worker a signal, if it has not been reaped: then its number may be another process's."""

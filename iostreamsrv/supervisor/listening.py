@@ -18,22 +18,37 @@ class ServiceListeners:
 
     :param binds: where to listen.
     :param kept: for an upgrade: the open descriptors, by the texts of their binds. What is still to be bound is taken
-        from there, the rest is closed. A new one that fails is logged then: the others must go on.
+        from there, by its place. The rest is closed, unless a new bind fails: that is logged then, and all that was
+        listened at goes on.
     :raises OptionError: a descriptor is no listening socket.
     :raises ListenError: a bind fails. Then none is left bound.
     """
 
     def __init__(self, binds: Iterable[Bind], kept: Mapping[str, list[int]] | None = None) -> None:
         self._sockets: dict[Bind, list[socket.socket]] = {}
-        left = {text: [_adopted(fd) for fd in fds] for text, fds in (kept or {}).items()}
+        left = {Bind.parse(text): [_adopted(fd) for fd in fds] for text, fds in (kept or {}).items()}
         with contextlib.ExitStack() as unfinished:
             unfinished.callback(self.close)
-            for bind in binds:
-                self._sockets[bind] = left.pop(bind.text, []) or _opened(bind, upgraded=kept is not None)
+            failed = [bind for bind in binds if not self._open(bind, left, upgraded=kept is not None)]
             unfinished.pop_all()
-        for sockets in left.values():
-            for each in sockets:
-                each.close()
+        for bind, sockets in left.items():
+            if failed:  # the new one may need its place; better the old one than none
+                self._sockets[bind] = sockets
+            else:
+                for each in sockets:
+                    each.close()
+
+    def _open(self, bind: Bind, left: dict[Bind, list[socket.socket]], upgraded: bool) -> bool:
+        """Listen there; return whether it does. A place that was listened at stays, whatever else has changed."""
+        same = next((each for each in left if (each.kind, each.where) == (bind.kind, bind.where)), None)
+        try:
+            self._sockets[bind] = bind.open() if same is None else left.pop(same)
+        except (ListenError, OptionError) as error:
+            if not upgraded:
+                raise
+            general.error("%s", error)
+            return False
+        return True
 
     def __enter__(self) -> "ServiceListeners":
         return self
@@ -65,16 +80,6 @@ class ServiceListeners:
     def to_json(self) -> dict[str, list[int]]:
         """What the next supervisor in this process needs, as ``kept``."""
         return {bind.text: [each.fileno() for each in sockets] for bind, sockets in self._sockets.items()}
-
-
-def _opened(bind: Bind, upgraded: bool) -> list[socket.socket]:
-    try:
-        return bind.open()
-    except (ListenError, OptionError) as error:
-        if not upgraded:
-            raise
-        general.error("%s", error)
-        return []
 
 
 def _adopted(fd: int) -> socket.socket:

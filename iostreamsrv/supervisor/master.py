@@ -28,13 +28,16 @@ from .pidfile import PidFile
 from .plan import Plan
 from .rights import drop_rights
 from .settings import START_FAILED, Settings
-from .signals import signals_on
+from .signals import Signals
 from .sources import SourceWatch
 from .upgrade import Checker, kept_state, replace_program
 from .workers import Seen
 
 TICK = 1.0
 """Seconds between two looks at the workers."""
+
+LATE = 3.0
+"""Seconds after the last look, above which all processes may have been stopped: nobody hangs then, it only seems so."""
 
 RATE = 0.09
 """Share of its clients that a retired worker closes a second, once it closes them: after eleven seconds all are gone.
@@ -68,8 +71,9 @@ def serve_with(settings: Settings, reread: Reread | None = None) -> int:
             return START_FAILED
         selector = until_end.enter_context(selectors.DefaultSelector())
         master = Master(settings, reread or (lambda: settings), listeners, selector, state)
-        with signals_on(selector, master.on_signal):
-            return master.run()
+        until_end.callback(master.close)
+        with Signals(selector, master.on_signal) as signals:
+            return master.run(signals)
 
 
 class Master:
@@ -99,20 +103,25 @@ class Master:
         self._to_do: deque[Action] = deque()
         self._looked_at = self._lived_at = 0.0
         self._status = ""
+        self._signals: Signals
         self._upgraded = state is not None
+        self._left_over: list[str] = [] if state is None else state.get("signals", [])
         if state is not None:
             self._plan.adopt(state["plan"])
             self._children.adopt(state["children"])
 
     # ---- running
 
-    def run(self) -> int:
+    def run(self, signals: Signals) -> int:
         """Run until all workers have ended after a stop; return the exit code."""
+        self._signals = signals
         for address in self._listeners.addresses:
             general.info("listening on %s, process %d", show(address), os.getpid())
         now = real_time()
         self._do(self._plan.on_upgraded(now) if self._upgraded else self._plan.on_start(now))
         self._reap()  # those that ended while this program was replaced
+        for name in self._left_over:
+            self.on_signal(name)
         while self._exit_code is None:
             for key, _ in self._selector.select(self._patience()):
                 key.data()
@@ -129,8 +138,8 @@ class Master:
         now = real_time()
         seen: dict[int, Seen] = {}
         if now - self._looked_at >= TICK:
-            self._looked_at = now
-            seen = self._look()
+            late, self._looked_at = now - self._looked_at > LATE and self._looked_at > 0, now
+            seen = {} if late else self._look()
         if self._notifier.watchdog is not None and now - self._lived_at >= self._notifier.watchdog:
             self._lived_at = now
             self._notifier.alive()
@@ -145,16 +154,18 @@ class Master:
             for number in children.numbers
         }
 
+    def close(self) -> None:
+        """End what is not a worker."""
+        if self._checker is not None:
+            self._checker.kill()
+
     # ---- events
 
     def on_signal(self, name: str) -> None:
         """Act on a signal: "TERM"."""
         if name == "CHLD":
             self._reap()
-        elif name == "USR1":
-            for number in self._children.numbers:
-                self._children.signal(number, signal.SIGUSR1)
-        elif name != "HUP" or self._read_settings():
+        elif name != "USR1" and (name != "HUP" or self._read_settings()):
             self._do(self._plan.on_signal(name, real_time()))
 
     def _read_settings(self) -> bool:
@@ -162,7 +173,7 @@ class Master:
         try:
             self._settings = self._reread()
         except ValueError as error:  # as OptionError is, and what is wrong in a file
-            general.error("no reload, the workers go on: %s", error)
+            self._do(self._plan.on_refused(str(error)))
             return False
         self._plan.set_settings(self._settings)
         return True
@@ -277,7 +288,8 @@ class Master:
             "scoreboard": self._children.scoreboard_fd,
         }
         try:
-            replace_program(state, [*self._listeners.descriptors, *self._children.descriptors])
+            with self._signals.held_back() as state["signals"]:
+                replace_program(state, [*self._listeners.descriptors, *self._children.descriptors])
         except OSError as error:
             self._do(self._plan.on_not_replaced(str(error), real_time()))
 

@@ -142,7 +142,7 @@ class Plan:
         :param name: "TERM", "INT", "QUIT", "HUP", "USR2", "TTIN" or "TTOU".
         """
         if name in ("TERM", "INT", "QUIT"):
-            self._stop(now, self._urgency + (2 if name == "QUIT" else 1))
+            self._stop(now, max(self._urgency + 1, 2 if name == "QUIT" else 1))
             self._exit_if_empty()
         elif self._phase == "stopping":
             self._workers.say(logging.WARNING, f"SIG{name} is ignored: the service is shutting down")
@@ -155,6 +155,14 @@ class Plan:
             self._workers.say(logging.INFO, f"one worker more: {len(self._workers.slots)}")
         elif name == "TTOU":
             self._remove_slot(now)
+        return self._taken()
+
+    def on_refused(self, problem: str) -> list[Action]:
+        """A reload is not possible: the settings are wrong."""
+        self._workers.say(logging.ERROR, f"no reload, the workers go on: {problem}")
+        if self._phase == "running" and not self._upcoming.reloading:
+            self._announce("reloading")  # whoever has asked for it may wait until it is over
+            self._announce("ready")
         return self._taken()
 
     def on_checked(self, problem: str, now: float) -> list[Action]:
@@ -241,8 +249,7 @@ class Plan:
             upcoming.reload_again = True
             self._workers.say(logging.INFO, "SIGHUP: another reload follows this one")
         else:
-            count = len(self._workers.slots)
-            self._workers.say(logging.INFO, f"reloading: {count} workers are replaced, one after the other")
+            self._workers.say(logging.INFO, "reloading: the workers are replaced, one after the other")
             self._begin_reload(now)
 
     def _begin_reload(self, now: float) -> None:
@@ -269,7 +276,7 @@ class Plan:
         elif not upcoming.slots:
             if upcoming.reloading:
                 self._workers.say(logging.INFO, f"reloaded: {self.status}")
-                self._workers.crashes = 0
+                self._workers.forget_crashes()
                 self._end_reload()
             self._do_remembered(now)
 
@@ -287,7 +294,9 @@ class Plan:
         if self._phase == "starting" or upcoming.reloading or upcoming.current is not None:
             upcoming.upgrade = True
             self._workers.say(logging.INFO, "SIGUSR2: an upgrade follows")
-        elif not upcoming.checking:
+        elif upcoming.checking:
+            self._workers.say(logging.INFO, "SIGUSR2: the upgrade is being checked already")
+        else:
             upcoming.checking = True
             self._workers.say(logging.INFO, "upgrading: a new interpreter checks the service first")
             self._workers.actions.append(Check())
@@ -302,16 +311,10 @@ class Plan:
         if len(self._workers.slots) == 1:
             self._workers.say(logging.WARNING, "SIGTTOU is ignored: it is the last worker")
             return
-        slot = self._workers.slots.pop()
-        upcoming = self._upcoming
+        slot, upcoming = self._workers.remove_slot(), self._upcoming
         upcoming.slots = [each for each in upcoming.slots if each is not slot]
         if upcoming.current is slot:
             upcoming.current = None
-        if slot.coming is not None:
-            self._workers.kill(self._workers.all[slot.coming])
-        if slot.serving is not None:
-            self._workers.retire(self._workers.all[slot.serving])
-        self._workers.say(logging.INFO, f"one worker less: {len(self._workers.slots)}")
         self._note_if_complete()
         self._go_on(now)
 
@@ -323,10 +326,7 @@ class Plan:
             self._workers.say(logging.INFO, f"stopping: {self.status}")
         self._urgency = urgency
         self._upcoming = Upcoming()
-        for slot in self._workers.slots:
-            slot.retry_at = None
-        for worker in self._workers.all.values():
-            self._workers.stop(worker, now, urgency)
+        self._workers.stop_all(now, urgency)
 
     def _exit_if_empty(self) -> None:
         if self._phase == "stopping" and not self._workers.all:

@@ -4,7 +4,9 @@ import contextlib
 import selectors
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
+from types import TracebackType
 
 HANDLED = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "TTIN", "TTOU", "CHLD")
 """The signals that a supervisor handles."""
@@ -12,34 +14,58 @@ HANDLED = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "TTIN", "TTOU", "CHLD")
 NUMBERS = [getattr(signal, f"SIG{name}") for name in HANDLED]
 
 
-@contextlib.contextmanager
-def signals_on(selector: selectors.BaseSelector, on_signal: Callable[[str], None]) -> Iterator[None]:
-    """Have ``on_signal`` called from the selector with the name of each signal, one after the other ("TERM").
+class Signals:
+    """Has ``on_signal`` called from the selector with the name of each signal ("TERM"), one after the other, in a
+    ``with`` statement.
 
-    What is ignored stays ignored, as for programs that nohup starts. What is blocked is unblocked: a program inherits
-    that from the one that starts it.
+    What is ignored stays ignored, as for programs that nohup starts, but for SIGCHLD. What is blocked is unblocked: a
+    program inherits that from the one that starts it, or from itself, through an upgrade.
     """
-    mine, pythons = socket.socketpair()
-    with mine, pythons:
-        mine.setblocking(False)
-        pythons.setblocking(False)
 
-        def on_bytes() -> None:
-            for number in mine.recv(4096):
-                on_signal(signal.Signals(number).name.removeprefix("SIG"))
+    def __init__(self, selector: selectors.BaseSelector, on_signal: Callable[[str], None]) -> None:
+        self._selector = selector
+        self._on_signal = on_signal
+        self._waiting: deque[str] = deque()
+        self._mine, self._pythons = socket.socketpair()
 
-        before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
-        handled = [number for number in NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
-        handlers = {number: signal.signal(number, _nothing) for number in handled}
+    def __enter__(self) -> "Signals":
+        self._mine.setblocking(False)
+        self._pythons.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._pythons.fileno(), warn_on_full_buffer=False)
+        ignored = [number for number in NUMBERS if signal.getsignal(number) is signal.SIG_IGN]
+        handled = [number for number in NUMBERS if number == signal.SIGCHLD or number not in ignored]
+        self._handlers = {number: signal.signal(number, _nothing) for number in handled}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
-        selector.register(mine, selectors.EVENT_READ, on_bytes)
+        self._selector.register(self._mine, selectors.EVENT_READ, self._on_readable)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._selector.unregister(self._mine)
+        signal.set_wakeup_fd(self._before)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._mine.close()
+        self._pythons.close()
+
+    def _on_readable(self) -> None:
+        self._receive()
+        while self._waiting:
+            self._on_signal(self._waiting.popleft())
+
+    def _receive(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._waiting += [signal.Signals(number).name.removeprefix("SIG") for number in self._mine.recv(4096)]
+
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[list[str]]:
+        """Block them; gives those that have come and were not acted on. If they are not passed on to another program
+        by the end, they are acted on here."""
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
         try:
-            yield
+            self._receive()
+            yield list(self._waiting)
         finally:
-            selector.unregister(mine)
-            signal.set_wakeup_fd(before)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _nothing(*_: object) -> None:

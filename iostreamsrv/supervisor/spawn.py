@@ -1,11 +1,16 @@
 """Start other interpreters: a worker, or one that checks whether the service would start."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
 
 WORKER = "iostreamsrv.supervisor.worker"
+
+
+IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+"""What is for the supervisor only, and a worker ignores. A terminal sends SIGINT and SIGHUP to all processes."""
 
 
 def interpreter() -> list[str]:
@@ -28,17 +33,23 @@ def start_worker(channel: int, target: str, descriptors: Iterable[int]) -> "subp
     :raises OSError: it can't be started.
     """
     command = [*interpreter(), "-m", WORKER, str(channel), target]
-    return subprocess.Popen(command, pass_fds=(channel, *descriptors), stdin=subprocess.DEVNULL)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)  # until the worker ignores them, a moment later
+    try:
+        return subprocess.Popen(command, pass_fds=(channel, *descriptors), stdin=subprocess.DEVNULL)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_again(*more: str, output: int) -> "subprocess.Popen[bytes]":
     """Start this program a second time.
 
-    :param more: further arguments for it.
+    :param more: further options for its command ``serve``.
     :param output: the descriptor that its output goes to.
     :raises OSError: it can't be started.
     """
-    command = [sys.executable, *sys.orig_argv[1:], *more]
+    words = sys.orig_argv[1:]
+    after = words.index("serve") + 1 if "serve" in words else len(words)
+    command = [sys.executable, *words[:after], *more, *words[after:]]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 

@@ -1,13 +1,12 @@
 """What a supervisor keeps while a new interpreter takes over its process.
 
 ``exec`` keeps the process, its children and its inheritable descriptors, and nothing else. So the rest is written to a
-file without a name, whose descriptor an environment variable has. Signals are blocked from here until the new
-interpreter handles them: their default effect, meanwhile, would end the service.
+file without a name, whose descriptor an environment variable has. Signals must be blocked until the new interpreter
+handles them: their default effect, meanwhile, would end the service.
 """
 
 import json
 import os
-import signal
 import tempfile
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 from ..runtime.clock import real_time
 from . import spawn
 from .settings import Settings
-from .signals import NUMBERS
 
 VARIABLE = "IOSTREAMSRV_UPGRADE"
 
@@ -31,7 +29,6 @@ def replace_program(state: dict[str, Any], descriptors: Iterable[int]) -> None:
         file.write(json.dumps(state).encode())
         file.seek(0)
         kept.append(file.fileno())
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
         try:
             for each in kept:
                 os.set_inheritable(each, True)
@@ -39,7 +36,6 @@ def replace_program(state: dict[str, Any], descriptors: Iterable[int]) -> None:
         finally:
             for each in kept:
                 os.set_inheritable(each, False)
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 class Checker:
@@ -53,6 +49,7 @@ class Checker:
         self._output = _unnamed_file()
         self._process = spawn.start_again("--check", output=self._output.fileno())
         self.pid = self._process.pid
+        self._killed = False
         self._started_at = real_time()
 
     def is_late(self, timeout: float) -> bool:
@@ -65,11 +62,14 @@ class Checker:
         with self._output:
             self._output.seek(0)
             lines = self._output.read().decode(errors="replace").split("\n")
+        if self._killed:
+            return "the check takes too long"
         said = next((line for line in reversed(lines) if line.strip()), "")
         return "" if code == 0 else said.removeprefix("iostreamsrv: ") or f"exit code {code}"
 
     def kill(self) -> None:
-        """End it: it takes too long."""
+        """End it: it takes too long, or nobody waits for it any more."""
+        self._killed = True
         self._process.kill()
 
 

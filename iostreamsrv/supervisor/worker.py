@@ -7,7 +7,9 @@ of its end of a `Channel`, whose first message says all else.
 """
 
 import asyncio
+import errno
 import math
+import os
 import signal
 import socket
 import sys
@@ -29,13 +31,11 @@ from ..server.workers import WorkerSiblings
 from ..tcpserver import TCPServer
 from .channel import Channel, Message
 from .settings import Settings
+from .spawn import IGNORED
 from .target import TargetError, load, server_of
 
 CERTIFICATES_INTERVAL = 5.0
 """Seconds between two looks at the files of the certificates."""
-
-IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
-"""What is for the supervisor only. A terminal sends SIGINT and SIGHUP to all processes."""
 
 LIFELINE_PATIENCE = 5.0
 """Seconds, besides the server's ``drain_timeout``, after which a worker without a supervisor ends, whatever it does."""
@@ -45,17 +45,24 @@ def main() -> int:
     """Serve until told to end; return the exit code."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the supervisor has blocked them meanwhile
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     messages = channel.wait()
     if not messages:
         return 0  # the supervisor has ended meanwhile
     job = messages[0]
-    settings = Settings.from_json(job["settings"])
+    for fd in (channel.fileno(), job["lifeline"], job["scoreboard"], *(each["fd"] for each in job["listeners"])):
+        os.set_inheritable(fd, False)  # programs that the target starts need none of them
+    patience = Patience()
+    lifeline.watch(job["lifeline"], patience.seconds)
     try:
+        settings = Settings.from_json(job["settings"])
+        if not job["listeners"]:
+            raise ListenError(errno.EADDRNOTAVAIL, "there is no socket to listen on")
         server = server_of(load(settings.target), settings)
         log_to_stderr()  # unless the target has set up something
         worker = Worker(server, channel, job)
+        patience.drain_timeout = server.options.drain_timeout
         raise_limit(server.options.max_connections)
         run_to_end(current_loop(), worker.serve())
     except TargetError as error:
@@ -70,6 +77,16 @@ def main() -> int:
 def _failed(channel: Channel, error: Exception) -> int:
     channel.send("failed", why=" ".join(str(error).split())[:1000])
     return 1
+
+
+class Patience:
+    """How long this process may take to end when its supervisor is gone: while the target is loaded, and then."""
+
+    drain_timeout: float | None = 0.0
+
+    def seconds(self) -> float:
+        """Seconds, of which there may be no end."""
+        return math.inf if self.drain_timeout is None else self.drain_timeout + LIFELINE_PATIENCE
 
 
 class Worker:
@@ -99,7 +116,6 @@ class Worker:
         loop.add_signal_handler(signal.SIGQUIT, self._end)
         loop.add_reader(self._channel, self._hear)
         timeout = self._core.options.drain_timeout
-        lifeline.watch(self._job["lifeline"], math.inf if timeout is None else timeout + LIFELINE_PATIENCE)
         self._watch_certificates(loop)
         self._channel.send("ready", drain_timeout=timeout, hands_over=hands_over(self._core.connections))
         await self._server.serve_forever()
@@ -130,20 +146,21 @@ class Worker:
         for message in messages or ():
             if message["type"] == "retire":
                 self._retire(message["timeout"], message["rate"])
-            elif message["type"] == "hand_over":
-                self._move(Giver(self._core.connections, self._passed()).give_all())
-            elif message["type"] == "take_over":
-                self._move(Taker(self._core.connections, self._passed()).take_all())
+            elif message["type"] in ("hand_over", "take_over"):
+                self._move(message["type"])
             elif message["type"] == "drain":
                 self._drain()
             elif message["type"] == "end":
                 self._end()
 
-    def _passed(self) -> socket.socket:
-        return socket.socket(fileno=self._channel.descriptors.pop(0))
-
-    def _move(self, moving: Coroutine[Any, Any, None]) -> None:
-        """Hand clients over, or take some."""
+    def _move(self, word: str) -> None:
+        """Hand clients over, or take some, over the socket that came with the word. (It comes without one if there was
+        no descriptor to be had.)"""
+        if not self._channel.descriptors:
+            return
+        other = socket.socket(fileno=self._channel.descriptors.pop(0))
+        connections = self._core.connections
+        moving = Giver(connections, other).give_all() if word == "hand_over" else Taker(connections, other).take_all()
         task = asyncio.get_running_loop().create_task(moving)
         self._moving.add(task)
         task.add_done_callback(self._moving.discard)

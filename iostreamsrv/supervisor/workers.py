@@ -70,11 +70,13 @@ class Slot:
     :ivar serving: the worker that serves; None after a crash.
     :ivar coming: the one that starts, and will replace it.
     :ivar retry_at: when to start one again.
+    :ivar crashes: workers of it that have not started, or crashed at once, in a row.
     """
 
     serving: int | None = None
     coming: int | None = None
     retry_at: float | None = None
+    crashes: int = 0
 
 
 class Seen(NamedTuple):
@@ -98,8 +100,6 @@ class Workers:
         self.all: dict[int, Worker] = {}
         self.slots: list[Slot] = []
         self.generation = 0
-        self.crashes = 0
-        """In a row."""
         self.actions: list[Action] = []
         self._draw = draw
         self._next_number = 1
@@ -145,7 +145,11 @@ class Workers:
             worker = Worker(**{name: value for name, value in each.items() if name in known})
             worker.state = State(worker.state)
             self.all[worker.number] = worker
-        self.slots = [Slot(serving, coming) for serving, coming in state["slots"]]
+        # An empty slot had a time to be tried again, which has passed, more or less.
+        self.slots = [
+            Slot(serving, coming, 0.0 if serving is None and coming is None else None)
+            for serving, coming in state["slots"]
+        ]
         self.generation = state["generation"]
         self._next_number = state["next_number"]
 
@@ -155,6 +159,17 @@ class Workers:
         """Add a slot, and start its worker."""
         self.slots.append(Slot())
         self.spawn(self.slots[-1], now)
+
+    def remove_slot(self) -> Slot:
+        """Remove a slot, an empty one if there is one. Its worker retires."""
+        slot = next((each for each in self.slots if each.serving is None), self.slots[-1])
+        self.slots.remove(slot)
+        if slot.coming is not None:
+            self.kill(self.all[slot.coming])
+        if slot.serving is not None:
+            self.retire(self.all[slot.serving])
+        self.say(logging.INFO, f"one worker less: {len(self.slots)}")
+        return slot
 
     def spawn(self, slot: Slot, now: float) -> None:
         """Start a worker for a slot."""
@@ -186,7 +201,19 @@ class Workers:
                 self.actions.append(Tell(worker.number, "hurry"))
                 self.say(logging.WARNING, f"worker {worker.number} retired long ago: its clients are being closed")
 
-    def stop(self, worker: Worker, now: float, urgency: int) -> None:
+    def forget_crashes(self) -> None:
+        """Other code runs: what has crashed before says nothing about it."""
+        for slot in self.slots:
+            slot.crashes = 0
+
+    def stop_all(self, now: float, urgency: int) -> None:
+        """Shut all workers down, and start none any more."""
+        for slot in self.slots:
+            slot.retry_at = None
+        for worker in self.all.values():
+            self._stop(worker, now, urgency)
+
+    def _stop(self, worker: Worker, now: float, urgency: int) -> None:
         """Shut a worker down: let its clients finish; with an urgency of 2 close everything at once; above, kill it.
 
         One that has not started has no clients, and is killed."""
@@ -225,8 +252,9 @@ class Workers:
             return ""
         if worker.state is not State.READY:
             return ""
-        if now - worker.ready_at >= STABLE:
-            self.crashes = 0
+        slot = self.slot_of(worker.number)
+        if slot is not None and now - worker.ready_at >= STABLE:
+            slot.crashes = 0
         return self._worn(worker, seen, now)
 
     def _worn(self, worker: Worker, seen: Seen, now: float) -> str:
@@ -246,8 +274,8 @@ class Workers:
         """
         delay = 0.0
         if crashed:
-            self.crashes += 1
-            delay = min(BACKOFF_FIRST * 2 ** min(self.crashes - 1, 16), BACKOFF_LONGEST)
+            slot.crashes += 1
+            delay = min(BACKOFF_FIRST * 2 ** min(slot.crashes - 1, 16), BACKOFF_LONGEST)
         slot.retry_at = now + delay
         self.retry_due(now)
         return delay

@@ -21,7 +21,7 @@ if child:
     time.sleep(60)
     os._exit(0)
 os.close(writing)
-watch(reading, {patience})
+watch(reading, lambda: {patience})
 try:
     {body}
 except SystemExit:

@@ -378,6 +378,56 @@ def test_signals_for_workers_are_ignored_in_a_stop() -> None:
     assert "SIGTTOU is ignored" in service.said[-1]
 
 
+def test_quit_after_term_ends_at_once_and_does_not_kill_yet() -> None:
+    service = Service().start()
+    service.signal("TERM")
+    service.signal("QUIT")
+    assert service.processes == {1: ["drain", "end"]}
+
+
+def test_ttou_removes_a_slot_that_serves_nobody_first() -> None:
+    service = Service(workers=2).start()
+    service.exits(2)  # a crash at once: the slot waits
+    service.signal("TTOU")
+    assert service.processes == {1: []}
+    assert service.plan.next_time() is None
+
+
+def test_a_slot_that_never_starts_is_slowed_down_beside_one_that_serves() -> None:
+    service = Service(workers=2).start()
+    service.exits(2)
+    delays = []
+    for _ in range(9):
+        begun = service.now
+        while len(service.processes) < 2:
+            service.pass_time(0.5, w1=Seen(0, 0, 0))
+        delays.append(service.now - begun)
+        service.exits(max(service.processes))
+    assert delays[-1] >= BACKOFF_LONGEST
+
+
+def test_an_empty_slot_is_tried_again_after_an_upgrade() -> None:
+    service = Service(workers=2).start()
+    service.exits(2)
+    after = Service(workers=2)
+    after.processes = service.processes
+    after.plan.adopt(service.plan.to_json())
+    after.do(after.plan.on_upgraded(service.now))
+    after.exits(max(after.processes))  # the new code does not start
+    after.pass_time(1)
+    assert len(after.processes) == 2
+
+
+def test_a_refused_reload_is_announced_as_one_that_is_over() -> None:
+    service = Service().start()
+    service.do(service.plan.on_refused("iostreamsrv.toml:3: what?"))
+    assert service.announced == ["ready", "reloading", "ready"]
+    assert "what?" in service.said[-1]
+    service.signal("TERM")
+    service.do(service.plan.on_refused("what?"))
+    assert service.announced[-1] == "stopping"
+
+
 # ---- whatever comes
 
 
