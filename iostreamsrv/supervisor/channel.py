@@ -52,7 +52,10 @@ class Channel:
             assert sent == len(line), "a line that the kernel takes in part only is longer than any of ours"
 
     def receive(self) -> list[Message] | None:
-        """The messages that have come; None once the other end is closed."""
+        """The messages that have come; None once the other end is closed, and its last words were given.
+
+        :raises ValueError: it has sent something else.
+        """
         while True:
             try:
                 data = self._receive()

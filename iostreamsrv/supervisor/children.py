@@ -17,7 +17,7 @@ from . import spawn
 from .channel import Channel, Message
 
 ROWS = 256
-"""Workers at a time, retired ones included. A worker looks at all rows when it accepts."""
+"""Workers at a time, retired ones included."""
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

@@ -54,7 +54,7 @@ def serve_with(settings: Settings, reread: Reread | None = None) -> int:
     """Run a service until it is told to stop.
 
     :param reread: gives the settings anew, for a reload, or raises a ValueError; None: they stay as they are.
-    :returns: the exit code: 0, or 3 if the service did not start.
+    :returns: the exit code: 0, or 3 if the service did not start, which one line on stderr explains.
     """
     log_to_stderr()
     state = kept_state()

@@ -51,7 +51,6 @@ class Worker:
 
     number: int
     generation: int
-    started_at: float
     state: State = State.STARTING
     ready_at: float = 0.0
     drain_timeout: float | None = None
@@ -175,7 +174,7 @@ class Workers:
         """Start a worker for a slot."""
         settings = self.settings
         spread = 1 + settings.jitter * self._draw()
-        worker = Worker(self._next_number, self.generation, now, kill_at=now + settings.ready_timeout)
+        worker = Worker(self._next_number, self.generation, kill_at=now + settings.ready_timeout)
         worker.lifetime = settings.worker_lifetime and settings.worker_lifetime * spread
         worker.most_accepted = settings.worker_max_accepted and settings.worker_max_accepted * spread
         self._next_number += 1
