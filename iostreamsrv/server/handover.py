@@ -2,14 +2,16 @@
 
 Both workers are connected by a pair of sockets. For each client the old one asks the server what to remember
 (``handle_handover``), detaches the stream, and sends the descriptor and the rest. The new one makes a stream of it,
-calls ``handle_resume``, and says so. Only then the old one closes its copy of the descriptor: if the other end has
-failed, it serves the client itself again, by the same method. So a client waits for one round trip between two
-processes, and nothing of it is lost, whichever of them dies.
+calls ``handle_resume``, and says so. Only then the old one closes its copy of the descriptor: if the other end refuses,
+or is gone, it serves the client itself again, by the same method. So a client waits for one round trip between two
+processes. Only the one that is on its way at that moment may be lost: if the old worker is killed while it sends, if
+the new one is before it has said that it has it, or if that hangs.
 
 What is handed over is trusted: it comes from another worker of the same service.
 """
 
 import asyncio
+import contextlib
 import logging
 import pickle
 import socket
@@ -23,10 +25,13 @@ from ..iostream import DetachedStream, IOStream
 from ..runtime.clock import clock_of
 from .connections import Connections
 from .handlers import client_name
-from .limits import host_of
+from .shutdown import clients
 
 PATIENCE = 10.0
 """Seconds in which a worker tries to hand its clients over. Those that were busy all the time retire with it."""
+
+ANSWER_TIMEOUT = 5.0
+"""Seconds in which the other worker must say that it has a client. It is about to be killed otherwise: it hangs."""
 
 TICK = 0.01
 """Seconds between two looks for clients that wait."""
@@ -43,16 +48,11 @@ def hands_over(connections: Connections) -> bool:
 
 
 def resume(connections: Connections, detached: DetachedStream, state: Any) -> IOStream:
-    """Serve a client that another stream has left. It has had its place: no limit is asked."""
-    address = detached.remote_address
-    stream = connections.new_stream(detached.socket, address, copy_context())
+    """Serve a client that another stream has left."""
+    stream = connections.new_stream(detached.socket, detached.remote_address, copy_context())
     stream.restore(detached)
     connections.open[stream.id] = stream
-    limits = connections.limits
-    if limits.siblings is not None:
-        limits.siblings.opened(len(connections.open))
-    if connections.options.max_connections_per_ip is not None:
-        limits.count(stream, host_of(address))
+    connections.limits.resumed(stream)
     connections.handlers.resume(stream, state)
     return stream
 
@@ -89,7 +89,10 @@ class Giver:
         self._report()
 
     def _report(self) -> None:
-        text = f"{self._count} clients are handed over, {len(self._connections.open)} stay until they leave"
+        left = self._connections.open.values()
+        under_tls = sum(type(stream) is not IOStream for stream in left)
+        why = f" ({under_tls} of them under TLS, whose keys stay in the process)" if under_tls else ""
+        text = f"handed over: {clients(self._count)}; {clients(len(left))} here until they leave{why}"
         self._connections.events.emit(Event("shutdown", text, logging.INFO, reason=CloseReason.DETACHED))
 
     def _left(self) -> bool:
@@ -110,14 +113,20 @@ class Giver:
             self._kept.add(stream.id)
             return True
         state, data = packed
+        self._connections.limits.hand_over(stream)
         try:
             detached = stream.detach()
         except (OSError, RuntimeError, ValueError):  # it has just closed, or has output now
+            self._connections.limits.keep(stream)
             return True
         rest = pickle.dumps((detached.unread, _plain(detached)))
         try:
             await self._send(detached.socket.fileno(), _SIZE.pack(len(data)) + data + rest)
-            taken = await asyncio.get_running_loop().sock_recv(self._other, 1)
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                taken = await asyncio.get_running_loop().sock_recv(self._other, 1)
+        except TimeoutError:  # it may have the client, or will: two must not serve it
+            detached.socket.close()
+            return False
         except OSError:
             taken = b""
         if taken == TAKEN:
@@ -169,8 +178,9 @@ class Taker:
         with self._other:
             self._other.setblocking(False)
             while (head := await self._head()) is not None:
-                size, fd = head
-                await asyncio.get_running_loop().sock_sendall(self._other, await self._take(size, fd))
+                answer = await self._take(*head)
+                with contextlib.suppress(OSError):  # the other one is gone: its clients are here
+                    await asyncio.get_running_loop().sock_sendall(self._other, answer)
 
     async def _head(self) -> tuple[int, int] | None:
         loop = asyncio.get_running_loop()
@@ -204,6 +214,9 @@ class Taker:
             connection.close()
             text = f"a client is not taken over: {error!r}"
             self._connections.events.emit(Event("error", text, logging.ERROR, error=error))
+            return REFUSED
+        if self._connections.draining:  # it would be cut off soon
+            connection.close()
             return REFUSED
         detached = DetachedStream(socket=connection, unread=unread, data=data, **plain)
         resume(self._connections, detached, state)

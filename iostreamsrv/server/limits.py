@@ -54,6 +54,8 @@ class ConnectionLimits:
         self._waiting = False
         self._turn: Turn | None = None
         self._looks: set[Callable[[], None]] = set()  # that are to come
+        self._brought: dict[int, tuple[int, int]] = {}  # bytes that a stream had when another process handed it over
+        self._handed_over: set[int] = set()  # streams that go on in another process, about to be closed here
         self._of_host: Counter[str] = Counter()
         self._hosts: dict[int, str] = {}  # the host for which a stream is counted
         self._candidates: list[tuple[IOStream, float]] = []
@@ -91,7 +93,9 @@ class ConnectionLimits:
     def bytes_of_open(self) -> tuple[int, int]:
         """The bytes that were received from the open connections, and sent to them."""
         streams = self._streams.values()
-        return sum(stream.bytes_read for stream in streams), sum(stream.bytes_written for stream in streams)
+        brought = list(self._brought.values())
+        received = sum(stream.bytes_read for stream in streams) - sum(read for read, _ in brought)
+        return received, sum(stream.bytes_written for stream in streams) - sum(written for _, written in brought)
 
     # ---- all
 
@@ -177,7 +181,7 @@ class ConnectionLimits:
     def discount(self, stream: IOStream) -> None:
         """Remove ``stream``, which is closed, from the count."""
         if self.siblings is not None:
-            self.siblings.closed(len(self._streams), stream.bytes_read, stream.bytes_written)
+            self._tell_closed(stream, self.siblings)
         host = self._hosts.pop(stream.id, None)
         if host is not None:
             self._of_host[host] -= 1
@@ -185,6 +189,34 @@ class ConnectionLimits:
                 del self._of_host[host]
             if self.siblings is not None:
                 self.siblings.count_host(host, -1)
+
+    def _tell_closed(self, stream: IOStream, siblings: Siblings) -> None:
+        read, written = self._brought.pop(stream.id, (0, 0))
+        tell = siblings.closed
+        if stream.id in self._handed_over:
+            self._handed_over.discard(stream.id)
+            tell = siblings.handed_over
+        tell(len(self._streams), stream.bytes_read - read, stream.bytes_written - written)
+
+    # ---- between processes
+
+    def resumed(self, stream: IOStream) -> None:
+        """Count a stream that another process has handed over, which has accepted and counted it so far. No limit is
+        asked: it has had its place."""
+        if self.siblings is not None:
+            self._brought[stream.id] = (stream.bytes_read, stream.bytes_written)
+            self.siblings.resumed(len(self._streams))
+        if self._options.max_connections_per_ip is not None:
+            self.count(stream, host_of(stream.remote_address))
+
+    def hand_over(self, stream: IOStream) -> None:
+        """The next close of the stream is none: another process has the connection."""
+        if self.siblings is not None:
+            self._handed_over.add(stream.id)
+
+    def keep(self, stream: IOStream) -> None:
+        """It is not handed over after all."""
+        self._handed_over.discard(stream.id)
 
     # ---- eviction
 

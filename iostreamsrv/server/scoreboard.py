@@ -242,7 +242,7 @@ class Scoreboard:
         other = ~current & 1
         old, new = self.past.cells, self._row_at(_PAST + other * ROW).cells
         for cell in COUNTERS:
-            new[cell] = old[cell] + cells[ACCEPTED if cell == CLOSED else cell]
+            new[cell] = old[cell] + cells[cell] + (cells[OPEN] if cell == CLOSED else 0)
         self._set_current(current, index + 1, other)
         self.recover()
 

@@ -38,6 +38,12 @@ class Siblings(Protocol):
     def closed(self, open: int, received: int, sent: int) -> None:
         """A connection with so many bytes was closed; there are ``open`` now."""
 
+    def resumed(self, open: int) -> None:
+        """A connection has come from another process, which has accepted it; there are ``open`` now."""
+
+    def handed_over(self, open: int, received: int, sent: int) -> None:
+        """A connection with so many bytes goes on in another process; there are ``open`` now."""
+
     def count_host(self, host: str, change: int) -> None:
         """This process has one connection more, or one less (-1), from a host."""
 

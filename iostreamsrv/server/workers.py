@@ -160,6 +160,16 @@ class WorkerSiblings:
         self._bytes[0] += received
         self._bytes[1] += sent
 
+    def resumed(self, open: int) -> None:
+        """See `Siblings`."""
+        self._cells[OPEN] = open
+
+    def handed_over(self, open: int, received: int, sent: int) -> None:
+        """See `Siblings`."""
+        self._cells[OPEN] = open
+        self._bytes[0] += received
+        self._bytes[1] += sent
+
     def count_host(self, host: str, change: int) -> None:
         """See `Siblings`."""
         self._addresses.add(self._scoreboard.place(host), change)

@@ -163,8 +163,9 @@ class Children:
         return (now_ns - heartbeat) / 1e9 if heartbeat else 0.0
 
     def accepted(self, number: int) -> int:
-        """How many connections a worker has accepted."""
-        return self.scoreboard.row(self._children[number].row).accepted
+        """How many connections a worker has accepted, but for those that it has rejected."""
+        row = self.scoreboard.row(self._children[number].row)
+        return row.accepted - row.rejected
 
     def resident(self, number: int) -> int:
         """The resident memory of a worker in bytes; 0 where that is not known."""

@@ -12,6 +12,8 @@ import iostreamsrv
 from iostreamsrv import CloseReason
 from iostreamsrv.server.base import core_of
 from iostreamsrv.server.handover import Giver, Taker, hands_over
+from iostreamsrv.server.scoreboard import Scoreboard
+from iostreamsrv.server.workers import WorkerSiblings
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.gen_test
@@ -226,3 +228,33 @@ def test_both_methods_are_needed() -> None:
 
     assert hands_over(core_of(Counter("x")).connections)
     assert not hands_over(core_of(One()).connections)
+
+
+async def test_the_counters_of_a_service_know_that_a_client_is_still_the_same() -> None:
+    board = Scoreboard.create(4, inherited=True)
+    with servers() as (old, new):
+        for index, server in enumerate((old, new)):
+            core_of(server).join(WorkerSiblings(board, index))
+        client = Client(old)
+        assert await client.ask(b"a\n") == b"old 1 old a\n"
+        await hand_over(old, new)
+        assert board.totals()[:3] == (1, 1, 0)  # open, accepted, closed
+        board.fold(0)  # the old worker ends
+        assert board.totals()[:3] == (1, 1, 0)
+        assert await client.ask(b"b\n") == b"new 2 old b\n"
+        client.socket.close()
+        await eventually(lambda: board.totals().closed == 1)
+        assert board.totals()[:3] == (0, 1, 1)
+        assert core_of(new).connections.limits.bytes_of_open() == (0, 0)
+    board.close()
+
+
+async def test_a_server_that_shuts_down_takes_nobody() -> None:
+    with servers() as (old, new):
+        client = Client(old)
+        await client.ask(b"a\n")
+        core_of(new).connections.begin_draining()
+        await hand_over(old, new)
+        assert await client.ask(b"b\n") == b"old 2 old b\n"
+        core_of(new).connections.end_draining()
+        client.socket.close()
