@@ -207,7 +207,7 @@ CASES = {
 HAS_NO_LIFELINE = Mutation(
     "left",
     "supervisor/worker.py",
-    '        lifeline.watch(self._job["lifeline"], math.inf if timeout is None else timeout + LIFELINE_PATIENCE)\n',
+    '    lifeline.watch(job["lifeline"], patience.seconds)\n',
     "",
 )
 IS_NOT_TOLD = Mutation(

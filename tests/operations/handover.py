@@ -47,9 +47,9 @@ def measure(trial: Trial) -> Figures:
 
 LOSES_UNREAD_BYTES = Mutation(
     "answers that do not fit",
-    "streams/closing.py",
-    "        if unread:\n            self._buffer.feed(unread)\n",
-    "        pass\n",
+    "streams/sockets.py",
+    "        self._give_input(detached.unread)\n",
+    "",
 )
 
 ROWS: tuple[Row, ...] = (
