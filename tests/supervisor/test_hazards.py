@@ -107,12 +107,14 @@ def service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 def test_a_worker_that_dies_as_it_speaks_does_not_end_the_service(service: Callable[..., Service]) -> None:
     running = service("--workers", "2")
     assert waited(running.answers)
+    running.send(signal.SIGHUP)
+    assert waited(lambda: "reloaded" in running.said()), "so all have started, and none ends the first start"
     for _ in range(3):
         for worker in running.workers():
             os.kill(worker, signal.SIGKILL)
         running.send(signal.SIGHUP)
         time.sleep(0.4)
-    assert waited(running.answers, 60)  # those that were killed at once are tried again later each time
+    assert waited(running.answers, 60), running.said()  # those that were killed at once are tried again later each time
     assert "Traceback" not in running.said()
     assert running.process.poll() is None
 
