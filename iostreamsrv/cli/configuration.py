@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 from ..errors import OptionError
@@ -68,11 +68,13 @@ class Configuration:
 
     :ivar settings: by the names of `Settings`, but for its options.
     :ivar options: options of the server, by their names. (``drain_timeout`` is among the settings.)
+    :ivar export: puts the variables of ``env_file`` into the environment; :meth:`checked` calls it.
     """
 
     def __init__(self) -> None:
         self.settings: dict[str, Given] = {}
         self.options: dict[str, Given] = {}
+        self.export: Callable[[], None] = lambda: None
 
     def add(self, word: str, value: Any, source: str) -> None:
         """A setting, by what it is called in a file."""
@@ -135,7 +137,7 @@ class Configuration:
             self.add_option(name.strip(), value.strip(), "--set")
 
     def checked(self) -> Settings:
-        """The settings.
+        """The settings. Only if they are right the environment gets the variables of ``env_file``.
 
         :raises ConfigurationError: a value is invalid, or there is no target.
         """
@@ -143,10 +145,12 @@ class Configuration:
             raise ConfigurationError("what is to be served? Name a server: iostreamsrv serve MODULE:TARGET")
         values = {name: given.value for name, given in self.settings.items()}
         try:
-            return Settings.of({**values, "options": {name: given.value for name, given in self.options.items()}})
+            settings = Settings.of({**values, "options": {name: given.value for name, given in self.options.items()}})
         except OptionError as error:
             source = self._source_of(error)
             raise ConfigurationError(f"{error}{'' if source is None else f' (from {source})'}") from None
+        self.export()
+        return settings
 
     def _source_of(self, error: OptionError) -> str | None:
         name = str(error.value) if error.option == SET else error.option
@@ -179,7 +183,7 @@ def configure(flags: Mapping[str, Any], environ: MutableMapping[str, str] = os.e
     """All settings of the command line, the environment and the file.
 
     :param flags: by what each is called in a file, with ``config``, ``env_file`` and ``set``.
-    :param environ: the environment, which gets the variables of ``env_file`` that it has not.
+    :param environ: the environment, which gets the variables of ``env_file`` that it has not once all is checked.
     :raises ConfigurationError: something is wrong with them, but for their values.
     """
     found = Configuration()
@@ -189,8 +193,13 @@ def configure(flags: Mapping[str, Any], environ: MutableMapping[str, str] = os.e
     if env_file is not None:
         if not isinstance(env_file, str):
             raise ConfigurationError(f"{file}: {ENV_FILE} must be the path of a file")
-        _set_variables(environ, read_variables(env_file))
-    found.add_environment(environ)
+        variables = read_variables(env_file)
+        found.export = lambda: _set_variables(environ, variables)
+        seen = dict(environ)
+        _set_variables(seen, variables)
+        found.add_environment(seen)
+    else:
+        found.add_environment(environ)
     found.add_flags(flags)
     return found
 

@@ -1,6 +1,7 @@
 """The files that a configuration is in: TOML, and environment variables. Errors have the file and the line."""
 
 import re
+import stat
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,20 @@ def read_toml(path: str | None) -> tuple[str, dict[str, Any]]:
             raise ConfigurationError(f"{path}: has no [{TABLE}]")
         return path, table
     for name in (OWN_FILE, PROJECT_FILE):
-        if Path(name).is_file():
+        if _is_file(name):
             table = _table(name)
             if table is not None:
                 return name, table
     return OWN_FILE, {}
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return stat.S_ISREG(Path(name).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:  # after --user the current folder may be closed to this process
+        raise ConfigurationError(f"{name}: {error.strerror}") from None
 
 
 def _table(path: str) -> dict[str, Any] | None:

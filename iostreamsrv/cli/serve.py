@@ -42,7 +42,7 @@ def setting(*names: str, metavar: str, about: str, multiple: bool = False) -> Ca
 @setting("--worker-lifetime", metavar="SECONDS", about="Replace a worker after that time.  [none]")
 @setting("--worker-max-rss", metavar="BYTES", about="Replace a worker that has more memory.  [none]")
 @setting("--worker-max-accepted", metavar="N", about="Replace a worker after so many clients.  [none]")
-@setting("--jitter", metavar="SHARE", about="How much these three vary from worker to worker.  [0.1]")
+@setting("--jitter", metavar="SHARE", about="How much lifetime and max-accepted vary from worker to worker.  [0.1]")
 @setting("--hang-timeout", metavar="SECONDS", about="Replace a worker that shows no life for so long.  [30]")
 @click.option("--reload/--no-reload", default=None, help="Replace the workers when a source file changes.")
 @click.option("--check", is_flag=True, help="Import the target, make the server, read certificates; bind nothing.")

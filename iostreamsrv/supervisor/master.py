@@ -10,7 +10,8 @@ import selectors
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import ListenError, OptionError
@@ -61,19 +62,57 @@ def serve_with(settings: Settings, reread: Reread | None = None) -> int:
     with contextlib.ExitStack() as until_end:
         try:
             listeners = until_end.enter_context(ServiceListeners(settings.binds, state and state["listeners"]))
-            until_end.enter_context(PidFile(settings.pid_file))
             raise_limit(settings.options.get("max_connections"))
-            drop_rights(settings)
-            if settings.reload:
-                until_end.enter_context(SourceWatch())
+            settings = _settle(settings, state and state["settings"], until_end)
         except (ListenError, OptionError) as error:
             print(f"iostreamsrv: {error}", file=sys.stderr, flush=True)
             return START_FAILED
         selector = until_end.enter_context(selectors.DefaultSelector())
-        master = Master(settings, reread or (lambda: settings), listeners, selector, state)
+        master = Master(settings, lambda: _reread(settings, reread), listeners, selector, state)
         until_end.callback(master.close)
         with Signals(selector, master.on_signal) as signals:
             return master.run(signals)
+
+
+def _settle(settings: Settings, before: Mapping[str, Any] | None, until_end: contextlib.ExitStack) -> Settings:
+    """Write the pid file, give up root's rights, watch the source files; return the settings that count from now on.
+
+    :param before: for an upgrade: the settings until then. What fails is logged then: the service must go on.
+    :raises OptionError: at a start, one of these fails.
+    """
+    try:
+        until_end.enter_context(PidFile(settings.pid_file))
+    except OptionError as error:
+        if before is None:
+            raise
+        general.error("%s; the one of before stays", error)
+        settings = replace(settings, pid_file=before["pid_file"])
+        until_end.push(PidFile(settings.pid_file))  # removes it
+    else:
+        if before is not None and before["pid_file"] != settings.pid_file:
+            PidFile(before["pid_file"]).remove()
+    with _optional(before is not None):
+        drop_rights(settings)
+    with _optional(before is not None):
+        if settings.reload:
+            until_end.enter_context(SourceWatch())
+    return settings
+
+
+@contextlib.contextmanager
+def _optional(upgraded: bool) -> Iterator[None]:
+    """Log an error, if this is an upgrade."""
+    try:
+        yield
+    except OptionError as error:
+        if not upgraded:
+            raise
+        general.error("%s; the service goes on without it", error)
+
+
+def _reread(settings: Settings, reread: Reread | None) -> Settings:
+    """The settings for a reload. The pid file stays: the next upgrade needs to know it."""
+    return settings if reread is None else replace(reread(), pid_file=settings.pid_file)
 
 
 class Master:

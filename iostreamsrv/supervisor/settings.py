@@ -50,8 +50,8 @@ class Settings:
     :raises OptionError: a value is invalid.
 
     :ivar target: the server, "module:Target": a class, an instance, a factory, or a handler.
-    :ivar binds: where to listen.
-    :ivar workers: how many processes; "auto": one for each core that this process may use.
+    :ivar binds: where to listen. Default 127.0.0.1:8888.
+    :ivar workers: how many processes, 1 to 128; "auto": one for each core that this process may use. Default 1.
     :ivar options: options of `ServerOptions`, which come before the server's own.
     :ivar tls_cert: the file of the certificate and its chain; None: the server's own TLS options.
     :ivar tls_key: the file of the key; None: it is in ``tls_cert``.
@@ -60,17 +60,18 @@ class Settings:
     :ivar group: name or number of their group; see :attr:`gid`.
     :ivar drain_timeout: seconds that a worker gives its clients when it ends; None for no limit; ``...``: the server's
         own. It is the server's option of that name: it is in ``options`` as well, whichever of both was given.
-    :ivar kill_timeout: seconds after ``drain_timeout`` until a worker that has not ended is killed.
-    :ivar ready_timeout: seconds that a worker may take to start.
+    :ivar kill_timeout: seconds after ``drain_timeout`` until a worker that has not ended is killed. Default 2.
+    :ivar ready_timeout: seconds that a worker may take to start. Default 30.
     :ivar retire_timeout: seconds that a replaced worker serves its clients, before it closes them; None: until they
-        leave.
+        leave. Default 3600.
     :ivar worker_lifetime: seconds after which a worker is replaced; None: never.
     :ivar worker_max_rss: resident bytes above which a worker is replaced; None: never.
     :ivar worker_max_accepted: clients after which a worker is replaced; None: never.
-    :ivar jitter: how much these three vary from worker to worker, so that not all are replaced at once: 0.1 is up to
-        a tenth more.
+    :ivar jitter: how much ``worker_lifetime`` and ``worker_max_accepted`` vary from worker to worker, so that not all
+        are replaced at once: 0.1, the default, is up to a tenth more.
     :ivar hang_timeout: seconds without a sign of life after which a worker is killed and replaced; None: never.
-    :ivar reload: whether workers are replaced when a source file changes.
+        Default 30.
+    :ivar reload: whether workers are replaced when a source file changes. Default False.
     """
 
     target: str
@@ -201,13 +202,13 @@ def _check_binds(name: str, value: Any) -> tuple[Bind, ...]:
     return check_binds(each if isinstance(each, Bind) else Bind.parse(each) for each in value)
 
 
-MAX_WORKERS = 1024
-"""More than any machine needs; above, it is a mistake that would stop the machine."""
+MAX_WORKERS = 128
+"""Half of the places in the memory that workers share: a reload needs one for the next worker of each."""
 
 
 def _check_workers(name: str, value: Any) -> int:
     if value == "auto":
-        return cores()
+        return min(cores(), MAX_WORKERS)
     if isinstance(value, str) and not value.strip().isdigit():
         raise OptionError(name, value, 'must be a number of processes, or "auto": one for each core')
     hint = ', or "auto": one for each core'

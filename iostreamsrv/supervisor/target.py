@@ -42,10 +42,13 @@ class TargetError(Exception):
 def load(target: str) -> Any:
     """What "module:Target" names. The current folder comes first in ``sys.path``, and stays there.
 
-    :raises TargetError: there is no such module or attribute, or the module raised.
+    :raises TargetError: there is no such module or attribute, or no current folder; or the module raised.
     """
     module_name, _, path = target.partition(":")
-    folder = os.getcwd()  # noqa: PTH109
+    try:
+        folder = os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        raise TargetError(target, f"the current folder is not there: {error.strerror}") from None
     if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
     found: Any = _imported(target, module_name)

@@ -324,3 +324,21 @@ def test_a_file_of_variables_is_read_anew_by_a_reload(write: Write) -> None:
     assert settings(environ, env_file=".env").workers == 3
     assert "DATABASE" not in environ
     assert environ["HOME"] == "/root"
+
+
+def test_a_reload_that_is_refused_changes_no_variable(write: Write) -> None:
+    environ: dict[str, str] = {}
+    write(".env", "DATABASE=db\n")
+    settings(environ, env_file=".env")
+    before = dict(environ)
+    write(".env", "DATABASE=other\nIOSTREAMSRV_WORKERS=none\n")
+    assert problem(environ, env_file=".env").startswith("workers=")
+    assert environ == before
+
+
+def test_a_current_folder_that_cannot_be_searched_is_named(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", denied)
+    assert problem() == "iostreamsrv.toml: Permission denied"

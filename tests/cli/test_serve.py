@@ -214,6 +214,11 @@ def test_check_says_that_a_server_can_be_made(typed: Typed, served: Served, targ
     assert served == []
 
 
+def test_check_may_come_before_two_dashes(typed: Typed, served: Served) -> None:
+    assert typed("serve", "--check", "--", "chat:Chat")[0] == 0
+    assert served == []
+
+
 def test_check_binds_nothing(typed: Typed, folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         where = f"127.0.0.1:{busy.getsockname()[1]}"

@@ -13,6 +13,7 @@ from iostreamsrv import Keepalive, OptionError, ServerOptions, TCPServer
 from iostreamsrv.options import NAMES as OPTIONS
 from iostreamsrv.options import UNLIMITED
 from iostreamsrv.supervisor.binds import Bind
+from iostreamsrv.supervisor.children import ROWS
 from iostreamsrv.supervisor.settings import CHECKS, MAX_ID, NAMES, Settings, cores
 from iostreamsrv.supervisor.values import OPTION_READERS
 
@@ -118,6 +119,14 @@ def test_reload_is_a_flag(text: str, value: bool) -> None:
     assert made(reload=text).reload is value
     assert problem(reload="maybe") == "reload='maybe': must be true or false"
     assert problem(reload=1) == "reload=1: must be True or False"
+
+
+def test_there_is_a_limit_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert made(workers=128).workers == 128
+    assert "from 1 to 128" in problem(workers=129)
+    monkeypatch.setattr("iostreamsrv.supervisor.settings.cores", lambda: 500)
+    assert made(workers="auto").workers == 128
+    assert ROWS >= 2 * 128
 
 
 def test_workers_are_a_number_or_one_for_each_core() -> None:

@@ -335,3 +335,11 @@ async def test_a_server_that_listens_already_is_refused() -> None:
     finally:
         listening.stop()
         bound.stop()
+
+
+def test_a_current_folder_that_is_gone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert str(not_loaded("chat:Chat")) == "chat:Chat: the current folder is not there: No such file or directory"
