@@ -133,6 +133,18 @@ def close_if_idle(connections: Connections, stream: IOStream, idle: float) -> bo
     return True
 
 
+def cancel_handler(connections: Connections, stream: IOStream) -> None:
+    """Cancel the handler of a stream, which is then closed gracefully; if it has none, close it so.
+
+    A handler that waits for the shutdown or the retirement itself is spared."""
+    tasks = [task for task, served in connections.handling.items() if connections.current(served) is stream]
+    for task in tasks:
+        if task not in connections.shutdown_callers:
+            task.cancel()
+    if not tasks:
+        connections.close_gracefully(stream, CloseReason.SHUTDOWN)
+
+
 async def cancel_all(connections: Connections, reason: CloseReason, graceful: bool = False) -> None:
     """Cancel all handlers and close all streams; return when the handlers have ended.
 

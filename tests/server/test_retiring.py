@@ -201,6 +201,60 @@ async def test_busy_clients_that_are_not_chosen_yet_go_on(service: Any) -> None:
         assert sum(at <= other < at + 0.9 for other in left) <= 6
 
 
+@pytest.mark.parametrize("pushes", [True, False])
+async def test_clients_that_are_never_answered_are_cut_off_and_paced(service: Any, pushes: bool) -> None:
+    it = service(drain_timeout=0.3)
+    last: list[bytes] = []
+
+    async def handle(stream: Any, address: Any) -> None:
+        try:
+            while True:
+                if pushes:
+                    await stream.write(b"push\n")
+                await asyncio.sleep(0.01)
+        finally:
+            await stream.write(b"bye\n")
+            last.append(b"bye")
+
+    it.server.handle_stream = handle
+    await it.connect(4)
+    start = asyncio.get_running_loop().time()
+    async with retiring(it.server, timeout=0.2, rate=0.5) as task:
+        await asyncio.wait_for(task, 8)
+    left = sorted(at - start for at, _, _ in it.server.left)
+    assert {reason for _, _, reason in it.server.left} == {"shutdown"}
+    assert len(last) == 4
+    assert left[0] > 0.9, "0.2 s, then half a second for the first of two a second, and 0.3 s for its answer"
+    assert left[-1] - left[0] > 1.2, "paced"
+    loop = asyncio.get_running_loop()
+    for client in it.clients:
+        received = b""
+        while data := await loop.sock_recv(client.socket, 1000):
+            received += data
+        assert received.endswith(b"bye\n")
+
+
+async def test_without_drain_timeout_no_handler_is_cut_off(service: Any) -> None:
+    it = service(drain_timeout=None)
+    (client,) = await it.connect(1)
+    slow = asyncio.ensure_future(client.ask(b"slow\n"))
+    async with retiring(it.server, timeout=0, rate=1) as task:
+        await asyncio.sleep(1.5)
+        assert not task.done()
+        it.server.go.set()
+        assert await slow == b"slow\n"
+        await asyncio.wait_for(task, 3)
+
+
+async def test_the_log_counts_its_clients(service: Any, caplog: pytest.LogCaptureFixture) -> None:
+    it = service()
+    await it.connect(1)
+    with caplog.at_level("INFO"):
+        async with retiring(it.server, timeout=None):
+            pass
+    assert "retiring: 1 client may stay for as long as they like" in caplog.text
+
+
 async def test_another_call_sets_another_pace(service: Any) -> None:
     it = service()
     await it.connect(3)
