@@ -242,7 +242,7 @@ def test_every_public_name_has_its_entry_in_the_reference(module: str) -> None:
     assert [name for name in public if f"{module}.{name}" not in documented()] == []
 
 
-FOR_OTHER_ROOMS = {"dispatch", "forget_output", "lose_descriptor", "uncork", "enqueue", "take_buffered"}
+FOR_OTHER_ROOMS = {"dispatch", "forget_output", "lose_descriptor", "uncork", "enqueue", "take_buffered", "write_shared"}
 """Methods of a stream that have public names and are not for users, but for the hub and `iostreamsrv.compat`; nor are
 those of `ServedStream`."""
 

@@ -568,7 +568,7 @@ ARGUMENTS = {
 LOOKS = {"at_eof", "closed", "fileno", "reading", "writing"}  # they tell how it is, and change nothing
 HOOKS = {  # the stream and its hub call them; whoever overrides one is called in the loop
     *("close_fd", "dispatch", "forget_output", "get_fd_error", "lose_descriptor", "read_from_fd"),
-    *("uncork", "write_to_fd"),
+    *("uncork", "write_shared", "write_to_fd"),
     *vars(ServedStream),  # a server calls them
 }
 NONE_AT_ALL = {SSLIOStream: {"start_tls"}, PipeIOStream: {"send_eof", "set_nodelay"}}  # never more than an error
