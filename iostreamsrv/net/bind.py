@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import logging
 import os
 import socket
 import sys
@@ -52,7 +53,7 @@ def bind_sockets(
     :param backlog: most connections that the kernel queues until they are accepted; 1024.
     :param flags: ``AI_*`` flags for `socket.getaddrinfo`; None for ``AI_PASSIVE``.
     :param reuse_port: let other processes bind the same port; the kernel distributes the connections. A warning is
-        logged once if Linux loses the backlog of a process that ends (``net.ipv4.tcp_migrate_req`` is 0).
+        logged once, where the program has a log, if Linux loses the backlog of a process that ends (``net.ipv4.tcp_migrate_req`` is 0).
     :raises OptionError: if an argument is invalid.
     :raises ListenError: if the address does not resolve or cannot be bound. Nothing is left bound.
     """
@@ -133,9 +134,9 @@ MIGRATION = Path("/proc/sys/net/ipv4/tcp_migrate_req")
 
 @functools.cache
 def _warn_of_lost_backlogs() -> None:
-    """Say it once, where it is so."""
+    """Say it once, where it is so. A program without a log says nothing: Python would write it to its stderr."""
     with contextlib.suppress(OSError):
-        if MIGRATION.read_text().strip() == "0":
+        if logging.root.handlers and MIGRATION.read_text().strip() == "0":
             general.warning(
                 "reuse_port: clients in the backlog of a process that ends are lost here;"
                 " `sysctl net.ipv4.tcp_migrate_req=1` gives them to the others"

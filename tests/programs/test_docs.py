@@ -198,8 +198,6 @@ def listening(command: list[str], folder: Path) -> Iterator[None]:
     try:
         with process.stdout:
             first = process.stdout.readline()
-            if first.startswith("reuse_port:"):  # a warning that depends on the system
-                first = process.stdout.readline()
             assert "istening on" in first, first + process.stdout.read()
             yield
             os.killpg(process.pid, signal.SIGTERM)
