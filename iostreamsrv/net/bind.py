@@ -53,7 +53,8 @@ def bind_sockets(
     :param backlog: most connections that the kernel queues until they are accepted; 1024.
     :param flags: ``AI_*`` flags for `socket.getaddrinfo`; None for ``AI_PASSIVE``.
     :param reuse_port: let other processes bind the same port; the kernel distributes the connections. A warning is
-        logged once, where the program has a log, if Linux loses the backlog of a process that ends (``net.ipv4.tcp_migrate_req`` is 0).
+        logged once, where the program has a log, if Linux loses the backlog of a process that ends
+        (``net.ipv4.tcp_migrate_req`` is 0).
     :raises OptionError: if an argument is invalid.
     :raises ListenError: if the address does not resolve or cannot be bound. Nothing is left bound.
     """
