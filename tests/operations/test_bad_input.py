@@ -57,6 +57,14 @@ def complaint(folder: Path, port: int, *words: str) -> tuple[int, str]:
     return process.returncode, said
 
 
+@pytest.fixture
+def service_like() -> Iterator[int]:
+    """A process that may be a service, by its command."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "iostreamsrv", "serve"]) as process:
+        yield process.pid
+        process.kill()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [
@@ -70,10 +78,10 @@ def complaint(folder: Path, port: int, *words: str) -> tuple[int, str]:
     ids=["no name", "two binds", "option", "broken TOML", "living pid file", "long path"],
 )
 def test_it_says_what_is_wrong_in_one_line(
-    tmp_path: Path, port: int, words: list[str], code: int, problem: str
+    tmp_path: Path, port: int, service_like: int, words: list[str], code: int, problem: str
 ) -> None:
     (tmp_path / "broken.toml").write_text('workers = 2\nbind = ["a\n')
-    (tmp_path / "living.pid").write_text(f"{os.getpid()}\n")
+    (tmp_path / "living.pid").write_text(f"{service_like}\n")
     long = "a" * 120
     filled = [word.format(port=port, long=long) for word in words]
     found, said = complaint(tmp_path, port, *filled, "--bind", f"127.0.0.1:{port}")
