@@ -2,10 +2,14 @@
 
 Both workers are connected by a pair of sockets. For each client the old one asks the server what to remember
 (``handle_handover``), detaches the stream, and sends the descriptor and the rest. The new one makes a stream of it,
-calls ``handle_resume``, and says so. Only then the old one closes its copy of the descriptor: if the other end refuses,
-or is gone, it serves the client itself again, by the same method. So a client waits for one round trip between two
-processes. Only the one that is on its way at that moment may be lost: if the old worker is killed while it sends, if
-the new one is before it has said that it has it, or if that hangs.
+unpickles the rest, and says that it is ready. Then the old one says *go*, and closes its copy of the descriptor: from
+there on the client is the new one's, which calls ``handle_resume``. So a client waits for a round trip and a half
+between two processes, and never do both of them read from it.
+
+- If the new one refuses, ends, or says nothing for `ANSWER` seconds, there is no *go*. The old one serves the client
+  again, by the same method. A new one that has only been slow closes its copy, from which it has read nothing.
+- If the old one dies before *go*, the client that is on its way is closed, as are all others that it has.
+- If the new one dies after *go*, or hangs then, its client shares the fate of all others that it has.
 
 What is handed over is trusted: it comes from another worker of the same service.
 """
@@ -16,12 +20,12 @@ import logging
 import pickle
 import socket
 import struct
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any
 
 from ..errors import CloseReason
 from ..events import Event
-from ..iostream import DetachedStream, IOStream
+from ..iostream import DetachedStream, IOStream, SSLIOStream
 from ..runtime.clock import clock_of
 from .connections import Connections
 from .handlers import client_name
@@ -30,14 +34,15 @@ from .shutdown import clients
 PATIENCE = 10.0
 """Seconds in which a worker tries to hand its clients over. Those that were busy all the time retire with it."""
 
-ANSWER_TIMEOUT = 5.0
-"""Seconds in which the other worker must say that it has a client. It is about to be killed otherwise: it hangs."""
-
 TICK = 0.01
 """Seconds between two looks for clients that wait."""
 
-TAKEN = b"+"
+ANSWER = 5.0
+"""Seconds for the other worker to say that it is ready for a client."""
+
+READY = b"+"
 REFUSED = b"-"
+GO = b"!"
 
 _SIZE = struct.Struct("!Q")
 
@@ -48,8 +53,9 @@ def hands_over(connections: Connections) -> bool:
 
 
 def resume(connections: Connections, detached: DetachedStream, state: Any) -> IOStream:
-    """Serve a client that another stream has left."""
-    stream = connections.new_stream(detached.socket, detached.remote_address, copy_context())
+    """Serve a client that another stream has left. It has had its place: no limit is asked."""
+    address = detached.remote_address
+    stream = connections.new_stream(detached.socket, address, copy_context())
     stream.restore(detached)
     connections.open[stream.id] = stream
     connections.limits.resumed(stream)
@@ -90,8 +96,8 @@ class Giver:
 
     def _report(self) -> None:
         left = self._connections.open.values()
-        under_tls = sum(type(stream) is not IOStream for stream in left)
-        why = f" ({under_tls} of them under TLS, whose keys stay in the process)" if under_tls else ""
+        tls = sum(isinstance(stream, SSLIOStream) for stream in left)
+        why = f" ({tls} under TLS, whose keys stay in the process; {len(left) - tls} for other reasons)" if left else ""
         text = f"handed over: {clients(self._count)}; {clients(len(left))} here until they leave{why}"
         self._connections.events.emit(Event("shutdown", text, logging.INFO, reason=CloseReason.DETACHED))
 
@@ -120,21 +126,20 @@ class Giver:
             self._connections.limits.keep(stream)
             return True
         rest = pickle.dumps((detached.unread, _plain(detached)))
+        answer = b""
         try:
-            await self._send(detached.socket.fileno(), _SIZE.pack(len(data)) + data + rest)
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                taken = await asyncio.get_running_loop().sock_recv(self._other, 1)
-        except TimeoutError:  # it may have the client, or will: two must not serve it
-            detached.socket.close()
-            return False
-        except OSError:
-            taken = b""
-        if taken == TAKEN:
-            self._count += 1
-            detached.socket.close()
-        else:
-            self._kept.add(resume(self._connections, detached, state).id)
-        return taken != b""
+            async with asyncio.timeout(ANSWER):
+                await self._send(detached.socket.fileno(), _SIZE.pack(len(data)) + data + rest)
+                answer = await asyncio.get_running_loop().sock_recv(self._other, 1)
+            if answer == READY:
+                self._other.send(GO)  # there is room: the other end has read all before
+                self._count += 1
+                detached.socket.close()
+                return True
+        except OSError:  # TimeoutError is one
+            answer = b""
+        self._kept.add(resume(self._connections, detached, state).id)
+        return answer == REFUSED
 
     def _packed(self, stream: IOStream) -> tuple[Any, bytes] | None:
         """What the server remembers, and that in bytes with the stream's ``data``; None if the client stays."""
@@ -164,7 +169,7 @@ class Giver:
 
 
 class Taker:
-    """Takes clients from another worker until that has no more.
+    """Takes clients from another worker until that has no more, or the server here is shut down.
 
     :param other: the end of a pair of sockets. It is closed in the end.
     """
@@ -175,16 +180,20 @@ class Taker:
 
     async def take_all(self) -> None:
         """Serve all clients that come."""
-        with self._other:
-            self._other.setblocking(False)
-            while (head := await self._head()) is not None:
-                answer = await self._take(*head)
-                with contextlib.suppress(OSError):  # the other one is gone: its clients are here
-                    await asyncio.get_running_loop().sock_sendall(self._other, answer)
+        draining = asyncio.get_running_loop().create_task(self._connections.wait_draining(), context=Context())
+        try:
+            with self._other:
+                self._other.setblocking(False)
+                while (head := await self._head(draining)) is not None:
+                    if not await self._take(*head, draining):
+                        return
+        finally:
+            draining.cancel()
 
-    async def _head(self) -> tuple[int, int] | None:
+    async def _head(self, draining: "asyncio.Task[None]") -> tuple[int, int] | None:
+        """The size of what follows, and the descriptor; None if no more come, or none may."""
         loop = asyncio.get_running_loop()
-        while True:
+        while not draining.done():
             try:
                 head, fds, _, _ = socket.recv_fds(self._other, _SIZE.size, 1)
                 break
@@ -192,16 +201,20 @@ class Taker:
                 readable = loop.create_future()
                 loop.add_reader(self._other, _set, readable)
                 try:
-                    await readable
+                    await asyncio.wait([readable, draining], return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     loop.remove_reader(self._other)
             except OSError:
                 return None
+        else:
+            return None
         if len(head) < _SIZE.size or not fds:
             return None
         return _SIZE.unpack(head)[0], fds[0]
 
-    async def _take(self, size: int, fd: int) -> bytes:
+    async def _take(self, size: int, fd: int, draining: "asyncio.Task[None]") -> bool:
+        """Serve a client, or refuse it; return whether more may come."""
+        loop = asyncio.get_running_loop()
         connection = socket.socket(fileno=fd)
         connection.set_inheritable(False)
         connection.setblocking(False)
@@ -210,17 +223,33 @@ class Taker:
             (length,) = _SIZE.unpack_from(payload)
             state, data = pickle.loads(payload[_SIZE.size : _SIZE.size + length])
             unread, plain = pickle.loads(payload[_SIZE.size + length :])
+            go = await self._ask_for_go(draining)
+        except (EOFError, OSError):  # the other worker has ended
+            connection.close()
+            return False
         except Exception as error:  # what the new code can't unpickle
             connection.close()
             text = f"a client is not taken over: {error!r}"
             self._connections.events.emit(Event("error", text, logging.ERROR, error=error))
-            return REFUSED
-        if self._connections.draining:  # it would be cut off soon
+            with contextlib.suppress(OSError):
+                await loop.sock_sendall(self._other, REFUSED)
+            return True
+        if not go:
             connection.close()
-            return REFUSED
+            return False
         detached = DetachedStream(socket=connection, unread=unread, data=data, **plain)
         resume(self._connections, detached, state)
-        return TAKEN
+        return True
+
+    async def _ask_for_go(self, draining: "asyncio.Task[None]") -> bool:
+        """Whether the client is this worker's now."""
+        loop = asyncio.get_running_loop()
+        refuse = draining.done() or self._connections.draining
+        try:
+            await loop.sock_sendall(self._other, REFUSED if refuse else READY)
+            return not refuse and await loop.sock_recv(self._other, 1) == GO
+        except OSError:
+            return False
 
     async def _exactly(self, size: int) -> bytes:
         loop = asyncio.get_running_loop()

@@ -42,12 +42,13 @@ FIELDS = (
     "bytes_received",
     "bytes_sent",
     "addresses",
+    "taken",
+    "given",
 )
 """The cells of a row. ``addresses`` is not 0 if the row's table of addresses was used."""
 
-STATE, PID, NUMBER, GENERATION, HEARTBEAT, OPEN, ACCEPTED, CLOSED, REJECTED, ERRORS, RECEIVED, SENT, ADDRESSES = range(
-    len(FIELDS)
-)
+STATE, PID, NUMBER, GENERATION, HEARTBEAT, OPEN, ACCEPTED, CLOSED, REJECTED, ERRORS, RECEIVED, SENT = range(12)
+ADDRESSES, TAKEN, GIVEN = range(12, len(FIELDS))
 COUNTERS = range(ACCEPTED, SENT + 1)
 """The cells that only grow, while a worker lives."""
 
@@ -110,17 +111,19 @@ class Row:
 
     :ivar state: a `State`.
     :ivar pid: its process.
-    :ivar number: which of the workers it is, from 0.
+    :ivar number: which of the workers it is, from 1.
     :ivar generation: how many reloads were before it.
     :ivar heartbeat: when its loop has last run, in nanoseconds of `time.monotonic_ns`.
     :ivar open: how many connections it has.
     :ivar accepted: connections since it started, with those that were rejected.
-    :ivar closed: those of them that are closed.
+    :ivar closed: connections that were closed here.
     :ivar rejected: those of them that were rejected.
     :ivar errors: exceptions in handlers.
     :ivar bytes_received: bytes from clients, as of the last heartbeat but one or two.
     :ivar bytes_sent: bytes to clients, likewise.
     :ivar addresses: not 0 if its table of addresses was used.
+    :ivar taken: connections that have come from other workers. They do not count as accepted here.
+    :ivar given: connections that have left for other workers. They do not count as closed here.
     :ivar cells: the same numbers, by their places in `FIELDS`.
     """
 
@@ -139,6 +142,8 @@ class Row:
     bytes_received = _Field(RECEIVED)
     bytes_sent = _Field(SENT)
     addresses = _Field(ADDRESSES)
+    taken = _Field(TAKEN)
+    given = _Field(GIVEN)
 
     def __init__(self, cells: "memoryview[int]") -> None:
         self.cells = cells
@@ -242,7 +247,8 @@ class Scoreboard:
         other = ~current & 1
         old, new = self.past.cells, self._row_at(_PAST + other * ROW).cells
         for cell in COUNTERS:
-            new[cell] = old[cell] + cells[cell] + (cells[OPEN] if cell == CLOSED else 0)
+            new[cell] = old[cell] + cells[cell]
+        new[CLOSED] = old[CLOSED] + max(cells[ACCEPTED] + cells[TAKEN] - cells[GIVEN], cells[CLOSED])
         self._set_current(current, index + 1, other)
         self.recover()
 

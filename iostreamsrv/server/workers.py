@@ -11,12 +11,14 @@ from .scoreboard import (
     BUCKET,
     CLOSED,
     ERRORS,
+    GIVEN,
     HEARTBEAT,
     OPEN,
     RECEIVED,
     REJECTED,
     SENT,
     STATE,
+    TAKEN,
     AddressTable,
     Scoreboard,
     State,
@@ -163,12 +165,17 @@ class WorkerSiblings:
     def resumed(self, open: int) -> None:
         """See `Siblings`."""
         self._cells[OPEN] = open
+        self._cells[TAKEN] += 1
 
     def handed_over(self, open: int, received: int, sent: int) -> None:
-        """See `Siblings`."""
-        self._cells[OPEN] = open
+        """See `Siblings`. This worker may end before its next heartbeat."""
+        cells = self._cells
+        cells[OPEN] = open
+        cells[GIVEN] += 1
         self._bytes[0] += received
         self._bytes[1] += sent
+        for cell, closed in zip((RECEIVED, SENT), self._bytes, strict=True):
+            cells[cell] = max(cells[cell], closed)
 
     def count_host(self, host: str, change: int) -> None:
         """See `Siblings`."""

@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import iostreamsrv
 from iostreamsrv import CloseReason
+from iostreamsrv.certificates import self_signed
+from iostreamsrv.server import handover, scoreboard
 from iostreamsrv.server.base import core_of
-from iostreamsrv.server.handover import Giver, Taker, hands_over
+from iostreamsrv.server.handover import GO, Giver, Taker, hands_over
 from iostreamsrv.server.scoreboard import Scoreboard
 from iostreamsrv.server.workers import WorkerSiblings
 from tests.support.waiting import eventually
@@ -258,3 +262,127 @@ async def test_a_server_that_shuts_down_takes_nobody() -> None:
         assert await client.ask(b"b\n") == b"old 2 old b\n"
         core_of(new).connections.end_draining()
         client.socket.close()
+
+
+# ---- whose the client is
+
+
+async def test_a_new_server_that_hangs_holds_a_client_up_for_a_while_and_never_gets_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handover, "ANSWER", 0.3)
+    with servers() as (old, new):
+        client = Client(old)
+        await client.ask(b"a\n")
+        one, other = socket.socketpair()
+        await asyncio.wait_for(Giver(core_of(old).connections, one).give_all(), 3)
+        await client.send(b"b\n")
+        await asyncio.wait_for(Taker(core_of(new).connections, other).take_all(), 3)  # it wakes up: too late
+        assert await asyncio.get_running_loop().sock_recv(client.socket, 100) == b"old 2 old b\n"
+        assert not new.streams
+        client.socket.close()
+
+
+async def test_until_the_old_server_says_go_the_new_one_reads_nothing() -> None:
+    with servers() as (old, new):
+        client = Client(old)
+        await client.ask(b"a\n")
+        (one, middle), (far, other) = socket.socketpair(), socket.socketpair()
+        middle.setblocking(False)
+        far.setblocking(False)
+        loop = asyncio.get_running_loop()
+        giving = asyncio.create_task(Giver(core_of(old).connections, one).give_all())
+        taking = asyncio.create_task(Taker(core_of(new).connections, other).take_all())
+        await eventually(lambda: not old.streams)
+        data, fds, _, _ = socket.recv_fds(middle, 8, 1)
+        socket.send_fds(far, [data], fds)
+        socket.socket(fileno=fds[0]).close()
+        await loop.sock_sendall(far, await loop.sock_recv(middle, 100_000))
+        await loop.sock_sendall(middle, await loop.sock_recv(far, 1))
+        assert await loop.sock_recv(middle, 1) == GO
+        await client.send(b"b\n")
+        await asyncio.sleep(0.1)
+        assert not new.streams
+        far.send(GO)
+        assert await loop.sock_recv(client.socket, 100) == b"new 2 old b\n"
+        middle.close()
+        far.close()
+        await asyncio.gather(giving, taking)
+        client.socket.close()
+
+
+async def test_a_server_that_shuts_down_takes_no_more() -> None:
+    with servers() as (old, new):
+        new.listen(0, "127.0.0.1")
+        busy = Client(new)
+        await busy.ask(b"a\n")
+        client = Client(old)
+        await client.ask(b"a\n")
+        one, other = socket.socketpair()
+        taking = asyncio.create_task(Taker(core_of(new).connections, other).take_all())
+        await asyncio.sleep(0.05)
+        ending = asyncio.create_task(new.shutdown(5))
+        await asyncio.sleep(0)
+        await asyncio.wait_for(Giver(core_of(old).connections, one).give_all(), 5)
+        await asyncio.gather(taking, ending)
+        assert await client.ask(b"b\n") == b"old 2 old b\n"
+        busy.socket.close()
+        client.socket.close()
+
+
+# ---- what is told and counted
+
+
+async def test_the_log_says_how_many_stay_and_how_many_of_them_are_under_tls(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "PATIENCE", 0.3)
+    with servers() as (old, new), caplog.at_level("INFO"):
+        old.listen(0, "127.0.0.1", ssl_options=self_signed().write(tmp_path))
+        clients = [Client(old) for _ in range(2)]
+        for client in clients:
+            await client.ask(b"a\n")
+        next(iter(old.streams)).data["lock"] = lambda: None
+        stream = await iostreamsrv.TCPClient().connect(*old.addresses[1][:2], ssl_options={"cert_reqs": ssl.CERT_NONE})
+        await stream.write(b"a\n")
+        await stream.read_until(b"\n")
+        await hand_over(old, new)
+        assert "handed over: 1 client; 2 clients here until they leave (1 under TLS" in caplog.text
+        assert "; 1 for other reasons)" in caplog.text
+        stream.close()
+        for client in clients:
+            client.socket.close()
+
+
+async def test_a_client_counts_once_however_often_it_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoreboard, "_new_file", lambda size: None)
+    board = Scoreboard.create(4)
+    try:
+        with servers() as (old, new), servers() as (third, _):
+            third.name = "third"
+            for index, server in enumerate((old, new, third)):
+                core_of(server).join(WorkerSiblings(board, index))
+            client = Client(old)
+            await client.ask(b"a\n")
+            await hand_over(old, new)
+            await hand_over(new, third)
+            assert board.totals()[:3] == (1, 1, 0)
+            await client.ask(b"b\n")
+            assert [board.row(index).accepted for index in range(3)] == [1, 0, 0]
+            assert core_of(third).connections.limits.bytes_of_open() == (2, len(b"third 2 old b\n"))
+            sent = len(b"old 1 old a\n") + len(b"third 2 old b\n")
+            await eventually(lambda: board.totals().bytes_sent == sent)
+            assert board.totals().bytes_received == 4
+            board.fold(0)
+            client.socket.close()
+            await eventually(lambda: board.totals().open == 0)
+            assert board.totals()[:3] == (0, 1, 1)
+            one, other = socket.socketpair()
+            other.close()
+            again = Client(third)
+            await again.ask(b"c\n")
+            await Giver(core_of(third).connections, one).give_all()  # in vain
+            assert board.totals()[:3] == (1, 2, 1)
+            again.socket.close()
+    finally:
+        board.close()

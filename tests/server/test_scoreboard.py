@@ -91,6 +91,16 @@ def test_a_dead_worker_keeps_its_counters_and_has_no_open_connections(board: Sco
     assert board.totals() == Totals(0, 40, 40, 8, 4, 4000, 8000)
 
 
+def test_of_a_client_that_was_given_away_each_worker_counts_its_part(board: Scoreboard) -> None:
+    old, new = board.row(0), board.row(1)
+    old.accepted = old.given = 1
+    new.taken = new.open = 1
+    board.fold(0)
+    assert board.totals()[:3] == (1, 1, 0)
+    board.fold(1)
+    assert board.totals()[:3] == (0, 1, 1)
+
+
 class DiesAt:
     """The words of a scoreboard, for a master that dies before it writes one of them."""
 
