@@ -73,7 +73,7 @@ def measure_idle(trial: Trial) -> Figures:
 
 def measure_generations(trial: Trial) -> Figures:
     """Reload three times; each generation of workers has clients that stay."""
-    count = trial.size(40, 100)
+    count = 100
     with contextlib.ExitStack() as stack:
         service = stack.enter_context(trial.service()).started()
         loads = []
@@ -234,7 +234,7 @@ ROWS: tuple[Row, ...] = (
             Threshold("closed before the timeout", "=", 0),
             Threshold("reset", "=", 0),
             Threshold("left open", "=", 0),
-            Threshold("% closed within a second", "≤", 10),
+            Threshold("% closed within a second", "≤", 10, timed=True),
         ),
         mutations=(CLOSES_ITS_CLIENTS._replace(breaks="closed before the timeout"), CLOSES_ALL_AT_ONCE),
     ),
@@ -245,7 +245,7 @@ ROWS: tuple[Row, ...] = (
         (
             Threshold("left open", "=", 0),
             Threshold("reset", "=", 0),
-            Threshold("% closed within a second", "≤", 10),
+            Threshold("% closed within a second", "≤", 10, timed=True),
             Threshold("younger closed", "=", 0),
         ),
         mutations=(CANCELS_THE_RETIREMENT,),

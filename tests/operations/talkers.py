@@ -14,7 +14,7 @@ from typing import Any
 PAUSE = 0.25
 """Seconds between two lines of a client."""
 
-PIECES = 0.02
+PIECES = 0.1
 """Seconds between the two pieces of a line."""
 
 PATIENCE = 10.0
