@@ -65,7 +65,8 @@ def _may_be_service(pid: int) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return True
-    return b"serve" in words and any(b"iostreamsrv" in word for word in words)
+    # In the moment of an exec, as in an upgrade, it has no words.
+    return words == [b""] or (b"serve" in words and any(b"iostreamsrv" in word for word in words))
 
 
 def _write(path: Path, text: str) -> None:
