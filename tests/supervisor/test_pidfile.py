@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def test_that_of_a_running_service_is_an_error_and_stays(tmp_path: Path, service
 def test_that_of_another_program_which_has_got_the_number_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "service.pid"
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            time.sleep(0.001)  # it is about to become that program
         path.write_text(f"{process.pid}\n")
         with PidFile(str(path)):
             assert path.read_text() == f"{os.getpid()}\n"
