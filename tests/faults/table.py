@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from tests.support.programs import PROJECT
 
-from .probes import Figures, Probe, Threshold
+from .probes import Figures, Threshold
 from .servers import KINDS, OURS
 
 DOCS: Path = PROJECT / "docs" / "faults.md"
@@ -15,26 +16,50 @@ Results = Mapping[tuple[str, str], list[Figures]]
 """The tries of each probe, by its name and the kind of the server; none where it could not be carried out."""
 
 
-def report(probes: Sequence[Probe], results: Results, machine: Mapping[str, str]) -> str:
-    """What was done, on what, and what came of it."""
+class Measured(Protocol):
+    """What has a row of the table, or several: a `Probe`, for example."""
+
+    name: str
+    about: str
+    thresholds: Sequence[Threshold]
+
+    def missed(self, tries: list[Figures]) -> Any:
+        """Which figures miss their thresholds."""
+
+
+def report(
+    probes: Sequence[Measured],
+    results: Results,
+    machine: Mapping[str, str],
+    *,
+    title: str = "Probes",
+    kinds: Sequence[str] = KINDS,
+    ours: str = OURS,
+) -> str:
+    """What was done, on what, and what came of it.
+
+    :param title: what the probes are called.
+    :param kinds: the columns.
+    :param ours: that of the thresholds.
+    """
     return "\n\n".join(
         [
             "\n".join(f"- {name}: {value}" for name, value in machine.items()),
-            "### Probes",
+            f"### {title}",
             "\n".join(f"- **{probe.name}**: {probe.about}" for probe in probes),
             "### Figures",
-            "\n".join(_lines(probes, results)),
+            "\n".join(_lines(probes, results, kinds, ours)),
         ]
     )
 
 
-def _lines(probes: Sequence[Probe], results: Results) -> Iterator[str]:
-    heads = ("", "", f"required of {OURS}", *KINDS)
+def _lines(probes: Sequence[Measured], results: Results, kinds: Sequence[str], ours: str) -> Iterator[str]:
+    heads = ("", "", f"required of {ours}", *kinds)
     yield _line(heads)
     yield _line(["---"] * 2 + ["---:"] * (len(heads) - 2))
     for probe in probes:
         for number, threshold in enumerate(probe.thresholds):
-            cells = (_cell(probe, threshold, results.get((probe.name, kind)), kind) for kind in KINDS)
+            cells = (_cell(probe, threshold, results.get((probe.name, kind)), kind == ours) for kind in kinds)
             name = f"**{probe.name}**" if number == 0 else ""
             yield _line([name, threshold.figure, f"{threshold.sense} {_number(threshold.limit)}", *cells])
 
@@ -43,13 +68,13 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(probe: Probe, threshold: Threshold, tries: list[Figures] | None, kind: str) -> str:
+def _cell(probe: Measured, threshold: Threshold, tries: list[Figures] | None, is_ours: bool) -> str:
     if tries == []:
         return "fails"
     if tries is None or any(threshold.figure not in figures for figures in tries):
         return "-"
     number = _number(threshold.of(tries))
-    return f"**{number}, missed**" if kind == OURS and threshold.figure in probe.missed(tries) else number
+    return f"**{number}, missed**" if is_ours and threshold.figure in probe.missed(tries) else number
 
 
 def _number(value: float) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Container
 
 from tests.faults.probes import Figures, Threshold
+from tests.support.waiting import waited
 
 from . import processes
 from .clients import Clients, Ended
@@ -116,10 +117,10 @@ def measure_stop(trial: Trial) -> Figures:
         before = service.servers()
         pid, began = random.choice(sorted(before)), time.monotonic()
         os.kill(pid, signal.SIGSTOP)
-        processes.waited(lambda: pid not in service.servers(), trial.size(15, 30))
+        waited(lambda: pid not in service.servers(), trial.size(15, 30))
         dead_at = time.monotonic()
         gone = pid not in service.servers()
-        processes.waited(lambda: len(service.servers()) == service.workers, PATIENCE)
+        waited(lambda: len(service.servers()) == service.workers, PATIENCE)
         time.sleep(1.5)
         outcome = clients.outcome()
     others = [each for each in outcome.failed if not is_own(each, {pid: dead_at})]
@@ -145,7 +146,7 @@ def measure_end(trial: Trial, case: str) -> Figures:
     }.get(trial.kind, ("--drain-timeout", str(DRAIN)))
     with trial.service(None, *options) as service:
         if case == "start":
-            assert processes.waited(lambda: service.servers() or service.left() == [], PATIENCE), service.said()
+            assert waited(lambda: service.servers() or service.left() == [], PATIENCE), service.said()
         else:
             service.started()
         with contextlib.ExitStack() as stack:
@@ -156,7 +157,7 @@ def measure_end(trial: Trial, case: str) -> Figures:
                 time.sleep(0.5)
             began = time.monotonic()
             CASES[case](service)
-            is_over = processes.waited(lambda: not service.left(), 4 * WITHIN)
+            is_over = waited(lambda: not service.left(), 4 * WITHIN)
             seconds = time.monotonic() - began if is_over else math.inf
             exit_code, _ = service.ended(0.1)
             figures = {

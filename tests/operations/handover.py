@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from tests.faults.probes import Figures, Threshold
+from tests.support.waiting import waited
 
-from . import processes
 from .rows import Mutation, Row, Trial
 from .services import OURS
 
@@ -28,7 +28,7 @@ def measure(trial: Trial) -> Figures:
                 for _ in range(reloads):
                     assert service.replaced(), service.said()
                     time.sleep(1.0)
-                processes.waited(lambda: len(service.servers()) == service.workers, 15)
+                waited(lambda: len(service.servers()) == service.workers, 15)
                 servers = service.servers()
                 time.sleep(1.0)
                 output, _ = talkers.communicate(timeout=60)

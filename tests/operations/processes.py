@@ -5,12 +5,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-
-STEP = 0.005
-"""Seconds between two looks."""
 
 
 class Process(NamedTuple):
@@ -71,14 +67,4 @@ def can_bind(port: int) -> bool:
             probe.listen(1)
         except OSError:
             return False
-    return True
-
-
-def waited(condition: Callable[[], object], patience: float) -> bool:
-    """Whether a condition holds within so many seconds."""
-    until = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(STEP)
     return True

@@ -4,6 +4,7 @@ import contextlib
 import time
 
 from tests.faults.probes import Figures, Threshold
+from tests.support.waiting import waited
 
 from . import processes
 from .clients import Clients
@@ -33,9 +34,7 @@ def measure(trial: Trial, signal: str = "HUP", silent: float = 0.0) -> Figures:
                 break
         seconds = (time.monotonic() - began) / times
         outcome = clients.outcome()
-        processes.waited(
-            lambda: (processes.descriptors(service.pid), len(service.servers())) <= (descriptors, children), 5.0
-        )
+        waited(lambda: (processes.descriptors(service.pid), len(service.servers())) <= (descriptors, children), 5.0)
         return {
             **outcome.figures(),
             "not replaced": failed,
@@ -57,7 +56,7 @@ def measure_idle(trial: Trial) -> Figures:
             assert service.replaced(), service.said()
         in_time = time.monotonic() < began + timeout
         if trial.is_ours:  # each closes a tenth a second, after its timeout
-            processes.waited(lambda: len(service.servers()) == service.workers, timeout + 20)
+            waited(lambda: len(service.servers()) == service.workers, timeout + 20)
         outcome = clients.outcome()
     assert in_time, "the reloads took longer than the time that clients have"
     figures: Figures = {
@@ -81,7 +80,7 @@ def measure_generations(trial: Trial) -> Figures:
             loads.append(stack.enter_context(Clients(service, clients=count, stay=True)))
             time.sleep(1 + count / 200)
             assert service.replaced(), service.said()
-        processes.waited(lambda: len(service.servers()) == 3 * service.workers, 25)
+        waited(lambda: len(service.servers()) == 3 * service.workers, 25)
         oldest, *younger = [each.outcome() for each in loads]
     return {
         "clients": 3 * count,
@@ -134,7 +133,7 @@ def measure_broken(trial: Trial, code: str) -> Figures:
     if trial.is_ours:
         with service(BROKEN[code]) as first:
             exit_code, seconds = first.ended(PATIENCE)
-            processes.waited(lambda: not first.left(), 1.0)
+            waited(lambda: not first.left(), 1.0)
             figures |= {"first start: exit code": -999 if exit_code is None else exit_code}
             figures |= {"first start: seconds": seconds, "first start: left": len(first.left())}
     return figures

@@ -18,6 +18,7 @@ from typing import Self
 
 from iostreamsrv.server.scoreboard import Scoreboard, Totals
 from tests.support import PROJECT
+from tests.support.waiting import waited
 
 from . import processes, venv
 
@@ -135,7 +136,7 @@ class Service:
         :raises AssertionError: it does not.
         """
         ready = self._notices.ready if self.kind in (OURS, OURS_HTTP) else self._answers
-        assert processes.waited(lambda: ready() or self._process.poll() is not None, PATIENCE), self.said()
+        assert waited(lambda: ready() or self._process.poll() is not None, PATIENCE), self.said()
         assert self._process.poll() is None, self.said()
         self.started_in = time.monotonic() - self._began
         return self
@@ -180,13 +181,11 @@ class Service:
             before = self._notices.reloads
             self.signal(name)
             has_ended = lambda: self._process.poll() is not None  # noqa: E731
-            processes.waited(lambda: self._notices.reloads > before or has_ended(), PATIENCE)
+            waited(lambda: self._notices.reloads > before or has_ended(), PATIENCE)
             return self._notices.reloads > before
         before_it = self.servers()
         self.signal(name)
-        is_done = processes.waited(
-            lambda: not self.servers() & before_it and len(self.servers()) == self.workers, PATIENCE
-        )
+        is_done = waited(lambda: not self.servers() & before_it and len(self.servers()) == self.workers, PATIENCE)
         time.sleep(0.5)  # it does not say when they serve
         return is_done
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from tests.support import PROJECT
 from tests.support.listening import unused_port
+from tests.support.waiting import waited
 
 PATIENCE = 20.0
 
@@ -51,15 +51,6 @@ def children(pid: int) -> list[tuple[int, str]]:
             continue
         found.append((int(number), state))
     return found
-
-
-def waited(condition: object, patience: float = PATIENCE) -> bool:
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        if condition():  # type: ignore[operator]
-            return True
-        time.sleep(0.02)
-    return False
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support import PROJECT
 from tests.support.listening import unused_port
+from tests.support.waiting import waited
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it needs /proc")
 
@@ -27,15 +28,6 @@ class Echo(iostreamsrv.TCPServer):
         while True:
             await stream.write(await stream.read_until(b"\\n"))
 """
-
-
-def waited(condition: Callable[[], object], patience: float = PATIENCE) -> bool:
-    end = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 class Service:

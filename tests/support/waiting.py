@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -60,3 +61,13 @@ class Ticker:
 
     def __exit__(self, *_: object) -> None:
         self._handle.cancel()
+
+
+def waited(condition: Callable[[], object], patience: float = 20.0) -> bool:
+    """Whether a condition holds within so many seconds, of other processes: this one sleeps meanwhile."""
+    until = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.005)
+    return True
