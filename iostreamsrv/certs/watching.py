@@ -7,8 +7,7 @@ from collections.abc import Callable, Hashable, Iterable
 class FileWatch:
     """Compares files with what they were. It looks only when it is asked.
 
-    A change counts when a second look finds the same: whoever replaces a certificate and its key writes one after the
-    other.
+    A change counts when a second look finds the same: a certificate and its key are written one after the other.
 
     :param files: gives the paths.
     """

@@ -140,7 +140,7 @@ class ConnectionLimits:
             self.look_again(self._look_for_room)
 
     def look_again(self, look: Callable[[], None]) -> None:
-        """Call ``look`` in a moment if other processes may make room until then: their closes wake nobody here."""
+        """Call ``look`` in a moment if other processes may make room until then: their closes do not wake this one."""
         if self.siblings is not None and look not in self._looks:
             self._looks.add(look)
             asyncio.get_running_loop().call_later(ROOM_CHECK, self._look, look, context=Context())

@@ -1,6 +1,6 @@
 """Shared memory for the workers of one service: a row of numbers for each, which all of them read.
 
-Each row has one writer, its worker. So there are no locks, and a worker that dies or is stopped holds up nobody. A cell
+Each row has one writer, its worker. So there are no locks, and a worker that dies or is stopped blocks no other. A cell
 is an aligned word of 64 bits, which is read and written as a whole.
 
 **No total falls.** When a worker has died, its master moves its counters to the row of the past (`Scoreboard.fold`).

@@ -11,14 +11,14 @@ LOOK_AGAIN = 0.001
 """Seconds between two looks whether it is this process's turn: a client waits meanwhile."""
 
 LONGEST_WAIT = 0.01
-"""Seconds after which a client is accepted that nobody else has taken."""
+"""Seconds after which a client is accepted that no other process has taken."""
 
 ROOM_CHECK = 0.01
-"""Seconds between two looks whether there is room, while a client waits: the closes of other processes wake nobody."""
+"""Seconds between two looks whether there is room, while a client waits: closes elsewhere do not wake this process."""
 
 
 class Siblings(Protocol):
-    """The other processes, for one server. A server that is alone has none: it asks nobody, and tells nobody."""
+    """The other processes, for one server. A server that is alone has none: it asks none, and tells none."""
 
     def may_accept(self, open: int) -> bool:
         """Whether this process may accept one more, with so many open: it has not many more than the others."""
@@ -30,7 +30,7 @@ class Siblings(Protocol):
         """How many of them are from this host."""
 
     def waited_in_vain(self) -> None:
-        """A client has waited for `LONGEST_WAIT`, and nobody has taken it: `may_accept` is true for one, or some."""
+        """A client has waited for `LONGEST_WAIT`, and none has taken it: `may_accept` is true for one, or some."""
 
     def opened(self, open: int) -> None:
         """A connection was accepted; there are ``open`` now."""

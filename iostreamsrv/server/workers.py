@@ -33,7 +33,7 @@ BEATS_FOR_BYTES = 4
 """Heartbeats after which the bytes of all open connections are added up."""
 
 STALE = 2_000_000_000
-"""Nanoseconds without a heartbeat after which nobody leaves clients to a worker."""
+"""Nanoseconds without a heartbeat after which no other worker leaves clients to this one."""
 
 NEW = 8
 """Rows that are looked at above the last one that was in use. A new worker takes the first free row. To look at all of

@@ -10,7 +10,7 @@ from ..runtime.exports import set_module
 @set_module("iostreamsrv.iostream")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetachedStream:
-    """All that a stream had. Whoever has it owns the socket.
+    """All that a stream had. Its holder owns the socket.
 
     :ivar socket: the connected socket, non-blocking.
     :ivar unread: bytes that were received, and that no read has given. They come before those in the socket.

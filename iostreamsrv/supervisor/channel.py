@@ -28,7 +28,7 @@ class Channel:
         self._end = end
         self._received = bytearray()
         self.descriptors: list[int] = []
-        """Those that came with the messages received so far, in their order. Whoever takes one removes it here."""
+        """Those that came with the messages received so far, in their order. To take one, remove it here."""
 
     @classmethod
     def pair(cls) -> "tuple[Channel, Channel]":

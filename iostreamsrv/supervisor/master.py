@@ -38,7 +38,7 @@ TICK = 1.0
 """Seconds between two looks at the workers."""
 
 LATE = 3.0
-"""Seconds after the last look, above which all processes may have been stopped: nobody hangs then, it only seems so."""
+"""Seconds after the last look, above which all processes may have been stopped: no worker hangs then."""
 
 RATE = 0.09
 """Share of its clients that a retired worker closes a second, once it closes them: after eleven seconds all are gone.
@@ -54,7 +54,7 @@ Reread = Callable[[], Settings]
 def serve_with(settings: Settings, reread: Reread | None = None) -> int:
     """Run a service until it is told to stop.
 
-    :param reread: gives the settings anew, for a reload, or raises a ValueError; None: they stay as they are.
+    :param reread: reads the settings again, for a reload, or raises a ValueError; None: they stay as they are.
     :returns: the exit code: 0, or 3 if the service did not start, which one line on stderr explains.
     """
     log_to_stderr()
@@ -305,7 +305,7 @@ class Master:
             self._notifier.reloading(status)
         else:
             self._notifier.stopping(status)
-            self._listeners.close()  # the workers accept what is queued, and nobody queues behind them
+            self._listeners.close()  # the workers accept what is queued; further clients are refused
 
     def _tell_status(self) -> None:
         if self._plan.status != self._status:
@@ -335,7 +335,7 @@ class Master:
 
 def _scoreboard(fd: int | None) -> Scoreboard:
     """The scoreboard of the supervisor before this one, or a new one. If the two have different layouts, the counters
-    begin anew, and a retired worker that hangs is not noticed."""
+    begin at 0, and a retired worker that hangs is not noticed."""
     if fd is not None:
         try:
             scoreboard = Scoreboard.open(fd)

@@ -14,7 +14,7 @@ WATCHDOG_SHARE = 2
 class Notifier:
     """Sends to the socket that ``NOTIFY_SOCKET`` names; does nothing where there is none.
 
-    :ivar watchdog: seconds between two signs of life that are due; None if nobody waits for them.
+    :ivar watchdog: seconds between two signs of life that are due; None if systemd does not wait for them.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:

@@ -70,7 +70,7 @@ def _may_be_service(pid: int) -> bool:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the file such that nobody reads half of it, and everybody may read it."""
+    """Write the file at once, so that no program reads half of it; all users may read it."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o644)
     try:

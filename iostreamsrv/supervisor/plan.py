@@ -161,7 +161,7 @@ class Plan:
         """A reload is not possible: the settings are wrong."""
         self._workers.say(logging.ERROR, f"no reload, the workers go on: {problem}")
         if self._phase == "running" and not self._upcoming.reloading:
-            self._announce("reloading")  # whoever has asked for it may wait until it is over
+            self._announce("reloading")  # systemd may wait until it is over
             self._announce("ready")
         return self._taken()
 

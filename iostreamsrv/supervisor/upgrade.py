@@ -68,7 +68,7 @@ class Checker:
         return "" if code == 0 else said.removeprefix("iostreamsrv: ") or f"exit code {code}"
 
     def kill(self) -> None:
-        """End it: it takes too long, or nobody waits for it any more."""
+        """End it: it takes too long, or its result is not needed any more."""
         self._killed = True
         self._process.kill()
 

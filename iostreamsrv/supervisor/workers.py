@@ -91,7 +91,7 @@ class Workers:
     """The workers, and the slots that they have.
 
     :param draw: draws a number from 0 to 1, for ``jitter``.
-    :ivar actions: what is to be done; whoever does it takes it from here.
+    :ivar actions: what is to be done. The plan takes them from here.
     """
 
     def __init__(self, settings: Settings, draw: Callable[[], float]) -> None:
