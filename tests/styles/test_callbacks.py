@@ -242,8 +242,9 @@ async def test_a_message_in_n_pieces_costs_time_in_proportion_to_n(serving: Serv
         await eventually(lambda: [stream.buffered for stream in server.streams] == [pieces * piece])
         return time.process_time() - begun
 
-    few = max([await cpu_seconds(500) for _ in range(3)])
-    assert await cpu_seconds(4000) < 25 * few
+    # What else a busy machine does in between adds to some of them.
+    few = max([await cpu_seconds(500) for _ in range(5)])
+    assert min([await cpu_seconds(4000) for _ in range(3)]) < 25 * few
 
 
 @pytest.mark.gen_test
