@@ -23,6 +23,7 @@ from ..net.trusted_proxies import TrustedNetworks
 from ..options import ServerOptions
 from ..sansio.proxy import ProxyError, parse_header
 from .handlers import Handlers, HandlersOwner, client_name
+from .limits import ConnectionLimits
 
 
 class ConnectionSetup:
@@ -57,6 +58,7 @@ class ConnectionOwner(HandlersOwner, Protocol):
     """What a connection uses of its server's `Connections`; see there."""
 
     handlers: Handlers
+    limits: ConnectionLimits
     handshakes: "dict[asyncio.Future[SSLIOStream], None]"
 
     def admit(self, stream: IOStream, address: Any) -> bool:
@@ -158,8 +160,9 @@ class Connection:
         wanted = self.owner.handshakes.pop(handshake, handshake) is None
         if handshake.cancelled() or handshake.exception() is not None or not wanted:
             return
-        self._stream = handshake.result()
-        if self._stream.closed():  # since then
+        self._stream = stream = handshake.result()
+        if stream.closed():  # since then
             return
-        self.owner.deadlines.disarm(self._stream)
-        self.owner.handlers.call(self._stream, address)
+        self.owner.limits.handshaken(stream)
+        self.owner.deadlines.disarm(stream)
+        self.owner.handlers.call(stream, address)

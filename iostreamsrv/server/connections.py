@@ -256,6 +256,7 @@ class Connections:
 
     def blocked(self, stream: IOStream, where: str, seconds: float) -> None:
         """Report that the code that serves ``stream`` has blocked the loop for ``seconds``."""
+        self.limits.blocked()
         stream = self.current(stream)
         name = client_name(stream)
         text = f"{where} has blocked the loop for {seconds:.1f} s, and all clients with it, serving {name}"

@@ -15,8 +15,9 @@ from typing import Any
 
 from ..errors import CloseReason
 from ..events import Event, Events
-from ..iostream import IOStream
+from ..iostream import IOStream, SSLIOStream
 from ..options import ServerOptions
+from ..runtime.clock import current_wall_time
 from ..runtime.rlimit import default_connections
 from .siblings import ROOM_CHECK, Siblings, Turn
 
@@ -192,11 +193,23 @@ class ConnectionLimits:
 
     def _tell_closed(self, stream: IOStream, siblings: Siblings) -> None:
         read, written = self._brought.pop(stream.id, (0, 0))
-        tell = siblings.closed
+        received, sent = stream.bytes_read - read, stream.bytes_written - written
         if stream.id in self._handed_over:
             self._handed_over.discard(stream.id)
-            tell = siblings.handed_over
-        tell(len(self._streams), stream.bytes_read - read, stream.bytes_written - written)
+            siblings.handed_over(len(self._streams), received, sent)
+        else:
+            reason, seconds = stream.close_reason or CloseReason.LOCAL, current_wall_time() - stream.opened_at
+            siblings.closed(len(self._streams), reason, seconds, received, sent)
+
+    def handshaken(self, stream: SSLIOStream) -> None:
+        """Count a TLS handshake that has succeeded."""
+        if self.siblings is not None:
+            self.siblings.handshaken(stream.socket.version())
+
+    def blocked(self) -> None:
+        """Count a handler that has blocked the loop."""
+        if self.siblings is not None:
+            self.siblings.blocked()
 
     # ---- between processes
 

@@ -18,11 +18,15 @@ import mmap
 import os
 import secrets
 import tempfile
+from bisect import bisect_left
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple, Self
 
+from ..errors import CloseReason
+
 MAGIC = int.from_bytes(b"iostrsrv", "little")
-VERSION = 1
+VERSION = 2
 """Of the layout. A master that was upgraded opens the memory of the one before."""
 
 CELL = 8
@@ -44,16 +48,38 @@ FIELDS = (
     "addresses",
     "taken",
     "given",
+    "late",
+    "blocked",
+    "tls_1_2",
+    "tls_1_3",
 )
-"""The cells of a row. ``addresses`` is not 0 if the row's table of addresses was used."""
+"""The first cells of a row. ``addresses`` is not 0 if the row's table of addresses was used."""
 
 STATE, PID, NUMBER, GENERATION, HEARTBEAT, OPEN, ACCEPTED, CLOSED, REJECTED, ERRORS, RECEIVED, SENT = range(12)
-ADDRESSES, TAKEN, GIVEN = range(12, len(FIELDS))
+ADDRESSES, TAKEN, GIVEN, LATE, BLOCKED, TLS_1_2, TLS_1_3 = range(12, len(FIELDS))
 COUNTERS = range(ACCEPTED, SENT + 1)
-"""The cells that only grow, while a worker lives."""
+"""The cells of `Totals` that only grow, while a worker lives."""
 
-ROW = 16
-"""Cells of a row: two lines of a processor's cache, with room for more fields."""
+REASONS = (*CloseReason, "worker_lost")
+"""Why connections were closed; the last one: their worker has died."""
+
+DURATIONS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36000.0)
+"""Seconds: the bounds of the classes that durations of connections are counted in. Of longer ones there is one more."""
+
+CLOSED_BY = range(len(FIELDS), len(FIELDS) + len(REASONS))
+LASTED = range(CLOSED_BY.stop, CLOSED_BY.stop + len(DURATIONS) + 1)
+LASTED_SUM = LASTED.stop
+"""Cells after the fields: closed connections for each of `REASONS`, for each class of `DURATIONS`, and the sum of the
+durations in microseconds."""
+
+CELL_OF = dict(zip(REASONS, CLOSED_BY, strict=True))
+"""Where connections with a reason are counted."""
+
+GROWING = (*COUNTERS, LATE, BLOCKED, TLS_1_2, TLS_1_3, *CLOSED_BY, *LASTED, LASTED_SUM)
+"""All cells that only grow."""
+
+ROW = 64
+"""Cells of a row, with room for more."""
 
 ENTRIES = 8
 """Addresses in one bucket of a table; each has a tag and a count."""
@@ -124,7 +150,11 @@ class Row:
     :ivar addresses: not 0 if its table of addresses was used.
     :ivar taken: connections that have come from other workers. They do not count as accepted here.
     :ivar given: connections that have left for other workers. They do not count as closed here.
-    :ivar cells: the same numbers, by their places in `FIELDS`.
+    :ivar late: by how much its heartbeats came too late, in nanoseconds, all added up: its loop had other things to do.
+    :ivar blocked: how often a handler has blocked its loop.
+    :ivar tls_1_2: handshakes that ended with TLS 1.2, or older.
+    :ivar tls_1_3: with TLS 1.3.
+    :ivar cells: the same numbers, by their places in `FIELDS`, and those of `CLOSED_BY`, `LASTED` and `LASTED_SUM`.
     """
 
     __slots__ = ("cells",)
@@ -144,6 +174,10 @@ class Row:
     addresses = _Field(ADDRESSES)
     taken = _Field(TAKEN)
     given = _Field(GIVEN)
+    late = _Field(LATE)
+    blocked = _Field(BLOCKED)
+    tls_1_2 = _Field(TLS_1_2)
+    tls_1_3 = _Field(TLS_1_3)
 
     def __init__(self, cells: "memoryview[int]") -> None:
         self.cells = cells
@@ -246,9 +280,11 @@ class Scoreboard:
         current = self._cells[_CURRENT]
         other = ~current & 1
         old, new = self.past.cells, self._row_at(_PAST + other * ROW).cells
-        for cell in COUNTERS:
+        for cell in GROWING:
             new[cell] = old[cell] + cells[cell]
-        new[CLOSED] = old[CLOSED] + max(cells[ACCEPTED] + cells[TAKEN] - cells[GIVEN], cells[CLOSED])
+        lost = max(cells[ACCEPTED] + cells[TAKEN] - cells[GIVEN] - cells[CLOSED], 0)
+        new[CLOSED] += lost
+        new[CLOSED_BY[-1]] += lost
         self._set_current(current, index + 1, other)
         self.recover()
 
@@ -273,7 +309,11 @@ class Scoreboard:
 
     def totals(self) -> Totals:
         """The sums over all rows and the past."""
-        columns = [(cell, self.column(cell)) for cell in (OPEN, *COUNTERS)]
+        return Totals(*self.sums((OPEN, *COUNTERS)))
+
+    def sums(self, cells: Iterable[int]) -> list[int]:
+        """The sum of each of these cells over all rows and the past, all as of one moment. Of `GROWING` none falls."""
+        columns = [(cell, self.column(cell)) for cell in cells]
         while True:
             current = self._cells[_CURRENT]
             past = self._row_at(_PAST + (current & 1) * ROW).cells
@@ -285,7 +325,7 @@ class Scoreboard:
                     values[folded - 1] = 0
                 sums.append(sum(values) + past[cell])
             if self._cells[_CURRENT] == current:
-                return Totals(*sums)
+                return sums
 
     # ---- addresses
 
@@ -304,6 +344,12 @@ class Scoreboard:
         """How many connections the worker of a row counts at a `place`."""
         start, tag = place
         return count_in(self.table(index)[start : start + BUCKET].tolist(), tag)
+
+
+def count_duration(cells: "memoryview[int]", seconds: float) -> None:
+    """Count in a row that a connection was open for so long."""
+    cells[LASTED[bisect_left(DURATIONS, seconds)]] += 1
+    cells[LASTED_SUM] += int(max(seconds, 0.0) * 1e6)
 
 
 def count_in(bucket: list[int], tag: int) -> int:

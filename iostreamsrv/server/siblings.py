@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Protocol
 
+from ..errors import CloseReason
 from ..runtime.clock import clock_of
 
 LOOK_AGAIN = 0.001
@@ -35,8 +36,8 @@ class Siblings(Protocol):
     def opened(self, open: int) -> None:
         """A connection was accepted; there are ``open`` now."""
 
-    def closed(self, open: int, received: int, sent: int) -> None:
-        """A connection with so many bytes was closed; there are ``open`` now."""
+    def closed(self, open: int, reason: CloseReason, seconds: float, received: int, sent: int) -> None:
+        """A connection with so many bytes was closed after so long; there are ``open`` now."""
 
     def resumed(self, open: int) -> None:
         """A connection has come from another process, which has accepted it; there are ``open`` now."""
@@ -52,6 +53,12 @@ class Siblings(Protocol):
 
     def failed(self) -> None:
         """A handler has raised an exception."""
+
+    def blocked(self) -> None:
+        """A handler has blocked the loop."""
+
+    def handshaken(self, version: str | None) -> None:
+        """A client has ended its handshake, with this version of TLS."""
 
     def listening(self, loop: asyncio.AbstractEventLoop, bytes_of_open: Callable[[], tuple[int, int]]) -> None:
         """This process accepts, in ``loop``.

@@ -5,23 +5,30 @@ import os
 from collections.abc import Callable
 from contextvars import Context
 
-from ..runtime.clock import real_time_ns
+from ..errors import CloseReason
+from ..runtime.clock import clock_of, real_time_ns
 from .scoreboard import (
     ACCEPTED,
+    BLOCKED,
     BUCKET,
+    CELL_OF,
     CLOSED,
     ERRORS,
     GIVEN,
     HEARTBEAT,
+    LATE,
     OPEN,
     RECEIVED,
     REJECTED,
     SENT,
     STATE,
     TAKEN,
+    TLS_1_2,
+    TLS_1_3,
     AddressTable,
     Scoreboard,
     State,
+    count_duration,
     count_in,
 )
 from .siblings import LONGEST_WAIT
@@ -89,6 +96,7 @@ class WorkerSiblings:
         self._waited_for: dict[int, int] = {}  # what the others had accepted then
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # the next heartbeat, by the loop's clock
         row.pid, row.number, row.generation = os.getpid(), number, generation
         row.open = 0
         row.heartbeat = real_time_ns()
@@ -154,11 +162,13 @@ class WorkerSiblings:
         cells[OPEN] = open
         cells[ACCEPTED] += 1
 
-    def closed(self, open: int, received: int, sent: int) -> None:
+    def closed(self, open: int, reason: CloseReason, seconds: float, received: int, sent: int) -> None:
         """See `Siblings`."""
         cells = self._cells
         cells[OPEN] = open
         cells[CLOSED] += 1
+        cells[CELL_OF[reason]] += 1
+        count_duration(cells, seconds)
         self._bytes[0] += received
         self._bytes[1] += sent
 
@@ -190,12 +200,21 @@ class WorkerSiblings:
         """See `Siblings`."""
         self._cells[ERRORS] += 1
 
+    def blocked(self) -> None:
+        """See `Siblings`."""
+        self._cells[BLOCKED] += 1
+
+    def handshaken(self, version: str | None) -> None:
+        """See `Siblings`."""
+        self._cells[TLS_1_3 if version == "TLSv1.3" else TLS_1_2] += 1
+
     def listening(self, loop: asyncio.AbstractEventLoop, bytes_of_open: Callable[[], tuple[int, int]]) -> None:
         """See `Siblings`."""
         self._cells[STATE] = State.READY
         if loop is not self._loop:
             self._cancel()
             self._loop = loop
+            self._due = clock_of(loop)()
             self._beat(loop, bytes_of_open, 0)
 
     def stopped(self) -> None:
@@ -205,11 +224,14 @@ class WorkerSiblings:
     def _beat(self, loop: asyncio.AbstractEventLoop, bytes_of_open: Callable[[], tuple[int, int]], beats: int) -> None:
         cells = self._cells
         cells[HEARTBEAT] = real_time_ns()
+        now = clock_of(loop)()
+        cells[LATE] += int(max(now - self._due, 0.0) * 1e9)
+        self._due = now + BEAT
         self._leaving = int((cells[CLOSED] - self._closed_before) * LONGEST_WAIT / BEAT)
         self._closed_before = cells[CLOSED]
         if not beats % BEATS_FOR_BYTES:
-            for cell, closed, now in zip((RECEIVED, SENT), self._bytes, bytes_of_open(), strict=True):
-                cells[cell] = max(cells[cell], closed + now)  # a stream that begins TLS counts from 0 again
+            for cell, closed, open in zip((RECEIVED, SENT), self._bytes, bytes_of_open(), strict=True):
+                cells[cell] = max(cells[cell], closed + open)  # a stream that begins TLS counts from 0 again
         self._timer = loop.call_later(BEAT, self._beat, loop, bytes_of_open, beats + 1, context=Context())
 
     def _cancel(self) -> None:

@@ -91,6 +91,25 @@ def test_a_dead_worker_keeps_its_counters_and_has_no_open_connections(board: Sco
     assert board.totals() == Totals(0, 40, 40, 8, 4, 4000, 8000)
 
 
+def test_what_has_lasted_and_why_it_ended_stays_when_a_worker_has_died(board: Scoreboard) -> None:
+    cells = board.row(1).cells
+    board.row(1).accepted, board.row(1).open, board.row(1).closed = 5, 2, 3
+    for reason, seconds in (("eof", 0.01), ("eof", 0.02), ("kicked", 40_000.0)):
+        cells[module.CELL_OF[reason]] += 1
+        module.count_duration(cells, seconds)
+    for _ in range(2):
+        sums = dict(zip(module.REASONS, board.sums(module.CLOSED_BY), strict=True))
+        assert {reason: count for reason, count in sums.items() if count and reason != "worker_lost"} == {
+            "eof": 2,
+            "kicked": 1,
+        }
+        assert board.sums(module.LASTED) == [1, 1, 0, 0, 0, 0, 0, 0, 1]
+        assert board.sums([module.LASTED_SUM]) == [40_000_030_000]
+        board.fold(1)
+    assert sums["worker_lost"] == 2
+    assert sum(sums.values()) == board.totals().closed == 5
+
+
 def test_of_a_client_that_was_given_away_each_worker_counts_its_part(board: Scoreboard) -> None:
     old, new = board.row(0), board.row(1)
     old.accepted = old.given = 1
@@ -135,7 +154,7 @@ class DiesAt:
 
 def test_no_total_falls_wherever_a_fold_is_interrupted_and_the_next_master_finishes_it() -> None:
     interrupted = 0
-    for writes in range(100):
+    for writes in range(300):
         board = Scoreboard.create(2)
         for index in 0, 1:
             fill(board.row(index), 5)
@@ -155,12 +174,12 @@ def test_no_total_falls_wherever_a_fold_is_interrupted_and_the_next_master_finis
             board.fold(1)
         done = board.totals()
         assert done == Totals(15, 100, 35 + 50, 20, 10, 10000, 20000), writes
-        assert board.row(1).cells.tolist() == [0] * 16
+        assert board.row(1).cells.tolist() == [0] * module.ROW
         assert board.of_address(1, board.place("10.0.0.1")) == 0
         board.close()
         if writes > interrupted:
             break
-    assert 20 < interrupted < 100
+    assert 20 < interrupted < 300
 
 
 # ---- the memory
@@ -182,8 +201,8 @@ def test_a_second_opening_sees_the_same_memory(board: Scoreboard) -> None:
 def test_memory_of_another_version_or_of_something_else_is_refused_and_stays_open(board: Scoreboard) -> None:
     fd = board.fd
     assert fd is not None
-    board._cells[1] = 2
-    with pytest.raises(ForeignMemoryError, match="has version 2, not 1"):
+    board._cells[1] = 1
+    with pytest.raises(ForeignMemoryError, match="has version 1, not 2"):
         Scoreboard.open(fd)
     board._cells[0] = 2
     with pytest.raises(ForeignMemoryError, match="this is no scoreboard"):
@@ -193,7 +212,7 @@ def test_memory_of_another_version_or_of_something_else_is_refused_and_stays_ope
             Scoreboard.open(file.fileno())
         os.fstat(file.fileno())
     os.truncate(fd, os.fstat(fd).st_size - mmap.PAGESIZE)
-    board._cells[0], board._cells[1] = module.MAGIC, 1
+    board._cells[0], board._cells[1] = module.MAGIC, module.VERSION
     with pytest.raises(ForeignMemoryError):
         Scoreboard.open(fd)
 
@@ -205,7 +224,7 @@ def test_rows_that_were_not_used_take_no_space() -> None:
     assert board.totals().accepted == 10
     AddressTable(board.row(0), board.table(0)).add(board.place("10.0.0.1"), 1)
     assert os.fstat(board.fd).st_size > 256 * 200_000
-    assert os.fstat(board.fd).st_blocks * 512 <= 16 * mmap.PAGESIZE
+    assert os.fstat(board.fd).st_blocks * 512 <= 256 * module.ROW * module.CELL + 8 * mmap.PAGESIZE
     board.close()
 
 

@@ -2,13 +2,17 @@
 
 import asyncio
 import socket
+import ssl
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tornado.ioloop import IOLoop
 
 import iostreamsrv
+from iostreamsrv.certificates import self_signed
 from iostreamsrv.server import scoreboard
 from iostreamsrv.server.base import core_of
 from iostreamsrv.server.scoreboard import Row, Scoreboard, State
@@ -383,6 +387,56 @@ async def test_a_server_counts_the_exceptions_of_its_handlers(
     await eventually(lambda: board.row(0).closed == 2)
     assert board.row(0).errors == 1
     assert "on purpose" in caplog.text
+
+
+async def test_a_server_counts_why_its_clients_have_left_and_how_long_they_were_there(
+    board: Scoreboard, serving: Any
+) -> None:
+    server, clients = serving()
+    clients.connect(3)
+    await eventually(lambda: len(server.streams) == 3)
+    await asyncio.sleep(0.02)
+    next(iter(server.streams)).kick()
+    for client in clients.open:
+        client.close()
+    await eventually(lambda: not server.streams)
+    counts = dict(zip(scoreboard.REASONS, board.sums(scoreboard.CLOSED_BY), strict=True))
+    assert {reason: count for reason, count in counts.items() if count} == {"eof": 2, "kicked": 1}
+    assert sum(board.sums(scoreboard.LASTED)) == 3
+    assert board.sums(scoreboard.LASTED)[0] == 0, "none was there for less than 10 ms"
+    assert 60_000 < board.sums([scoreboard.LASTED_SUM])[0] < 3 * 60e6
+
+
+async def test_a_server_counts_its_handshakes_and_those_that_have_failed(
+    board: Scoreboard, serving: Any, tmp_path: Path
+) -> None:
+    _, clients = serving(ssl_options=self_signed("localhost").write(tmp_path))
+    for version in ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_3:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.minimum_version = context.maximum_version = version
+        _, writer = await asyncio.open_connection("127.0.0.1", clients.port, ssl=context)
+        writer.close()
+    (client,) = clients.connect()
+    await asyncio.get_running_loop().sock_sendall(client, b"GET / HTTP/1.1\r\n\r\n")
+    row = board.row(0)
+    await eventually(lambda: row.closed == 4)
+    assert (row.tls_1_2, row.tls_1_3) == (1, 2)
+    assert board.sums([scoreboard.CELL_OF["tls_error"]]) == [1]
+
+
+async def test_a_server_counts_what_has_blocked_its_loop(board: Scoreboard, serving: Any) -> None:
+    server, clients = serving()
+
+    async def block(stream: Any, address: Any) -> None:
+        time.sleep(0.8)
+
+    server.handle_stream = block
+    clients.connect()
+    row = board.row(0)
+    await eventually(lambda: row.closed == 1)
+    await eventually(lambda: row.blocked == 1)
+    await eventually(lambda: row.late > 100_000_000)
 
 
 async def test_a_client_of_two_joined_servers_is_served_by_one(board: Scoreboard, serving: Any) -> None:
