@@ -57,10 +57,10 @@ def serve(check: bool, show: bool, **flags: Any) -> int:
     try:
         configuration = configure(flags)
         settings = configuration.checked()
+        if settings.reload and importlib.util.find_spec("watchfiles") is None:
+            raise ConfigurationError('--reload needs watchfiles: pip install "iostreamsrv[reload]"')
     except ConfigurationError as error:
         return _go_on(error)
-    if settings.reload and importlib.util.find_spec("watchfiles") is None:
-        raise ConfigurationError('--reload needs watchfiles: pip install "iostreamsrv[reload]"')
     if show:
         click.echo(configuration.shown(settings))
     if check:

@@ -6,6 +6,7 @@ from operator import attrgetter
 
 from ..errors import OptionError
 from ..options import ServerOptions
+from ..runtime.addresses import show
 from ..runtime.running import inside
 from .core import ServerCore
 
@@ -15,6 +16,16 @@ class ServerBase:
 
     def __init__(self, core: ServerCore) -> None:
         self._iostreamsrv = core
+
+    def __repr__(self) -> str:
+        """Where it listens, and how many clients it has: ``<Echo listening on 127.0.0.1:8888, 2 clients>``."""
+        name = type(self).__name__
+        if not has_core(self):
+            return f"<{name} without its constructor>"
+        core = core_of(self)
+        where = ", ".join(map(show, core.listeners.addresses))
+        count = len(core.streams)
+        return f"<{name} {f'listening on {where}' if where else 'not listening'}, {count} client{'s' * (count != 1)}>"
 
 
 core_of: Callable[[ServerBase], ServerCore] = attrgetter("_iostreamsrv")

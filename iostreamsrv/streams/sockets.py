@@ -11,6 +11,7 @@ from typing import Any, Self
 from tornado.ioloop import IOLoop
 
 from ..errors import CloseReason, ConcurrentConnectError, of_stream, reason_for, without_frames
+from ..runtime.addresses import show
 from ..sansio.buffers import WriteBuffer
 from .core import fail
 from .detached import DetachedStream
@@ -224,6 +225,10 @@ class SocketStream(TransportStream):
             except OSError:
                 pass
         return self._remote_address
+
+    def __repr__(self) -> str:
+        text, peer = super().__repr__(), self.remote_address
+        return f"{text[:-1]}, {show(peer)}>" if peer else text
 
     def set_nodelay(self, value: bool) -> None:
         """Turn Nagle's algorithm off (True: small writes leave at once) or on. Only TCP has it; others ignore it.

@@ -524,6 +524,26 @@ async def test_without_a_handler_clients_of_added_sockets_are_closed_and_one_err
 
 
 @pytest.mark.gen_test
+async def test_repr_tells_where_a_server_listens_and_how_many_clients_it_has(serving: Serving) -> None:
+    class Chat(Echo):
+        pass
+
+    class Unfinished(TCPServer):
+        def __init__(self) -> None:
+            assert repr(self) == "<Unfinished without its constructor>"
+
+    Unfinished()
+    server = Chat()
+    assert repr(server) == "<Chat not listening, 0 clients>"
+    serving.started(server)
+    (listener,) = server._sockets.values()
+    assert repr(server) == f"<Chat listening on 127.0.0.1:{listener.getsockname()[1]}, 0 clients>"
+    for word in ("1 client>", "2 clients>"):
+        serving.connect(server)
+        await eventually(lambda word=word: repr(server).endswith(f", {word}"))
+
+
+@pytest.mark.gen_test
 async def test_streams_are_those_that_are_open(serving: Serving, echo: TCPServer) -> None:
     peers = [serving.connect(echo) for _ in range(3)]
     for peer in peers:

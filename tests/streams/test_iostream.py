@@ -134,11 +134,20 @@ async def test_an_unconnected_stream_has_no_remote_address() -> None:
 
 
 @pytest.mark.gen_test
-async def test_repr_tells_open_from_closed(stream: IOStream) -> None:
-    name = type(stream).__name__
-    assert repr(stream) == f"<{name} {stream.id} open>"
+async def test_repr_tells_the_state_and_the_peer(stream: IOStream) -> None:
+    name, peer = type(stream).__name__, ""
+    if stream.remote_address:
+        peer = ", {}:{}".format(*stream.remote_address)
+    assert repr(stream) == f"<{name} {stream.id} open{peer}>"
     stream.close()
-    assert repr(stream) == f"<{name} {stream.id} closed, local>"
+    assert repr(stream) == f"<{name} {stream.id} closed, local{peer}>"
+
+
+@pytest.mark.gen_test
+async def test_repr_of_a_stream_without_a_connection() -> None:
+    stream = IOStream(socket.socket())
+    assert repr(stream) == f"<IOStream {stream.id} open>"
+    stream.close()
 
 
 @pytest.mark.gen_test
