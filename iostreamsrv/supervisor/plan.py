@@ -151,8 +151,7 @@ class Plan:
         elif name == "USR2":
             self._upgrade()
         elif name == "TTIN":
-            self._workers.add_slot(now)
-            self._workers.say(logging.INFO, f"one worker more: {len(self._workers.slots)}")
+            self._workers.add_one(now)
         elif name == "TTOU":
             self._remove_slot(now)
         return self._taken()

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from .actions import Action, Kill, Say, Spawn, Tell
-from .settings import Settings
+from .settings import MAX_WORKERS, Settings
 
 BACKOFF_FIRST = 0.5
 """Seconds before a slot is tried again whose worker did not become ready, or crashed at once. Doubled each time."""
@@ -158,6 +158,14 @@ class Workers:
         """Add a slot, and start its worker."""
         self.slots.append(Slot())
         self.spawn(self.slots[-1], now)
+
+    def add_one(self, now: float) -> None:
+        """Add a slot to a service that runs, unless it has as many as there may be."""
+        if len(self.slots) >= MAX_WORKERS:
+            self.say(logging.WARNING, f"SIGTTIN is ignored: there are {len(self.slots)} workers, and may be no more")
+        else:
+            self.add_slot(now)
+            self.say(logging.INFO, f"one worker more: {len(self.slots)}")
 
     def remove_slot(self) -> Slot:
         """Remove a slot, an empty one if there is one. Its worker retires."""

@@ -312,6 +312,17 @@ def test_ttin_and_ttou_change_the_number_of_workers() -> None:
     assert "the last worker" in service.said[-1]
 
 
+def test_there_are_never_more_workers_than_there_may_be() -> None:
+    service = Service().start()
+    for _ in range(200):
+        service.signal("TTIN")
+    assert len(service.processes) == 128
+    assert service.said[-1] == "SIGTTIN is ignored: there are 128 workers, and may be no more"
+    service.signal("TTOU")
+    service.signal("TTIN")
+    assert "one worker more: 128" in service.said[-1]
+
+
 # ---- stop
 
 
