@@ -53,6 +53,7 @@ class Event:
     :ivar address: the client's address as passed to the handler; None if there is no client.
     :ivar reason: why the stream was or will be closed; None if it stays open.
     :ivar error: the exception that caused the event, or None.
+    :ivar groups: the names of the groups that a closed stream was in.
     :ivar at: the time of the event, in seconds since the epoch as `time.time`.
     """
 
@@ -63,6 +64,7 @@ class Event:
     address: Any = None
     reason: CloseReason | None = None
     error: BaseException | None = None
+    groups: tuple[object, ...] = ()
     at: float = field(default_factory=current_wall_time)
 
     def __post_init__(self) -> None:

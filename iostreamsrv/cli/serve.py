@@ -33,6 +33,8 @@ def setting(*names: str, metavar: str, about: str, multiple: bool = False) -> Ca
 @setting("--set", metavar="NAME=VALUE", about="An option of ServerOptions. May be given several times.", multiple=True)
 @setting("--env-file", metavar="FILE", about="Environment variables, a NAME=VALUE each line.")
 @setting("--pid-file", metavar="FILE", about="Where to write the number of the supervisor's process.")
+@setting("--access-log", metavar="FILE|-", about="A line for each connection; -: on stdout. USR1 opens it again.")
+@setting("--access-log-format", metavar="text|json", about="What these lines are.  [text]")
 @setting("--user", metavar="NAME|ID", about="The user that workers run as.")
 @setting("--group", metavar="NAME|ID", about="The group that workers run as.  [that of --user]")
 @setting("--drain-timeout", metavar="SECONDS", about="What clients get when a worker ends.  [the server's: 15]")

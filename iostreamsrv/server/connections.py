@@ -289,8 +289,8 @@ class Connections:
             self.rejected.pop(stream.id, None)
             before_handler = True
         self.limits.discount(stream)
-        self.groups.forget(stream)
-        self._reports.add(stream, had_handler=not before_handler)
+        groups = self.groups.forget(stream)
+        self._reports.add(stream, not before_handler, groups)
         self.limits.wake_waiting()
         if self.queued:
             loop = loop_of(stream)

@@ -130,10 +130,12 @@ class Groups:
         for group in self._of.get(stream.id, ()):
             group._streams[stream.id] = stream
 
-    def forget(self, stream: IOStream) -> None:
-        """Remove a closed stream from all groups."""
-        for group in self._of.pop(stream.id, ()):
+    def forget(self, stream: IOStream) -> Collection[Group]:
+        """Remove a closed stream from all groups; return those that it was in."""
+        groups = self._of.pop(stream.id, ())
+        for group in groups:
             group._streams.pop(stream.id, None)
+        return groups
 
     # ---- broadcasts
 

@@ -111,6 +111,11 @@ class Children:
         if number in self._children:
             self._children[number].channel.send(word, **fields)
 
+    def tell_all(self, word: str) -> None:
+        """Send a word to all workers."""
+        for child in self._children.values():
+            child.channel.send(word)
+
     def introduce(self, number: int, successor: int) -> None:
         """Connect two workers, so that one can hand its clients over to the other. Without a descriptor to spare, or if
         one of them has ended, the clients stay where they are."""

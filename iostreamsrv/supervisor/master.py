@@ -204,7 +204,9 @@ class Master:
         """Act on a signal: "TERM"."""
         if name == "CHLD":
             self._reap()
-        elif name != "USR1" and (name != "HUP" or self._read_settings()):
+        elif name == "USR1":
+            self._children.tell_all("reopen")
+        elif name != "HUP" or self._read_settings():
             self._do(self._plan.on_signal(name, real_time()))
 
     def _read_settings(self) -> bool:

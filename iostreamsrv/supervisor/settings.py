@@ -56,6 +56,8 @@ class Settings:
     :ivar tls_cert: the file of the certificate and its chain; None: the server's own TLS options.
     :ivar tls_key: the file of the key; None: it is in ``tls_cert``.
     :ivar pid_file: a file that has the supervisor's process number while it runs.
+    :ivar access_log: the file of the access log; "-": stdout; None: there is none.
+    :ivar access_log_format: "text" or "json".
     :ivar user: name or number of the user that workers run as; see :attr:`uid`.
     :ivar group: name or number of their group; see :attr:`gid`.
     :ivar drain_timeout: seconds that a worker gives its clients when it ends; None for no limit; ``...``: the server's
@@ -81,6 +83,8 @@ class Settings:
     tls_cert: str | None = None
     tls_key: str | None = None
     pid_file: str | None = None
+    access_log: str | None = None
+    access_log_format: str = "text"
     user: str | None = None
     group: str | None = None
     drain_timeout: float | EllipsisType | None = ...
@@ -162,6 +166,9 @@ class Settings:
 
 NAMES = tuple(each.name for each in fields(Settings))
 
+FORMATS = ("text", "json")
+"""What the lines of an access log may be."""
+
 NO_TARGET = 'what is to be served? It needs the name of a server, as in "chat:Chat"'
 
 
@@ -237,6 +244,12 @@ def _check_path(name: str, value: Any) -> str | None:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in os.fsdecode(value):
         raise OptionError(name, value, "must be the path of a file")
     return os.fsdecode(value)
+
+
+def _check_format(name: str, value: Any) -> str:
+    if value not in FORMATS:
+        raise OptionError(name, value, "must be 'text' or 'json'")
+    return str(value)
 
 
 def _check_user(name: str, value: Any) -> str | None:
@@ -331,6 +344,8 @@ CHECKS: dict[str, Check] = {
     "tls_cert": _check_path,
     "tls_key": _check_path,
     "pid_file": _check_path,
+    "access_log": _check_path,
+    "access_log_format": _check_format,
     "user": _check_user,
     "group": _check_group,
     "drain_timeout": _check_drain_timeout,

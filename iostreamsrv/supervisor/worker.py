@@ -19,6 +19,7 @@ from typing import Any
 from ..certs.watching import FileWatch
 from ..errors import ListenError, OptionError
 from ..net.inherited import socket_from_fd
+from ..observe import AccessLog
 from ..runtime import lifeline
 from ..runtime.logs import general, log_to_stderr
 from ..runtime.loops import current_loop
@@ -102,6 +103,7 @@ class Worker:
         self._job = job
         scoreboard = Scoreboard.open(job["scoreboard"])
         self._core.join(WorkerSiblings(scoreboard, job["row"], job["number"], job["generation"]))
+        self._access_log = _access_log(server, job)
         self._ending: asyncio.Task[None] | None = None  # what ends the server
         self._repaced: asyncio.Task[None] | None = None
         self._urgency = 0
@@ -125,6 +127,8 @@ class Worker:
             await asyncio.wait([self._ending])
         if self._moving:
             await asyncio.wait(self._moving)
+        if self._access_log is not None:
+            self._access_log.close()
 
     def _watch_certificates(self, loop: asyncio.AbstractEventLoop) -> None:
         files = FileWatch(lambda: [path for each in self._server.certificates for path in each.files])
@@ -148,6 +152,8 @@ class Worker:
                 self._retire(message["timeout"], message["rate"])
             elif message["type"] in ("hand_over", "take_over"):
                 self._move(message["type"])
+            elif message["type"] == "reopen" and self._access_log is not None:
+                self._access_log.reopen()
             elif message["type"] == "drain":
                 self._drain()
             elif message["type"] == "end":
@@ -205,6 +211,19 @@ class Worker:
         except Exception:
             general.exception("the server does not end as it was told to: it closes all of its clients")
             await self._close_all()
+
+
+def _access_log(server: TCPServer, job: Message) -> AccessLog | None:
+    """The access log that the settings ask for.
+
+    :raises OptionError: its file cannot be opened.
+    """
+    settings = job["settings"]
+    if settings["access_log"] is None:
+        return None
+    log = AccessLog(settings["access_log"], settings["access_log_format"], job["number"])
+    log.attach(server)
+    return log
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ ROOMS = {
     "styles": ["styles"],
     "testing": ["testing", "pytest_plugin"],
     "tornado": ["tornado"],
+    "observe": ["observe"],
     "supervisor": ["supervisor"],
     "cli": ["cli", "__main__"],
 }

@@ -75,7 +75,9 @@ def test_a_duration_is_above_0_and_has_an_end(name: str, value: Any) -> None:
     assert "must be a number of seconds above 0" in problem(**{name: value})
 
 
-@pytest.mark.parametrize("name", [*LIMITS, "worker_max_rss", "worker_max_accepted", "pid_file", "tls_cert", "user"])
+@pytest.mark.parametrize(
+    "name", [*LIMITS, "worker_max_rss", "worker_max_accepted", "pid_file", "access_log", "tls_cert", "user"]
+)
 def test_none_is_for_no_limit_and_for_nothing(name: str) -> None:
     assert getattr(made(**{name: "none"}), name) is None
     assert getattr(made(**{name: None}), name) is None
@@ -265,7 +267,7 @@ def test_a_key_needs_a_certificate() -> None:
     assert problem(tls_key="key.pem").startswith("tls_key='key.pem': needs tls_cert")
 
 
-@pytest.mark.parametrize("name", ["tls_cert", "tls_key", "pid_file"])
+@pytest.mark.parametrize("name", ["tls_cert", "tls_key", "pid_file", "access_log"])
 @pytest.mark.parametrize("wrong", ["", "a\0b", 5])
 def test_what_is_no_path_is_named(name: str, wrong: Any) -> None:
     assert problem(**{name: wrong}).startswith(f"{name}={wrong!r}: must be the path of a file")
@@ -313,6 +315,11 @@ def test_an_unknown_setting_is_named_with_the_nearest() -> None:
     assert problem(wrkers=2) == "wrkers=2: there is no such setting: did you mean 'workers'?"
 
 
+def test_an_access_log_is_text_or_json() -> None:
+    assert made(access_log="-").access_log_format == "text"
+    assert problem(access_log_format="xml") == "access_log_format='xml': must be 'text' or 'json'"
+
+
 FULL = {
     "binds": [":80?tls=off", "unix:/run/x?mode=0660"],
     "workers": "3",
@@ -320,6 +327,8 @@ FULL = {
     "tls_cert": "cert.pem",
     "tls_key": "key.pem",
     "pid_file": "/run/x.pid",
+    "access_log": "-",
+    "access_log_format": "json",
     "user": "root",
     "group": 5,
     "worker_max_rss": "1G",
