@@ -111,12 +111,16 @@ def tracebacks(caplog: pytest.LogCaptureFixture) -> list[type[BaseException]]:
 # ---- a gateway
 
 
-async def read_of_ours(address: Any) -> None:
+async def read_of_ours(address: Any, timeout: float = PATIENCE) -> None:
     stream = await TCPClient().connect(*address)
     try:
-        await stream.read_until(b"!", timeout=0.05)
+        await stream.read_until(b"!", timeout=timeout)
     finally:
         stream.close()
+
+
+async def read_that_times_out(address: Any) -> None:
+    await read_of_ours(address, timeout=0.05)
 
 
 async def timeout_round_a_read_of_ours(address: Any) -> None:
@@ -171,7 +175,7 @@ GATEWAYS: dict[str, tuple[Any, Callable[[Any], Awaitable[None]], type[BaseExcept
     "is refused": (None, connect_to, StreamClosedError),
     "is reset": (resets, read_of_ours, StreamClosedError),
     "reads an end": (ends, read_of_ours, StreamClosedError),
-    "runs into the timeout of a read": (is_silent, read_of_ours, StreamTimeoutError),
+    "runs into the timeout of a read": (is_silent, read_that_times_out, StreamTimeoutError),
     "runs into asyncio.timeout": (is_silent, timeout_round_a_read_of_ours, TimeoutError),
     "meets a bad certificate": (talks_nonsense, start_tls, ssl.SSLError),
     "reads what is no message": (talks_nonsense, read_json, FramingError),
