@@ -33,6 +33,7 @@ def setting(*names: str, metavar: str, about: str, multiple: bool = False) -> Ca
 @setting("--set", metavar="NAME=VALUE", about="An option of ServerOptions. May be given several times.", multiple=True)
 @setting("--env-file", metavar="FILE", about="Environment variables, a NAME=VALUE each line.")
 @setting("--pid-file", metavar="FILE", about="Where to write the number of the supervisor's process.")
+@setting("--control", metavar="FILE", about="The control socket.  [control.sock in RUNTIME_DIRECTORY, or none]")
 @setting("--user", metavar="NAME|ID", about="The user that workers run as.")
 @setting("--group", metavar="NAME|ID", about="The group that workers run as.  [that of --user]")
 @setting("--drain-timeout", metavar="SECONDS", about="What clients get when a worker ends.  [the server's: 15]")

@@ -1,0 +1,12 @@
+"""Ask a service of ``iostreamsrv serve`` what it does, and tell it what to do, over its control socket. ::
+
+    with ControlClient("/run/chat/control.sock") as control:
+        for worker in control.workers():
+            print(worker["number"], worker["open"])
+        control.reload()
+"""
+
+from .client import ControlClient
+from .protocol import ControlError
+
+__all__ = ["ControlClient", "ControlError"]
