@@ -47,7 +47,7 @@ def run(words: list[str]) -> int:
     except click.exceptions.Abort:
         return INTERRUPTED
     except NotDoneError as error:
-        return _failed(error.format_message(), error.exit_code)
+        return _failed(error.format_message(), error.code)
     except click.ClickException as error:
         return _failed(error.format_message(), USAGE)
     except (ConfigurationError, OptionError) as error:

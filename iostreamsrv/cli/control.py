@@ -35,11 +35,14 @@ COLUMNS = {
 
 
 class NotDoneError(click.ClickException):
-    """The service has not done it."""
+    """The service has not done it.
 
-    def __init__(self, message: str, exit_code: int = NOT_DONE) -> None:
+    :ivar code: the exit code.
+    """
+
+    def __init__(self, message: str, code: int = NOT_DONE) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.code = code
 
 
 class Service:

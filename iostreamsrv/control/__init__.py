@@ -4,6 +4,8 @@
         for worker in control.workers():
             print(worker["number"], worker["open"])
         control.reload()
+
+The language of the socket is in `iostreamsrv.control.protocol`.
 """
 
 from .client import ControlClient

@@ -18,7 +18,7 @@ from .protocol import InvalidRequestError as Invalid
 MOST_CLIENTS = 16
 """Clients at a time. One more takes the place of the one that has waited longest without a request."""
 
-BACKLOG = 16
+BACKLOG = 128
 CHUNK = 1 << 16
 MODE = 0o600
 

@@ -9,7 +9,7 @@ from ..control.protocol import FAILED, INVALID, REFUSED, ControlError, Request
 from ..control.server import Answer, ControlServer
 from ..runtime.checks import did_you_mean, is_int
 from ..runtime.clock import real_time_ns
-from .children import Children
+from .children import COUNTS, Children
 from .plan import Plan
 from .settings import Settings
 
@@ -146,7 +146,8 @@ class Control:
         answer({"slots": len(state["slots"]), "generation": state["generation"], "workers": workers})
 
     def _show_stats(self, arguments: Mapping[str, Any], answer: Answer) -> None:
-        answer(self._children.scoreboard.totals()._asdict())
+        totals = self._children.scoreboard.totals()
+        answer({name: getattr(totals, name) for name in COUNTS})
 
     def _show_config(self, arguments: Mapping[str, Any], answer: Answer) -> None:
         answer({**self.settings.to_json(), "control": self.settings.control_path})
@@ -187,7 +188,8 @@ class Control:
 
     def _signal(self, name: str, level: int) -> list[str]:
         """Act as on a signal; return the lines of the log about it that are of that level, or above."""
-        self._said = said = []
+        said: list[tuple[int, str]] = []
+        self._said = said
         try:
             self._on_signal(name)
         finally:

@@ -161,7 +161,7 @@ class Plan:
         self._workers.say(logging.ERROR, f"no reload, the workers go on: {problem}")
         if self._phase == "running" and not self._upcoming.reloading:
             self._announce("reloading")  # systemd may wait until it is over
-            self._announce("ready")
+            self._announce("ready", problem)
         return self._taken()
 
     def on_checked(self, problem: str, now: float) -> list[Action]:

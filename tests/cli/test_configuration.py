@@ -303,6 +303,7 @@ def test_what_is_shown_says_where_it_is_from(write: Write) -> None:
         "bind": ('["127.0.0.1:8888"]', "default"),
         "workers": ("2", "IOSTREAMSRV_WORKERS"),
         **dict.fromkeys(("tls_cert", "tls_key", "pid_file", "user", "group"), ('"none"', "default")),
+        "control": ('"auto"', "default"),
         "drain_timeout": ('"none"', "--drain-timeout"),
         "kill_timeout": ("2", "default"),
         "ready_timeout": ("30", "default"),
