@@ -9,6 +9,7 @@ from ..runtime.text import printable
 from ..supervisor.settings import START_FAILED, USAGE
 from ..version import __version__
 from . import info
+from .control import NotDoneError, ctl
 from .files import ConfigurationError
 from .serve import serve
 
@@ -33,6 +34,7 @@ def show_info(as_json: bool) -> None:
 
 
 commands.add_command(serve)
+commands.add_command(ctl)
 
 
 def run(words: list[str]) -> int:
@@ -44,6 +46,8 @@ def run(words: list[str]) -> int:
         return commands.main(words, standalone_mode=False) or 0
     except click.exceptions.Abort:
         return INTERRUPTED
+    except NotDoneError as error:
+        return _failed(error.format_message(), error.code)
     except click.ClickException as error:
         return _failed(error.format_message(), USAGE)
     except (ConfigurationError, OptionError) as error:

@@ -35,6 +35,7 @@ def setting(*names: str, metavar: str, about: str, multiple: bool = False) -> Ca
 @setting("--pid-file", metavar="FILE", about="Where to write the number of the supervisor's process.")
 @setting("--access-log", metavar="FILE|-", about="A line for each connection; -: on stdout. USR1 opens it again.")
 @setting("--access-log-format", metavar="text|json", about="What these lines are.  [text]")
+@setting("--control", metavar="FILE", about="The control socket.  [control.sock in RUNTIME_DIRECTORY, or none]")
 @setting("--user", metavar="NAME|ID", about="The user that workers run as.")
 @setting("--group", metavar="NAME|ID", about="The group that workers run as.  [that of --user]")
 @setting("--drain-timeout", metavar="SECONDS", about="What clients get when a worker ends.  [the server's: 15]")

@@ -37,9 +37,13 @@ class Replace(NamedTuple):
 
 
 class Announce(NamedTuple):
-    """Tell the service manager."""
+    """Tell the service manager, and who waits for a reload.
+
+    :ivar problem: with "ready": why the reload that ends has failed; empty if it has not.
+    """
 
     state: Literal["ready", "reloading", "stopping"]
+    problem: str = ""
 
 
 class Say(NamedTuple):

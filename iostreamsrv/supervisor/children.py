@@ -19,6 +19,9 @@ from .channel import Channel, Message
 ROWS = 256
 """Workers at a time, retired ones included."""
 
+COUNTS = ("open", "accepted", "closed", "rejected", "errors", "bytes_received", "bytes_sent")
+"""Numbers of a row of the scoreboard that are told of each worker."""
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -178,6 +181,19 @@ class Children:
             return int(Path(f"/proc/{self._children[number].pid}/statm").read_text().split()[1]) * PAGE
         except (OSError, IndexError, ValueError):
             return 0
+
+    def figures(self, number: int, now_ns: int) -> dict[str, int | float | None]:
+        """What is known of a worker, by names; empty if it has been reaped."""
+        if number not in self._children:
+            return {}
+        child = self._children[number]
+        row = self.scoreboard.row(child.row)
+        return {
+            "pid": child.pid,
+            **{name: getattr(row, name) for name in COUNTS},
+            "heartbeat_age": self.silent(number, now_ns) if row.heartbeat else None,
+            "rss": self.resident(number),
+        }
 
     # ---- through an upgrade
 

@@ -23,6 +23,7 @@ from ..server.scoreboard import ForeignMemoryError, Scoreboard
 from .actions import Action, Announce, Check, Exit, Kill, Replace, Say, Spawn, Tell
 from .channel import Message
 from .children import ROWS, Children
+from .controlling import Control
 from .listening import ServiceListeners
 from .notify import Notifier
 from .pidfile import PidFile
@@ -111,8 +112,10 @@ def _optional(upgraded: bool) -> Iterator[None]:
 
 
 def _reread(settings: Settings, reread: Reread | None) -> Settings:
-    """The settings for a reload. The pid file stays: the next upgrade needs to know it."""
-    return settings if reread is None else replace(reread(), pid_file=settings.pid_file)
+    """The settings for a reload. The pid file stays: the next upgrade needs to know it. So does the control socket."""
+    if reread is None:
+        return settings
+    return replace(reread(), pid_file=settings.pid_file, control=settings.control)
 
 
 class Master:
@@ -137,6 +140,7 @@ class Master:
         self._plan = Plan(settings)
         self._notifier = Notifier()
         self._children = Children(selector, _scoreboard(None if state is None else state["scoreboard"]), self._on_word)
+        self._control = Control(selector, settings, self._plan, self._children, self.on_signal)
         self._checker: Checker | None = None
         self._exit_code: int | None = None
         self._to_do: deque[Action] = deque()
@@ -148,6 +152,7 @@ class Master:
         if state is not None:
             self._plan.adopt(state["plan"])
             self._children.adopt(state["children"])
+        self._control.listen()
 
     # ---- running
 
@@ -187,6 +192,7 @@ class Master:
     def _look(self) -> dict[int, Seen]:
         if self._checker is not None and self._checker.is_late(self._settings.ready_timeout):
             self._checker.kill()
+        self._control.on_time()
         now, children = real_time_ns(), self._children
         return {
             number: Seen(children.silent(number, now), children.resident(number), children.accepted(number))
@@ -195,6 +201,7 @@ class Master:
 
     def close(self) -> None:
         """End what is not a worker."""
+        self._control.close()
         if self._checker is not None:
             self._checker.kill()
 
@@ -217,6 +224,7 @@ class Master:
             self._do(self._plan.on_refused(str(error)))
             return False
         self._plan.set_settings(self._settings)
+        self._control.settings = self._settings
         return True
 
     def _on_word(self, number: int, message: Message) -> None:
@@ -239,7 +247,9 @@ class Master:
             code = os.waitstatus_to_exitcode(status)
             if self._checker is not None and pid == self._checker.pid:
                 checker, self._checker = self._checker, None
-                self._do(self._plan.on_checked(checker.outcome(code), real_time()))
+                problem = checker.outcome(code)
+                self._control.on_checked(problem)
+                self._do(self._plan.on_checked(problem, real_time()))
             elif (number := self._children.reaped(pid, code)) is not None:
                 how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                 self._do(self._plan.on_exit(number, how, real_time()))
@@ -261,14 +271,16 @@ class Master:
         match action:
             case Say(level, text):
                 general.log(level, "%s", text)
+                self._control.on_said(level, text)
             case Spawn():
                 self._spawn(action)
             case Tell():
                 self._tell(action)
             case Kill(number):
                 self._children.signal(number, signal.SIGKILL)
-            case Announce(state):
+            case Announce(state, problem):
                 self._announce(state)
+                self._control.on_announced(state, problem)
             case Check():
                 self._check()
             case Replace():
@@ -318,6 +330,7 @@ class Master:
         try:
             self._checker = Checker()
         except OSError as error:
+            self._control.on_checked(str(error))
             self._do(self._plan.on_checked(str(error), real_time()))
 
     def _replace(self) -> None:
@@ -328,10 +341,12 @@ class Master:
             "listeners": self._listeners.to_json(),
             "scoreboard": self._children.scoreboard_fd,
         }
+        self._control.close_listener()
         try:
             with self._signals.held_back() as state["signals"]:
                 replace_program(state, [*self._listeners.descriptors, *self._children.descriptors])
         except OSError as error:
+            self._control.on_not_replaced(str(error))
             self._do(self._plan.on_not_replaced(str(error), real_time()))
 
 

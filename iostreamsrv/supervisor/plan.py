@@ -161,7 +161,7 @@ class Plan:
         self._workers.say(logging.ERROR, f"no reload, the workers go on: {problem}")
         if self._phase == "running" and not self._upcoming.reloading:
             self._announce("reloading")  # systemd may wait until it is over
-            self._announce("ready")
+            self._announce("ready", problem)
         return self._taken()
 
     def on_checked(self, problem: str, now: float) -> list[Action]:
@@ -233,7 +233,7 @@ class Plan:
         elif of_reload:
             workers.say(logging.ERROR, f"{text}: the reload has failed, and the workers before it go on")
             upcoming.slots.clear()
-            self._end_reload()
+            self._end_reload(text)
         if self._phase == "running" and (slot.serving is None or not of_reload):
             delay = workers.retry(slot, True, now)
             goes_on = "" if slot.serving is None else f"worker {slot.serving} goes on, and "
@@ -258,9 +258,9 @@ class Plan:
         self._announce("reloading")
         self._go_on(now)
 
-    def _end_reload(self) -> None:
+    def _end_reload(self, problem: str = "") -> None:
         self._upcoming.reloading = False
-        self._announce("ready")
+        self._announce("ready", problem)
 
     def _go_on(self, now: float) -> None:
         """Replace the next slot; after the last one do what was asked meanwhile."""
@@ -331,8 +331,8 @@ class Plan:
         if self._phase == "stopping" and not self._workers.all:
             self._workers.actions.append(Exit(self._exit_code))
 
-    def _announce(self, state: Literal["ready", "reloading", "stopping"]) -> None:
-        self._workers.actions.append(Announce(state))
+    def _announce(self, state: Literal["ready", "reloading", "stopping"], problem: str = "") -> None:
+        self._workers.actions.append(Announce(state, problem))
 
     def _taken(self) -> list[Action]:
         actions, self._workers.actions = self._workers.actions, []

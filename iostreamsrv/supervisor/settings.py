@@ -32,6 +32,10 @@ except ImportError:  # Windows has neither, nor a supervisor; but the command `i
 
 DEFAULT_BIND = "127.0.0.1:8888"
 
+AUTO = "auto"
+
+CONTROL_FILE = "control.sock"
+
 USAGE = 2
 """Exit code: what was typed or configured is wrong."""
 
@@ -58,6 +62,8 @@ class Settings:
     :ivar pid_file: a file that has the supervisor's process number while it runs.
     :ivar access_log: the file of the access log; "-": stdout; None: there is none.
     :ivar access_log_format: "text" or "json".
+    :ivar control: the file of the control socket; None: no such socket; "auto", the default: ``control.sock`` in the
+        folder that the environment variable ``RUNTIME_DIRECTORY`` names, and none without it. See :attr:`control_path`.
     :ivar user: name or number of the user that workers run as; see :attr:`uid`.
     :ivar group: name or number of their group; see :attr:`gid`.
     :ivar drain_timeout: seconds that a worker gives its clients when it ends; None for no limit; ``...``: the server's
@@ -85,6 +91,7 @@ class Settings:
     pid_file: str | None = None
     access_log: str | None = None
     access_log_format: str = "text"
+    control: str | None = AUTO
     user: str | None = None
     group: str | None = None
     drain_timeout: float | EllipsisType | None = ...
@@ -118,6 +125,11 @@ class Settings:
     def _check_group(self) -> None:
         if self.group is None and self.uid is not None and self.gid is None:
             raise OptionError("user", self.user, "the system knows no user of this number, so it needs a group, too")
+
+    @property
+    def control_path(self) -> str | None:
+        """The file of the control socket; None without one."""
+        return default_control() if self.control == AUTO else self.control
 
     @property
     def uid(self) -> int | None:
@@ -162,6 +174,12 @@ class Settings:
         :raises OptionError: it is something else.
         """
         return cls.of(values)
+
+
+def default_control() -> str | None:
+    """The file of the control socket that nobody has named; None without ``RUNTIME_DIRECTORY``, which systemd sets."""
+    folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return os.path.join(folder, CONTROL_FILE) if folder else None  # noqa: PTH118 (a text is wanted)
 
 
 NAMES = tuple(each.name for each in fields(Settings))
@@ -346,6 +364,7 @@ CHECKS: dict[str, Check] = {
     "pid_file": _check_path,
     "access_log": _check_path,
     "access_log_format": _check_format,
+    "control": _check_path,
     "user": _check_user,
     "group": _check_group,
     "drain_timeout": _check_drain_timeout,

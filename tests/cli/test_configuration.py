@@ -304,6 +304,7 @@ def test_what_is_shown_says_where_it_is_from(write: Write) -> None:
         "workers": ("2", "IOSTREAMSRV_WORKERS"),
         **dict.fromkeys(("tls_cert", "tls_key", "pid_file", "access_log", "user", "group"), ('"none"', "default")),
         "access_log_format": ('"text"', "default"),
+        "control": ('"auto"', "default"),
         "drain_timeout": ('"none"', "--drain-timeout"),
         "kill_timeout": ("2", "default"),
         "ready_timeout": ("30", "default"),

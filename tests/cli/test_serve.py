@@ -104,7 +104,7 @@ def test_every_flag_is_a_setting(typed: Typed, served: Served, folder: Path) -> 
     words = """serve chat:Chat --bind 127.0.0.1:0 --bind unix:x?mode=0660 --tls-cert c.pem --tls-key k.pem -w 3
     -c my.toml --set idle_timeout=5m --set cork=no --env-file .env --pid-file p --user root --group 0 --drain-timeout 4
     --kill-timeout 3 --retire-timeout none --worker-lifetime 1d --worker-max-rss 1G --worker-max-accepted 100
-    --jitter 0.2 --reload --access-log - --access-log-format json"""
+    --jitter 0.2 --control c --reload --access-log - --access-log-format json"""
     try:
         assert typed(*words.split()) == (0, "", "")
     finally:
@@ -119,6 +119,7 @@ def test_every_flag_is_a_setting(typed: Typed, served: Served, folder: Path) -> 
         "pid_file": "p",
         "access_log": "-",
         "access_log_format": "json",
+        "control": "c",
         "user": "root",
         "group": "0",
         "drain_timeout": 4,

@@ -31,6 +31,7 @@ ROOMS = {
     "testing": ["testing", "pytest_plugin"],
     "tornado": ["tornado"],
     "observe": ["observe"],
+    "control": ["control"],
     "supervisor": ["supervisor"],
     "cli": ["cli", "__main__"],
 }
@@ -132,8 +133,9 @@ def test_sansio_knows_neither_sockets_nor_loops_nor_clocks(name: str) -> None:
     }
 
 
-MAY_WAIT = {"net.unixlistener": {"sleep"}}
-"""What other modules have of ``time``: there is no loop yet where it waits for the lock of another process."""
+MAY_WAIT = {"net.unixlistener": {"sleep"}, "control.client": {"sleep"}}
+"""What other modules have of ``time``: there is no loop yet where one waits for the lock of another process, and none
+in a script that waits for a service."""
 
 
 def reads_of_a_clock(source: str) -> set[str]:

@@ -232,7 +232,14 @@ def documented() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["iostreamsrv", "iostreamsrv.testing", "iostreamsrv.pytest_plugin", "iostreamsrv.tornado"]
+    "module",
+    [
+        "iostreamsrv",
+        "iostreamsrv.control",
+        "iostreamsrv.testing",
+        "iostreamsrv.pytest_plugin",
+        "iostreamsrv.tornado",
+    ],
 )
 def test_every_public_name_has_its_entry_in_the_reference(module: str) -> None:
     public = importlib.import_module(module).__all__

@@ -24,6 +24,7 @@ class Service:
         self.processes: dict[int, list[str]] = {}
         self.said: list[str] = []
         self.announced: list[str] = []
+        self.problem = ""  # of the last announcement
         self.checks = self.replaced = 0
         self.exit_code: int | None = None
 
@@ -47,8 +48,9 @@ class Service:
                     self.processes[number].append("kill")
                 case Say(_, text):
                     self.said.append(text)
-                case Announce(state):
+                case Announce(state, problem):
                     self.announced.append(state)
+                    self.problem = problem
                 case Check():
                     self.checks += 1
                 case Replace():
@@ -212,6 +214,7 @@ def test_a_reload_replaces_one_worker_after_the_other_each_when_the_new_one_is_r
     service.ready(4)
     assert service.processes == {1: ["retire"], 2: ["retire"], 3: [], 4: []}
     assert service.announced == ["ready", "reloading", "ready"]
+    assert service.problem == ""
 
 
 def test_if_the_new_code_does_not_start_the_old_workers_go_on() -> None:
@@ -222,6 +225,7 @@ def test_if_the_new_code_does_not_start_the_old_workers_go_on() -> None:
     assert service.processes == {1: [], 2: []}
     assert "the reload has failed" in service.said[-1]
     assert service.announced == ["ready", "reloading", "ready"]
+    assert service.problem == "worker 3 has ended (exit code 1)"
 
 
 def test_a_reload_ends_a_crash_loop() -> None:
@@ -433,6 +437,7 @@ def test_a_refused_reload_is_announced_as_one_that_is_over() -> None:
     service = Service().start()
     service.do(service.plan.on_refused("iostreamsrv.toml:3: what?"))
     assert service.announced == ["ready", "reloading", "ready"]
+    assert service.problem == "iostreamsrv.toml:3: what?"
     assert "what?" in service.said[-1]
     service.signal("TERM")
     service.do(service.plan.on_refused("what?"))

@@ -75,9 +75,10 @@ def test_a_duration_is_above_0_and_has_an_end(name: str, value: Any) -> None:
     assert "must be a number of seconds above 0" in problem(**{name: value})
 
 
-@pytest.mark.parametrize(
-    "name", [*LIMITS, "worker_max_rss", "worker_max_accepted", "pid_file", "access_log", "tls_cert", "user"]
-)
+FILES = ["tls_cert", "tls_key", "pid_file", "access_log", "control"]
+
+
+@pytest.mark.parametrize("name", [*LIMITS, *FILES, "worker_max_rss", "worker_max_accepted", "user"])
 def test_none_is_for_no_limit_and_for_nothing(name: str) -> None:
     assert getattr(made(**{name: "none"}), name) is None
     assert getattr(made(**{name: None}), name) is None
@@ -267,7 +268,7 @@ def test_a_key_needs_a_certificate() -> None:
     assert problem(tls_key="key.pem").startswith("tls_key='key.pem': needs tls_cert")
 
 
-@pytest.mark.parametrize("name", ["tls_cert", "tls_key", "pid_file", "access_log"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("wrong", ["", "a\0b", 5])
 def test_what_is_no_path_is_named(name: str, wrong: Any) -> None:
     assert problem(**{name: wrong}).startswith(f"{name}={wrong!r}: must be the path of a file")
@@ -311,6 +312,15 @@ def test_a_user_or_group_is_a_name_or_a_number(name: str, wrong: Any) -> None:
 # ---- names, and the way to a worker
 
 
+def test_the_control_socket_is_in_the_runtime_directory_or_where_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    assert made().control_path is None
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/chat:/run/other")
+    assert made().control_path == "/run/chat/control.sock"
+    assert made(control="none").control_path is None
+    assert made(control="c.sock").control_path == "c.sock"
+
+
 def test_an_unknown_setting_is_named_with_the_nearest() -> None:
     assert problem(wrkers=2) == "wrkers=2: there is no such setting: did you mean 'workers'?"
 
@@ -329,6 +339,7 @@ FULL = {
     "pid_file": "/run/x.pid",
     "access_log": "-",
     "access_log_format": "json",
+    "control": "/run/x.sock",
     "user": "root",
     "group": 5,
     "worker_max_rss": "1G",
