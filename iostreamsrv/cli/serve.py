@@ -33,6 +33,7 @@ def setting(*names: str, metavar: str, about: str, multiple: bool = False) -> Ca
 @setting("--set", metavar="NAME=VALUE", about="An option of ServerOptions. May be given several times.", multiple=True)
 @setting("--env-file", metavar="FILE", about="Environment variables, a NAME=VALUE each line.")
 @setting("--pid-file", metavar="FILE", about="Where to write the number of the supervisor's process.")
+@setting("--metrics", metavar="ADDRESS", about="Where to serve /metrics, /healthz and /readyz over HTTP.  [nowhere]")
 @setting("--access-log", metavar="FILE|-", about="A line for each connection; -: on stdout. USR1 opens it again.")
 @setting("--access-log-format", metavar="text|json", about="What these lines are.  [text]")
 @setting("--control", metavar="FILE", about="The control socket.  [control.sock in RUNTIME_DIRECTORY, or none]")
@@ -62,6 +63,8 @@ def serve(check: bool, show: bool, **flags: Any) -> int:
         settings = configuration.checked()
         if settings.reload and importlib.util.find_spec("watchfiles") is None:
             raise ConfigurationError('--reload needs watchfiles: pip install "iostreamsrv[reload]"')
+        if settings.metrics is not None and importlib.util.find_spec("prometheus_client") is None:
+            raise ConfigurationError('--metrics needs prometheus-client: pip install "iostreamsrv[metrics]"')
     except ConfigurationError as error:
         return _go_on(error)
     if show:

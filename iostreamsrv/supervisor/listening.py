@@ -17,6 +17,7 @@ class ServiceListeners:
     """The sockets of all binds.
 
     :param binds: where to listen.
+    :param metrics: where to listen for who asks for metrics; None: nowhere.
     :param kept: for an upgrade: the open descriptors, by the texts of their binds. What is still to be bound is taken
         from there, by its place. The rest is closed, unless a new bind fails: that is logged then, and all that was
         listened at goes on.
@@ -24,12 +25,16 @@ class ServiceListeners:
     :raises ListenError: a bind fails. Then none is left bound.
     """
 
-    def __init__(self, binds: Iterable[Bind], kept: Mapping[str, list[int]] | None = None) -> None:
+    def __init__(
+        self, binds: Iterable[Bind], kept: Mapping[str, list[int]] | None = None, metrics: Bind | None = None
+    ) -> None:
+        self._metrics = metrics
         self._sockets: dict[Bind, list[socket.socket]] = {}
         left = {Bind.parse(text): [_adopted(fd) for fd in fds] for text, fds in (kept or {}).items()}
         with contextlib.ExitStack() as unfinished:
             unfinished.callback(self.close)
-            failed = [bind for bind in binds if not self._open(bind, left, upgraded=kept is not None)]
+            wanted = [*binds] if metrics is None else [*binds, metrics]
+            failed = [bind for bind in wanted if not self._open(bind, left, upgraded=kept is not None)]
             unfinished.pop_all()
         for bind, sockets in left.items():
             if failed:  # the new one may need its place; better the old one than none
@@ -65,8 +70,15 @@ class ServiceListeners:
 
     @property
     def addresses(self) -> list[Any]:
-        """Where it listens."""
-        return [each.getsockname() for sockets in self._sockets.values() for each in sockets]
+        """Where it listens for clients."""
+        found = [sockets for bind, sockets in self._sockets.items() if bind != self._metrics]
+        return [each.getsockname() for sockets in found for each in sockets]
+
+    @property
+    def metrics_addresses(self) -> list[Any]:
+        """Where it listens for who asks for metrics."""
+        sockets = [] if self._metrics is None else self._sockets.get(self._metrics, [])
+        return [each.getsockname() for each in sockets]
 
     @property
     def descriptors(self) -> list[int]:
@@ -75,7 +87,11 @@ class ServiceListeners:
 
     def for_worker(self) -> list[dict[str, Any]]:
         """The sockets as a worker's job has them."""
-        return [{"fd": each.fileno(), "tls": bind.tls} for bind, sockets in self._sockets.items() for each in sockets]
+        return [
+            {"fd": each.fileno(), "tls": bind.tls, "metrics": bind == self._metrics}
+            for bind, sockets in self._sockets.items()
+            for each in sockets
+        ]
 
     def to_json(self) -> dict[str, list[int]]:
         """What the next supervisor in this process needs, as ``kept``."""

@@ -62,7 +62,9 @@ def serve_with(settings: Settings, reread: Reread | None = None) -> int:
     state = kept_state()
     with contextlib.ExitStack() as until_end:
         try:
-            listeners = until_end.enter_context(ServiceListeners(settings.binds, state and state["listeners"]))
+            listeners = until_end.enter_context(
+                ServiceListeners(settings.binds, state and state["listeners"], settings.metrics)
+            )
             raise_limit(settings.options.get("max_connections"))
             settings = _settle(settings, state and state["settings"], until_end)
         except (ListenError, OptionError) as error:
@@ -112,10 +114,10 @@ def _optional(upgraded: bool) -> Iterator[None]:
 
 
 def _reread(settings: Settings, reread: Reread | None) -> Settings:
-    """The settings for a reload. The pid file stays: the next upgrade needs to know it. So does the control socket."""
+    """The settings for a reload. The pid file stays: the next upgrade needs to know it. So do the sockets."""
     if reread is None:
         return settings
-    return replace(reread(), pid_file=settings.pid_file, control=settings.control)
+    return replace(reread(), pid_file=settings.pid_file, control=settings.control, metrics=settings.metrics)
 
 
 class Master:
@@ -161,6 +163,8 @@ class Master:
         self._signals = signals
         for address in self._listeners.addresses:
             general.info("listening on %s, process %d", show(address), os.getpid())
+        for address in self._listeners.metrics_addresses:
+            general.info("metrics at http://%s/metrics", show(address))
         now = real_time()
         self._do(self._plan.on_upgraded(now) if self._upgraded else self._plan.on_start(now))
         self._reap()  # those that ended while this program was replaced

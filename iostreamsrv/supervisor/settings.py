@@ -60,6 +60,7 @@ class Settings:
     :ivar tls_cert: the file of the certificate and its chain; None: the server's own TLS options.
     :ivar tls_key: the file of the key; None: it is in ``tls_cert``.
     :ivar pid_file: a file that has the supervisor's process number while it runs.
+    :ivar metrics: where to serve metrics and the state of the service, over HTTP; None: nowhere.
     :ivar access_log: the file of the access log; "-": stdout; None: there is none.
     :ivar access_log_format: "text" or "json".
     :ivar control: the file of the control socket; None: no such socket; "auto", the default: ``control.sock`` in the
@@ -89,6 +90,7 @@ class Settings:
     tls_cert: str | None = None
     tls_key: str | None = None
     pid_file: str | None = None
+    metrics: Bind | None = None
     access_log: str | None = None
     access_log_format: str = "text"
     control: str | None = AUTO
@@ -112,6 +114,8 @@ class Settings:
         if self.tls_key is not None and self.tls_cert is None:
             raise OptionError("tls_key", self.tls_key, "needs tls_cert: the certificate that it is the key of")
         self._check_group()
+        if self.metrics is not None and self.metrics in self.binds:
+            raise OptionError("metrics", self.metrics.text, "is where the service itself listens")
 
     def _share_drain_timeout(self) -> None:
         own, servers = self.drain_timeout, self.options.get("drain_timeout", ...)
@@ -163,6 +167,7 @@ class Settings:
         """As JSON has it, for :meth:`from_json`."""
         values = {name: getattr(self, name) for name in NAMES}
         values["binds"] = [bind.text for bind in self.binds]
+        values["metrics"] = None if self.metrics is None else self.metrics.text
         if self.drain_timeout is ...:
             del values["drain_timeout"]
         return values
@@ -264,6 +269,16 @@ def _check_path(name: str, value: Any) -> str | None:
     return os.fsdecode(value)
 
 
+def _check_metrics(name: str, value: Any) -> Bind | None:
+    value = optional(read_text)(name, value)
+    if value is None or isinstance(value, Bind):
+        return value
+    try:
+        return Bind.parse(value)
+    except OptionError as error:
+        raise OptionError(name, value, str(error).removeprefix(f"{error.option}={error.value!r}: ")) from None
+
+
 def _check_format(name: str, value: Any) -> str:
     if value not in FORMATS:
         raise OptionError(name, value, "must be 'text' or 'json'")
@@ -362,6 +377,7 @@ CHECKS: dict[str, Check] = {
     "tls_cert": _check_path,
     "tls_key": _check_path,
     "pid_file": _check_path,
+    "metrics": _check_metrics,
     "access_log": _check_path,
     "access_log_format": _check_format,
     "control": _check_path,

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..certs.watching import FileWatch
 from ..errors import ListenError, OptionError
+from ..httpserver import HTTPServer
 from ..net.inherited import socket_from_fd
 from ..observe import AccessLog
 from ..runtime import lifeline
@@ -40,6 +41,16 @@ CERTIFICATES_INTERVAL = 5.0
 
 LIFELINE_PATIENCE = 5.0
 """Seconds, besides the server's ``drain_timeout``, after which a worker without a supervisor ends, whatever it does."""
+
+
+METRICS_LIMITS: dict[str, Any] = {
+    "max_connections": 32,
+    "when_full": "evict",
+    "idle_timeout": 30.0,
+    "max_buffer_size": 1 << 16,
+}
+"""Options of the server for metrics. Few ask, and none of them may hold the others up. Who asks each 15 s,
+as Prometheus often does, keeps its connection."""
 
 
 def main() -> int:
@@ -104,6 +115,7 @@ class Worker:
         scoreboard = Scoreboard.open(job["scoreboard"])
         self._core.join(WorkerSiblings(scoreboard, job["row"], job["number"], job["generation"]))
         self._access_log = _access_log(server, job)
+        self._metrics = _metrics_server(server, scoreboard, job)
         self._ending: asyncio.Task[None] | None = None  # what ends the server
         self._repaced: asyncio.Task[None] | None = None
         self._urgency = 0
@@ -113,7 +125,10 @@ class Worker:
         """Serve until told to end, or the server stops itself."""
         loop = asyncio.get_running_loop()
         for listener in self._job["listeners"]:
-            self._server.add_socket(socket_from_fd(listener["fd"]), None if listener["tls"] else False)
+            if not listener["metrics"]:
+                self._server.add_socket(socket_from_fd(listener["fd"]), None if listener["tls"] else False)
+            elif self._metrics is not None:
+                self._metrics.add_socket(socket_from_fd(listener["fd"]))
         loop.add_signal_handler(signal.SIGTERM, self._drain_by_signal)
         loop.add_signal_handler(signal.SIGQUIT, self._end)
         loop.add_reader(self._channel, self._hear)
@@ -127,6 +142,12 @@ class Worker:
             await asyncio.wait([self._ending])
         if self._moving:
             await asyncio.wait(self._moving)
+        await self._end_observing()
+
+    async def _end_observing(self) -> None:
+        if self._metrics is not None:
+            self._metrics.stop()
+            await self._metrics.close_all_connections()
         if self._access_log is not None:
             self._access_log.close()
 
@@ -172,6 +193,8 @@ class Worker:
         task.add_done_callback(self._moving.discard)
 
     def _retire(self, timeout: float, rate: float) -> None:
+        if self._metrics is not None:
+            self._metrics.stop()  # the workers after this one answer
         if self._urgency == 0:
             self._urgency = 1
             self._end_by(self._core.retire(timeout, rate))
@@ -224,6 +247,21 @@ def _access_log(server: TCPServer, job: Message) -> AccessLog | None:
     log = AccessLog(settings["access_log"], settings["access_log_format"], job["number"])
     log.attach(server)
     return log
+
+
+def _metrics_server(server: TCPServer, scoreboard: Scoreboard, job: Message) -> HTTPServer | None:
+    """What answers who asks for metrics, if there is a socket for that.
+
+    :raises OptionError: prometheus-client is not installed.
+    """
+    if not any(listener["metrics"] for listener in job["listeners"]):
+        return None
+    try:
+        from ..observe.metrics import application
+    except ImportError:
+        problem = 'needs prometheus-client: pip install "iostreamsrv[metrics]"'
+        raise OptionError("metrics", job["settings"]["metrics"], problem) from None
+    return HTTPServer(application(server, scoreboard), **METRICS_LIMITS)
 
 
 if __name__ == "__main__":

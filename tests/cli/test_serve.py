@@ -104,7 +104,7 @@ def test_every_flag_is_a_setting(typed: Typed, served: Served, folder: Path) -> 
     words = """serve chat:Chat --bind 127.0.0.1:0 --bind unix:x?mode=0660 --tls-cert c.pem --tls-key k.pem -w 3
     -c my.toml --set idle_timeout=5m --set cork=no --env-file .env --pid-file p --user root --group 0 --drain-timeout 4
     --kill-timeout 3 --retire-timeout none --worker-lifetime 1d --worker-max-rss 1G --worker-max-accepted 100
-    --jitter 0.2 --control c --reload --access-log - --access-log-format json"""
+    --jitter 0.2 --control c --reload --metrics :9 --access-log - --access-log-format json"""
     try:
         assert typed(*words.split()) == (0, "", "")
     finally:
@@ -117,6 +117,7 @@ def test_every_flag_is_a_setting(typed: Typed, served: Served, folder: Path) -> 
         "workers": 3,
         "options": {"idle_timeout": 300, "cork": False},
         "pid_file": "p",
+        "metrics": ":9",
         "access_log": "-",
         "access_log_format": "json",
         "control": "c",

@@ -325,6 +325,12 @@ def test_an_unknown_setting_is_named_with_the_nearest() -> None:
     assert problem(wrkers=2) == "wrkers=2: there is no such setting: did you mean 'workers'?"
 
 
+def test_metrics_are_somewhere_else_than_the_service() -> None:
+    assert problem(metrics=":80?").startswith("metrics=")
+    assert problem(binds=":80", metrics=":80") == "metrics=':80': is where the service itself listens"
+    assert made(metrics="none").metrics is None
+
+
 def test_an_access_log_is_text_or_json() -> None:
     assert made(access_log="-").access_log_format == "text"
     assert problem(access_log_format="xml") == "access_log_format='xml': must be 'text' or 'json'"
@@ -337,6 +343,7 @@ FULL = {
     "tls_cert": "cert.pem",
     "tls_key": "key.pem",
     "pid_file": "/run/x.pid",
+    "metrics": "127.0.0.1:9100",
     "access_log": "-",
     "access_log_format": "json",
     "control": "/run/x.sock",

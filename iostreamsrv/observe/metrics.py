@@ -1,0 +1,201 @@
+"""Metrics in the format of Prometheus, of all workers of a service at once: from the scoreboard, which they share.
+
+Whichever worker is asked, the answer is that of the whole service. What dead workers have counted stays in it, so no
+counter falls. Names and units are as Prometheus' conventions have them.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import tornado.web
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from ..runtime.clock import current_wall_time, real_time_ns
+from ..server.base import core_of
+from ..server.scoreboard import (
+    ACCEPTED,
+    BLOCKED,
+    CLOSED_BY,
+    DURATIONS,
+    ERRORS,
+    LASTED,
+    LASTED_SUM,
+    LATE,
+    REASONS,
+    RECEIVED,
+    REJECTED,
+    SENT,
+    TLS_1_2,
+    TLS_1_3,
+    Scoreboard,
+    State,
+)
+from ..server.workers import WorkerSiblings
+from ..tcpserver import TCPServer
+
+PREFIX = "iostreamsrv_"
+
+
+class Counter(NamedTuple):
+    """One sum over all workers.
+
+    :ivar cell: of the scoreboard.
+    :ivar unit: what the number is divided by.
+    """
+
+    name: str
+    about: str
+    cell: int
+    unit: float = 1
+
+
+COUNTERS = (
+    Counter("connections_accepted", "Connections that were accepted, with those that were rejected.", ACCEPTED),
+    Counter("connections_rejected", "Connections that were rejected, because a limit was reached.", REJECTED),
+    Counter("handler_errors", "Exceptions in handlers.", ERRORS),
+    Counter("received_bytes", "Bytes from clients. Those of open connections are some seconds old.", RECEIVED),
+    Counter("sent_bytes", "Bytes to clients. Those of open connections are some seconds old.", SENT),
+    Counter("loop_blocked", "How often a handler has blocked its loop for half a second, or longer.", BLOCKED),
+    Counter("loop_late_seconds", "By how much heartbeats, two a second for each worker, came too late.", LATE, 1e9),
+)
+
+
+class ServiceCollector(Collector):
+    """Gives the metrics of a service to a registry of prometheus-client.
+
+    :param scoreboard: of its workers.
+    :param server: the server in this process; its certificates are those of all workers.
+    """
+
+    def __init__(self, scoreboard: Scoreboard, server: TCPServer) -> None:
+        self._scoreboard = scoreboard
+        self._server = server
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics, as of now."""
+        yield from self._counters()
+        yield from self._durations()
+        yield from self._workers()
+        yield from self._certificates()
+
+    def _counters(self) -> Iterator[Metric]:
+        values = self._scoreboard.sums([each.cell for each in COUNTERS])
+        for counter, value in zip(COUNTERS, values, strict=True):
+            number = value if counter.unit == 1 else value / counter.unit
+            yield CounterMetricFamily(PREFIX + counter.name, counter.about, value=number)
+        closed = CounterMetricFamily(f"{PREFIX}connections_closed", "Closed connections, by reason.", labels=["reason"])
+        for reason, value in zip(REASONS, self._scoreboard.sums(CLOSED_BY), strict=True):
+            closed.add_metric([str(reason)], value)
+        yield closed
+        about = "TLS handshakes that have succeeded. Those that failed are connections closed by tls_error."
+        handshakes = CounterMetricFamily(f"{PREFIX}tls_handshakes", about, labels=["version"])
+        for version, value in zip(("TLSv1.2", "TLSv1.3"), self._scoreboard.sums((TLS_1_2, TLS_1_3)), strict=True):
+            handshakes.add_metric([version], value)
+        yield handshakes
+
+    def _durations(self) -> Iterator[Metric]:
+        *counts, microseconds = self._scoreboard.sums((*LASTED, LASTED_SUM))
+        buckets, total = [], 0
+        for bound, count in zip((*map(str, DURATIONS), "+Inf"), counts, strict=True):
+            total += count
+            buckets.append((bound, total))
+        about = "How long closed connections were open."
+        yield HistogramMetricFamily(f"{PREFIX}connection_duration_seconds", about, buckets, microseconds / 1e6)
+
+    def _workers(self) -> Iterator[Metric]:
+        labels = ["worker", "generation"]
+        opened = GaugeMetricFamily(f"{PREFIX}connections_open", "Open connections.", labels=labels)
+        age = GaugeMetricFamily(f"{PREFIX}worker_heartbeat_age_seconds", "Time since its loop ran last.", labels=labels)
+        workers = GaugeMetricFamily(f"{PREFIX}workers", "Workers.", labels=["generation", "state"])
+        states: dict[tuple[str, str], int] = {}
+        now = real_time_ns()
+        for index in range(self._scoreboard.rows):
+            row = self._scoreboard.row(index)
+            state = row.state
+            if state != State.FREE:
+                names = [str(row.number), str(row.generation)]
+                opened.add_metric(names, row.open)
+                age.add_metric(names, max(now - row.heartbeat, 0) / 1e9)
+                key = names[1], State(state).name.lower()
+                states[key] = states.get(key, 0) + 1
+        for key, count in states.items():
+            workers.add_metric(list(key), count)
+        yield from (opened, age, workers)
+
+    def _certificates(self) -> Iterator[Metric]:
+        about = "Time until the first of the certificates expires; negative afterwards."
+        expiry = GaugeMetricFamily(f"{PREFIX}certificate_expiry_seconds", about)
+        times = [each.expires_at for each in core_of(self._server).certificates if each.expires_at is not None]
+        if times:
+            expiry.add_metric([], min(times) - current_wall_time())
+            yield expiry
+
+
+class MetricsHandler(tornado.web.RequestHandler):
+    """``/metrics``."""
+
+    def initialize(self, collector: ServiceCollector) -> None:
+        """See `tornado.web.RequestHandler`."""
+        self._registry = CollectorRegistry()
+        self._registry.register(collector)
+
+    def get(self) -> None:
+        """The metrics, in the format that the client asks for."""
+        encode, content_type = choose_encoder(self.request.headers.get("Accept", ""))
+        self.set_header("Content-Type", content_type)
+        self.write(encode(self._registry))
+
+
+class HealthHandler(tornado.web.RequestHandler):
+    """``/healthz`` and ``/readyz``: 200 "ok", or 503 and why not."""
+
+    def initialize(self, server: TCPServer, ready: bool) -> None:
+        """See `tornado.web.RequestHandler`.
+
+        :param ready: whether the server must accept, too.
+        """
+        self._server = server
+        self._ready = ready
+
+    def get(self) -> None:
+        """Answer."""
+        problem = why_not_ready(self._server) if self._ready else None
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.set_status(200 if problem is None else 503)
+        self.write(f"{problem or 'ok'}\n")
+
+
+def why_not_ready(server: TCPServer) -> str | None:
+    """Why a server accepts no clients; None if it does."""
+    core = core_of(server)
+    if core.connections.draining:
+        return "shutting down"
+    if not core.listeners:
+        return "not listening"
+    return "suspended" if core.listeners.suspended else None
+
+
+def application(server: TCPServer, scoreboard: Scoreboard | None = None) -> tornado.web.Application:
+    """An application with ``/metrics``, ``/healthz`` and ``/readyz`` of a server.
+
+    :param scoreboard: that of the server and other workers; None for a server that is alone, which counts from now on.
+    """
+    return tornado.web.Application(routes(server, scoreboard), log_function=lambda handler: None)
+
+
+def routes(server: TCPServer, scoreboard: Scoreboard | None = None) -> list[tuple[str, Any, dict[str, Any]]]:
+    """The same, for an application of your own: ``tornado.web.Application([*routes(server), ...])``.
+
+    :param scoreboard: see :func:`application`.
+    """
+    if scoreboard is None:
+        scoreboard = Scoreboard.create(1, inherited=True)  # which needs no descriptor
+        core_of(server).join(WorkerSiblings(scoreboard, 0, 1))
+    return [
+        ("/metrics", MetricsHandler, {"collector": ServiceCollector(scoreboard, server)}),
+        ("/healthz", HealthHandler, {"server": server, "ready": False}),
+        ("/readyz", HealthHandler, {"server": server, "ready": True}),
+    ]
