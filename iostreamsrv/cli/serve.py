@@ -33,7 +33,7 @@ def setting(*names: str, metavar: str, about: str, multiple: bool = False) -> Ca
 @setting("--set", metavar="NAME=VALUE", about="An option of ServerOptions. May be given several times.", multiple=True)
 @setting("--env-file", metavar="FILE", about="Environment variables, a NAME=VALUE each line.")
 @setting("--pid-file", metavar="FILE", about="Where to write the number of the supervisor's process.")
-@setting("--metrics", metavar="ADDRESS", about="Where to serve /metrics, /healthz and /readyz over HTTP.  [nowhere]")
+@setting("--metrics", metavar="ADDRESS", about="Where to serve /metrics, /healthz and /readyz over HTTP.  [none]")
 @setting("--access-log", metavar="FILE|-", about="A line for each connection; -: on stdout. USR1 opens it again.")
 @setting("--access-log-format", metavar="text|json", about="What these lines are.  [text]")
 @setting("--control", metavar="FILE", about="The control socket.  [control.sock in RUNTIME_DIRECTORY, or none]")
