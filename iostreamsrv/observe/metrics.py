@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from ..httpserver import HTTPServer
 from ..runtime.clock import current_wall_time, real_time_ns
 from ..server.base import core_of
 from ..server.scoreboard import (
@@ -134,6 +135,16 @@ class ServiceCollector(Collector):
             yield expiry
 
 
+LIMITS: dict[str, Any] = {
+    "max_connections": 32,
+    "when_full": "evict",
+    "idle_timeout": 30.0,
+    "max_buffer_size": 1 << 16,
+}
+"""Options of the server for metrics. Few ask, and none of them may hold the others up. Who asks each 15 s,
+as Prometheus often does, keeps its connection."""
+
+
 class MetricsHandler(tornado.web.RequestHandler):
     """``/metrics``."""
 
@@ -184,6 +195,11 @@ def application(server: TCPServer, scoreboard: Scoreboard | None = None) -> torn
     :param scoreboard: that of the server and other workers; None for a server that is alone, which counts from now on.
     """
     return tornado.web.Application(routes(server, scoreboard), log_function=lambda handler: None)
+
+
+def metrics_server(server: TCPServer, scoreboard: Scoreboard) -> HTTPServer:
+    """A server for :func:`application`, within :data:`LIMITS`."""
+    return HTTPServer(application(server, scoreboard), **LIMITS)
 
 
 def routes(server: TCPServer, scoreboard: Scoreboard | None = None) -> list[tuple[str, Any, dict[str, Any]]]:

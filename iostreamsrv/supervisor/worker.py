@@ -18,7 +18,6 @@ from typing import Any
 
 from ..certs.watching import FileWatch
 from ..errors import ListenError, OptionError
-from ..httpserver import HTTPServer
 from ..net.inherited import socket_from_fd
 from ..observe import AccessLog
 from ..runtime import lifeline
@@ -41,16 +40,6 @@ CERTIFICATES_INTERVAL = 5.0
 
 LIFELINE_PATIENCE = 5.0
 """Seconds, besides the server's ``drain_timeout``, after which a worker without a supervisor ends, whatever it does."""
-
-
-METRICS_LIMITS: dict[str, Any] = {
-    "max_connections": 32,
-    "when_full": "evict",
-    "idle_timeout": 30.0,
-    "max_buffer_size": 1 << 16,
-}
-"""Options of the server for metrics. Few ask, and none of them may hold the others up. Who asks each 15 s,
-as Prometheus often does, keeps its connection."""
 
 
 def main() -> int:
@@ -249,7 +238,7 @@ def _access_log(server: TCPServer, job: Message) -> AccessLog | None:
     return log
 
 
-def _metrics_server(server: TCPServer, scoreboard: Scoreboard, job: Message) -> HTTPServer | None:
+def _metrics_server(server: TCPServer, scoreboard: Scoreboard, job: Message) -> TCPServer | None:
     """What answers who asks for metrics, if there is a socket for that.
 
     :raises OptionError: prometheus-client is not installed.
@@ -257,11 +246,11 @@ def _metrics_server(server: TCPServer, scoreboard: Scoreboard, job: Message) -> 
     if not any(listener["metrics"] for listener in job["listeners"]):
         return None
     try:
-        from ..observe.metrics import application
+        from ..observe.metrics import metrics_server
     except ImportError:
         problem = 'needs prometheus-client: pip install "iostreamsrv[metrics]"'
         raise OptionError("metrics", job["settings"]["metrics"], problem) from None
-    return HTTPServer(application(server, scoreboard), **METRICS_LIMITS)
+    return metrics_server(server, scoreboard)
 
 
 if __name__ == "__main__":
