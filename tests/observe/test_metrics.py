@@ -1,7 +1,9 @@
 """Metrics: one answer for all workers, whose counters never fall."""
 
 import asyncio
+import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -21,6 +23,7 @@ from iostreamsrv import IOStream, TCPServer
 from iostreamsrv.certificates import self_signed
 from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.observe.metrics import application
+from tests.support import PROJECT
 from tests.support.programs import Served, eventually
 from tests.support.servers import Echo, Serving
 from tests.support.waiting import eventually as soon
@@ -140,6 +143,23 @@ async def test_who_does_not_accept_is_alive_but_not_ready(serving: Serving, metr
     assert (await said("/readyz"))[0] == 200
     server.stop()
     assert await said("/readyz") == (503, "not listening\n")
+
+
+@pytest.mark.gen_test
+async def test_the_dashboard_and_the_page_know_these_metrics(
+    serving: Serving, metrics: list[HTTPServer], tmp_path: Path
+) -> None:
+    server = serving.started(Echo(ssl_options=self_signed("localhost").write(tmp_path)))
+    there = {name for name, _ in await scraped(observed(server, metrics))}
+    dashboard = json.loads((PROJECT / "docs/howto/grafana.json").read_text())
+    shown = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(shown) > 10
+    used = {name for expression in shown for name in re.findall(r"\biostreamsrv_\w+", expression)}
+    assert used - there == set()
+    page = (PROJECT / "docs/howto/monitoring.md").read_text().partition("## In a program")[0]
+    told = set(re.findall(r"`(iostreamsrv_\w+)", page))
+    of_histograms = {re.sub("_(bucket|sum|count)$", "", name) for name in there}
+    assert told == of_histograms
 
 
 # ---- under iostreamsrv serve
