@@ -54,6 +54,9 @@ class ControlError(Exception):
         self.code = code
         self.message = message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.code, self.message)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -80,6 +83,9 @@ class InvalidRequestError(ControlError):
     def __init__(self, message: str, id: Id = None) -> None:
         super().__init__(INVALID, message)
         self.id = id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.id)
 
 
 class Requests:

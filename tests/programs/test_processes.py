@@ -223,11 +223,12 @@ def two_clients(address: Any) -> Iterator[tuple[Asking, Asking]]:
     """A client of each worker."""
     with contextlib.ExitStack() as opened:
         clients: dict[int, Asking] = {}
-        for _ in range(200):
+        for _ in range(1000):
             client = opened.enter_context(Asking(address))
             clients.setdefault(client.pid, client)
             if len(clients) == 2:
                 break
+            time.sleep(0.01)  # one of them may take a while to start
         one, other = clients.values()
         yield one, other
 

@@ -43,6 +43,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "ListenError": (errno.EADDRINUSE, "cannot listen on *:80: Address already in use"),
     "ResolveError": (socket.EAI_NONAME, "cannot resolve x: Name or service not known"),
     "ReadFailed": (ValueError("why"),),
+    "ControlError": ("refused", "it is the last worker"),
+    "InvalidRequestError": ("a request must have a verb", 7),
 }
 """What the constructors take that take something else than a text."""
 
