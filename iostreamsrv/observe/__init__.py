@@ -1,4 +1,4 @@
-"""What an operator sees of a server: the access log."""
+"""What an operator sees of a server: the access log; metrics, which need an extra, are in ``observe.metrics``."""
 
 from .accesslog import AccessLog
 

@@ -67,13 +67,22 @@ COUNTERS = (
 class ServiceCollector(Collector):
     """Gives the metrics of a service to a registry of prometheus-client.
 
-    :param scoreboard: of its workers.
-    :param server: the server in this process; its certificates are those of all workers.
+    :param server: the server in this process; its certificates are those of all workers. One that is alone begins to
+        count.
     """
 
-    def __init__(self, scoreboard: Scoreboard, server: TCPServer) -> None:
-        self._scoreboard = scoreboard
+    def __init__(self, server: TCPServer) -> None:
         self._server = server
+        if core_of(server).connections.limits.siblings is None:
+            board = Scoreboard.create(1, inherited=True)  # which needs no descriptor
+            core_of(server).join(WorkerSiblings(board, 0, 1))
+
+    @property
+    def _scoreboard(self) -> Scoreboard:
+        """That of the service. A server that was alone may have joined others since."""
+        siblings = core_of(self._server).connections.limits.siblings
+        assert isinstance(siblings, WorkerSiblings)
+        return siblings.scoreboard
 
     def collect(self) -> Iterable[Metric]:
         """All metrics, as of now."""
@@ -113,13 +122,14 @@ class ServiceCollector(Collector):
         workers = GaugeMetricFamily(f"{PREFIX}workers", "Workers.", labels=["generation", "state"])
         states: dict[tuple[str, str], int] = {}
         now = real_time_ns()
-        for index in range(self._scoreboard.rows):
-            row = self._scoreboard.row(index)
-            state = row.state
+        board = self._scoreboard
+        for index in range(board.rows):
+            row = board.row(index)
+            names, open, beat = [str(row.number), str(row.generation)], row.open, row.heartbeat
+            state = row.state  # last: the row of a dead worker is free before the rest of it is cleared
             if state != State.FREE:
-                names = [str(row.number), str(row.generation)]
-                opened.add_metric(names, row.open)
-                age.add_metric(names, max(now - row.heartbeat, 0) / 1e9)
+                opened.add_metric(names, open)
+                age.add_metric(names, max(now - beat, 0) / 1e9)
                 key = names[1], State(state).name.lower()
                 states[key] = states.get(key, 0) + 1
         for key, count in states.items():
@@ -189,29 +199,27 @@ def why_not_ready(server: TCPServer) -> str | None:
     return "suspended" if core.listeners.suspended else None
 
 
-def application(server: TCPServer, scoreboard: Scoreboard | None = None) -> tornado.web.Application:
+def application(server: TCPServer) -> tornado.web.Application:
     """An application with ``/metrics``, ``/healthz`` and ``/readyz`` of a server.
 
-    :param scoreboard: that of the server and other workers; None for a server that is alone, which counts from now on.
+    :param server: one of several workers, for which it has the metrics of all of them; or a server that is alone, which
+        counts from this call on.
     """
-    return tornado.web.Application(routes(server, scoreboard), log_function=lambda handler: None)
+    return tornado.web.Application(routes(server), log_function=lambda handler: None)
 
 
-def metrics_server(server: TCPServer, scoreboard: Scoreboard) -> HTTPServer:
+def metrics_server(server: TCPServer) -> HTTPServer:
     """A server for :func:`application`, within :data:`LIMITS`."""
-    return HTTPServer(application(server, scoreboard), **LIMITS)
+    return HTTPServer(application(server), **LIMITS)
 
 
-def routes(server: TCPServer, scoreboard: Scoreboard | None = None) -> list[tuple[str, Any, dict[str, Any]]]:
+def routes(server: TCPServer) -> list[tuple[str, Any, dict[str, Any]]]:
     """The same, for an application of your own: ``tornado.web.Application([*routes(server), ...])``.
 
-    :param scoreboard: see :func:`application`.
+    :param server: see :func:`application`.
     """
-    if scoreboard is None:
-        scoreboard = Scoreboard.create(1, inherited=True)  # which needs no descriptor
-        core_of(server).join(WorkerSiblings(scoreboard, 0, 1))
     return [
-        ("/metrics", MetricsHandler, {"collector": ServiceCollector(scoreboard, server)}),
+        ("/metrics", MetricsHandler, {"collector": ServiceCollector(server)}),
         ("/healthz", HealthHandler, {"server": server, "ready": False}),
         ("/readyz", HealthHandler, {"server": server, "ready": True}),
     ]

@@ -83,6 +83,9 @@ class ConnectionLimits:
         self._turn = Turn(siblings, lambda: siblings.may_accept(len(self._streams)), self._on_capacity)
         for host in self._hosts.values():
             siblings.count_host(host, 1)
+        for open, stream in enumerate(self._streams.values(), 1):  # those that it has already; all counts begin now
+            self._brought[stream.id] = (stream.bytes_read, stream.bytes_written)
+            siblings.resumed(open)
 
     def _count_event(self, event: Event) -> None:
         assert self.siblings is not None

@@ -73,10 +73,11 @@ class WorkerSiblings:
     :param index: of the row of this worker. Only one process may have it.
     :param number: see `Row`.
     :param generation: see `Row`.
+    :ivar scoreboard: that of all workers.
     """
 
     def __init__(self, scoreboard: Scoreboard, index: int, number: int = 0, generation: int = 0) -> None:
-        self._scoreboard = scoreboard
+        self.scoreboard = scoreboard
         self._index = index
         row = scoreboard.row(index)
         self._cells = row.cells
@@ -146,7 +147,7 @@ class WorkerSiblings:
 
     def of_host(self, host: str) -> int:
         """See `Siblings`."""
-        board = self._scoreboard
+        board = self.scoreboard
         start, tag = board.place(host)
         return sum(
             count_in(board.table(index)[start : start + BUCKET].tolist(), tag)
@@ -189,7 +190,7 @@ class WorkerSiblings:
 
     def count_host(self, host: str, change: int) -> None:
         """See `Siblings`."""
-        self._addresses.add(self._scoreboard.place(host), change)
+        self._addresses.add(self.scoreboard.place(host), change)
 
     def rejected(self, open: int) -> None:
         """See `Siblings`."""

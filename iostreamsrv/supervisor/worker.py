@@ -104,7 +104,7 @@ class Worker:
         scoreboard = Scoreboard.open(job["scoreboard"])
         self._core.join(WorkerSiblings(scoreboard, job["row"], job["number"], job["generation"]))
         self._access_log = _access_log(server, job)
-        self._metrics = _metrics_server(server, scoreboard, job)
+        self._metrics = _metrics_server(server, job)
         self._ending: asyncio.Task[None] | None = None  # what ends the server
         self._repaced: asyncio.Task[None] | None = None
         self._urgency = 0
@@ -238,7 +238,7 @@ def _access_log(server: TCPServer, job: Message) -> AccessLog | None:
     return log
 
 
-def _metrics_server(server: TCPServer, scoreboard: Scoreboard, job: Message) -> TCPServer | None:
+def _metrics_server(server: TCPServer, job: Message) -> TCPServer | None:
     """What answers who asks for metrics, if there is a socket for that.
 
     :raises OptionError: prometheus-client is not installed.
@@ -250,7 +250,7 @@ def _metrics_server(server: TCPServer, scoreboard: Scoreboard, job: Message) -> 
     except ImportError:
         problem = 'needs prometheus-client: pip install "iostreamsrv[metrics]"'
         raise OptionError("metrics", job["settings"]["metrics"], problem) from None
-    return metrics_server(server, scoreboard)
+    return metrics_server(server)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ from iostreamsrv import IOStream, TCPServer
 from iostreamsrv.certificates import self_signed
 from iostreamsrv.httpserver import HTTPServer
 from iostreamsrv.observe.metrics import application
+from iostreamsrv.server.base import core_of
+from iostreamsrv.server.scoreboard import Scoreboard, State
+from iostreamsrv.server.workers import WorkerSiblings
 from tests.support import PROJECT
 from tests.support.programs import Served, eventually
 from tests.support.servers import Echo, Serving
@@ -103,6 +106,38 @@ async def test_a_server_counts_its_clients(serving: Serving, metrics: list[HTTPS
     assert total(samples, "connection_duration_seconds_count") == 2
     assert 0 < total(samples, "connection_duration_seconds_sum") < 30
     assert total(samples, "workers", state="ready") == 1
+
+
+@pytest.mark.gen_test
+async def test_metrics_may_be_asked_for_twice_and_late(serving: Serving, metrics: list[HTTPServer]) -> None:
+    server = serving.started(Echo())
+    peer = serving.connect(server)
+    await soon(lambda: len(server.streams) == 1)
+    first, second = observed(server, metrics), observed(server, metrics)
+    other = serving.connect(server)
+    await soon(lambda: len(server.streams) == 2)
+    for each in first, second:
+        samples = await scraped(each)
+        assert total(samples, "connections_open") == 2
+        assert total(samples, "connections_accepted_total") == 1
+    peer.close()
+    other.close()
+    await soon(lambda: not server.streams)
+    assert total(await scraped(first), "connections_open") == 0
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_serves_with_others_goes_on_with_them(serving: Serving, metrics: list[HTTPServer]) -> None:
+    board = Scoreboard.create(2, inherited=True)
+    board.row(1).state, board.row(1).number, board.row(1).accepted = State.READY, 2, 5
+    server = serving.started(Echo())
+    early = observed(server, metrics)
+    siblings = WorkerSiblings(board, 0, 1)
+    core_of(server).join(siblings)
+    late = observed(server, metrics)
+    assert core_of(server).connections.limits.siblings is siblings
+    for each in early, late:
+        assert total(await scraped(each), "connections_accepted_total") == 5
 
 
 @pytest.mark.gen_test
