@@ -54,7 +54,10 @@ class Signals:
 
     def _receive(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._waiting += [signal.Signals(number).name.removeprefix("SIG") for number in self._mine.recv(4096)]
+            names = [signal.Signals(number).name.removeprefix("SIG") for number in self._mine.recv(4096)]
+            # Of signals that wait at the same time the kernel delivers the last one first. A stop that ends workers as
+            # well, because it goes to all processes, must be known before their end.
+            self._waiting += sorted(names, key="CHLD".__eq__)
 
     @contextlib.contextmanager
     def held_back(self) -> Iterator[list[str]]:
