@@ -92,7 +92,13 @@ class AccessLog:
         if event.kind == "open":
             self._begun[stream.id] = Begun(show(stream.local_address) or None, _tls(stream))
         else:
-            self._file.write(self._line(self._record(event, stream)))
+            self._file.write(self._line_of(self._record(event, stream)))
+
+    def _line_of(self, record: dict[str, Any]) -> str:
+        try:
+            return self._line(record)
+        except Exception as error:  # a handler's own fields are a circle, or one of them has no text
+            return self._line({**record, LOG: {"error": f"{type(error).__name__}: {error}"}})
 
     def _record(self, event: Event, stream: IOStream) -> dict[str, Any]:
         begun = self._begun.pop(stream.id, UNKNOWN)
@@ -141,8 +147,11 @@ SHORT = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": 
 
 def as_json(record: dict[str, Any]) -> str:
     """A record as a JSON object on one line. Characters that are not ASCII are escaped. What JSON does not have, of a
-    handler's own fields, is a text."""
-    return json.dumps(record, default=str, skipkeys=True)
+    handler's own fields, is a text.
+
+    :raises ValueError: there is a circle, or a number that JSON does not have: nan.
+    """
+    return json.dumps(record, default=str, skipkeys=True, allow_nan=False)
 
 
 def as_text(record: dict[str, Any]) -> str:

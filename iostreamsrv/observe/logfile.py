@@ -6,9 +6,15 @@ only, so several processes may write to one file.
 """
 
 import contextlib
+import logging
 import os
 import queue
+import signal
+import stat
 import threading
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 
 from ..errors import OptionError
 from ..runtime.clock import real_time
@@ -18,24 +24,43 @@ MOST_WAITING = 10_000
 """Lines that may wait: some megabytes; of 10,000 connections a second, those of one in which the disk hangs."""
 
 BATCH = 64
-"""Lines that are written at once, at most: some 20 KB, so that a pipe takes them without mixing those of others."""
+"""Lines that are written at once, at most: some 20 KB."""
+
+ATOMIC = 4096
+"""Bytes that are written at once, at most, to what is no regular file. Several processes may write to one pipe, and the
+kernel mixes no more than this (PIPE_BUF) with what others write, however full it is. A longer line goes by itself."""
 
 MODE = 0o640
 """Of a new file: it has the addresses of clients."""
 
 STDOUT = "-"
 
+PROGRAM_ERRORS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP"}
+"""What no thread blocks: the kernel sends it to the one that has caused it, and `faulthandler` reports it."""
+
+Entry = bytes | threading.Event | None
+"""What waits: a line; what is to be set once those before it are written; the end."""
+
+Say = Callable[[int, str], object]
+"""Reports what happens to the file: a level of `logging`, and a text."""
+
+
+def _in_log(level: int, text: str) -> None:
+    general.log(level, "%s", text)
+
 
 class LogFile:
-    """See the module. The thread starts with the first line, also in a forked child.
+    """See the module. The thread starts with the first line, also in a forked child; what waits at the fork is written
+    by the parent only.
 
     :param name: what the option is called that has the path, for errors.
     :param path: the file, or "-" for stdout.
+    :param say: reports errors and lost lines; by default to the log.
     :raises OptionError: it cannot be opened.
     :ivar lost: how many lines were lost so far.
     """
 
-    def __init__(self, name: str, path: str | os.PathLike[str]) -> None:
+    def __init__(self, name: str, path: str | os.PathLike[str], say: Say = _in_log) -> None:
         self.path = os.fspath(path)
         self.lost = 0
         try:
@@ -43,13 +68,20 @@ class LogFile:
         except (OSError, ValueError) as error:
             problem = error.strerror if isinstance(error, OSError) else str(error)
             raise OptionError(name, self.path, f"cannot be opened: {problem}") from None
-        self._waiting: queue.Queue[bytes | None] = queue.Queue(MOST_WAITING)
+        self._say = say
         self._reopen = False
         self._closing = False
         self._failing = False
         self._torn = False  # the last write has ended within a line
         self._told = 0  # of the lost lines
         self._limit = LogRateLimit(real_time)
+        self.begin_anew()
+        OPEN.add(self)
+
+    def begin_anew(self) -> None:
+        """Begin without waiting lines and without a thread, as a forked child must: its parent's thread may have held
+        the locks."""
+        self._waiting: queue.Queue[Entry] = queue.Queue(MOST_WAITING)
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -86,47 +118,72 @@ class LogFile:
             if self._closing or (self._thread is not None and self._thread.is_alive()):
                 return
             thread = threading.Thread(target=self._run, name=f"iostreamsrv log {self.path}", daemon=True)
-            with contextlib.suppress(RuntimeError):  # too many threads, or the interpreter ends
+            with contextlib.suppress(RuntimeError), _signals_blocked():  # too many threads, or the interpreter ends
                 thread.start()
                 self._thread = thread
+
+    def flush(self, timeout: float = 2.0) -> bool:
+        """Wait until what has been written so far is in the file, or lost, for so many seconds at most; return whether
+        it is."""
+        flushed = threading.Event()
+        if self._closing or self._thread is None:
+            return True
+        until = real_time() + timeout
+        try:
+            self._waiting.put(flushed, timeout=timeout)
+        except queue.Full:
+            return False
+        return flushed.wait(max(0.0, until - real_time()))
 
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, for so many seconds at most, and close the file. What is written later is lost."""
         if self._closing:
             return
         self._closing = True
-        with contextlib.suppress(queue.Full):
-            self._waiting.put(None, timeout=timeout)
+        OPEN.discard(self)
+        until = real_time() + timeout
         if self._thread is not None:
-            self._thread.join(timeout)
+            with contextlib.suppress(queue.Full):
+                self._waiting.put(None, timeout=timeout)
+            self._thread.join(max(0.0, until - real_time()))
             if self._thread.is_alive():  # it writes: its descriptor must stay
-                general.warning("%s takes no lines: %d are lost", self.path, self._waiting.qsize())
+                self._say(logging.WARNING, f"{self.path} takes no lines: {self._waiting.qsize()} are lost")
                 return
         os.close(self._fd)
 
     # ---- the thread
 
     def _run(self) -> None:
-        while True:
-            lines = [self._waiting.get()]
+        waiting = self._waiting
+        ended = False
+        while not ended:
+            entries = [waiting.get()]
             with contextlib.suppress(queue.Empty):
-                while len(lines) < BATCH and lines[-1] is not None:
-                    lines.append(self._waiting.get_nowait())
+                while len(entries) < BATCH and entries[-1] is not None:
+                    entries.append(waiting.get_nowait())
             if self._reopen:
                 self._reopen = False
                 self._open_again()
-            self._write([line for line in lines if line])
-            if lines[-1] is None:
-                return
+            for lines in _together([each for each in entries if isinstance(each, bytes) and each], self._at_once()):
+                self._write(lines)
+            for each in entries:
+                if isinstance(each, threading.Event):
+                    each.set()
+            ended = entries[-1] is None
 
     def _open_again(self) -> None:
         try:
             fd = self._open()
         except OSError as error:
-            general.error("%s cannot be opened again: %s; the file of before goes on", self.path, error.strerror)
+            problem = f"cannot be opened again: {error.strerror}; the file of before goes on"
+            self._say(logging.ERROR, f"{self.path} {problem}")
             return
         before, self._fd = self._fd, fd
         os.close(before)
+
+    def _at_once(self) -> int | None:
+        """How many bytes may be written at once, at most; None: any number."""
+        return None if stat.S_ISREG(os.fstat(self._fd).st_mode) else ATOMIC
 
     def _write(self, lines: list[bytes]) -> None:
         data, written = b"".join((b"\n" if self._torn else b"", *lines)), 0
@@ -138,12 +195,58 @@ class LogFile:
         else:
             self._torn = self._failing = False
             if self.lost > self._told and self._waiting.empty() and self._limit.admit() is not None:
-                general.warning("%s is written again; %d lines are lost so far", self.path, self.lost)
+                self._say(logging.WARNING, f"{self.path} is written again; {self.lost} lines are lost so far")
                 self._told = self.lost
 
     def _lose(self, lines: list[bytes], written: bytes, error: OSError) -> None:
-        self.lost += len(lines) - written.removeprefix(b"\n").count(b"\n")
+        got = len(written) - self._torn  # of the lines; a newline came before them
+        self.lost += sum(end > got for end in accumulate(map(len, lines)))
         self._torn = not written.endswith(b"\n") if written else self._torn
         if not self._failing:
             self._failing = True
-            general.error("%s cannot be written: %s; the server goes on without it", self.path, error.strerror)
+            problem = f"cannot be written: {error.strerror}; the server goes on without it"
+            self._say(logging.ERROR, f"{self.path} {problem}")
+
+
+def _together(lines: list[bytes], at_once: int | None) -> Iterator[list[bytes]]:
+    """The lines in groups, each of so many bytes at most, or of one line."""
+    group: list[bytes] = []
+    size = 0
+    for line in lines:
+        size += len(line)
+        if group and at_once is not None and size > at_once:
+            yield group
+            group, size = [], len(line)
+        group.append(line)
+    if group:
+        yield group
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """For a thread that starts meanwhile: signals are for the others. A program that blocks them for a moment would get
+    them all the same, through this thread."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    blocked = {each for each in signal.valid_signals() if getattr(each, "name", "") not in PROGRAM_ERRORS}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# ---- forked children
+
+OPEN: "weakref.WeakSet[LogFile]" = weakref.WeakSet()
+"""All that are open in this process."""
+
+
+def _after_fork() -> None:
+    for each in OPEN:
+        each.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

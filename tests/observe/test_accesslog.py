@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import signal
 import ssl
 import sys
@@ -138,6 +139,38 @@ async def test_what_a_handler_logs_may_be_no_json(
     serving.connect(server)
     (line,) = await lines_of(path, 1)
     assert json.loads(line)["log"] == {"set": "{1}", "2": "b'x'"}
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+async def test_what_a_handler_logs_never_costs_the_line(
+    serving: Serving, path: Path, logging_to: Callable[..., AccessLog], format: str
+) -> None:
+    class Mute:
+        def __str__(self) -> str:
+            raise TypeError("no text")
+
+    circle: dict[str, Any] = {}
+    circle["self"] = circle
+    nested: Any = 1
+    for _ in range(100_000):
+        nested = [nested]
+    bad = [Mute(), math.nan, circle, nested]
+    server = TCPServer()
+
+    async def handle(stream: IOStream, address: Any) -> None:
+        stream.data["log"] = {"x": bad.pop()}
+
+    server.handle_stream = handle  # type: ignore[method-assign]
+    serving.started(server)
+    logging_to(server, format)
+    for number in range(1, 5):
+        serving.connect(server)
+        line = (await lines_of(path, number))[-1]
+        assert "reason" in line
+        if format == "json":
+            record = json.loads(line, parse_constant=pytest.fail)
+            assert list(record["log"]) == ["error"]
+    assert "TypeError: no text" in line
 
 
 async def test_a_client_with_a_certificate_is_named(

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -145,6 +146,64 @@ def test_a_reader_that_does_not_read_blocks_nobody(tmp_path: Path, caplog: pytes
     os.close(reader)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
+def test_several_processes_mix_no_lines_in_a_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    files = [LogFile("log", path) for _ in range(3)]  # each has a thread and a descriptor of its own, as a process has
+    for number in range(2000):
+        for name, file in zip("abc", files, strict=True):
+            file.write(f"{name} {number:04} " + name * 393)
+    os.set_blocking(reader, True)
+    received = b""
+    while received.count(b"\n") < 6000:
+        received += os.read(reader, 5000)
+    lines = received.decode().splitlines()
+    for name in "abc":
+        assert [line for line in lines if line[0] == name] == [f"{name} {n:04} " + name * 393 for n in range(2000)]
+    for file in files:
+        file.close()
+    os.close(reader)
+
+
+def test_a_flush_waits_for_what_was_written(file: LogFile, tmp_path: Path) -> None:
+    assert file.flush(), "there is nothing to wait for"
+    for _ in range(20):
+        file.write("x" * 100)
+        assert file.flush()
+        assert (tmp_path / "log").read_bytes().endswith(b"x\n")
+    assert (tmp_path / "log").read_text().count("\n") == 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
+def test_a_flush_does_not_wait_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    file = LogFile("log", path)
+    for _ in range(9000):
+        file.write("x" * 20)
+    begun = time.monotonic()
+    assert not file.flush(0.2)
+    assert time.monotonic() - begun < 10
+    os.close(reader)
+    file.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_thread_takes_no_signals(file: LogFile) -> None:
+    file.write("x")
+    file.flush()
+    (thread,) = (each for each in threading.enumerate() if each.name == f"iostreamsrv log {file.path}")
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    blocked = int(re.findall(r"^SigBlk:\s+(\w+)$", status, re.MULTILINE)[0], 16)
+    assert blocked >> (signal.SIGTERM - 1) & 1
+    assert blocked >> (signal.SIGHUP - 1) & 1
+    assert not blocked >> (signal.SIGSEGV - 1) & 1
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_a_close_does_not_wait_for_ever(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
@@ -170,6 +229,26 @@ def test_a_forked_child_writes_too(file: LogFile, tmp_path: Path) -> None:
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     assert (tmp_path / "log").read_text() == "parent\nchild\n"
+
+
+def test_a_fork_in_the_midst_of_writing_neither_hangs_the_child_nor_doubles_a_line(
+    file: LogFile, tmp_path: Path
+) -> None:
+    for number in range(40):
+        for _ in range(100):
+            file.write("parent")
+        with file._waiting.mutex:  # as the thread has it at times
+            pid = os.fork()
+            if not pid:
+                signal.alarm(10)
+                file.write(f"child {number}")
+                file.close()
+                os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    file.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines.count("parent") == 4000
+    assert {line for line in lines if line != "parent"} == {f"child {number}" for number in range(40)}
 
 
 def test_stdout_is_not_closed(capfd: pytest.CaptureFixture[str]) -> None:
