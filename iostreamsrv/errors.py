@@ -341,12 +341,14 @@ class OptionError(ValueError):
 
     :ivar option: the option's name.
     :ivar value: the value that was given.
+    :ivar problem: what is wrong with it: the message without the option and the value.
     """
 
     def __init__(self, option: str, value: object, problem: str) -> None:
         super().__init__(f"{option}={value!r}: {problem}")
         self.option = option
         self.value = value
+        self.problem = problem
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _without_init, (type(self), self.args), dict(vars(self))

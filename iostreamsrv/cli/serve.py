@@ -61,10 +61,7 @@ def serve(check: bool, show: bool, **flags: Any) -> int:
     try:
         configuration = configure(flags)
         settings = configuration.checked()
-        if settings.reload and importlib.util.find_spec("watchfiles") is None:
-            raise ConfigurationError('--reload needs watchfiles: pip install "iostreamsrv[reload]"')
-        if settings.metrics is not None and importlib.util.find_spec("prometheus_client") is None:
-            raise ConfigurationError('--metrics needs prometheus-client: pip install "iostreamsrv[metrics]"')
+        check_extras(settings)
     except ConfigurationError as error:
         return _go_on(error)
     if show:
@@ -76,6 +73,19 @@ def serve(check: bool, show: bool, **flags: Any) -> int:
     from ..supervisor.master import serve_with
 
     return serve_with(settings, lambda: configure(flags).checked())
+
+
+def check_extras(settings: Settings) -> None:
+    """Check that the packages are installed that some settings need.
+
+    :raises ConfigurationError: one is not.
+    """
+    for is_needed, extra, package in (
+        (settings.reload, "reload", "watchfiles"),
+        (settings.metrics is not None, "metrics", "prometheus-client"),
+    ):
+        if is_needed and importlib.util.find_spec(package.replace("-", "_")) is None:
+            raise ConfigurationError(f'--{extra} needs {package}: pip install "iostreamsrv[{extra}]"')
 
 
 def _go_on(error: ConfigurationError) -> int:

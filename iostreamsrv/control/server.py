@@ -33,11 +33,11 @@ class ControlServer:
     """Listens on a Unix socket, which only its own user may use.
 
     :param selector: calls what is registered with it: ``key.data()``.
-    :param path: the socket's file. What a dead process has left there is replaced.
+    :param path: the socket's file. What a dead process has left there is replaced. None: there is no socket.
     :param act: is called with each request.
     """
 
-    def __init__(self, selector: selectors.BaseSelector, path: str, act: Act) -> None:
+    def __init__(self, selector: selectors.BaseSelector, path: str | None, act: Act) -> None:
         self._selector = selector
         self._path = path
         self._act = act
@@ -51,7 +51,9 @@ class ControlServer:
         return self._listener is not None
 
     def listen(self) -> None:
-        """Begin to listen. If that is not possible, the log has one line about it."""
+        """Begin to listen, if there is a path. If that is not possible, the log has one line about it."""
+        if self._path is None:
+            return
         before = os.umask(0o777 & ~MODE)
         try:
             self._listener = unixlistener.bind(self._path, MODE, BACKLOG)

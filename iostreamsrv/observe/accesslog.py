@@ -22,6 +22,17 @@ LOG = "log"
 """The key of ``stream.data`` under which a handler puts fields of its own."""
 
 
+def check_format(name: str, value: Any) -> Format:
+    """A format of lines.
+
+    :raises OptionError: it is none.
+    """
+    if value not in get_args(Format):
+        raise OptionError(name, value, "must be 'text' or 'json'")
+    found: Format = value
+    return found
+
+
 class Begun(NamedTuple):
     """What is known of a connection only while it is open."""
 
@@ -52,8 +63,7 @@ class AccessLog:
     """
 
     def __init__(self, path: str | os.PathLike[str], format: Format = "text", worker: int | None = None) -> None:
-        if format not in get_args(Format):
-            raise OptionError("access_log_format", format, "must be 'text' or 'json'")
+        check_format("access_log_format", format)
         self._line: Callable[[dict[str, Any]], str] = as_text if format == "text" else as_json
         self._file = LogFile("access_log", path)
         self._worker = worker

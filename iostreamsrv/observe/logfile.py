@@ -6,14 +6,13 @@ only, so several processes may write to one file.
 """
 
 import contextlib
-import logging
 import os
 import queue
 import signal
 import stat
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate
 
 from ..errors import OptionError
@@ -38,16 +37,6 @@ STDOUT = "-"
 PROGRAM_ERRORS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP"}
 """What no thread blocks: the kernel sends it to the one that has caused it, and `faulthandler` reports it."""
 
-Entry = bytes | threading.Event | None
-"""What waits: a line; what is to be set once those before it are written; the end."""
-
-Say = Callable[[int, str], object]
-"""Reports what happens to the file: a level of `logging`, and a text."""
-
-
-def _in_log(level: int, text: str) -> None:
-    general.log(level, "%s", text)
-
 
 class LogFile:
     """See the module. The thread starts with the first line, also in a forked child; what waits at the fork is written
@@ -55,12 +44,11 @@ class LogFile:
 
     :param name: what the option is called that has the path, for errors.
     :param path: the file, or "-" for stdout.
-    :param say: reports errors and lost lines; by default to the log.
     :raises OptionError: it cannot be opened.
     :ivar lost: how many lines were lost so far.
     """
 
-    def __init__(self, name: str, path: str | os.PathLike[str], say: Say = _in_log) -> None:
+    def __init__(self, name: str, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self.lost = 0
         try:
@@ -68,20 +56,19 @@ class LogFile:
         except (OSError, ValueError) as error:
             problem = error.strerror if isinstance(error, OSError) else str(error)
             raise OptionError(name, self.path, f"cannot be opened: {problem}") from None
-        self._say = say
         self._reopen = False
         self._closing = False
         self._failing = False
         self._torn = False  # the last write has ended within a line
         self._told = 0  # of the lost lines
         self._limit = LogRateLimit(real_time)
-        self.begin_anew()
+        self.reset()
         OPEN.add(self)
 
-    def begin_anew(self) -> None:
-        """Begin without waiting lines and without a thread, as a forked child must: its parent's thread may have held
-        the locks."""
-        self._waiting: queue.Queue[Entry] = queue.Queue(MOST_WAITING)
+    def reset(self) -> None:
+        """Drop the waiting lines and the thread, as a forked child must: its parent's thread may have held the
+        locks."""
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(MOST_WAITING)
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -122,19 +109,6 @@ class LogFile:
                 thread.start()
                 self._thread = thread
 
-    def flush(self, timeout: float = 2.0) -> bool:
-        """Wait until what has been written so far is in the file, or lost, for so many seconds at most; return whether
-        it is."""
-        flushed = threading.Event()
-        if self._closing or self._thread is None:
-            return True
-        until = real_time() + timeout
-        try:
-            self._waiting.put(flushed, timeout=timeout)
-        except queue.Full:
-            return False
-        return flushed.wait(max(0.0, until - real_time()))
-
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, for so many seconds at most, and close the file. What is written later is lost."""
         if self._closing:
@@ -147,7 +121,7 @@ class LogFile:
                 self._waiting.put(None, timeout=timeout)
             self._thread.join(max(0.0, until - real_time()))
             if self._thread.is_alive():  # it writes: its descriptor must stay
-                self._say(logging.WARNING, f"{self.path} takes no lines: {self._waiting.qsize()} are lost")
+                general.warning("%s takes no lines: %d are lost", self.path, self._waiting.qsize())
                 return
         os.close(self._fd)
 
@@ -155,28 +129,24 @@ class LogFile:
 
     def _run(self) -> None:
         waiting = self._waiting
-        ended = False
-        while not ended:
-            entries = [waiting.get()]
+        while True:
+            lines = [waiting.get()]
             with contextlib.suppress(queue.Empty):
-                while len(entries) < BATCH and entries[-1] is not None:
-                    entries.append(waiting.get_nowait())
+                while len(lines) < BATCH and lines[-1] is not None:
+                    lines.append(waiting.get_nowait())
             if self._reopen:
                 self._reopen = False
                 self._open_again()
-            for lines in _together([each for each in entries if isinstance(each, bytes) and each], self._at_once()):
-                self._write(lines)
-            for each in entries:
-                if isinstance(each, threading.Event):
-                    each.set()
-            ended = entries[-1] is None
+            for group in _together([line for line in lines if line], self._at_once()):
+                self._write(group)
+            if lines[-1] is None:
+                return
 
     def _open_again(self) -> None:
         try:
             fd = self._open()
         except OSError as error:
-            problem = f"cannot be opened again: {error.strerror}; the file of before goes on"
-            self._say(logging.ERROR, f"{self.path} {problem}")
+            general.error("%s cannot be opened again: %s; the file of before goes on", self.path, error.strerror)
             return
         before, self._fd = self._fd, fd
         os.close(before)
@@ -195,7 +165,7 @@ class LogFile:
         else:
             self._torn = self._failing = False
             if self.lost > self._told and self._waiting.empty() and self._limit.admit() is not None:
-                self._say(logging.WARNING, f"{self.path} is written again; {self.lost} lines are lost so far")
+                general.warning("%s is written again; %d lines are lost so far", self.path, self.lost)
                 self._told = self.lost
 
     def _lose(self, lines: list[bytes], written: bytes, error: OSError) -> None:
@@ -204,8 +174,7 @@ class LogFile:
         self._torn = not written.endswith(b"\n") if written else self._torn
         if not self._failing:
             self._failing = True
-            problem = f"cannot be written: {error.strerror}; the server goes on without it"
-            self._say(logging.ERROR, f"{self.path} {problem}")
+            general.error("%s cannot be written: %s; the server goes on without it", self.path, error.strerror)
 
 
 def _together(lines: list[bytes], at_once: int | None) -> Iterator[list[bytes]]:
@@ -245,7 +214,7 @@ OPEN: "weakref.WeakSet[LogFile]" = weakref.WeakSet()
 
 def _after_fork() -> None:
     for each in OPEN:
-        each.begin_anew()
+        each.reset()
 
 
 if hasattr(os, "register_at_fork"):

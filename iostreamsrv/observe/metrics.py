@@ -4,7 +4,9 @@ Whichever worker is asked, the answer is that of the whole service. What dead wo
 counter falls. Names and units are as Prometheus' conventions have them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter as Counts
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import tornado.web
@@ -19,13 +21,13 @@ from ..server.base import core_of
 from ..server.scoreboard import (
     ACCEPTED,
     BLOCKED,
-    CLOSED_BY,
+    CELL_OF,
     DURATIONS,
     ERRORS,
+    GROWING,
     LASTED,
     LASTED_SUM,
     LATE,
-    REASONS,
     RECEIVED,
     REJECTED,
     SENT,
@@ -36,6 +38,8 @@ from ..server.scoreboard import (
 )
 from ..server.workers import WorkerSiblings
 from ..tcpserver import TCPServer
+
+__all__ = ["application", "routes"]
 
 PREFIX = "iostreamsrv_"
 
@@ -86,43 +90,38 @@ class ServiceCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """All metrics, as of now."""
-        yield from self._counters()
-        yield from self._durations()
-        yield from self._workers()
+        board = self._scoreboard
+        sums = dict(zip(GROWING, board.sums(GROWING), strict=True))
+        yield from self._counters(sums)
+        yield from self._durations(sums)
+        yield from self._workers(board)
         yield from self._certificates()
 
-    def _counters(self) -> Iterator[Metric]:
-        values = self._scoreboard.sums([each.cell for each in COUNTERS])
-        for counter, value in zip(COUNTERS, values, strict=True):
-            number = value if counter.unit == 1 else value / counter.unit
-            yield CounterMetricFamily(PREFIX + counter.name, counter.about, value=number)
+    def _counters(self, sums: Mapping[int, int]) -> Iterator[Metric]:
+        for counter in COUNTERS:
+            yield CounterMetricFamily(PREFIX + counter.name, counter.about, value=sums[counter.cell] / counter.unit)
         closed = CounterMetricFamily(f"{PREFIX}connections_closed", "Closed connections, by reason.", labels=["reason"])
-        for reason, value in zip(REASONS, self._scoreboard.sums(CLOSED_BY), strict=True):
-            closed.add_metric([str(reason)], value)
+        for reason, cell in CELL_OF.items():
+            closed.add_metric([str(reason)], sums[cell])
         yield closed
         about = "TLS handshakes that have succeeded. Those that failed are connections closed by tls_error."
         handshakes = CounterMetricFamily(f"{PREFIX}tls_handshakes", about, labels=["version"])
-        for version, value in zip(("TLSv1.2", "TLSv1.3"), self._scoreboard.sums((TLS_1_2, TLS_1_3)), strict=True):
-            handshakes.add_metric([version], value)
+        handshakes.add_metric(["TLSv1.2"], sums[TLS_1_2])
+        handshakes.add_metric(["TLSv1.3"], sums[TLS_1_3])
         yield handshakes
 
-    def _durations(self) -> Iterator[Metric]:
-        *counts, microseconds = self._scoreboard.sums((*LASTED, LASTED_SUM))
-        buckets, total = [], 0
-        for bound, count in zip((*map(str, DURATIONS), "+Inf"), counts, strict=True):
-            total += count
-            buckets.append((bound, total))
+    def _durations(self, sums: Mapping[int, int]) -> Iterator[Metric]:
+        buckets = list(zip((*map(str, DURATIONS), "+Inf"), accumulate(sums[cell] for cell in LASTED), strict=True))
         about = "How long closed connections were open."
-        yield HistogramMetricFamily(f"{PREFIX}connection_duration_seconds", about, buckets, microseconds / 1e6)
+        yield HistogramMetricFamily(f"{PREFIX}connection_duration_seconds", about, buckets, sums[LASTED_SUM] / 1e6)
 
-    def _workers(self) -> Iterator[Metric]:
+    def _workers(self, board: Scoreboard) -> Iterator[Metric]:
         labels = ["worker", "generation"]
         opened = GaugeMetricFamily(f"{PREFIX}connections_open", "Open connections.", labels=labels)
         age = GaugeMetricFamily(f"{PREFIX}worker_heartbeat_age_seconds", "Time since its loop ran last.", labels=labels)
         workers = GaugeMetricFamily(f"{PREFIX}workers", "Workers.", labels=["generation", "state"])
-        states: dict[tuple[str, str], int] = {}
+        states: Counts[tuple[str, str]] = Counts()
         now = real_time_ns()
-        board = self._scoreboard
         for index in range(board.rows):
             row = board.row(index)
             names, open, beat = [str(row.number), str(row.generation)], row.open, row.heartbeat
@@ -130,8 +129,7 @@ class ServiceCollector(Collector):
             if state != State.FREE:
                 opened.add_metric(names, open)
                 age.add_metric(names, max(now - beat, 0) / 1e9)
-                key = names[1], State(state).name.lower()
-                states[key] = states.get(key, 0) + 1
+                states[names[1], State(state).name.lower()] += 1
         for key, count in states.items():
             workers.add_metric(list(key), count)
         yield from (opened, age, workers)
@@ -151,8 +149,8 @@ LIMITS: dict[str, Any] = {
     "idle_timeout": 30.0,
     "max_buffer_size": 1 << 16,
 }
-"""Options of the server for metrics. Few ask, and none of them may hold the others up. Who asks each 15 s,
-as Prometheus often does, keeps its connection."""
+"""Options of the server for metrics: it has few clients, and none may hold the others up. Prometheus, which often asks
+each 15 s, keeps its connection."""
 
 
 class MetricsHandler(tornado.web.RequestHandler):

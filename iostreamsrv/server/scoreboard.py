@@ -60,6 +60,9 @@ ADDRESSES, TAKEN, GIVEN, LATE, BLOCKED, TLS_1_2, TLS_1_3 = range(12, len(FIELDS)
 COUNTERS = range(ACCEPTED, SENT + 1)
 """The cells of `Totals` that only grow, while a worker lives."""
 
+TOTALS = FIELDS[OPEN : SENT + 1]
+"""The names of the numbers of `Totals`, which a row has, too."""
+
 REASONS = (*CloseReason, "worker_lost")
 """Why connections were closed; the last one: their worker has died."""
 

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..server.scoreboard import Scoreboard
+from ..server.scoreboard import TOTALS, Scoreboard
 from . import spawn
 from .channel import Channel, Message
 
 ROWS = 256
 """Workers at a time, retired ones included."""
-
-COUNTS = ("open", "accepted", "closed", "rejected", "errors", "bytes_received", "bytes_sent")
-"""Numbers of a row of the scoreboard that are told of each worker."""
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -190,7 +187,7 @@ class Children:
         row = self.scoreboard.row(child.row)
         return {
             "pid": child.pid,
-            **{name: getattr(row, name) for name in COUNTS},
+            **{name: getattr(row, name) for name in TOTALS},
             "heartbeat_age": self.silent(number, now_ns) if row.heartbeat else None,
             "rss": self.resident(number),
         }

@@ -9,7 +9,8 @@ from ..control.protocol import FAILED, INVALID, REFUSED, ControlError, Request
 from ..control.server import Answer, ControlServer
 from ..runtime.checks import did_you_mean, is_int
 from ..runtime.clock import real_time_ns
-from .children import COUNTS, Children
+from ..server.scoreboard import TOTALS
+from .children import Children
 from .plan import Plan
 from .settings import Settings
 
@@ -56,30 +57,25 @@ class Control:
         self._upgrades: list[Answer] = []
         self._said: list[tuple[int, str]] | None = None  # while a request is acted on
         self._is_stopping = False
-        path = settings.control_path
-        self._server = None if path is None else ControlServer(selector, path, self._act)
+        self._server = ControlServer(selector, settings.control_path, self._act)
 
     # ---- the socket
 
     def listen(self) -> None:
         """Begin to listen, if there is to be a socket."""
-        if self._server is not None:
-            self._server.listen()
+        self._server.listen()
 
     def close_listener(self) -> None:
         """Stop listening, for an upgrade. The clients stay, until the program is replaced."""
-        if self._server is not None:
-            self._server.close_listener()
+        self._server.close_listener()
 
     def close(self) -> None:
         """Close it, and its clients."""
-        if self._server is not None:
-            self._server.close()
+        self._server.close()
 
     def on_time(self) -> None:
         """Time has passed: once a second."""
-        if self._server is not None:
-            self._server.resume()
+        self._server.resume()
 
     # ---- what the service does
 
@@ -146,8 +142,7 @@ class Control:
         answer({"slots": len(state["slots"]), "generation": state["generation"], "workers": workers})
 
     def _show_stats(self, arguments: Mapping[str, Any], answer: Answer) -> None:
-        totals = self._children.scoreboard.totals()
-        answer({name: getattr(totals, name) for name in COUNTS})
+        answer(dict(zip(TOTALS, self._children.scoreboard.totals(), strict=True)))
 
     def _show_config(self, arguments: Mapping[str, Any], answer: Answer) -> None:
         answer({**self.settings.to_json(), "control": self.settings.control_path})

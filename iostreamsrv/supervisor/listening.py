@@ -17,7 +17,7 @@ class ServiceListeners:
     """The sockets of all binds.
 
     :param binds: where to listen.
-    :param metrics: where to listen for who asks for metrics; None: nowhere.
+    :param metrics: where to listen for requests for metrics; None: nowhere.
     :param kept: for an upgrade: the open descriptors, by the texts of their binds. What is still to be bound is taken
         from there, by its place. The rest is closed, unless a new bind fails: that is logged then, and all that was
         listened at goes on.
@@ -76,7 +76,7 @@ class ServiceListeners:
 
     @property
     def metrics_addresses(self) -> list[Any]:
-        """Where it listens for who asks for metrics."""
+        """Where it listens for requests for metrics."""
         sockets = [] if self._metrics is None else self._sockets.get(self._metrics, [])
         return [each.getsockname() for each in sockets]
 

@@ -8,6 +8,7 @@ from types import EllipsisType, ModuleType
 from typing import Any
 
 from ..errors import OptionError
+from ..observe.accesslog import Format, check_format
 from ..options import check_flag, check_optional_timeout, check_timeout
 from ..runtime.checks import check_int, did_you_mean, is_number
 from .binds import Bind, check_binds
@@ -92,7 +93,7 @@ class Settings:
     pid_file: str | None = None
     metrics: Bind | None = None
     access_log: str | None = None
-    access_log_format: str = "text"
+    access_log_format: Format = "text"
     control: str | None = AUTO
     user: str | None = None
     group: str | None = None
@@ -189,9 +190,6 @@ def default_control() -> str | None:
 
 NAMES = tuple(each.name for each in fields(Settings))
 
-FORMATS = ("text", "json")
-"""What the lines of an access log may be."""
-
 NO_TARGET = 'what is to be served? It needs the name of a server, as in "chat:Chat"'
 
 
@@ -276,13 +274,7 @@ def _check_metrics(name: str, value: Any) -> Bind | None:
     try:
         return Bind.parse(value)
     except OptionError as error:
-        raise OptionError(name, value, str(error).removeprefix(f"{error.option}={error.value!r}: ")) from None
-
-
-def _check_format(name: str, value: Any) -> str:
-    if value not in FORMATS:
-        raise OptionError(name, value, "must be 'text' or 'json'")
-    return str(value)
+        raise OptionError(name, value, error.problem) from None
 
 
 def _check_user(name: str, value: Any) -> str | None:
@@ -379,7 +371,7 @@ CHECKS: dict[str, Check] = {
     "pid_file": _check_path,
     "metrics": _check_metrics,
     "access_log": _check_path,
-    "access_log_format": _check_format,
+    "access_log_format": check_format,
     "control": _check_path,
     "user": _check_user,
     "group": _check_group,

@@ -239,9 +239,10 @@ def _access_log(server: TCPServer, job: Message) -> AccessLog | None:
 
 
 def _metrics_server(server: TCPServer, job: Message) -> TCPServer | None:
-    """What answers who asks for metrics, if there is a socket for that.
+    """The server for metrics, if there is a socket for it.
 
-    :raises OptionError: prometheus-client is not installed.
+    :raises OptionError: prometheus-client is not installed. The command checks that, too, but an upgrade goes on with
+        the settings of before.
     """
     if not any(listener["metrics"] for listener in job["listeners"]):
         return None

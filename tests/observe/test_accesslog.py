@@ -5,7 +5,6 @@ import json
 import math
 import signal
 import ssl
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from iostreamsrv import IOStream, TCPServer
 from iostreamsrv.certificates import CertificateAuthority
 from iostreamsrv.errors import OptionError
 from iostreamsrv.observe import AccessLog
+from tests.support.listening import linux_only
 from tests.support.programs import NotListening, Served
 from tests.support.servers import Serving
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.gen_test
 
@@ -54,9 +55,8 @@ def logging_to(path: Path) -> Iterator[Callable[..., AccessLog]]:
 
 async def lines_of(path: Path, count: int) -> list[str]:
     """The lines, once there are so many."""
-    async with asyncio.timeout(15):
-        while len(lines := path.read_text().splitlines()) < count:
-            await asyncio.sleep(0.005)
+    await eventually(lambda: path.read_text().count("\n") >= count)
+    lines = path.read_text().splitlines()
     assert len(lines) == count
     return lines
 
@@ -187,7 +187,7 @@ async def test_a_client_with_a_certificate_is_named(
     }
     server = serving.started(Polite(ssl_options=options))
     logging_to(server, "json")
-    port = next(iter(server._sockets.values())).getsockname()[1]
+    port = server.addresses[0][1]
     client = authority.issue("device-7", client=True).write(tmp_path / "client")
     context = ssl.create_default_context(cafile=ca)
     context.load_cert_chain(client["certfile"], client["keyfile"])
@@ -254,11 +254,9 @@ def test_a_wrong_format_or_file_is_an_error_at_once(tmp_path: Path) -> None:
 
 # ---- under iostreamsrv serve
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="as the supervisor's own tests")
-
 
 @pytest.mark.second_tier
-@linux
+@linux_only
 def test_two_workers_write_one_file_and_lose_no_line_when_it_is_rotated(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     options = ("--workers", "2", "--access-log", str(path), "--access-log-format", "json")
@@ -286,7 +284,7 @@ def test_two_workers_write_one_file_and_lose_no_line_when_it_is_rotated(tmp_path
 
 
 @pytest.mark.second_tier
-@linux
+@linux_only
 def test_an_access_log_that_cannot_be_opened_prevents_the_start(tmp_path: Path) -> None:
     with pytest.raises(NotListening) as caught:
         Served("tests.supervisor.served:Server", "--access-log", str(tmp_path / "missing" / "x")).listening()

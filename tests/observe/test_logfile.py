@@ -26,6 +26,12 @@ def file(tmp_path: Path) -> Iterator[LogFile]:
     file.close()
 
 
+def pipe_in(folder: Path) -> tuple[Path, int]:
+    """The path of a named pipe, and a descriptor that reads from it and does not block."""
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe", os.open(folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+
+
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
@@ -120,12 +126,16 @@ def test_a_line_that_was_written_in_part_is_ended_before_the_next_one(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
-def test_a_reader_that_does_not_read_blocks_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
+def test_a_pipe_without_a_reader_is_refused(tmp_path: Path) -> None:
+    path, reader = pipe_in(tmp_path)
+    os.close(reader)
     with pytest.raises(OptionError, match="cannot be opened: No such device"):
-        LogFile("log", path)  # it has no reader
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        LogFile("log", path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
+def test_a_reader_that_does_not_read_blocks_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, reader = pipe_in(tmp_path)
     file = LogFile("log", path)
     begun = time.process_time()
     for number in range(30_000):
@@ -148,9 +158,7 @@ def test_a_reader_that_does_not_read_blocks_nobody(tmp_path: Path, caplog: pytes
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
 def test_several_processes_mix_no_lines_in_a_pipe(tmp_path: Path) -> None:
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    path, reader = pipe_in(tmp_path)
     files = [LogFile("log", path) for _ in range(3)]  # each has a thread and a descriptor of its own, as a process has
     for number in range(2000):
         for name, file in zip("abc", files, strict=True):
@@ -167,34 +175,10 @@ def test_several_processes_mix_no_lines_in_a_pipe(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_a_flush_waits_for_what_was_written(file: LogFile, tmp_path: Path) -> None:
-    assert file.flush(), "there is nothing to wait for"
-    for _ in range(20):
-        file.write("x" * 100)
-        assert file.flush()
-        assert (tmp_path / "log").read_bytes().endswith(b"x\n")
-    assert (tmp_path / "log").read_text().count("\n") == 20
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
-def test_a_flush_does_not_wait_for_ever(tmp_path: Path) -> None:
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    file = LogFile("log", path)
-    for _ in range(9000):
-        file.write("x" * 20)
-    begun = time.monotonic()
-    assert not file.flush(0.2)
-    assert time.monotonic() - begun < 10
-    os.close(reader)
-    file.close()
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_the_thread_takes_no_signals(file: LogFile) -> None:
     file.write("x")
-    file.flush()
+    assert waited(lambda: Path(file.path).read_text() == "x\n")
     (thread,) = (each for each in threading.enumerate() if each.name == f"iostreamsrv log {file.path}")
     status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
     blocked = int(re.findall(r"^SigBlk:\s+(\w+)$", status, re.MULTILINE)[0], 16)
@@ -205,9 +189,7 @@ def test_the_thread_takes_no_signals(file: LogFile) -> None:
 
 
 def test_a_close_does_not_wait_for_ever(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    path, reader = pipe_in(tmp_path)
     file = LogFile("log", path)
     for _ in range(9000):
         file.write("x" * 20)

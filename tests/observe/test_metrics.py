@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -27,12 +26,11 @@ from iostreamsrv.server.base import core_of
 from iostreamsrv.server.scoreboard import Scoreboard, State
 from iostreamsrv.server.workers import WorkerSiblings
 from tests.support import PROJECT
+from tests.support.listening import linux_only, unused_port
 from tests.support.programs import Served, eventually
 from tests.support.servers import Echo, Serving
 from tests.support.waiting import eventually as soon
 from tests.support.waiting import waited
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="as the supervisor's own tests")
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -56,10 +54,6 @@ def total(samples: Samples, name: str, **labels: str) -> float:
     return sum(value for (each, has), value in samples.items() if each == f"iostreamsrv_{name}" and wanted <= has)
 
 
-def address(server: TCPServer) -> Any:
-    return next(iter(server._sockets.values())).getsockname()
-
-
 # ---- a server that is alone
 
 
@@ -72,7 +66,7 @@ def metrics() -> Iterator[list[HTTPServer]]:
 
 
 async def scraped(server: HTTPServer) -> Samples:
-    answer = await AsyncHTTPClient().fetch("http://{}:{}/metrics".format(*address(server)))
+    answer = await AsyncHTTPClient().fetch("http://{}:{}/metrics".format(*server.addresses[0]))
     assert answer.headers["Content-Type"].startswith("text/plain; version=")
     return parsed(answer.body.decode())
 
@@ -152,7 +146,7 @@ async def test_errors_handshakes_and_certificates(serving: Serving, metrics: lis
     observer = observed(server, metrics)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    _, writer = await asyncio.open_connection(*address(server)[:2], ssl=context)
+    _, writer = await asyncio.open_connection(*server.addresses[0], ssl=context)
     writer.close()
     await soon(lambda: not server.streams)
     samples = await scraped(observer)
@@ -167,7 +161,7 @@ async def test_who_does_not_accept_is_alive_but_not_ready(serving: Serving, metr
     observer = observed(server, metrics)
 
     async def said(path: str) -> tuple[int, str]:
-        answer = await AsyncHTTPClient().fetch("http://{}:{}".format(*address(observer)) + path, raise_error=False)
+        answer = await AsyncHTTPClient().fetch("http://{}:{}".format(*observer.addresses[0]) + path, raise_error=False)
         return answer.code, answer.body.decode()
 
     assert await said("/readyz") == await said("/healthz") == (200, "ok\n")
@@ -202,8 +196,7 @@ async def test_the_dashboard_and_the_page_know_these_metrics(
 
 class Service(Served):
     def __init__(self, *options: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.metrics = "127.0.0.1:{1}".format(*free.getsockname())
+        self.metrics = f"127.0.0.1:{unused_port()}"
         super().__init__("tests.supervisor.served:Server", "--metrics", self.metrics, *options)
 
     def get(self, path: str) -> tuple[int, str]:
@@ -221,7 +214,7 @@ class Service(Served):
 
 
 @pytest.mark.second_tier
-@linux
+@linux_only
 def test_no_counter_falls_when_a_worker_is_killed_or_the_service_reloads() -> None:
     with Service("--workers", "2").listening() as service:
         before: Samples = {}
@@ -254,7 +247,7 @@ def test_no_counter_falls_when_a_worker_is_killed_or_the_service_reloads() -> No
 
 
 @pytest.mark.second_tier
-@linux
+@linux_only
 def test_a_service_that_shuts_down_is_not_ready() -> None:
     with Service("--drain-timeout", "5").listening() as service, service.client() as client:
         client.ask(b"x\n")
@@ -269,7 +262,7 @@ def test_a_service_that_shuts_down_is_not_ready() -> None:
 
 
 @pytest.mark.second_tier
-@linux
+@linux_only
 def test_garbage_and_a_client_that_hangs_hold_nobody_up() -> None:
     with Service().listening() as service:
         host, _, port = service.metrics.partition(":")

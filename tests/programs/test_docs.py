@@ -236,6 +236,8 @@ def documented() -> set[str]:
     [
         "iostreamsrv",
         "iostreamsrv.control",
+        "iostreamsrv.observe",
+        "iostreamsrv.observe.metrics",
         "iostreamsrv.testing",
         "iostreamsrv.pytest_plugin",
         "iostreamsrv.tornado",
