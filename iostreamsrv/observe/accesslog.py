@@ -59,7 +59,7 @@ class AccessLog:
     :param path: a file, which is appended to; "-" for stdout.
     :param format: "text" or "json".
     :param worker: the number of this process among several; None if it is alone.
-    :raises OptionError: the file cannot be opened, or there is no such format.
+    :raises OptionError: opening the file fails, or there is no such format.
     """
 
     def __init__(self, path: str | os.PathLike[str], format: Format = "text", worker: int | None = None) -> None:

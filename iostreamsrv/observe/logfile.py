@@ -1,7 +1,7 @@
 """A file of lines that a thread writes, so that a full disk or a slow reader never blocks a loop.
 
-Lines wait in a queue of a fixed size. What does not fit there, or cannot be written, is counted and lost, and the log
-says so: once when it begins, and once when it is over. The file is opened for appending, and each write has whole lines
+Lines wait in a queue of a fixed size. Those that do not fit, or that the system refuses, are lost and counted. The log
+says so once when it begins and once when it is over. The file is opened for appending, and each write has whole lines
 only, so several processes may write to one file.
 """
 
@@ -44,7 +44,7 @@ class LogFile:
 
     :param name: what the option is called that has the path, for errors.
     :param path: the file, or "-" for stdout.
-    :raises OptionError: it cannot be opened.
+    :raises OptionError: opening it fails.
     :ivar lost: how many lines were lost so far.
     """
 
@@ -110,7 +110,7 @@ class LogFile:
                 self._thread = thread
 
     def close(self, timeout: float = 2.0) -> None:
-        """Write what waits, for so many seconds at most, and close the file. What is written later is lost."""
+        """Write what waits, for at most ``timeout`` seconds, and close the file. What is written later is lost."""
         if self._closing:
             return
         self._closing = True
@@ -178,7 +178,7 @@ class LogFile:
 
 
 def _together(lines: list[bytes], at_once: int | None) -> Iterator[list[bytes]]:
-    """The lines in groups, each of so many bytes at most, or of one line."""
+    """The lines in groups of at most ``at_once`` bytes, or of one line."""
     group: list[bytes] = []
     size = 0
     for line in lines:

@@ -37,7 +37,7 @@ class Siblings(Protocol):
         """A connection was accepted; there are ``open`` now."""
 
     def closed(self, open: int, reason: CloseReason, seconds: float, received: int, sent: int) -> None:
-        """A connection with so many bytes was closed after so long; there are ``open`` now."""
+        """A connection was closed: ``reason``, its duration and bytes; there are ``open`` now."""
 
     def resumed(self, open: int) -> None:
         """A connection has come from another process, which has accepted it; there are ``open`` now."""

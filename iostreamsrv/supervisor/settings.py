@@ -183,7 +183,7 @@ class Settings:
 
 
 def default_control() -> str | None:
-    """The file of the control socket that nobody has named; None without ``RUNTIME_DIRECTORY``, which systemd sets."""
+    """The default file of the control socket; None without ``RUNTIME_DIRECTORY``, which systemd sets."""
     folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     return os.path.join(folder, CONTROL_FILE) if folder else None  # noqa: PTH118 (a text is wanted)
 

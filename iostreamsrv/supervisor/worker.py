@@ -228,7 +228,7 @@ class Worker:
 def _access_log(server: TCPServer, job: Message) -> AccessLog | None:
     """The access log that the settings ask for.
 
-    :raises OptionError: its file cannot be opened.
+    :raises OptionError: opening its file fails.
     """
     settings = job["settings"]
     if settings["access_log"] is None:
